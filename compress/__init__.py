@@ -1,0 +1,1 @@
+"""One training run becomes a family of peers."""

@@ -1,0 +1,167 @@
+"""All that a training run depends on; defaults live only here. Free of torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmlc.compress.tree import MAX_PEERS
+from wmlc.data import DataConfig
+from wmlc.errors import InputError
+
+CHOICES = {
+    "method": ("wml", "wml-p", "independent"),
+    "saliency": ("snip", "synflow", "grasp"),
+    "ratio_of": ("params", "macs"),
+    "schedule": ("cosine", "one-cycle", "step"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one run, as `config.json` records them; a recipe names any of them."""
+
+    data: str = "digits"
+    data_root: str | None = None
+    download: bool = False
+    image_size: int | None = None
+    train_images: int | None = None
+    held_out: float = 0.1
+    workers: int = 2
+
+    arch: str = "resnet20"
+    ratios: tuple[float, ...] = (0.7, 0.5, 0.3, 0.0)
+    ratio_of: str = "params"
+    saliency: str = "snip"
+    share: str | None = None  # None: "tree", or "none" for independent peers
+    trunk_ratio: float = 0.0
+    divisor: int = 8
+
+    method: str = "wml"
+    alpha: float = 0.1
+    weight_lr: float = 0.1  # η, the step of mirror descent on the peer weights
+    reweigh_every: int = 50  # training steps between two updates of the peer weights
+
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 1.0
+    clip: float | None = None
+
+    baseline: bool = True
+    baseline_from: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 1 <= len(self.ratios) <= MAX_PEERS or not all(0 <= ratio < 1 for ratio in self.ratios):
+            raise InputError(
+                f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(self.ratios)}"
+            )
+        object.__setattr__(self, "ratios", tuple(sorted(self.ratios, reverse=True)))  # the smallest peer first
+        at_least = {
+            "epochs": 1, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
+            "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.alpha <= 1:
+            raise InputError(f"alpha must be from 0 to 1, got {self.alpha:g}")
+        if not self.lr > 0:
+            raise InputError(f"lr must be above 0, got {self.lr:g}")
+        if not self.momentum < 1:
+            raise InputError(f"momentum must be from 0 up to, not including, 1, got {self.momentum:g}")
+        if not self.trunk_ratio <= 0.9:
+            raise InputError(f"trunk_ratio must be from 0 to 0.9, got {self.trunk_ratio:g}")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip must be above 0, got {self.clip:g}")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov needs a momentum above 0, got 0")
+        self.data_config()
+
+    @property
+    def sharing(self) -> str:
+        """The value of `--share` in force."""
+        return self.share or ("none" if self.method == "independent" else "tree")
+
+    def data_config(self) -> DataConfig:
+        """The part that says which images."""
+        return DataConfig(
+            name=self.data,
+            root=Path(self.data_root) if self.data_root else None,
+            download=self.download,
+            image_size=self.image_size,
+            train_images=self.train_images,
+            held_out=self.held_out,
+            seed=self.seed,
+            workers=self.workers,
+        )
+
+
+def config_from(record: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration in a recipe or in `config.json`; `InputError` on unknown keys and wrong types."""
+    allowed = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    values = {}
+    for key, value in record.items():
+        name = str(key).replace("-", "_")
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+            raise InputError(f"{source}: unknown setting {key!r}; {hint}")
+        values[name] = _typed(name, value, str(allowed[name].type), source)
+    return TrainConfig(**values)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings in a recipe: a YAML file, or the name of one that came with wmlc."""
+    own = Path(__file__).resolve().parent.parent / "recipes"
+    path = next((p for p in (Path(name), own / f"{name}.yaml") if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in own.glob("*.yaml")))
+        raise InputError(f"no recipe {name!r}; give a YAML file or one of {known}")
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} must hold settings as 'name: value', got {type(record).__name__}")
+    return record
+
+
+def _typed(name: str, value: Any, wanted: str, source: str) -> Any:
+    """`value` as the type that the field's annotation `wanted` names."""
+    if value is None and "None" in wanted:
+        return None
+    kind = wanted.split(" | ")[0]
+    if kind == "tuple[float, ...]" and isinstance(value, list | tuple) and all(_number(v) for v in value):
+        return tuple(float(v) for v in value)
+    if kind == "float" and _number(value):
+        return float(value)
+    if (kind == "int" and type(value) is int) or (kind == "bool" and type(value) is bool):
+        return value
+    if kind == "str" and isinstance(value, str):
+        return value
+    words = {"tuple[float, ...]": "a list of numbers", "float": "a number", "int": "a whole number"}
+    words |= {"bool": "true or false", "str": "a text"}
+    raise InputError(f"{source}: {name} must be {words[kind]}, got {value!r}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

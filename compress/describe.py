@@ -1,0 +1,101 @@
+"""A planned family as records and as a table: what each peer keeps, and what sharing does to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from wmlc.compress.config import TrainConfig
+from wmlc.compress.family import PeerFamily
+from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
+from wmlc.compress.tree import share_choices
+from wmlc.console import print_table, say
+
+
+def peer_records(family: PeerFamily, plans: list[PeerPlan]) -> list[dict[str, Any]]:
+    """One record a peer for `family.json`: ratio asked and got, costs, channels a stage, what is shared."""
+    records = []
+    for index, plan in enumerate(plans):
+        network = family.peer(index + 1)
+        shared = {b.stage: list(b.peers) for b in family.branches if index + 1 in b.peers and len(b.peers) > 1}
+        records.append(
+            {
+                "peer": index + 1,
+                "ratio": plan.ratio,
+                "achieved_ratio": plan.achieved_ratio,
+                "params": plan.params,
+                "macs": plan.macs,
+                "stage_channels": {name: _channels(stage) for name, stage in network.named_children()},
+                "shared_with": shared,
+            }
+        )
+    return records
+
+
+def print_family(records: list[dict[str, Any]], scored: Scored, config: TrainConfig) -> None:
+    """The family as a table, with a note wherever a peer is not what was asked for."""
+    graph = scored.graph
+    stages = [name for name in scored.stages if name != "head"]
+    rows = [
+        [
+            str(r["peer"]), f"{r['ratio']:.1%}", f"{r['achieved_ratio']:.1%}", f"{r['params']:,}",
+            f"{r['macs'] / 1e6:,.2f} M", f"{r['macs'] / graph.macs:.3f}",
+            *(_span(r["stage_channels"][name]) + ("*" if name in r["shared_with"] else "") for name in stages),
+        ]
+        for r in records
+    ]  # fmt: skip
+    header = ["peer", "asked", "got", "params", "MACs", "of full", *stages]
+    say(
+        f"{config.arch}, {config.method}: ratios of {config.ratio_of}, channels in multiples of {config.divisor}, "
+        f"--share {config.sharing}" + (f", --trunk-ratio {config.trunk_ratio:g}" if config.trunk_ratio else "")
+    )
+    print_table("", header, rows)
+    say("channels a stage (* shared): narrowest-widest layer")
+    for note in family_notes(records, config):
+        say(f"note: {note}")
+
+
+def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str]:
+    """What a user should know before training: peers far from their ratio, peers that came out alike."""
+    notes = [
+        f"peer {r['peer']} was asked to lose {r['ratio']:.1%} of its {config.ratio_of} and loses "
+        f"{r['achieved_ratio']:.1%}: --divisor {config.divisor} allows no nearer width; a smaller divisor would"
+        for r in records
+        if abs(r["ratio"] - r["achieved_ratio"]) > 0.02 and (config.divisor > 1 and not config.trunk_ratio)
+    ]
+    notes += [
+        f"peer {r['peer']} loses {r['achieved_ratio']:.1%} where {r['ratio']:.1%} was asked, "
+        "because --trunk-ratio alone takes that much"
+        for r in records
+        if config.trunk_ratio and r["achieved_ratio"] - r["ratio"] > 0.02
+    ]
+    for first, second in zip(records, records[1:], strict=False):
+        if first["stage_channels"] == second["stage_channels"] and first["params"] == second["params"]:
+            notes.append(f"peers {first['peer']} and {second['peer']} have the same widths")
+    return notes
+
+
+def print_share_choices(scored: Scored, config: TrainConfig) -> None:
+    """What each `--share` would make of the smallest peer's MACs, under the same ratios."""
+    rows = []
+    for share in share_choices(scored.stages):
+        try:
+            plans = plan_family(
+                scored, list(config.ratios), share, config.ratio_of, config.divisor, config.trunk_ratio, advise=False
+            )
+            smallest = plans[0]
+            cells = [f"{smallest.macs / 1e6:,.2f} M", f"{smallest.macs / scored.graph.macs:.3f}", f"{smallest.params:,}"]
+        except OutOfReachError as error:
+            cells = ["out of reach", str(error).split(":")[0], ""]
+        rows.append([share + (" (chosen)" if share == config.sharing else ""), *cells])
+    print_table("the smallest peer under each --share", ["--share", "MACs", "of full", "params"], rows)
+
+
+def _channels(stage: nn.Module) -> list[int]:
+    return [m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _span(channels: list[int]) -> str:
+    low, high = min(channels), max(channels)
+    return str(low) if low == high else f"{low}-{high}"

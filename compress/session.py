@@ -1,0 +1,264 @@
+"""A whole training run: plan the family, train it, train the baseline, and write the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wmlc import run as runs
+from wmlc.compress.channels import read_channels
+from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.describe import family_notes, peer_records, print_family, print_share_choices
+from wmlc.compress.family import PeerFamily, build_family
+from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
+from wmlc.compress.saliency import parameter_saliency
+from wmlc.compress.state import TrainState, load_state, peek_phase, save_state
+from wmlc.compress.train import Device, choose_device, evaluate, fit, make_optimizer
+from wmlc.compress.tree import sharing_tree
+from wmlc.console import say
+from wmlc.data import Data, open_data
+from wmlc.errors import InputError
+from wmlc.files import new_directory, read_json, write_json
+from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
+from wmlc.models.widths import read_widths
+from wmlc.models.zoo import build_network
+from wmlc.run import BASELINE, Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A family before its first step."""
+
+    full: nn.Sequential
+    scored: Scored
+    plans: list[PeerPlan]
+    family: PeerFamily
+
+
+def plan(config: TrainConfig, data: Data, device: Device) -> Planned:
+    """Initialise the full network from the seed, score it on a training batch and cut the peers."""
+    record = data.record
+    torch.manual_seed(config.seed)
+    full = build_network(config.arch, len(record.class_names), record.input_shape).to(device.name)
+    graph = read_channels(full, record.input_shape)
+    images, labels = next(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0))
+    stages = list(dict(full.named_children()))
+    scores = parameter_saliency(full, images, labels, config.saliency)
+    scored = score_channels(graph, scores, config.saliency, stages)
+    plans = plan_family(
+        scored, list(config.ratios), config.sharing, config.ratio_of, config.divisor, config.trunk_ratio
+    )
+    tree = sharing_tree(len(plans), stages, config.sharing)
+    return Planned(full, scored, plans, build_family(full, record.input_shape, plans, tree))
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the family that `config` would train, and what the other sharing trees would do to it."""
+    device = choose_device(config.device, config.precision)
+    planned = plan(config, open_data(config.data_config(), device.name), device)
+    print_family(peer_records(planned.family, planned.plans), planned.scored, config)
+    print_share_choices(planned.scored, config)
+
+
+def start_run(config: TrainConfig, root: Path, force: bool) -> Run:
+    """Train a new run in `root`, which must not exist unless `force`."""
+    if root.exists() and not force:
+        raise InputError(
+            f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
+        )
+    device = choose_device(config.device, config.precision)
+    data = open_data(config.data_config(), device.name)
+    planned = plan(config, data, device)  # everything that can be refused is, before the directory is made
+    if config.baseline_from is not None:
+        _check_baseline(config, Path(config.baseline_from), data)
+    run = Run(root)
+    with new_directory(root) as aside:
+        write_json(
+            aside / run.config.name,
+            {"settings": asdict(config), "device": asdict(device), "threads": torch.get_num_threads(), **runs.provenance()},
+        )
+    return _train(run, config, data, planned, device)
+
+
+def resume_run(run: Run) -> Run:
+    """Go on with a run from its last complete checkpoint; says so if it is finished."""
+    if run.family.exists():
+        say(f"{run.root} is finished")
+        return run
+    record = read_json(run.config, "run record", "start the run again with --force")
+    settings = record.get("settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{run.config} is damaged: it holds no settings; start the run again with --force")
+    config = config_from(settings, str(run.config))
+    device = choose_device(config.device, config.precision)
+    data = open_data(config.data_config(), device.name)
+    return _train(run, config, data, plan(config, data, device), device)
+
+
+def _train(run: Run, config: TrainConfig, data: Data, planned: Planned, device: Device) -> Run:
+    """The phases that are still to do: the family, then the baseline, then the record of both."""
+    reached = peek_phase(run.checkpoint)
+    records = peer_records(planned.family, planned.plans)
+    say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
+    print_family(records, planned.scored, config)
+    if reached != "baseline":
+        state = _train_phase(run, "family", planned.family, config, data, device, resume=reached == "family")
+        _save_peers(run, planned.family, config, data, records, state, device)
+    if config.baseline and config.baseline_from is None:
+        alone = _family_of_one(planned.full)
+        state = _train_phase(run, "baseline", alone, config, data, device, resume=reached == "baseline")
+        _save_baseline(run, alone, config, data, planned, state, device)
+    _finish(run, config, data, planned, records)
+    return run
+
+
+def _train_phase(
+    run: Run, phase: str, family: PeerFamily, config: TrainConfig, data: Data, device: Device, resume: bool
+) -> TrainState:
+    """Train `family` to the end of its epochs and put its best weights back into it."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(family, config)
+    state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
+    if resume:
+        state = load_state(run.checkpoint, family, optimizer)
+        say(f"resuming the {phase} after epoch {state.epoch}")
+    runs.keep_lines(run.metrics(phase), state.epoch)
+    method = config.method if phase == "family" else "independent"
+    with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            runs.append_line(run.metrics(phase), record)
+            _to_tensorboard(writer, record)
+            top1 = " ".join(f"{value:5.2f}" for value in record["top1"])
+            ensemble = f"  ensemble {record['ensemble_top1']:5.2f}" if family.peers > 1 else ""
+            say(
+                f"{phase} {record['epoch']:>3}/{config.epochs}  loss {record['train_loss']:.3f}  "
+                f"held-out top-1 {top1}{ensemble}  {record['images_per_s']:,.0f} images/s"
+            )
+            save_state(run.checkpoint, state, family, optimizer)
+
+        fit(family, optimizer, data, config, method, state, device, on_epoch)
+    family.load_state_dict(state.best)
+    return state
+
+
+def _to_tensorboard(writer: Any, record: dict[str, Any]) -> None:
+    epoch = record["epoch"]
+    for name in ("train_loss", "ensemble_top1", "images_per_s", "lr"):
+        writer.add_scalar(name, record[name], epoch)
+    for index, (top1, weight) in enumerate(zip(record["top1"], record["peer_weights"], strict=True)):
+        writer.add_scalar(f"top1/peer{index + 1}", top1, epoch)
+        writer.add_scalar(f"peer_weight/peer{index + 1}", weight, epoch)
+
+
+def _save_peers(
+    run: Run,
+    family: PeerFamily,
+    config: TrainConfig,
+    data: Data,
+    records: list[dict[str, Any]],
+    state: TrainState,
+    device: Device,
+) -> None:
+    """Report on the test set once, and write every peer as a network of its own."""
+    weight_P = torch.tensor(state.peer_weights, device=device.name)
+    top1, ensemble_top1 = evaluate(family, data.test_batches(512), weight_P, device)
+    uniform_P = torch.full_like(weight_P, 1 / family.peers)
+    _, average_top1 = evaluate(family, data.test_batches(512), uniform_P, device)
+    family_about = {
+        "ensemble_top1": ensemble_top1, "average_ensemble_top1": average_top1, "peer_weights": state.peer_weights,
+        "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
+    }  # fmt: skip
+    with new_directory(run.root / "peers") as aside:
+        for record, accuracy in zip(records, top1, strict=True):
+            directory = aside / str(record["peer"])
+            directory.mkdir()
+            about = {**_about(config, data), **record, "top1": accuracy, "family": family_about}
+            save_network(family.peer(record["peer"]), _spec(family.peer(record["peer"]), config, data, about), directory)
+
+
+def _save_baseline(
+    run: Run, alone: PeerFamily, config: TrainConfig, data: Data, planned: Planned, state: TrainState, device: Device
+) -> None:
+    weight_P = torch.ones(1, device=device.name)
+    (top1,), _ = evaluate(alone, data.test_batches(512), weight_P, device)
+    graph = planned.scored.graph
+    about = {
+        **_about(config, data), "peer": BASELINE, "ratio": 0.0, "achieved_ratio": 0.0, "params": graph.params,
+        "macs": graph.macs, "top1": top1, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
+    }  # fmt: skip
+    with new_directory(run.network(BASELINE)) as aside:
+        save_network(alone.peer(1), _spec(alone.peer(1), config, data, about), aside)
+
+
+def _finish(run: Run, config: TrainConfig, data: Data, planned: Planned, records: list[dict[str, Any]]) -> None:
+    """Write `family.json`, the sign that the run is finished, and say what came out."""
+    if config.baseline_from is not None:
+        source = runs.find_run(Path(config.baseline_from)).network(BASELINE)
+        with new_directory(run.network(BASELINE)) as aside:
+            save_network(load_network(source), read_spec(source), aside)
+    abouts = [read_spec(run.network(record["peer"])).about for record in records]
+    graph = planned.scored.graph
+    baseline = read_spec(run.network(BASELINE)).about if config.baseline else None
+    record = {
+        "arch": config.arch, "method": config.method, "share": config.sharing, "ratio_of": config.ratio_of,
+        "divisor": config.divisor, "trunk_ratio": config.trunk_ratio, "epochs": config.epochs,
+        "data": asdict(data.record), "full": {"params": graph.params, "macs": graph.macs},
+        "tree": [dataclasses.asdict(branch) for branch in planned.family.branches],
+        "peers": [{**own, "top1": about["top1"]} for own, about in zip(records, abouts, strict=True)],
+        **abouts[0]["family"], "baseline": baseline, "notes": family_notes(records, config), "finished": True,
+    }  # fmt: skip
+    write_json(run.family, record)
+    shown = ", ".join(f"{own['top1']:.2f}" for own in record["peers"])
+    say(
+        f"test top-1 of peers 1 to {len(records)}: {shown}; ensemble {record['ensemble_top1']:.2f}"
+        + (f"; baseline {baseline['top1']:.2f}" if baseline else "")
+    )
+    say(f"wrote {run.root}")
+
+
+def _about(config: TrainConfig, data: Data) -> dict[str, Any]:
+    return {
+        "data": config.data, "method": config.method, "ratio_of": config.ratio_of, "seed": config.seed,
+        "epochs": config.epochs, "train_images": data.record.train, "test_images": data.test_count(),
+        "commit": runs.commit(),
+    }  # fmt: skip
+
+
+def _spec(network: nn.Module, config: TrainConfig, data: Data, about: dict[str, Any]) -> NetworkSpec:
+    record = data.record
+    return NetworkSpec(
+        arch=config.arch, class_names=record.class_names, input_shape=list(record.input_shape), mean=record.mean,
+        std=record.std, widths=read_widths(network), about=about,
+    )  # fmt: skip
+
+
+def _family_of_one(full: nn.Sequential) -> PeerFamily:
+    """The unpruned network as a family with one peer, so that one loop trains both."""
+    from wmlc.compress.family import Branch
+
+    stages = dict(full.named_children())
+    names = [None, *stages]
+    branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
+    return PeerFamily(branches, stages)
+
+
+def _check_baseline(config: TrainConfig, name: Path, data: Data) -> None:
+    """Refuse a baseline that was not trained on the same data with the same network and budget."""
+    source = runs.find_run(name)
+    spec = read_spec(source.network(BASELINE))
+    mine = {
+        "arch": config.arch, "input_shape": list(data.record.input_shape), "mean": data.record.mean,
+        "epochs": config.epochs, "train_images": data.record.train, "data": config.data,
+    }  # fmt: skip
+    theirs = {"arch": spec.arch, "input_shape": spec.input_shape, "mean": spec.mean, **spec.about}
+    differing = [f"{key} {theirs.get(key)} there, {value} here" for key, value in mine.items() if theirs.get(key) != value]
+    if differing:
+        raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")

@@ -1,0 +1,99 @@
+"""Training state on disk: complete or absent, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from wmlc.errors import InputError
+from wmlc.files import new_directory, read_json, recover_directory, write_json
+
+STATE_FILE, MODEL_FILE, BEST_FILE, MOMENTUM_FILE = (
+    "state.json", "model.safetensors", "best.safetensors", "momentum.safetensors"
+)  # fmt: skip
+
+
+@dataclass
+class TrainState:
+    """Where one phase of a run stands, besides the network's own weights."""
+
+    phase: str  # "family" or "baseline"
+    peer_weights: list[float]
+    epoch: int = 0  # epochs done
+    step: int = 0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_top1: float = -1.0  # mean over peers, on the held-out images
+    best: dict[str, Tensor] = field(default_factory=dict)  # the weights of that epoch
+
+
+def save_state(directory: Path, state: TrainState, network: nn.Module, optimizer: torch.optim.SGD) -> None:
+    """Replace the checkpoint in `directory`; a kill or a full disk leaves the former one good."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    momentum = {
+        names[parameter]: values["momentum_buffer"]
+        for parameter, values in optimizer.state.items()
+        if values.get("momentum_buffer") is not None
+    }
+    with new_directory(directory) as aside:
+        _write(aside / MODEL_FILE, network.state_dict())
+        _write(aside / BEST_FILE, state.best)
+        _write(aside / MOMENTUM_FILE, momentum)
+        record = asdict(state)
+        del record["best"]
+        write_json(aside / STATE_FILE, record)
+
+
+def peek_phase(directory: Path) -> str | None:
+    """The phase that the checkpoint in `directory` belongs to, None where there is none."""
+    recover_directory(directory)
+    if not directory.is_dir():
+        return None
+    return str(_read_state(directory).get("phase"))
+
+
+def load_state(directory: Path, network: nn.Module, optimizer: torch.optim.SGD) -> TrainState:
+    """Put a checkpoint's weights and momentum into `network` and `optimizer`; `InputError` where damaged."""
+    record = _read_state(directory)
+    try:
+        state = TrainState(**record)
+    except TypeError as error:
+        raise InputError(f"{directory / STATE_FILE} is damaged ({error}); {_REMEDY}") from None
+    expected = network.state_dict()
+    model = _read(directory / MODEL_FILE, expected)
+    state.best = _read(directory / BEST_FILE, expected)
+    network.load_state_dict(model)
+    parameters = dict(network.named_parameters())
+    for name, buffer in _read(directory / MOMENTUM_FILE, parameters, complete=False).items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = torch.empty_like(parameters[name].data).copy_(buffer)
+    return state
+
+
+_REMEDY = "delete the checkpoint directory to train from the start"
+
+
+def _read_state(directory: Path) -> dict[str, Any]:
+    return read_json(directory / STATE_FILE, "training state", _REMEDY)
+
+
+def _write(path: Path, tensors: dict[str, Any]) -> None:
+    # copied: a shared stage's best weights may be the very tensors of the model, which safetensors refuses
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(ready))
+
+
+def _read(path: Path, expected: dict[str, Any], complete: bool = True) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or missing ({error}); {_REMEDY}") from None
+    fits = all(name in expected and tensor.shape == expected[name].shape for name, tensor in tensors.items())
+    if not fits or (complete and tensors.keys() != expected.keys()):
+        raise InputError(f"{path} does not belong to the run's networks; {_REMEDY}")
+    return tensors

@@ -1,0 +1,1 @@
+"""A dense network becomes what a server runs."""

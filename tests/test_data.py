@@ -1,0 +1,442 @@
+"""What data.py promises: splits, determinism, augmentation, what it opens and when, and its refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wmlc.data import Data, DataConfig, normalise, open_data
+from wmlc.errors import InputError
+
+
+def make_folder(
+    root: Path, train: int = 10, test: int = 3, size: tuple[int, int] = (8, 8), mode: str = "RGB"
+) -> Path:
+    """Classes `cat` and `dog`, of `train` and `test` random images each, all different."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+                pixels = draw.integers(1, 256, shape, dtype=np.uint8)  # no black: the padding is black
+                Image.fromarray(pixels).save(root / part / name / f"{i:02}.png")
+    return root
+
+
+def open_folder(root: Path, **options: Any) -> Data:
+    return open_data(DataConfig(root=root, **{"name": "imagefolder", "workers": 0, **options}))
+
+
+def read_part(folder: Path) -> torch.Tensor:
+    """uint8 [N, H, W, C] in the order of sorted paths."""
+    arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def to_pixels(images_NCHW: torch.Tensor, data: Data) -> torch.Tensor:
+    """Undo `normalise`: uint8 [N, H, W, C]."""
+    mean, std = torch.tensor(data.record.mean), torch.tensor(data.record.std)
+    return ((images_NCHW.permute(0, 2, 3, 1) * std + mean) * 255).round().to(torch.uint8)
+
+
+def rows(pixels_NHWC: torch.Tensor) -> set[bytes]:
+    return {pixels.numpy().tobytes() for pixels in pixels_NHWC}
+
+
+def all_of(batches: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+# The sets
+
+
+def test_digits_are_read_whole_and_every_fifth_is_for_testing():
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    digits = datasets.load_digits()
+    data = open_data(DataConfig())
+    assert (data.record.train + data.record.held_out, data.test_count()) == (1438, 359)
+    assert data.record.input_shape == (1, 8, 8)
+    assert data.record.class_names == [str(i) for i in range(10)]
+    pixels, labels = all_of(data.test_pixels(100))
+    expected = np.rint(digits.images[4::5] / 16 * 255)
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels[..., 0].numpy(), expected)
+    assert np.array_equal(labels.numpy(), digits.target[4::5])
+
+
+def test_digits_are_shifted_by_a_pixel_at_most_and_never_mirrored():
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    data = open_data(DataConfig(train_images=40))
+    shifted = set()
+    for pixels in data.train_pixels(36):
+        padded = np.pad(pixels.numpy(), ((1, 1), (1, 1), (0, 0)))
+        shifted |= {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
+    images, _ = all_of(data.train_batches(36, epoch=0))
+    assert rows(to_pixels(images, data)) <= shifted
+
+
+def test_a_record_is_read_from_the_files_and_can_be_written_as_json(tmp_path):
+    data = open_folder(make_folder(tmp_path, size=(12, 10)))
+    record = data.record
+    assert json.loads(json.dumps(dataclasses.asdict(record)))["input_shape"] == [3, 10, 12]
+    assert record.class_names == ["cat", "dog"]
+    assert (record.train, record.held_out, record.small, data.test_count()) == (18, 2, True, 6)
+    scaled = data.train_pixels(18).numpy() / 255
+    np.testing.assert_allclose(record.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(record.std, scaled.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_cifar_is_read_from_torchvisions_files(tmp_path, monkeypatch):
+    # Ours are not the real files, so their checksums differ.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    planes = draw.integers(1, 256, (60, 3, 32, 32), dtype=np.uint8)
+    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        batch = {"data": planes[10 * i : 10 * i + 10].reshape(10, -1), "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    data = open_data(DataConfig(name="cifar10", root=tmp_path))
+    images_NHWC = torch.from_numpy(planes.transpose(0, 2, 3, 1).copy())
+    pixels, labels = all_of(data.test_pixels(3))
+    assert torch.equal(pixels, images_NHWC[50:])
+    assert labels.tolist() == list(range(10))
+    assert (data.record.class_names, data.record.train) == (list("abcdefghij"), 45)
+    held_out = to_pixels(all_of(data.held_out_batches(2))[0], data)
+    assert rows(data.train_pixels(45)) | rows(held_out) == rows(images_NHWC[:50])
+    for image, label in zip(*all_of(data.train_batches(9, 0)), strict=True):
+        row = to_pixels(image[None], data)[0, 16, 8:24].numpy()  # never padding, whatever the shift
+        own = images_NHWC[int(label) : 50 : 10].numpy()
+        assert any(
+            part.tobytes() in line.tobytes() for part in (row, row[::-1]) for line in own.reshape(-1, 32, 3)
+        )
+
+
+def test_grey_files_make_one_channel(tmp_path):
+    data = open_folder(make_folder(tmp_path, mode="L"))
+    assert data.record.input_shape == (1, 8, 8)
+    assert next(data.test_batches(4))[0].shape == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "name", "shape", "small"),
+    [
+        ((8, 8), 16, "imagefolder", (3, 16, 16), True),
+        ((80, 70), 16, "imagefolder", (3, 16, 16), True),
+        ((80, 70), None, "imagefolder", (3, 224, 224), False),
+        ((80, 70), 72, "imagefolder", (3, 72, 72), False),
+        ((8, 8), 32, "imagenet", (3, 32, 32), False),
+    ],
+)
+def test_size_decides_what_is_held_in_memory(tmp_path, size, image_size, name, shape, small):
+    make_folder(tmp_path, train=3, test=1, size=size)
+    data = open_folder(tmp_path, image_size=image_size, name=name, held_out=0.3)
+    assert (data.record.input_shape, data.record.small) == (shape, small)
+    for batch in (data.train_batches(2, 0), data.held_out_batches(2), data.test_batches(2)):
+        assert next(batch)[0].shape[1:] == shape
+    assert data.held_out_batch(2, 5)[0].shape[1:] == shape
+    assert data.train_pixels(4).shape == (4, shape[1], shape[2], 3)
+
+
+# Splits and walks
+
+
+def test_train_and_held_out_are_disjoint_and_together_all(tmp_path):
+    data = open_folder(make_folder(tmp_path), held_out=0.3)
+    train = rows(data.train_pixels(14))
+    held_out = rows(to_pixels(all_of(data.held_out_batches(4))[0], data))
+    assert (len(train), len(held_out)) == (14, 6)
+    assert not train & held_out
+    assert train | held_out == rows(read_part(tmp_path / "train"))
+
+
+def test_train_images_takes_the_same_subset_for_the_same_seed(tmp_path):
+    make_folder(tmp_path)
+    first, again, other = (open_folder(tmp_path, train_images=10, seed=seed) for seed in (1, 1, 2))
+    assert first.record.train + first.record.held_out == 10
+    assert torch.equal(first.train_pixels(9), again.train_pixels(9))
+    assert rows(first.train_pixels(9)) != rows(other.train_pixels(9))
+
+
+def test_held_out_walk_visits_all_once_a_pass_and_depends_on_its_arguments_only(tmp_path):
+    data = open_folder(make_folder(tmp_path), held_out=0.3)
+    passes = [[data.held_out_batch(2, 3 * nth + step)[0] for step in range(3)] for nth in range(3)]
+    for batches in passes:
+        assert rows(to_pixels(torch.cat(batches), data)) == rows(
+            to_pixels(all_of(data.held_out_batches(6))[0], data)
+        )
+    assert not all(torch.equal(torch.cat(passes[0]), torch.cat(batches)) for batches in passes[1:])
+    assert torch.equal(data.held_out_batch(2, 4)[0], passes[1][1])
+    assert len(data.held_out_batch(100, 7)[0]) == 6
+
+
+# Batches
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 70)])
+def test_an_epoch_depends_on_seed_and_epoch_only_and_leaves_the_global_generator(tmp_path, size):
+    data = open_folder(make_folder(tmp_path, train=5, size=size), image_size=None if size == (8, 8) else 72)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    images, labels = all_of(data.train_batches(3, epoch=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    images_again, labels_again = all_of(data.train_batches(3, epoch=1))
+    assert torch.equal(images, images_again)
+    assert torch.equal(labels, labels_again)
+    assert not torch.equal(images, all_of(data.train_batches(3, epoch=2))[0])
+    assert len(images) == 9 == 3 * data.train_steps(3)
+
+
+def test_workers_change_nothing(tmp_path):
+    make_folder(tmp_path, train=5, test=1, size=(80, 70))
+    here, there = (open_folder(tmp_path, image_size=72, workers=workers) for workers in (0, 1))
+    for batch, other in zip(here.train_batches(3, 0), there.train_batches(3, 0), strict=True):
+        assert torch.equal(batch[0], other[0])
+        assert torch.equal(batch[1], other[1])
+
+
+def test_batches_are_normalised_channels_last_with_their_labels(tmp_path):
+    data = open_folder(make_folder(tmp_path))
+    images, labels = all_of(data.test_batches(4))
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert next(data.train_batches(4, 0))[0].is_contiguous(memory_format=torch.channels_last)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    pixels, pixel_labels = all_of(data.test_pixels(4))
+    assert torch.equal(pixels, read_part(tmp_path / "test"))
+    assert torch.equal(pixel_labels, labels)
+    assert torch.equal(images, normalise(pixels, data.record.mean, data.record.std))
+
+
+@pytest.mark.parametrize(("side", "pad"), [(8, 1), (32, 4)])
+def test_augmentation_moves_and_mirrors_but_keeps_pixels(tmp_path, side, pad):
+    make_folder(tmp_path, size=(side, side))
+    data = open_folder(tmp_path)
+    crops: dict[bytes, tuple[int, int, int, bool]] = {}
+    for i, pixels in enumerate(data.train_pixels(18).numpy()):
+        padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)))
+        for y in range(2 * pad + 1):
+            for x in range(2 * pad + 1):
+                crop = padded[y : y + side, x : x + side]
+                crops[crop.tobytes()] = (i, y, x, False)
+                crops[crop[:, ::-1].tobytes()] = (i, y, x, True)
+    seen = set()
+    for epoch in range(4):
+        images, _ = all_of(data.train_batches(6, epoch))
+        found = [crops[row.numpy().tobytes()] for row in to_pixels(images, data)]
+        assert {i for i, *_ in found} == set(range(18))  # each image once
+        seen |= {(y, x, flip) for _, y, x, flip in found}
+    assert {flip for *_, flip in seen} == {False, True}
+    assert {y for y, *_ in seen} == {x for _, x, _ in seen} == set(range(2 * pad + 1))
+
+
+def test_labels_follow_their_images_through_the_shuffle(tmp_path):
+    make_folder(tmp_path)
+    for path in tmp_path.glob("*/dog/*.png"):
+        Image.new("RGB", (8, 8)).save(path)  # dogs are black
+    data = open_folder(tmp_path)
+    images, labels = all_of(data.train_batches(6, 0))
+    assert torch.equal(to_pixels(images, data).amax((1, 2, 3)) == 0, labels == 1)
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
+    pixels = torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8)
+    expected = torch.tensor([[[[-1.0, -0.6]], [[3.0, 0.0]]]])
+    torch.testing.assert_close(normalise(pixels, [0.5, 0.4], [0.5, 0.2]), expected)
+
+
+# What is opened, and when
+
+
+def test_test_images_are_not_opened_before_they_are_asked_for(tmp_path):
+    data = open_folder(make_folder(tmp_path))
+    (tmp_path / "test" / "cat" / "00.png").write_bytes(b"no image")
+    all_of(data.train_batches(4, 0))
+    all_of(data.held_out_batches(4))
+    data.held_out_batch(4, 0)
+    data.train_pixels(4)
+    assert data.test_count() == 6
+    with pytest.raises(InputError, match=r"00\.png is not a readable image"):
+        next(data.test_batches(4))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 70)])
+def test_testing_needs_no_train_images(tmp_path, size):
+    make_folder(tmp_path, size=size)
+    for path in tmp_path.glob("train/*/*.png"):
+        path.unlink()
+    data = open_folder(tmp_path)
+    pixels, labels = all_of(data.test_pixels(4))
+    assert (len(pixels), labels.tolist()) == (6, [0, 0, 0, 1, 1, 1])
+
+
+def test_importing_loads_no_torch():
+    code = (
+        "import wmlc.data, sys; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Refusals
+
+
+def refusal(call: Any) -> str:
+    """The message of the `InputError` that `call` raises: one line, with no other error behind it."""
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "mnist"},
+            "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet",
+        ),
+        (
+            {"name": "imagenet"},
+            "imagenet needs --data-root DIR, a folder with train/ and val/ or test/",
+        ),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"held_out": 0.0}, "held_out must be above 0 and at most 0.5, got 0.0"),
+        ({"held_out": 0.6}, "held_out must be above 0 and at most 0.5, got 0.6"),
+        ({"train_images": 1}, "train_images must be at least 2, got 1"),
+        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_a_bad_config_is_refused(options, message):
+    assert refusal(lambda: DataConfig(**options)) == message
+
+
+WANTED = "--data-root must be a folder with train/ and val/ or test/, and in each a folder a class"
+
+
+def test_bad_folders_are_refused_at_the_door(tmp_path):
+    root = tmp_path / "set"
+    assert refusal(lambda: open_folder(root)) == f"{root} is not a folder; {WANTED}"
+    root.mkdir()
+    assert refusal(lambda: open_folder(root)) == f"{root} is empty; {WANTED}"
+    (root / "test" / "cat").mkdir(parents=True)
+    assert refusal(lambda: open_folder(root)) == f"{root} has no train/; {WANTED}"
+    (root / "train").mkdir()
+    remedy = "give each of at least 2 classes a folder of images"
+    assert refusal(lambda: open_folder(root)) == f"{root / 'train'} has no class folders; {remedy}"
+    (root / "train" / "cat").mkdir()
+    assert refusal(lambda: open_folder(root)) == f"{root / 'train'} has one class only, cat; {remedy}"
+    (root / "train" / "dog").mkdir()
+    assert refusal(lambda: open_folder(root)) == (
+        f"only one part of {root} has train/dog; give both the same class folders"
+    )
+    (root / "test" / "dog").mkdir()
+    data = open_folder(root)
+    assert refusal(lambda: data.train_steps(1)) == (
+        f"{root / 'train'} has no images in cat, dog; add some, or remove the class"
+    )
+    (root / "test" / "dog").rmdir()
+    (root / "test" / "cat").rmdir()
+    (root / "test").rmdir()
+    assert refusal(lambda: open_folder(root)) == (
+        f"{root} has no val/ or test/; put test images into one, in the class folders of train/"
+    )
+
+
+def test_too_few_and_too_many_images_are_refused(tmp_path):
+    make_folder(tmp_path, train=2)
+    assert refusal(lambda: open_folder(tmp_path).record) == (
+        "4 training images are too few to hold out a share of 0.1: that is 0 of them; "
+        "use more images or another held_out"
+    )
+    assert refusal(lambda: open_folder(tmp_path, train_images=5).record) == (
+        "train_images must be at most 4 (all), got 5"
+    )
+    data = open_folder(tmp_path, held_out=0.25)
+    assert refusal(lambda: data.train_batches(4, 0)) == (
+        "a batch of 4 is more than the 3 images trained on; pass --batch-size 3 or less"
+    )
+    assert refusal(lambda: data.train_pixels(4)) == (
+        "4 training images were asked for, there are 3; ask for fewer"
+    )
+
+
+def test_a_file_of_another_size_is_named(tmp_path):
+    data = open_folder(make_folder(tmp_path))
+    odd = tmp_path / "test" / "dog" / "01.png"
+    Image.new("RGB", (9, 8)).save(odd)
+    assert refusal(lambda: next(data.test_pixels(4))) == (
+        f"{odd} is 9 x 8, other files 8 x 8; pass --image-size to resize them all"
+    )
+
+
+def test_a_coloured_file_among_grey_ones_is_named(tmp_path):
+    data = open_folder(make_folder(tmp_path, mode="L"))
+    odd = tmp_path / "test" / "dog" / "01.png"
+    Image.new("RGB", (8, 8)).save(odd)
+    assert refusal(lambda: next(data.test_pixels(4))) == (
+        f"{odd} has colour (mode RGB), other files are grey; convert one or the other"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_file_is_named_by_whoever_decodes_it(tmp_path, workers):
+    make_folder(tmp_path, size=(80, 70), test=1)
+    bad = tmp_path / "test" / "dog" / "00.png"
+    bad.write_bytes(bad.read_bytes()[:3000])  # the header is whole
+    data = open_folder(tmp_path, image_size=72, workers=workers)
+    message = refusal(lambda: list(data.test_pixels(4)))
+    assert message.startswith(f"{bad} is not a readable image (")
+    assert message.endswith("); repair or remove it")
+
+
+def test_an_unreadable_header_is_named(tmp_path):
+    bad = make_folder(tmp_path) / "train" / "cat" / "00.png"
+    bad.write_bytes(b"")
+    assert refusal(lambda: open_folder(tmp_path).record).startswith(f"{bad} is not a readable image (")
+
+
+def test_a_missing_cifar_says_where_it_looked_and_a_damaged_one_is_not_unpickled(tmp_path):
+    config = DataConfig(name="cifar10", root=tmp_path)
+    folder = tmp_path / "cifar-10-batches-py"
+    assert refusal(lambda: open_data(config)) == (
+        f"cifar10 is not in {tmp_path} (there is no {folder}); pass --download to fetch it, "
+        f"or --data-root DIR for where it is"
+    )
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # unpickled, this would end the process
+    assert refusal(lambda: open_data(config).record) == (
+        f"{folder} is incomplete or damaged: its checksums do not match; delete it and pass --download, "
+        f"or pass --data-root DIR for a whole copy"
+    )
+
+
+def test_a_size_that_an_array_set_does_not_have_is_refused():
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    assert open_data(DataConfig(image_size=8)).train_steps(32) == 40
+    assert refusal(lambda: open_data(DataConfig(image_size=16)).record) == (
+        "image_size is 16, but digits has images of 8 x 8; leave --image-size out"
+    )
+
+
+def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert refusal(lambda: open_data(DataConfig())) == (
+        "digits needs scikit-learn, which is not installed; pip install 'wmlc[demo]'"
+    )

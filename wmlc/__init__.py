@@ -1,0 +1,23 @@
+"""wmlc: one training run, a family of dense networks, each measured against the unpruned one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__version__ = "0.1.0"
+
+
+def load(directory: str | Path) -> nn.Module:
+    """The network saved in DIRECTORY, a plain dense module in eval mode on the CPU.
+
+    `directory` holds `spec.json` and `weights.safetensors` (a run's `peers/K` or `baseline`, or what
+    `wmlc extract --out DIR` wrote). Input float32 [N, C, H, W], normalised as `spec.json` says;
+    output logits [N, classes]. Raises `wmlc.errors.InputError` on a missing or damaged file.
+    """
+    from wmlc.models.checkpoint import load_network
+
+    return load_network(Path(directory))

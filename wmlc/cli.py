@@ -1,0 +1,142 @@
+"""The command line: one command a verb. Rooms are imported inside, so `--help` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import wmlc
+from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
+from wmlc.errors import GateError, InputError
+
+
+class Cli(click.Group):
+    """Turns errors that the caller can act on into one line and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (InputError, GateError) as error:
+            raise _one_line(str(error), error.exit_code) from error
+        except click.MissingParameter:
+            raise
+        except click.BadParameter as error:  # a wrong value, not a wrong command line
+            raise _one_line(error.format_message(), InputError.exit_code) from error
+        except OSError as error:
+            place = f": {error.filename}" if error.filename else ""
+            raise _one_line(f"{error.strerror or error}{place}", InputError.exit_code) from error
+
+
+def _one_line(message: str, code: int) -> click.ClickException:
+    exception = click.ClickException(" ".join(message.split()))
+    exception.exit_code = code
+    return exception
+
+
+def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
+    """An option for one field of `TrainConfig`: unset unless given, so that a recipe's value stands."""
+    default = getattr(TrainConfig, name)
+    shown = ",".join(f"{v:g}" for v in default) if isinstance(default, tuple) else default
+    if name in CHOICES:
+        kind["metavar"] = "|".join(CHOICES[name])
+    elif isinstance(default, bool):
+        kind |= {"is_flag": True, "flag_value": True}
+    elif isinstance(default, int | float) and "type" not in kind:
+        kind["type"] = type(default)
+    return click.option(
+        f"--{name.replace('_', '-')}", name, default=None, help=text,
+        show_default=str(shown) if shown not in (None, False, True) else False, **kind,
+    )  # fmt: skip
+
+
+PATH = click.Path(path_type=Path)
+run_option = click.option("--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]")
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(wmlc.__version__)
+def main() -> None:
+    """One training run, a family of dense networks, each measured against the unpruned one.
+
+    \b
+    wmlc train                                 train four peers and the baseline
+    wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
+    wmlc bench --engine ort                    is it faster, and what did it cost?
+    """
+
+
+@main.command()
+@click.argument("recipe", required=False)
+@setting("data", "Data set: digits, cifar10, cifar100, imagefolder or imagenet.")
+@setting("data_root", "Where the data set lies; an imagefolder has train/ and val/ or test/ below it.", metavar="DIR")
+@setting("download", "Fetch CIFAR if it is missing.")
+@setting("image_size", "Image side in pixels.  [default: the files' own if small, else 224]", type=int)
+@setting("train_images", "Use a fixed random subset of so many training images.", type=int)
+@setting("held_out", "Share of train held out for choosing checkpoints and for the peer weights.")
+@setting("workers", "Processes that decode large images.")
+@setting("arch", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2.")
+@setting("ratios", "Pruning ratio of each peer, up to 8.", metavar="R,R,…", callback=lambda c, p, v: _numbers(v))
+@setting("ratio_of", "What a ratio is a share of.")
+@setting("saliency", "Score that decides what is cut.")
+@setting("share", "tree, none, or the last stage that all peers share (stem, stage1, …).  [default: tree; none if independent]")
+@setting("trunk_ratio", "Cut the shared stages too, by this share, for every peer.")
+@setting("divisor", "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.")
+@setting("method", "How the peers learn.")
+@setting("alpha", "Weight of the mutual teaching against the labels.")
+@setting("weight_lr", "Step of the mirror descent on the peer weights.")
+@setting("reweigh_every", "Training steps between two updates of the peer weights.")
+@setting("epochs", "Passes over the training images.")
+@setting("batch_size", "Images a step.")
+@setting("lr", "Peak learning rate.")
+@setting("momentum", "SGD momentum.")
+@setting("nesterov", "Nesterov momentum.")
+@setting("weight_decay", "L2 penalty.")
+@setting("schedule", "Learning-rate schedule.")
+@setting("warmup_epochs", "Epochs of linear warm-up.")
+@setting("clip", "Clip the gradient's norm to this.", type=float)
+@click.option("--baseline", "baseline_from", metavar="RUN", help="Take the baseline from another run instead of training it.")
+@click.option("--no-baseline", is_flag=True, help="Do without the unpruned baseline.")
+@setting("seed", "Seed of initialisation, split, order and augmentation.")
+@setting("device", "Where to train.")
+@setting("precision", "auto: bf16 where the hardware has it.")
+@setting("compile", "Compile the forward pass with torch.compile.")
+@click.option("--out", type=PATH, help="The run's directory.  [default: runs/ARCH-DATA-METHOD]")
+@click.option("--resume", is_flag=True, help="Go on with the run at --out (or the newest) from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the family and train nothing.")
+@force_option
+def train(
+    recipe: str | None, out: Path | None, resume: bool, dry_run: bool, force: bool, no_baseline: bool, **settings: Any
+) -> None:
+    """Train a family of peers, and the unpruned baseline.
+
+    RECIPE is a YAML file, or the name of one that came with wmlc ('digits'); options override it.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    from wmlc.compress import session
+    from wmlc.run import find_run
+
+    if resume:
+        if given or recipe or no_baseline or force:
+            raise InputError("--resume takes all settings from the run; pass only --out with it")
+        session.resume_run(find_run(out))
+        return
+    given |= {"baseline": False} if no_baseline else {}
+    config = config_from({**(read_recipe(recipe) if recipe else {}), **given}, recipe or "options")
+    if dry_run:
+        session.dry_run(config)
+        return
+    session.start_run(config, out or Path("runs") / f"{config.arch}-{config.data}-{config.method}", force)
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    """The numbers in "0.7,0.5"."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got {text!r}") from None

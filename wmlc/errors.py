@@ -1,0 +1,15 @@
+"""The errors a caller can act on, each with its exit code."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The caller can fix this; the one-line message says what came, what is allowed and what to do."""
+
+    exit_code = 1
+
+
+class GateError(Exception):
+    """A measured value missed a bound that the caller set (`--max-drop`, `--min-speedup`)."""
+
+    exit_code = 3

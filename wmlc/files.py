@@ -1,0 +1,116 @@
+"""Files that are either whole or absent: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wmlc.errors import InputError
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise `InputError` where `path` exists and may not be overwritten."""
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already; choose another --out, or pass --force to replace it")
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` only if the block succeeds."""
+    aside = _aside(path)
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory beside `path` to fill; it replaces `path` only if the block succeeds.
+
+    An existing `path` stays readable until the rename; a kill between the two renames leaves it
+    whole under `path.name + '.former'`, where `recover_directory` finds it.
+    """
+    aside = _aside(path)
+    try:
+        aside.mkdir()
+        yield aside
+        for file in aside.rglob("*"):
+            _flush(file)
+        _flush(aside)
+        former = path.with_name(path.name + ".former")
+        if path.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.replace(path, former)
+        os.replace(aside, path)
+        _flush(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover_directory(path: Path) -> None:
+    """Put back a directory that a kill caught between `new_directory`'s two renames."""
+    former = path.with_name(path.name + ".former")
+    if former.is_dir() and not path.exists():
+        os.replace(former, path)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write `record` as indented JSON, whole or not at all."""
+    with new_file(path) as aside:
+        aside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`, or an `InputError` that names `what` it should be and the `remedy`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, so there is no {what} here; {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable {what} (damaged or truncated JSON: {error}); {remedy}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is not a {what}: expected a JSON object, got {type(record).__name__}; {remedy}")
+    return record
+
+
+def _aside(path: Path) -> Path:
+    """A fresh name beside `path`, on the same file system, in a directory that exists."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error} at {path.parent}; choose another place"
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: {path.parent} is not writable; choose another place")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    _discard(aside)
+    return aside
+
+
+def _discard(path: Path) -> None:
+    remove: Callable[[Path], Any] = shutil.rmtree if path.is_dir() else lambda p: p.unlink(missing_ok=True)
+    remove(path)
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
