@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import subprocess
 from collections.abc import Iterator
@@ -161,6 +162,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache  # as it stood when this process first asked: a long run is of the code it started with
 def commit() -> str | None:
     """The commit of the checkout that this code runs from, `-dirty` if changed; None when installed."""
     here = Path(__file__).resolve().parent
