@@ -13,6 +13,7 @@ import yaml
 from wmlc.compress.tree import MAX_PEERS
 from wmlc.data import DataConfig
 from wmlc.errors import InputError
+from wmlc.run import data_config
 
 CHOICES = {
     "method": ("wml", "wml-p", "independent"),
@@ -103,16 +104,7 @@ class TrainConfig:
 
     def data_config(self) -> DataConfig:
         """The part that says which images."""
-        return DataConfig(
-            name=self.data,
-            root=Path(self.data_root) if self.data_root else None,
-            download=self.download,
-            image_size=self.image_size,
-            train_images=self.train_images,
-            held_out=self.held_out,
-            seed=self.seed,
-            workers=self.workers,
-        )
+        return data_config(vars(self))
 
 
 def config_from(record: dict[str, Any], source: str) -> TrainConfig:

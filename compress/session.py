@@ -23,7 +23,7 @@ from wmlc.compress.tree import sharing_tree
 from wmlc.console import say
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError
-from wmlc.files import new_directory, read_json, write_json
+from wmlc.files import new_directory, write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
@@ -77,10 +77,13 @@ def start_run(config: TrainConfig, root: Path, force: bool) -> Run:
     if config.baseline_from is not None:
         _check_baseline(config, Path(config.baseline_from), data)
     run = Run(root)
+    settings = asdict(config)
+    if config.data_root is not None:  # the run must find its data from any working directory
+        settings["data_root"] = str(Path(config.data_root).resolve())
     with new_directory(root) as aside:
         write_json(
             aside / run.config.name,
-            {"settings": asdict(config), "device": asdict(device), "threads": torch.get_num_threads(), **runs.provenance()},
+            {"settings": settings, "device": asdict(device), "threads": torch.get_num_threads(), **runs.provenance()},
         )
     return _train(run, config, data, planned, device)
 
@@ -90,11 +93,7 @@ def resume_run(run: Run) -> Run:
     if run.family.exists():
         say(f"{run.root} is finished")
         return run
-    record = read_json(run.config, "run record", "start the run again with --force")
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise InputError(f"{run.config} is damaged: it holds no settings; start the run again with --force")
-    config = config_from(settings, str(run.config))
+    config = config_from(runs.read_settings(run), str(run.config))
     device = choose_device(config.device, config.precision)
     data = open_data(config.data_config(), device.name)
     return _train(run, config, data, plan(config, data, device), device)

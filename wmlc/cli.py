@@ -132,6 +132,38 @@ def train(
     session.start_run(config, out or Path("runs") / f"{config.arch}-{config.data}-{config.method}", force)
 
 
+@main.command()
+@run_option
+@click.option("--peer", required=True, metavar="K|all|baseline", help="Which network, peers counted from 1, the smallest first.")
+@click.option("--out", type=PATH, required=True, help="FILE.onnx, or a directory for spec.json and weights.safetensors.")
+@click.option("--with-preprocess", is_flag=True, help="Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file.")
+@force_option
+def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, force: bool) -> None:
+    """Write a peer as a standalone dense network.
+
+    An ONNX file is read back before it is called done: shapes, and logits on real images.
+    With --peer all, --out family.onnx makes family-peer1.onnx, family-peer2.onnx, …
+    """
+    from wmlc.console import say
+    from wmlc.export.extract import extract as extract_peers
+    from wmlc.run import find_run
+
+    for path in extract_peers(find_run(run_name), peer, out, force=force, with_preprocess=with_preprocess):
+        say(f"wrote {path} ({_size(path):,} bytes)")
+
+
+@main.command("list")
+def list_runs() -> None:
+    """Show the runs and their peers."""
+    from wmlc.listing import print_runs
+
+    print_runs()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+
+
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     """The numbers in "0.7,0.5"."""
     if text is None:

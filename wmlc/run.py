@@ -6,11 +6,12 @@ import datetime
 import functools
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.files import new_file, read_json
 
@@ -118,6 +119,39 @@ def select_peers(family: dict[str, Any], wanted: str) -> list[int]:
 def peer_name(peer: int) -> str:
     """How a network is called in tables and file names."""
     return "baseline" if peer == BASELINE else f"peer{peer}"
+
+
+def data_config(settings: Mapping[str, Any]) -> DataConfig:
+    """Which images a run's settings (`TrainConfig`'s fields) are about."""
+    root = settings["data_root"]
+    return DataConfig(
+        name=settings["data"],
+        root=None if root is None else Path(root),
+        download=settings["download"],
+        image_size=settings["image_size"],
+        train_images=settings["train_images"],
+        held_out=settings["held_out"],
+        seed=settings["seed"],
+        workers=settings["workers"],
+    )
+
+
+def read_settings(run: Run) -> dict[str, Any]:
+    """The settings that the run was started with; `InputError` where its record is damaged."""
+    remedy = "start the run again with 'wmlc train --force'"
+    settings = read_json(run.config, "run record", remedy).get("settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{run.config} is damaged: it holds no settings; {remedy}")
+    return settings
+
+
+def open_run_data(run: Run) -> Data:
+    """The data set that the run was trained on, on the CPU."""
+    try:
+        config = data_config(read_settings(run))
+    except KeyError as error:
+        raise InputError(f"{run.config} is damaged: no setting {error}; start the run again with --force") from None
+    return open_data(config)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,147 @@
+"""A saved network → a standalone ONNX file that has been read back and compared before it is called done."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from wmlc.data import normalise
+from wmlc.errors import InputError
+from wmlc.files import new_file
+from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec
+from wmlc.models.cost import total_cost
+
+OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
+INPUT, OUTPUT = "input", "logits"
+PARITY = 1e-4  # float32, absolute, between the network in torch and its file in ONNX Runtime
+CHECKED_BATCHES = (1, 7)
+
+
+class WithPreprocess(nn.Module):
+    """Scaling, normalisation and layout inside the network: uint8 [N, H, W, C] pixels → logits."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels_NHWC: Tensor) -> Tensor:
+        images_NCHW = pixels_NHWC.permute(0, 3, 1, 2).float() / 255
+        return self.network((images_NCHW - self.mean_C11) / self.std_C11)
+
+
+def export_onnx(directory: Path, out: Path, pixels_NHWC: Tensor, *, with_preprocess: bool = False) -> None:
+    """Write the network saved in `directory` to the ONNX file `out`.
+
+    The file: opset 20, batch dynamic, input `input` (float32 [N, C, H, W], normalised; with `with_preprocess`
+    uint8 [N, H, W, C] pixels), output `logits` [N, classes], batch norm folded, and metadata
+    that says what it is. Before it gets its name, it is read back: every weight's shape must match the network's, and
+    ONNX Runtime's logits must be within 1e-4 of torch's on the real images `pixels_NHWC` (uint8, at least 7)
+    at batch 1 and 7. Raises `InputError`, leaving nothing behind, where they are not.
+    """
+    assert len(pixels_NHWC) >= max(CHECKED_BATCHES)
+    network, spec = load_network(directory), read_spec(directory)
+    with new_file(out) as aside:
+        _write(network, spec, aside, with_preprocess)
+        _check_shapes(aside, out, network)
+        _check_logits(aside, out, network, spec, pixels_NHWC, with_preprocess)
+
+
+def _write(network: nn.Module, spec: NetworkSpec, path: Path, with_preprocess: bool) -> None:
+    channels, height, width = spec.input_shape
+    module = WithPreprocess(network, spec.mean, spec.std).eval() if with_preprocess else network
+    shape = (2, height, width, channels) if with_preprocess else (2, channels, height, width)
+    example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
+    with _quiet():
+        program = torch.onnx.export(
+            module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
+            output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:  # the exporter leaves stack traces, with this machine's paths, on every node
+        del node.metadata_props[:]
+        node.doc_string = ""
+    if with_preprocess:
+        for tensor in model.graph.initializer:
+            tensor.name = tensor.name.removeprefix("network.")
+        for node in model.graph.node:
+            node.input[:] = [name.removeprefix("network.") for name in node.input]
+    onnx.helper.set_model_props(model, _metadata(network, spec, model, with_preprocess))
+    onnx.checker.check_model(model)
+    onnx.save_model(model, str(path))
+
+
+def _metadata(network: nn.Module, spec: NetworkSpec, model: onnx.ModelProto, with_preprocess: bool) -> dict[str, str]:
+    """What the file says of itself; every value is JSON."""
+    channels, height, width = spec.input_shape
+    cost = total_cost(network, (channels, height, width))
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    about = {key: spec.about.get(key) for key in ("data", "method", "peer", "ratio", "achieved_ratio", "ratio_of", "top1", "commit")}
+    record = {
+        "architecture": spec.arch, **about, "class_names": spec.class_names, "input_shape": spec.input_shape,
+        "mean": spec.mean, "std": spec.std, "with_preprocess": with_preprocess, "precision": "fp32",
+        "params": cost.params, "macs": cost.macs, "opset": opset,
+    }  # fmt: skip
+    return {key: json.dumps(value) for key, value in record.items()}
+
+
+def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
+    """Every convolution and linear layer is in the file, as dense and as narrow as in the network."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
+    wrong = [
+        f"{name} is {shapes.get(f'{name}.weight', 'missing')} instead of {list(module.weight.shape)}"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and shapes.get(f"{name}.weight") != list(module.weight.shape)
+    ]
+    if wrong:
+        raise InputError(f"{out} was not written: the exporter changed {'; '.join(wrong[:5])}; try another torch version")
+
+
+def _check_logits(
+    path: Path, out: Path, network: nn.Module, spec: NetworkSpec, pixels_NHWC: Tensor, with_preprocess: bool
+) -> None:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = normalise(pixels_NHWC, spec.mean, spec.std).contiguous()
+    for batch in CHECKED_BATCHES:
+        fed = pixels_NHWC[:batch].numpy() if with_preprocess else images[:batch].numpy()
+        (got,) = session.run([OUTPUT], {INPUT: fed})
+        with torch.inference_mode():
+            expected = network(images[:batch]).numpy()
+        apart = float(np.abs(np.asarray(got) - expected).max())
+        if not apart <= PARITY:
+            raise InputError(
+                f"{out} was not written: at batch {batch} ONNX Runtime's logits are {apart:.2g} from torch's, "
+                f"allowed is {PARITY:g}; report this with the run's spec.json"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's commentary, which is about its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
