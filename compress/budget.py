@@ -109,9 +109,7 @@ def _fill(graph: ChannelGraph, start_G: np.ndarray, rate_G: np.ndarray) -> list[
     pairs = [[g for g in (layer.out_group, layer.in_group) if g is not None] for layer in graph.layers]
     path = [start_G.astype(float)]
     while rate_G.any():
-        steps = [
-            (cap - x_G[pair].sum()) / speed if (speed := rate_G[pair].sum()) > 0 else np.inf for pair in pairs
-        ]
+        steps = [(cap - x_G[pair].sum()) / speed if (speed := rate_G[pair].sum()) > 0 else np.inf for pair in pairs]
         step = max(0.0, min(steps))
         x_G = x_G + step * rate_G
         for pair, needed in zip(pairs, steps, strict=True):
@@ -161,9 +159,7 @@ def _round(  # type: ignore[no-untyped-def]
 
     while (short := np.flatnonzero(graph.layer_sizes(counts(place_G), "params") < least_L)).size:
         layer = graph.layers[short[0]]
-        growable = [
-            g for g in (layer.out_group, layer.in_group) if g in free and place_G[g] < len(steps[g]) - 1
-        ]
+        growable = [g for g in (layer.out_group, layer.in_group) if g in free and place_G[g] < len(steps[g]) - 1]
         place_G[min(growable, key=lambda g: counts(place_G)[g] / graph.full[g])] += 1
     while True:
         moves = []

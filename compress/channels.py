@@ -79,12 +79,14 @@ def read_channels(network: nn.Sequential, input_shape: tuple[int, int, int]) -> 
     """The channel groups of the full network `network` for images [C, H, W]."""
     graph = _dependency_graph(network, input_shape)
     names = {module: name for name, module in network.named_modules()}
-    groups, sized = [], {"out": {}, "in": {}}  # type: ignore[var-annotated]
+    groups: list[ChannelGroup] = []
+    sized: dict[str, dict[str, int]] = {"out": {}, "in": {}}
     roots = graph.get_all_groups(
         ignored_layers=[network.get_submodule("head.fc")], root_module_types=[nn.Conv2d, nn.Linear]
     )
     for index, members in enumerate(roots):
-        producers, consumers = [], []
+        producers: list[str] = []
+        consumers: list[str] = []
         for dependency, channels in members:
             module = dependency.target.module
             if module not in names or not any(True for _ in module.parameters(recurse=False)):
@@ -138,9 +140,8 @@ def cut_channels(
     graph = _dependency_graph(network, input_shape)
     for root, indices in kept.items():
         module = network.get_submodule(root)
-        channels = module.weight.shape[0]
-        assert isinstance(channels, int)
-        gone = sorted(set(range(channels)) - set(indices.tolist()))
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        gone = sorted(set(range(len(module.weight))) - set(indices.tolist()))
         if gone:
             pruner = graph.get_pruner_of_module(module)
             graph.get_pruning_group(module, pruner.prune_out_channels, gone).prune()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import nn
@@ -70,7 +71,7 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
         for r in records
         if config.trunk_ratio and r["achieved_ratio"] - r["ratio"] > 0.02
     ]
-    for first, second in zip(records, records[1:], strict=False):
+    for first, second in itertools.pairwise(records):
         if first["stage_channels"] == second["stage_channels"] and first["params"] == second["params"]:
             notes.append(f"peers {first['peer']} and {second['peer']} have the same widths")
     return notes
@@ -85,7 +86,11 @@ def print_share_choices(scored: Scored, config: TrainConfig) -> None:
                 scored, list(config.ratios), share, config.ratio_of, config.divisor, config.trunk_ratio, advise=False
             )
             smallest = plans[0]
-            cells = [f"{smallest.macs / 1e6:,.2f} M", f"{smallest.macs / scored.graph.macs:.3f}", f"{smallest.params:,}"]
+            cells = [
+                f"{smallest.macs / 1e6:,.2f} M",
+                f"{smallest.macs / scored.graph.macs:.3f}",
+                f"{smallest.params:,}",
+            ]
         except OutOfReachError as error:
             cells = ["out of reach", str(error).split(":")[0], ""]
         rows.append([share + (" (chosen)" if share == config.sharing else ""), *cells])

@@ -15,9 +15,7 @@ METHODS = ("wml", "wml-p", "independent")
 def cross_entropies(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     """Each peer's cross-entropy CE(z_i, Y), mean over the batch; float32 [P]."""
     peers, batch, classes = logits_PBC.shape
-    each_PB = F.cross_entropy(
-        logits_PBC.reshape(peers * batch, classes), labels_B.repeat(peers), reduction="none"
-    )
+    each_PB = F.cross_entropy(logits_PBC.reshape(peers * batch, classes), labels_B.repeat(peers), reduction="none")
     return each_PB.view(peers, batch).mean(1)
 
 

@@ -130,9 +130,7 @@ def _plan_peer(
     target = (1 - ratio) * full
     if graph.size(counts_G, ratio_of) <= target:  # a ratio of 0, or the trunk has given enough
         return counts_G, ratio
-    counts_G, least = choose_counts(
-        graph, scored.layer_importance, counts_G, free_G, target, ratio_of, divisor
-    )
+    counts_G, least = choose_counts(graph, scored.layer_importance, counts_G, free_G, target, ratio_of, divisor)
     return counts_G, 1 - least / full
 
 
@@ -147,9 +145,7 @@ def _peer_plan(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str
     return PeerPlan(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
 
 
-def _advice(
-    scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float
-) -> str:
+def _advice(scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float) -> str:
     """Which options would let every peer have its ratio."""
 
     def works(share: str, trunk_ratio: float) -> bool:

@@ -53,8 +53,7 @@ def peer_weight_gradient(
         return result if result.dtype == torch.float64 else result.float()
 
     stepped = {
-        name: (parameter - inner_lr * inner_gradients[name]).requires_grad_()
-        for name, parameter in parameters.items()
+        name: (parameter - inner_lr * inner_gradients[name]).requires_grad_() for name, parameter in parameters.items()
     }
     omega_P = weight_P.detach().clone().requires_grad_()
     outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)

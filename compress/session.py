@@ -122,7 +122,7 @@ def _train_phase(
     """Train `family` to the end of its epochs and put its best weights back into it."""
     from torch.utils.tensorboard import SummaryWriter
 
-    family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    family.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(family, config)
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
     if resume:
@@ -180,7 +180,9 @@ def _save_peers(
             directory = aside / str(record["peer"])
             directory.mkdir()
             about = {**_about(config, data), **record, "top1": accuracy, "family": family_about}
-            save_network(family.peer(record["peer"]), _spec(family.peer(record["peer"]), config, data, about), directory)
+            save_network(
+                family.peer(record["peer"]), _spec(family.peer(record["peer"]), config, data, about), directory
+            )
 
 
 def _save_baseline(
@@ -258,6 +260,8 @@ def _check_baseline(config: TrainConfig, name: Path, data: Data) -> None:
         "epochs": config.epochs, "train_images": data.record.train, "data": config.data,
     }  # fmt: skip
     theirs = {"arch": spec.arch, "input_shape": spec.input_shape, "mean": spec.mean, **spec.about}
-    differing = [f"{key} {theirs.get(key)} there, {value} here" for key, value in mine.items() if theirs.get(key) != value]
+    differing = [
+        f"{key} {theirs.get(key)} there, {value} here" for key, value in mine.items() if theirs.get(key) != value
+    ]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")

@@ -19,11 +19,14 @@ STATE_FILE, MODEL_FILE, BEST_FILE, MOMENTUM_FILE = (
 )  # fmt: skip
 
 
+PHASES = ("family", "baseline")
+
+
 @dataclass
 class TrainState:
     """Where one phase of a run stands, besides the network's own weights."""
 
-    phase: str  # "family" or "baseline"
+    phase: str  # one of PHASES
     peer_weights: list[float]
     epoch: int = 0  # epochs done
     step: int = 0
@@ -35,11 +38,10 @@ class TrainState:
 
 def save_state(directory: Path, state: TrainState, network: nn.Module, optimizer: torch.optim.SGD) -> None:
     """Replace the checkpoint in `directory`; a kill or a full disk leaves the former one good."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
     momentum = {
-        names[parameter]: values["momentum_buffer"]
-        for parameter, values in optimizer.state.items()
-        if values.get("momentum_buffer") is not None
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in network.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
     }
     with new_directory(directory) as aside:
         _write(aside / MODEL_FILE, network.state_dict())
@@ -55,7 +57,10 @@ def peek_phase(directory: Path) -> str | None:
     recover_directory(directory)
     if not directory.is_dir():
         return None
-    return str(_read_state(directory).get("phase"))
+    phase = _read_state(directory).get("phase")
+    if phase not in PHASES:
+        raise InputError(f"{directory / STATE_FILE} is damaged (phase {phase!r}); {_REMEDY}")
+    return phase
 
 
 def load_state(directory: Path, network: nn.Module, optimizer: torch.optim.SGD) -> TrainState:

@@ -47,7 +47,9 @@ def choose_device(device: str, precision: str) -> Device:
     # Without AVX-512 a CPU emulates bf16, some 15 times slower than its float32.
     native = torch.cuda.is_bf16_supported() if name == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if precision == "bf16" and not native:
-        raise InputError(f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32")
+        raise InputError(
+            f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32"
+        )
     return Device(name, bf16=precision == "bf16" or (precision == "auto" and native))
 
 

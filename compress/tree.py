@@ -23,7 +23,9 @@ def sharing_tree(peers: int, stages: list[str], share: str) -> list[Partition]:
     everybody: Partition = (tuple(range(1, peers + 1)),)
     private: Partition = tuple((peer,) for peer in everybody[0])
     if share not in share_choices(stages):
-        raise InputError(f"unknown --share {share!r} for this network; choose one of {', '.join(share_choices(stages))}")
+        raise InputError(
+            f"unknown --share {share!r} for this network; choose one of {', '.join(share_choices(stages))}"
+        )
     if share == "none":
         return [private] * len(stages)
     if share in stages:
@@ -32,7 +34,7 @@ def sharing_tree(peers: int, stages: list[str], share: str) -> list[Partition]:
     tree: list[Partition] = [everybody, everybody]
     while len(tree) < len(stages) - 2:
         tree.append(tuple(half for group in tree[-1] for half in _halves(group)))
-    return tree[: len(stages) - 2] + [private, private]
+    return [*tree[: len(stages) - 2], private, private]
 
 
 def _halves(group: tuple[int, ...]) -> Partition:

@@ -92,7 +92,10 @@ def _metadata(network: nn.Module, spec: NetworkSpec, model: onnx.ModelProto, wit
     channels, height, width = spec.input_shape
     cost = total_cost(network, (channels, height, width))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    about = {key: spec.about.get(key) for key in ("data", "method", "peer", "ratio", "achieved_ratio", "ratio_of", "top1", "commit")}
+    about = {
+        key: spec.about.get(key)
+        for key in ("data", "method", "peer", "ratio", "achieved_ratio", "ratio_of", "top1", "commit")
+    }
     record = {
         "architecture": spec.arch, **about, "class_names": spec.class_names, "input_shape": spec.input_shape,
         "mean": spec.mean, "std": spec.std, "with_preprocess": with_preprocess, "precision": "fp32",
@@ -110,7 +113,9 @@ def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear) and shapes.get(f"{name}.weight") != list(module.weight.shape)
     ]
     if wrong:
-        raise InputError(f"{out} was not written: the exporter changed {'; '.join(wrong[:5])}; try another torch version")
+        raise InputError(
+            f"{out} was not written: the exporter changed {'; '.join(wrong[:5])}; try another torch version"
+        )
 
 
 def _check_logits(

@@ -70,8 +70,6 @@ def _stage(
     width_out = planes * block.expansion
     shortcut = None
     if stride != 1 or width_in != width_out:
-        shortcut = nn.Sequential(
-            nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out)
-        )
+        shortcut = nn.Sequential(nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out))
     first = block(width_in, planes, stride, shortcut)
     return nn.Sequential(first, *(block(width_out, planes) for _ in range(depth - 1)))

@@ -9,8 +9,21 @@ from typing import Any
 import click
 
 import wmlc
+from wmlc.bench.config import DEVICES, ENGINE_NAMES, BenchConfig
 from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
 from wmlc.errors import GateError, InputError
+
+
+class Fixable(click.ClickException):
+    """Shown as one line; the caller can act on it."""
+
+    exit_code = InputError.exit_code
+
+
+class GateMissed(click.ClickException):
+    """Shown as one line; the numbers were made and written, and miss a bound."""
+
+    exit_code = GateError.exit_code
 
 
 class Cli(click.Group):
@@ -19,21 +32,21 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (InputError, GateError) as error:
-            raise _one_line(str(error), error.exit_code) from error
+        except InputError as error:
+            raise Fixable(_one_line(error)) from error
+        except GateError as error:
+            raise GateMissed(_one_line(error)) from error
         except click.MissingParameter:
             raise
         except click.BadParameter as error:  # a wrong value, not a wrong command line
-            raise _one_line(error.format_message(), InputError.exit_code) from error
+            raise Fixable(error.format_message()) from error
         except OSError as error:
             place = f": {error.filename}" if error.filename else ""
-            raise _one_line(f"{error.strerror or error}{place}", InputError.exit_code) from error
+            raise Fixable(f"{error.strerror or error}{place}") from error
 
 
-def _one_line(message: str, code: int) -> click.ClickException:
-    exception = click.ClickException(" ".join(message.split()))
-    exception.exit_code = code
-    return exception
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
@@ -53,7 +66,9 @@ def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
 
 
 PATH = click.Path(path_type=Path)
-run_option = click.option("--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]")
+run_option = click.option(
+    "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
+)
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 
 
@@ -82,7 +97,10 @@ def main() -> None:
 @setting("ratios", "Pruning ratio of each peer, up to 8.", metavar="R,R,…", callback=lambda c, p, v: _numbers(v))
 @setting("ratio_of", "What a ratio is a share of.")
 @setting("saliency", "Score that decides what is cut.")
-@setting("share", "tree, none, or the last stage that all peers share (stem, stage1, …).  [default: tree; none if independent]")
+@setting(
+    "share",
+    "tree, none, or the last stage that all peers share (stem, stage1, …).  [default: tree; none if independent]",
+)
 @setting("trunk_ratio", "Cut the shared stages too, by this share, for every peer.")
 @setting("divisor", "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.")
 @setting("method", "How the peers learn.")
@@ -98,7 +116,9 @@ def main() -> None:
 @setting("schedule", "Learning-rate schedule.")
 @setting("warmup_epochs", "Epochs of linear warm-up.")
 @setting("clip", "Clip the gradient's norm to this.", type=float)
-@click.option("--baseline", "baseline_from", metavar="RUN", help="Take the baseline from another run instead of training it.")
+@click.option(
+    "--baseline", "baseline_from", metavar="RUN", help="Take the baseline from another run instead of training it."
+)
 @click.option("--no-baseline", is_flag=True, help="Do without the unpruned baseline.")
 @setting("seed", "Seed of initialisation, split, order and augmentation.")
 @setting("device", "Where to train.")
@@ -134,9 +154,17 @@ def train(
 
 @main.command()
 @run_option
-@click.option("--peer", required=True, metavar="K|all|baseline", help="Which network, peers counted from 1, the smallest first.")
-@click.option("--out", type=PATH, required=True, help="FILE.onnx, or a directory for spec.json and weights.safetensors.")
-@click.option("--with-preprocess", is_flag=True, help="Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file.")
+@click.option(
+    "--peer", required=True, metavar="K|all|baseline", help="Which network, peers counted from 1, the smallest first."
+)
+@click.option(
+    "--out", type=PATH, required=True, help="FILE.onnx, or a directory for spec.json and weights.safetensors."
+)
+@click.option(
+    "--with-preprocess",
+    is_flag=True,
+    help="Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file.",
+)
 @force_option
 def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, force: bool) -> None:
     """Write a peer as a standalone dense network.
@@ -152,6 +180,51 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
         say(f"wrote {path} ({_size(path):,} bytes)")
 
 
+@main.command()
+@run_option
+@click.option(
+    "--engine",
+    default=BenchConfig.engine,
+    show_default=True,
+    metavar="|".join(ENGINE_NAMES),
+    help="What runs the networks: PyTorch, ONNX Runtime or TensorRT.",
+)
+@click.option(
+    "--batch", "batches", default="1", show_default=True, metavar="B,B,…", help="Images a call; one table for each."
+)
+@click.option("--threads", default=BenchConfig.threads, show_default=True, help="CPU threads of each engine, pinned.")
+@click.option(
+    "--device", default=BenchConfig.device, show_default=True, metavar="|".join(DEVICES), help="Where the engine runs."
+)
+@click.option(
+    "--seconds", default=BenchConfig.seconds, show_default=True, help="Time to spend on each network and batch size."
+)
+@click.option(
+    "--seed", default=BenchConfig.seed, show_default=True, help="Seed of the interleaving and of the bootstrap."
+)
+@click.option("--no-accuracy", is_flag=True, help="Time only; leave top-1 unmeasured.")
+@click.option("--max-drop", type=float, metavar="X", help="Exit with 3 if a peer loses more than X top-1 points.")
+@click.option("--min-speedup", type=float, metavar="X", help="Exit with 3 if a peer is less than X times as fast.")
+@click.option(
+    "--out", type=PATH, metavar="FILE.json", help="Where to write the record.  [default: bench.json in the run]"
+)
+def bench(run_name: Path | None, batches: str, no_accuracy: bool, out: Path | None, **settings: Any) -> None:
+    """Is it really faster, and what did it cost?
+
+    Times the baseline and every peer by turns, each engine in a process of its own, and measures top-1
+    on the whole test set through the same engine. What could not be measured is left empty, with the reason.
+    """
+    config = BenchConfig(batches=_whole_numbers(batches), accuracy=not no_accuracy, **settings)
+    from wmlc.bench.session import bench_run
+    from wmlc.export.extract import onnx_files
+    from wmlc.run import find_run, open_run_data
+
+    run = find_run(run_name)
+    data = open_run_data(run)
+    files = dict(onnx_files(run, data)) if config.engine == "ort" else {}
+    bench_run(run, config, files, data, out or run.bench)
+
+
 @main.command("list")
 def list_runs() -> None:
     """Show the runs and their peers."""
@@ -164,6 +237,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """The numbers in "1,8"."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--batch must be whole numbers with commas between them, like 1,8; got {text!r}") from None
+
+
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     """The numbers in "0.7,0.5"."""
     if text is None:
@@ -171,4 +252,6 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got {text!r}") from None
+        raise InputError(
+            f"--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got {text!r}"
+        ) from None

@@ -150,8 +150,7 @@ class Data:
         count = len(self._split[0])
         if batch_size > count:
             raise InputError(
-                f"a batch of {batch_size} is more than the {count} images trained on; "
-                f"pass --batch-size {count} or less"
+                f"a batch of {batch_size} is more than the {count} images trained on; pass --batch-size {count} or less"
             )
         return count // batch_size
 

@@ -26,7 +26,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield aside
         _flush(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         _flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -49,8 +49,8 @@ def new_directory(path: Path) -> Iterator[Path]:
         former = path.with_name(path.name + ".former")
         if path.exists():
             shutil.rmtree(former, ignore_errors=True)
-            os.replace(path, former)
-        os.replace(aside, path)
+            path.replace(former)
+        aside.replace(path)
         _flush(path.parent)
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
@@ -60,10 +60,12 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def recover_directory(path: Path) -> None:
-    """Put back a directory that a kill caught between `new_directory`'s two renames."""
+    """Clear up after a kill in `new_directory`: what it was writing goes, what it had moved away comes back."""
+    for aside in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(aside, ignore_errors=True)
     former = path.with_name(path.name + ".former")
     if former.is_dir() and not path.exists():
-        os.replace(former, path)
+        former.replace(path)
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -110,7 +110,7 @@ def select_peers(family: dict[str, Any], wanted: str) -> list[int]:
     if wanted == "baseline":
         if has_baseline:
             return [BASELINE]
-        raise InputError("this run has no baseline (it was trained with --no-baseline); " f"--peer may be {allowed}")
+        raise InputError(f"this run has no baseline (it was trained with --no-baseline); --peer may be {allowed}")
     if not wanted.isdecimal() or not 1 <= int(wanted) <= count:
         raise InputError(f"--peer must be {allowed}, got {wanted!r}")
     return [int(wanted)]
