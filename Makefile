@@ -22,11 +22,11 @@ test: $(VENV)/.installed
 
 ## benchmarks: the numbers in docs/results.md; run them on an otherwise idle machine
 bench-training: $(VENV)/.installed
-	$(BIN)/python bench/training_cost.py
+	$(BIN)/python tests/benchmarks/training_cost.py
 bench-speedup: $(VENV)/.installed
-	$(BIN)/python bench/paid_out.py
+	$(BIN)/python tests/benchmarks/paid_out.py
 bench-overhead: $(VENV)/.installed
-	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/family-baseline.onnx
+	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/baseline.onnx
 
 # uv installs in a fraction of pip's time; both read the same constraints
 $(VENV)/.installed: pyproject.toml constraints.txt

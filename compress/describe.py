@@ -91,8 +91,8 @@ def print_share_choices(scored: Scored, config: TrainConfig) -> None:
                 f"{smallest.macs / scored.graph.macs:.3f}",
                 f"{smallest.params:,}",
             ]
-        except OutOfReachError as error:
-            cells = ["out of reach", str(error).split(":")[0], ""]
+        except OutOfReachError:
+            cells = ["out of reach", "", ""]
         rows.append([share + (" (chosen)" if share == config.sharing else ""), *cells])
     print_table("the smallest peer under each --share", ["--share", "MACs", "of full", "params"], rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,12 @@ def load_network(directory: Path) -> nn.Sequential:
     """The network saved in `directory`, dense, in eval mode, on the CPU; see `wmlc.load`."""
     spec = read_spec(directory)
     channels, height, width = spec.input_shape
-    with torch.device("meta"):
-        network = build_network(spec.arch, len(spec.class_names), (channels, height, width))
-    cut_to_widths(network, spec.widths)
+    try:
+        with torch.device("meta"):
+            network = build_network(spec.arch, len(spec.class_names), (channels, height, width))
+        cut_to_widths(network, spec.widths)
+    except InputError as error:
+        raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None
     network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network), assign=True)
     return network.eval().requires_grad_(True)
 
@@ -73,16 +77,21 @@ def _fault(spec: NetworkSpec) -> str | None:
     """What is wrong with a record's values, or None."""
     if not isinstance(spec.arch, str):
         return f"arch must be a name, got {spec.arch!r}"
-    if not (isinstance(spec.class_names, list) and spec.class_names):
-        return "class_names must list at least one class"
+    names = spec.class_names
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return "class_names must list at least one class, as texts"
     shape = spec.input_shape
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
         return f"input_shape must be [channels, height, width], got {shape!r}"
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if not (isinstance(values, list) and len(values) == shape[0] and all(isinstance(v, float) for v in values)):
             return f"{name} must hold {shape[0]} numbers, got {values!r}"
+        if not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+            return f"{name} must hold finite numbers, and a deviation be above 0, got {values!r}"
     if not isinstance(spec.widths, dict):
         return f"widths must be an object, got {type(spec.widths).__name__}"
+    if not isinstance(spec.about, dict):
+        return f"about must be an object, got {type(spec.about).__name__}"
     return None
 
 
@@ -95,15 +104,16 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is missing, so there are no weights to load; {remedy}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); {remedy}") from None
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unexpected" for name in tensors if name not in expected]
     wrong += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}, expected {dtype} {list(shape)}"
+        for name, (shape, dtype) in expected.items()
+        if name in tensors and (tensors[name].shape, tensors[name].dtype) != (shape, dtype)
     ]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise InputError(f"{path} does not hold the network that {SPEC_FILE} records: {shown}; {remedy}")
-    return tensors
+    # cloned: safetensors hands out views at any offset, and a kernel may round differently on unaligned memory
+    return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -39,6 +39,11 @@ def check_widths(full: nn.Module, widths: Mapping[str, Any]) -> None:
             wrong.append(f"{name} is no layer of it")
         elif not _is_cut_of(got, full_widths):
             wrong.append(f"{name} has widths {got}, allowed up to {full_widths}")
+    # what enters the first layer and leaves the last one are the image's channels and the classes: no widths
+    first, last = next(iter(allowed)), list(allowed)[-1]
+    for name, field in ((first, 1), (last, 0)):
+        if not wrong and widths[name][field] != allowed[name][field]:
+            wrong.append(f"{name} has widths {widths[name]}, but {allowed[name]} fit the record's images and classes")
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise InputError(f"the recorded widths do not fit the architecture: {shown}; extract the peer again")

@@ -1,0 +1,84 @@
+"""The machine that a bench runs on: which CPUs, which device, and whether the engine asked for can run at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from wmlc.errors import InputError
+from wmlc.run import provenance
+
+
+def allowed_cpus() -> list[int]:
+    """The CPUs that this process may run on, ascending; all of them where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pinned_cpus(threads: int) -> list[int] | None:
+    """The CPUs that engines are pinned to, one a thread; None where the system cannot pin."""
+    return allowed_cpus()[:threads] if hasattr(os, "sched_setaffinity") else None
+
+
+def choose_device(engine: str, device: str) -> str:
+    """`cpu` or `cuda`, after checking that `engine` can run there; imports torch.
+
+    Raises `InputError` where `cuda` was asked for and there is no GPU, and always for `trt`, naming
+    the first thing that it lacks: never another device or engine instead.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if engine == "trt":
+        raise InputError(f"--engine trt {_what_trt_lacks(has_gpu)}; use --engine ort or torch")
+    if device == "cuda" and not has_gpu:
+        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
+    return "cuda" if has_gpu and device != "cpu" else "cpu"
+
+
+def _what_trt_lacks(has_gpu: bool) -> str:
+    if not has_gpu:
+        return "needs an NVIDIA GPU and its driver, and torch sees none"
+    if importlib.util.find_spec("tensorrt") is None:  # found, not imported: its import loads native libraries
+        return "needs the package tensorrt, which is not installed (pip install 'wmlc[trt]')"
+    return "is not built into this version of wmlc yet"
+
+
+def read_environment(engine: str, device: str, threads: int) -> dict[str, Any]:
+    """What a record must say of where its numbers come from: hardware, threads, versions, commit, time."""
+    cpus = pinned_cpus(threads)
+    return {
+        "cpu": _cpu_name(),
+        "gpu": _gpu_name() if device == "cuda" else None,
+        "device": device,
+        "engine": engine,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "pinned_cpus": cpus,
+        "pinning": "each engine's process" if cpus is not None else f"not available on {platform.system()}",
+        "system": platform.platform(),
+        "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        **provenance(),
+    }
+
+
+def _cpu_name() -> str:
+    """The processor's model, and the widest vector instructions that torch finds in it."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0)

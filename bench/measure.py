@@ -1,0 +1,156 @@
+"""Times: how they are taken, in which order, and what they say. No outlier is ever clipped: tails are the point.
+
+N images, C channels, H height, W width, T timed calls, R rounds
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from wmlc.bench.engines import Engine, EngineFailed
+
+BURST_MS = 20.0
+MIN_CALLS = 100  # of each engine, however long they take
+RESAMPLES = 2000
+WINDOW_S = 0.1
+SETTLED = 0.02  # successive medians this near to each other, relatively
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a call, over `n` calls; percentiles are interpolated linearly, `std` is the sample's."""
+
+    mean: float
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    std: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Times as fast: the median over `n` rounds with its 95 % interval from `low` to `high`."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What it took until the times settled, if they did, and the median of the last window in milliseconds."""
+
+    calls: int
+    seconds: float
+    settled: bool
+    median_ms: float
+
+
+class Timed(Protocol):
+    """What can be timed in bursts."""
+
+    def burst(self, calls: int) -> np.ndarray:
+        """The milliseconds of each of `calls` calls [calls], after one that is not timed."""
+
+
+def time_calls(engine: Engine, images_NCHW: np.ndarray, calls: int) -> np.ndarray:
+    """The milliseconds [calls] of each call: `infer` blocks, so the clock knows nothing of devices."""
+    took_ns = np.empty(calls, dtype=np.int64)
+    infer, clock = engine.infer, time.perf_counter_ns
+    for i in range(calls):
+        start = clock()
+        infer(images_NCHW)
+        took_ns[i] = clock() - start
+    return took_ns / 1e6
+
+
+def warm_up(engine: Engine, images_NCHW: np.ndarray, most_s: float) -> WarmUp:
+    """Call until the medians of two successive pairs of windows of 0.1 s agree within 2 %, at most `most_s`."""
+    start, calls, still = time.perf_counter(), 0, 0
+    median = float(np.median(time_calls(engine, images_NCHW, 1)))
+    while True:
+        count = max(3, round(WINDOW_S * 1e3 / max(median, 1e-3)))
+        former, median = median, float(np.median(time_calls(engine, images_NCHW, count)))
+        calls += count
+        still = still + 1 if abs(median - former) <= SETTLED * former else 0
+        seconds = time.perf_counter() - start
+        if still >= 2 or seconds >= most_s:
+            return WarmUp(calls + 1, seconds, still >= 2, median)
+
+
+def burst_calls(median_ms: float) -> int:
+    """Calls to a burst of about 20 ms: long beside a switch of engines, short beside the machine's moods."""
+    return max(1, round(BURST_MS / max(median_ms, 1e-3)))
+
+
+def interleave(
+    engines: Mapping[Key, Timed],
+    calls: Mapping[Key, int],
+    seconds: float,
+    seed: int,
+    on_round: Callable[[], None] = lambda: None,
+) -> tuple[dict[Key, list[np.ndarray]], dict[Key, str]]:
+    """Time all engines by turns: in a round each runs one burst, in an order drawn anew.
+
+    Goes on for `seconds` an engine, and until each was called 100 times. Args: the calls to a burst
+    of each engine. Returns each engine's bursts [R][calls] in milliseconds, and the reasons of those
+    that failed on the way and have none.
+    """
+    draw, live, failures = np.random.default_rng(seed), list(engines), dict[Key, str]()
+    bursts: dict[Key, list[np.ndarray]] = {key: [] for key in live}
+    start, rounds = time.perf_counter(), 0
+    while live and (
+        time.perf_counter() - start < seconds * len(live) or rounds * min(calls[key] for key in live) < MIN_CALLS
+    ):
+        for place in draw.permutation(len(live)):
+            key = live[place]
+            try:
+                bursts[key].append(engines[key].burst(calls[key]))
+            except EngineFailed as error:
+                failures[key] = str(error)
+        live = [key for key in live if key not in failures]
+        rounds += 1
+        on_round()
+    return {key: bursts[key] for key in live}, failures
+
+
+def latency(times_ms_T: np.ndarray) -> Latency:
+    """What the times [T] in milliseconds say."""
+    p50, p90, p99 = np.percentile(times_ms_T, [50, 90, 99])
+    return Latency(
+        mean=float(times_ms_T.mean()),
+        min=float(times_ms_T.min()),
+        p50=float(p50),
+        p90=float(p90),
+        p99=float(p99),
+        std=float(times_ms_T.std(ddof=1)) if len(times_ms_T) > 1 else 0.0,
+        n=len(times_ms_T),
+    )
+
+
+def speedup(baseline_bursts: list[np.ndarray], peer_bursts: list[np.ndarray], seed: int) -> Speedup:
+    """The baseline's time over the peer's, round by round: `paired_ratio` of the medians of their bursts."""
+    baseline_R, peer_R = ([np.median(burst) for burst in bursts] for bursts in (baseline_bursts, peer_bursts))
+    return paired_ratio(np.array(baseline_R), np.array(peer_R), seed)
+
+
+def paired_ratio(above_R: np.ndarray, below_R: np.ndarray, seed: int) -> Speedup:
+    """exp(median_r log(above_r / below_r)) with its 95 % percentile bootstrap interval over 2,000 resamples.
+
+    What slows both halves of a round cancels in its ratio. Args: positive times [R] of the same rounds.
+    """
+    log_R = np.log(above_R) - np.log(below_R)
+    draw, rounds = np.random.default_rng(seed), len(log_R)
+    medians = [np.median(log_R[draw.integers(rounds, size=rounds)]) for _ in range(RESAMPLES)]
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return Speedup(float(np.exp(np.median(log_R))), float(np.exp(low)), float(np.exp(high)), rounds)

@@ -1,0 +1,186 @@
+"""A whole bench: open an engine a network, check its answers, time all by turns, write and print what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmlc.bench import accuracy, measure
+from wmlc.bench.config import BenchConfig
+from wmlc.bench.engines import ENGINES, LIBRARIES, EngineFailed
+from wmlc.bench.machine import choose_device, pinned_cpus, read_environment
+from wmlc.bench.report import missed_gates, print_bench
+from wmlc.bench.rows import Found, Subject, bench_notes, make_row
+from wmlc.bench.worker import Seat, Worker
+from wmlc.console import progress, say
+from wmlc.data import Data
+from wmlc.errors import GateError, InputError
+from wmlc.files import write_json
+from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
+from wmlc.models.cost import total_cost
+from wmlc.run import BASELINE, Run, peer_name, read_family, select_peers
+
+MOST_WARM_UP_S = 0.5  # or `seconds` if that is more
+SMALL_SIDE, SMALL_BATCH, LARGE_BATCH = 64, 256, 32  # images a call on the way through the test set
+
+
+def bench_run(run: Run, config: BenchConfig, files: Mapping[int, Path], data: Data, out: Path) -> dict[str, Any]:
+    """Measure every peer of `run` and its baseline, write the record to `out`, print it and return it.
+
+    Args: the ONNX file of each network by peer number, for the engine `ort`; `data` on the CPU.
+    Raises `InputError` for what the caller can fix, before anything is written, and `GateError` for
+    a gate that was missed, after everything is written and printed.
+    """
+    device = choose_device(config.engine, config.device)
+    subjects = read_subjects(run, config.engine, files)
+    environment = read_environment(config.engine, device, config.threads)
+    threads = f"{config.threads} thread{'s' * (config.threads > 1)}"
+    say(f"benching {len(subjects)} networks of {run.root} with {config.engine} on {device}, {threads} each")
+    found = find(subjects, config, device, data)
+    rows = [make_row(subject, batch, found, config) for batch in config.batches for subject in subjects]
+    record = {
+        "environment": {**environment, "provider": found.provider},
+        "settings": asdict(config),
+        "data": {"name": data.config.name, "test_images": data.test_count()},
+        "notes": bench_notes(environment),
+        "rows": rows,
+    }
+    write_json(out, record)
+    print_bench(record, out)
+    if missed := missed_gates(rows, config):
+        raise GateError("; ".join(missed))
+    return record
+
+
+def read_subjects(run: Run, engine: str, files: Mapping[int, Path]) -> list[Subject]:
+    """The networks of `run`, the baseline first, with costs counted on the networks themselves."""
+    peers = select_peers(read_family(run), "all")
+    missing = [peer_name(peer) for peer in peers if engine == "ort" and peer not in files]
+    if missing:
+        raise InputError(f"there is no ONNX file of {', '.join(missing)}; extract them first")
+    subjects = []
+    for peer in peers:
+        directory = run.network(peer)
+        spec = read_spec(directory)
+        channels, height, width = spec.input_shape
+        cost = total_cost(load_network(directory), (channels, height, width))
+        subjects.append(
+            Subject(
+                peer=peer,
+                directory=directory,
+                source=files[peer] if engine == "ort" else directory,
+                weights=files[peer] if engine == "ort" else directory / WEIGHTS_FILE,
+                spec=spec,
+                cost=cost,
+            )
+        )
+    return subjects
+
+
+def find(subjects: list[Subject], config: BenchConfig, device: str, data: Data) -> Found:
+    """Everything that is measured: agreement with torch first, then top-1, then times."""
+    _, height, width = subjects[0].spec.input_shape
+    call = SMALL_BATCH if max(height, width) <= SMALL_SIDE else LARGE_BATCH
+    pixels_NHWC = first_pixels(data, subjects[0], max(call, *config.batches))
+    baseline = next((s for s in subjects if s.peer == BASELINE), None)
+    found = Found(baseline_macs=baseline.cost.macs if baseline else None)
+    with ExitStack() as stack:
+        workers = {s.peer: stack.enter_context(Worker(_seat(s, config, device))) for s in subjects}
+        _await_engines(workers, found)
+        for subject in subjects:
+            _check_agreement(subject, workers[subject.peer], pixels_NHWC[:call], found)
+        if config.accuracy:
+            live = found.live(workers)
+            found.top1, failures = accuracy.top1_percent(live, data.test_pixels(call), data.test_count())
+            found.failures |= failures
+        for batch in config.batches:
+            _time(found.live(workers), _repeat_to(pixels_NHWC, batch), batch, config, found)
+    return found
+
+
+def first_pixels(data: Data, subject: Subject, count: int) -> np.ndarray:
+    """uint8 [N, H, W, C]: the first test images, up to `count`; `InputError` where they do not fit the network."""
+    pixels_NHWC = next(iter(data.test_pixels(count)))[0].numpy()
+    channels, height, width = subject.spec.input_shape
+    if pixels_NHWC.shape[1:] != (height, width, channels):
+        got = " x ".join(map(str, pixels_NHWC.shape[1:]))
+        raise InputError(
+            f"the test images are {got}, {subject.name} takes {height} x {width} x {channels} (height, width, "
+            "channels); bench with the data set that the run was trained on"
+        )
+    return pixels_NHWC
+
+
+def _repeat_to(pixels_NHWC: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` images, from the start again where there are fewer."""
+    return np.take(pixels_NHWC, range(count), axis=0, mode="wrap")
+
+
+def _seat(subject: Subject, config: BenchConfig, device: str) -> Seat:
+    return Seat(
+        opener=ENGINES[config.engine],
+        path=subject.source,
+        mean=subject.spec.mean,
+        std=subject.spec.std,
+        threads=config.threads,
+        device=device,
+        cpus=pinned_cpus(config.threads),
+        libraries=LIBRARIES[config.engine],
+    )
+
+
+def _await_engines(workers: Mapping[int, Worker], found: Found) -> None:
+    with progress("opening engines", len(workers), "engines") as advance:
+        for peer, worker in workers.items():
+            try:
+                found.provider, found.precision[peer] = worker.ready()
+            except EngineFailed as error:
+                found.failures[peer] = str(error)
+            advance(1)
+
+
+def _check_agreement(subject: Subject, worker: Worker, pixels_NHWC: np.ndarray, found: Found) -> None:
+    """Engines that disagree with torch get no numbers."""
+    if subject.peer in found.failures:
+        return
+    try:
+        difference = accuracy.parity(worker, subject.directory, pixels_NHWC)
+        reason = accuracy.disagreement(difference, found.precision[subject.peer])
+        found.parity[subject.peer] = difference
+    except EngineFailed as error:
+        reason = str(error)
+    if reason is not None:
+        found.failures[subject.peer] = reason
+
+
+def _time(
+    workers: Mapping[int, Worker], pixels_NHWC: np.ndarray, batch: int, config: BenchConfig, found: Found
+) -> None:
+    """Warm every engine up on `pixels_NHWC`, then time them all by turns."""
+    most_s = max(MOST_WARM_UP_S, config.seconds)
+    calls = {}
+    for peer, worker in workers.items():
+        try:
+            warm = found.warm_ups[peer, batch] = worker.warm_up(pixels_NHWC, most_s)
+            calls[peer] = measure.burst_calls(warm.median_ms)
+        except EngineFailed as error:
+            found.failures[peer] = str(error)
+    warmed = {peer: workers[peer] for peer in calls}
+    rounds = _expected_rounds(calls, {peer: found.warm_ups[peer, batch].median_ms for peer in calls}, config.seconds)
+    with progress(f"timing, batch {batch}", rounds, "rounds") as advance:
+        bursts, failures = measure.interleave(warmed, calls, config.seconds, config.seed, lambda: advance(1))
+    found.bursts |= {(peer, batch): times for peer, times in bursts.items()}
+    found.failures |= failures
+
+
+def _expected_rounds(calls: Mapping[int, int], median_ms: Mapping[int, float], seconds: float) -> int:
+    """About how many rounds `measure.interleave` will run, for the progress bar."""
+    if not calls:
+        return 0
+    round_s = sum((calls[peer] + 1) * median_ms[peer] for peer in calls) / 1e3
+    return max(round(seconds * len(calls) / round_s), -(-measure.MIN_CALLS // min(calls.values())))

@@ -1,0 +1,135 @@
+"""What a step of a family costs beside its peers' plain steps, in one process, by turns.
+
+    cost  = (family step + one ω update / cadence) / Σ_k (plain step of a network of peer k's size)
+    share = (one ω update / cadence) / (family step + one ω update / cadence)
+
+Run it on an idle machine: `make bench-training`. Prints a table and writes JSON with --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wmlc.compress.channels import read_channels
+from wmlc.compress.config import TrainConfig
+from wmlc.compress.family import PeerFamily, build_family
+from wmlc.compress.prune import plan_family, score_channels
+from wmlc.compress.reweigh import peer_weight_gradient
+from wmlc.compress.saliency import parameter_saliency
+from wmlc.compress.train import choose_device, train_loss
+from wmlc.compress.tree import sharing_tree
+from wmlc.models.zoo import build_network
+from wmlc.run import provenance
+
+SHAPE, CLASSES = (3, 32, 32), 10
+RATIOS = {4: [0.7, 0.5, 0.3, 0.0], 8: [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]}
+
+
+def make_family(arch: str, ratios: list[float]) -> PeerFamily:
+    """The family under the default tree and divisor, from seed 0."""
+    torch.manual_seed(0)
+    full = build_network(arch, CLASSES, SHAPE)
+    stages = list(dict(full.named_children()))
+    scores = parameter_saliency(full, torch.randn(32, *SHAPE), torch.randint(CLASSES, (32,)), "snip")
+    scored = score_channels(read_channels(full, SHAPE), scores, "snip", stages)
+    plans = plan_family(scored, ratios, "tree", "params", TrainConfig.divisor)
+    family = build_family(full, SHAPE, plans, sharing_tree(len(ratios), stages, "tree"))
+    return family.to(memory_format=torch.channels_last).train()
+
+
+def steps_of(family: PeerFamily, batch: int, config: TrainConfig) -> dict[str, Callable[[], None]]:
+    """A full training step of the family, of each peer alone, and one ω update; each leaves no trace but weights."""
+    device = choose_device(config.device, config.precision)
+    images = torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last)
+    labels, weight_P = torch.randint(CLASSES, (batch,)), torch.full((family.peers,), 1 / family.peers)
+
+    def sgd(network: torch.nn.Module) -> torch.optim.SGD:
+        return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+
+    def plain(network: torch.nn.Module, optimizer: torch.optim.SGD) -> None:
+        with device.autocast():
+            logits = network(images)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    def together(optimizer: torch.optim.SGD) -> None:
+        with device.autocast():
+            logits_PBC = family(images)
+        loss = train_loss(logits_PBC.float(), labels, weight_P, "wml", config.alpha)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        loss.item()  # the training loop reads it every step
+        optimizer.step()
+
+    def reweigh() -> None:
+        gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
+        peer_weight_gradient(
+            family, (images, labels), (images, labels), weight_P, gradients, alpha=config.alpha, inner_lr=1e-3,
+            autocast=device.autocast,
+        )  # fmt: skip
+
+    optimizer = sgd(family)
+    steps: dict[str, Callable[[], None]] = {"family": lambda: together(optimizer), "reweigh": reweigh}
+    for peer in range(1, family.peers + 1):
+        alone = copy.deepcopy(family.peer(peer)).train()
+        steps[f"peer {peer} alone"] = functools.partial(plain, alone, sgd(alone))
+    return steps
+
+
+def time_steps(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds [rounds] of each step, all run once a round in an order drawn anew."""
+    draw, times = random.Random(0), {name: np.empty(rounds) for name in steps}
+    for round_ in range(-2, rounds):  # two rounds of warm-up; the family's step comes before the first ω update
+        for name in draw.sample(list(steps), len(steps)) if round_ > -2 else steps:
+            start = time.perf_counter()
+            steps[name]()
+            if round_ >= 0:
+                times[name][round_] = 1e3 * (time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Measure four and eight peers and print what the numbers say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config, record = TrainConfig(), {**provenance(), "settings": {**vars(arguments), "json": None}}
+    for peers, ratios in RATIOS.items():
+        times = time_steps(steps_of(make_family(arguments.arch, ratios), arguments.batch, config), arguments.rounds)
+        median = {name: float(np.median(ms)) for name, ms in times.items()}
+        for name, ms in times.items():
+            low, high = np.percentile(ms, [25, 75])
+            print(f"{peers} peers  {name:<14} {median[name]:8.1f} ms  (quartiles {low:.1f} to {high:.1f}, n {len(ms)})")
+        update = median["reweigh"] / config.reweigh_every
+        alone = sum(ms for name, ms in median.items() if name.endswith("alone"))
+        cost, share = (median["family"] + update) / alone, update / (median["family"] + update)
+        record[f"{peers} peers"] = {"median_ms": median, "cost": cost, "reweigh_share": share}
+        print(
+            f"{peers} peers  cost {cost:.3f} of the sum of plain steps ({alone:.0f} ms); "
+            f"ω updates every {config.reweigh_every} steps: {share:.1%} of training time\n"
+        )
+    eight, four = record["8 peers"]["reweigh_share"], record["4 peers"]["reweigh_share"]  # type: ignore[index]
+    print(f"ω updates' share with 8 peers over 4: {eight / four:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

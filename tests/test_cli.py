@@ -1,0 +1,162 @@
+"""The command line: every mistake is one line and exit code 1, a missed gate 3, a wrong command line 2."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import wmlc
+from wmlc.cli import main
+from wmlc.run import Run
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_line(result: Result, code: int = 1) -> str:
+    """The error's text; it is the last and only line of its kind, and no traceback came with it."""
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and result.output.splitlines()[-1] == errors[0], result.output
+    assert "Traceback" not in result.output
+    return errors[0].removeprefix("Error: ")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["extract"], ["bench"], ["list"]])
+def test_help_teaches(command: list[str]) -> None:
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0 and "Usage: " in result.output
+
+
+def test_version() -> None:
+    assert wmlc.__version__ in invoke("--version").output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--epochs", "x"], "Invalid value for '--epochs': 'x' is not a valid integer."),
+        (["--arch", "resnet19"], "unknown architecture 'resnet19'; choose one of resnet20, resnet32, resnet56, "
+         "resnet18, resnet34, resnet50, resnet101, mobilenet_v2"),
+        (["--data", "mnist"], "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet"),
+        (["--ratios", "0.5,a"], "--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got '0.5,a'"),
+        (["--ratios", "1.0,0"], "ratios must be 1 to 8 numbers from 0 up to, not including, 1, got [1.0, 0.0]"),
+        (["--ratios", ",".join(["0.5"] * 9)], f"ratios must be 1 to 8 numbers from 0 up to, not including, 1, got {[0.5] * 9}"),
+        (["--share", "stage9"], "unknown --share 'stage9' for this network; choose one of tree, none, stem, stage1, stage2, stage3"),
+        (["--method", "dml"], "method must be one of wml, wml-p, independent, got 'dml'"),
+        (["--saliency", "l1"], "saliency must be one of snip, synflow, grasp, got 'l1'"),
+        (["--lr", "0"], "lr must be above 0, got 0"),
+        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--alpha", "2"], "alpha must be from 0 to 1, got 2"),
+        (["--held-out", "0.9"], "held_out must be above 0 and at most 0.5, got 0.9"),
+        (["--divisor", "0"], "divisor must be at least 1, got 0"),
+        (["--trunk-ratio", "0.95"], "trunk_ratio must be from 0 to 0.9, got 0.95"),
+        (["--data", "imagefolder"], "imagefolder needs --data-root DIR, a folder with train/ and val/ or test/"),
+        (["no-such-recipe"], "no recipe 'no-such-recipe'; give a YAML file or one of digits"),
+        (["--baseline", "no-such-run"], "no run at no-such-run or runs/no-such-run; 'wmlc list' shows the runs, 'wmlc train' makes one"),
+        (["--resume", "--epochs", "3"], "--resume takes all settings from the run; pass only --out with it"),
+    ],
+)  # fmt: skip
+def test_a_wrong_training_option_is_one_line(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert assert_one_line(invoke("train", *options)) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_command_line_is_usage() -> None:
+    assert invoke("train", "--no-such-option").exit_code == 2
+    assert invoke("extract", "--peer", "1").exit_code == 2
+
+
+def test_data_folders_with_a_fault_are_one_line(tmp_path: Path) -> None:
+    options = ["train", "--data", "imagefolder", "--data-root", tmp_path / "set", "--out", tmp_path / "run"]
+    assert str(tmp_path / "set") in assert_one_line(invoke(*options))
+    for part in ("train", "test"):
+        folder = tmp_path / "set" / part / "only"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
+    assert "class" in assert_one_line(invoke(*options))
+    for part in ("train", "test"):
+        folder = tmp_path / "set" / part / "second"
+        folder.mkdir()
+        (folder / "0.png").write_bytes(b"not an image")
+    assert "0.png" in assert_one_line(invoke(*options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_not_overwritten(run: Run) -> None:
+    before = run.family.read_bytes()
+    message = assert_one_line(invoke("train", "--epochs", "1", "--out", run.root))
+    assert message.endswith(
+        "exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
+    )
+    assert run.family.read_bytes() == before
+
+
+def test_dry_run_prints_the_family_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke("train", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for word in ("70.0%", "50.0%", "30.0%", "16*", "the smallest peer under each --share", "out of reach"):
+        assert word in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = assert_one_line(
+        invoke("extract", "--run", run.root, "--peer", "1", "--out", tmp_path / "file" / "p.onnx")
+    )
+    assert message.startswith(f"cannot write {tmp_path / 'file' / 'p.onnx'}: ")
+
+
+def test_runs_that_cannot_be_used_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    extract = ["extract", "--peer", "1", "--out", "p.onnx"]
+    assert "there is no run under runs/" in assert_one_line(invoke(*extract))
+    assert "no run at lost or runs/lost" in assert_one_line(invoke(*extract, "--run", "lost"))
+    shutil.copytree(run.root, "runs/mine")
+    Path("runs/mine/family.json").unlink()
+    assert "runs/mine is not finished" in assert_one_line(invoke(*extract))
+    assert "runs/mine is not finished" in assert_one_line(invoke("bench", "--engine", "ort"))
+    assert "not finished: 2 epochs" in invoke("list").output
+    Path("runs/mine/family.json").write_text("{")
+    assert "family.json is not a readable family record" in assert_one_line(invoke(*extract))
+    shutil.copy(run.family, "runs/mine/family.json")
+    Path("runs/mine/peers/1/spec.json").write_text('{"arch": "resnet20"')
+    assert "spec.json is not a readable network record" in assert_one_line(invoke(*extract))
+    assert not Path("p.onnx").exists()
+
+
+def test_an_onnx_file_that_is_damaged_stops_the_bench(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    (tmp_path / "run" / "onnx").mkdir(exist_ok=True)
+    for name in ("baseline", "peer1", "peer2"):
+        (tmp_path / "run" / "onnx" / f"{name}.onnx").write_bytes(b"\x08\x0a")
+    message = assert_one_line(invoke("bench", "--run", tmp_path / "run", "--seconds", "0.1"))
+    assert ".onnx" in message and "extract it again" in message
+
+
+def test_bench_gates_exit_with_three_after_the_table(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    result = invoke(
+        "bench", "--run", run.root, "--engine", "ort", "--seconds", "0.1", "--min-speedup", "1000", "--out", out
+    )
+    assert "peer1 at batch 1: speed-up" in assert_one_line(result, code=3)
+    assert out.is_file() and "baseline" in result.output
+
+
+def test_list_shows_runs_and_peers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no runs under runs/" in invoke("list").output
+    shutil.copytree(run.root, "runs/mine")
+    output = invoke("list").output
+    assert "runs/mine" in output and "peer 2" in output and "ensemble" in output

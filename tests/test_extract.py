@@ -1,0 +1,132 @@
+"""What an extracted peer promises: dense, complete, equal to the peer it came from, or not there at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import wmlc
+from wmlc.data import normalise
+from wmlc.errors import InputError
+from wmlc.export import to_onnx
+from wmlc.export.extract import extract, onnx_files
+from wmlc.models.cost import total_cost
+from wmlc.run import Run, open_run_data
+
+
+def run_onnx(path: Path, fed: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"input": fed})[0])
+
+
+@pytest.fixture(scope="module")
+def peer_file(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "peer1.onnx"
+    assert list(extract(run, "1", out, force=False, with_preprocess=False)) == [out]
+    return out
+
+
+def test_the_file_is_the_peer_at_any_batch(run: Run, peer_file: Path) -> None:
+    network = wmlc.load(run.network(1))
+    spec = json.loads((run.network(1) / "spec.json").read_text())
+    images = normalise(open_run_data(run).train_pixels(33), spec["mean"], spec["std"]).contiguous()
+    for batch in (1, 7, 33):
+        with torch.inference_mode():
+            expected = network(images[:batch]).numpy()
+        np.testing.assert_allclose(run_onnx(peer_file, images[:batch].numpy()), expected, atol=1e-4)
+
+
+def test_the_file_is_dense_folded_and_says_what_it_is(run: Run, peer_file: Path) -> None:
+    model, network = onnx.load(str(peer_file)), wmlc.load(run.network(1))
+    cost = total_cost(network, (1, 8, 8))
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            assert shapes[name] == list(parameter.shape)
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert [value.name for value in model.graph.input] == ["input"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert said["architecture"] == "resnet20" and said["data"] == "digits" and said["peer"] == 1
+    assert said["class_names"] == [str(digit) for digit in range(10)]
+    assert (said["params"], said["macs"]) == (cost.params, cost.macs)
+    assert said["opset"] == next(entry.version for entry in model.opset_import if entry.domain == "") == to_onnx.OPSET
+    assert {"mean", "std", "ratio", "top1", "commit"} <= said.keys()
+    assert str(Path(__file__).parent.parent).encode() not in peer_file.read_bytes(), "no path of the maker's machine"
+
+
+def test_preprocessing_inside_the_file_takes_pixels(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "p.onnx"
+    list(extract(run, "2", out, force=False, with_preprocess=True))
+    pixels = open_run_data(run).train_pixels(5)
+    spec = json.loads((run.network(2) / "spec.json").read_text())
+    with torch.inference_mode():
+        expected = wmlc.load(run.network(2))(normalise(pixels, spec["mean"], spec["std"])).numpy()
+    np.testing.assert_allclose(run_onnx(out, pixels.numpy()), expected, atol=1e-4)
+
+
+def test_all_and_baseline_as_directories_load_bit_identical(run: Run, tmp_path: Path) -> None:
+    made = list(extract(run, "all", tmp_path / "family", force=False, with_preprocess=False))
+    assert [path.name for path in made] == ["baseline", "peer1", "peer2"]
+    for peer, path in enumerate(made):
+        first, second = wmlc.load(run.network(peer)).state_dict(), wmlc.load(path).state_dict()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_bench_files_are_made_once(run: Run) -> None:
+    data = open_run_data(run)
+    files = dict(onnx_files(run, data))
+    made = {peer: file.stat().st_mtime_ns for peer, file in files.items()}
+    assert set(files) == {0, 1, 2}
+    assert {peer: file.stat().st_mtime_ns for peer, file in onnx_files(run, data)} == made
+
+
+def test_a_file_that_disagrees_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_onnx, "PARITY", 0.0)
+    with pytest.raises(InputError, match=r"p\.onnx was not written: at batch \d ONNX Runtime's logits are"):
+        list(extract(run, "1", tmp_path / "p.onnx", force=False, with_preprocess=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_weights_leave_nothing_but_the_error(run: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.root, copy.root)
+    file = copy.network(1) / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"weights\.safetensors is damaged or truncated"):
+        list(extract(copy, "1", tmp_path / "p.onnx", force=False, with_preprocess=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_existing_outputs_stay_unless_forced(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "peer"
+    out.mkdir()
+    (out / "mine").write_text("keep")
+    with pytest.raises(InputError, match="exists already; choose another --out, or pass --force"):
+        list(extract(run, "1", out, force=False, with_preprocess=False))
+    assert (out / "mine").read_text() == "keep"
+    list(extract(run, "1", out, force=True, with_preprocess=False))
+    assert sorted(path.name for path in out.iterdir()) == ["spec.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "out", "message"),
+    [
+        ("3", "p.onnx", "--peer must be 1 to 2, all, or baseline, got '3'"),
+        ("0", "p.onnx", "--peer must be 1 to 2, all, or baseline, got '0'"),
+        ("two", "p.onnx", "--peer must be 1 to 2, all, or baseline, got 'two'"),
+        ("1", "p.pt", "--out must end in .onnx, or have no ending and become a directory; got p.pt"),
+    ],
+)
+def test_what_cannot_be_extracted_is_said(run: Run, peer: str, out: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        list(extract(run, peer, Path(out), force=False, with_preprocess=False))
+    assert str(caught.value) == message

@@ -1,0 +1,170 @@
+"""Peer weights: one JVP against as many backward passes as there are peers, and mirror descent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wmlc.compress.objectives import ensemble_loss, wml_losses
+from wmlc.compress.reweigh import mirror_step, peer_weight_gradient
+
+ALPHA, INNER_LR = 0.1, 0.05
+WEIGHT_P = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+
+
+class Problem:
+    """A family in float64 with a training and a held-out batch; each pass restarts the random state."""
+
+    def __init__(self, net: Any, batch: int) -> None:
+        self.family = net.family(net.plans()).double().train()
+        draw = torch.Generator().manual_seed(2)
+        images = torch.randn(2 * batch, *net.input_shape, generator=draw, dtype=torch.float64)
+        labels = torch.randint(10, (2 * batch,), generator=draw)
+        self.train = images[:batch], labels[:batch]
+        self.held_out = images[batch:], labels[batch:]
+
+    def logits(self, images: Tensor, stepped_by: list[Tensor] | None = None) -> tuple[Tensor, list[nn.Parameter]]:
+        """The logits [P, B, C] of a fresh copy of the family, and that copy's parameters."""
+        family = copy.deepcopy(self.family)
+        parameters = list(family.parameters())
+        for parameter, step in zip(parameters, stepped_by or [], strict=bool(stepped_by)):
+            parameter.data -= step
+        with torch.random.fork_rng([]):
+            return family(images), parameters
+
+    def inner_gradient(self, weight_P: Tensor) -> list[Tensor]:
+        logits_PBC, parameters = self.logits(self.train[0])
+        return list(torch.autograd.grad(weight_P @ wml_losses(logits_PBC, self.train[1], ALPHA), parameters))
+
+    def outer(self, weight_P: Tensor, inner_weight_P: Tensor) -> tuple[Tensor, list[nn.Parameter]]:
+        """L2(θ − γ ∇_θ L1(θ, `inner_weight_P`), `weight_P`)."""
+        step = [INNER_LR * gradient for gradient in self.inner_gradient(inner_weight_P)]
+        logits_PBC, parameters = self.logits(self.held_out[0], step)
+        return ensemble_loss(logits_PBC, self.held_out[1], weight_P), parameters
+
+    def by_backward_passes(self, weight_P: Tensor) -> Tensor:
+        """∂L2/∂ω_i − γ ⟨∇_θ L2(θ'), ∇_θ ℓ_i(θ)⟩, one backward pass for each peer; [P]."""
+        omega_P = weight_P.clone().requires_grad_()
+        outer, parameters = self.outer(omega_P, weight_P)
+        direct_P, *outer_gradient = torch.autograd.grad(outer, [omega_P, *parameters])
+        aligned = []
+        for peer in range(len(weight_P)):
+            logits_PBC, parameters = self.logits(self.train[0])
+            loss = wml_losses(logits_PBC, self.train[1], ALPHA)[peer]
+            own = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            aligned.append(sum((a * b).sum() for a, b in zip(outer_gradient, own, strict=True)))
+        return direct_P - INNER_LR * torch.stack(aligned)
+
+    def by_jvp(self, weight_P: Tensor) -> Tensor:
+        names = [name for name, _ in self.family.named_parameters()]
+        inner = dict(zip(names, self.inner_gradient(weight_P), strict=True))
+        return peer_weight_gradient(
+            self.family, self.train, self.held_out, weight_P, inner, alpha=ALPHA, inner_lr=INNER_LR
+        )
+
+
+@pytest.fixture(scope="module")
+def resnet(scored_network: Callable[..., Any]) -> Problem:
+    return Problem(scored_network("resnet20"), batch=8)
+
+
+@pytest.fixture(scope="module")
+def mobilenet(scored_network: Callable[..., Any]) -> Problem:
+    """Has dropout."""
+    return Problem(scored_network("mobilenet_v2"), batch=4)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_one_jvp_equals_a_backward_pass_for_each_peer(name: str, request: pytest.FixtureRequest) -> None:
+    problem = request.getfixturevalue(name)
+    expected = problem.by_backward_passes(WEIGHT_P)
+    got = problem.by_jvp(WEIGHT_P)
+    assert got.shape == (4,) and got.std() > 1e-6
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+def test_it_is_the_slope_of_the_outer_loss_after_one_inner_step(resnet: Problem) -> None:
+    got = resnet.by_jvp(WEIGHT_P)
+    for peer in range(4):
+        nudge = torch.zeros(4, dtype=torch.float64)
+        nudge[peer] = 1e-6
+        above, _ = resnet.outer(WEIGHT_P + nudge, WEIGHT_P + nudge)
+        below, _ = resnet.outer(WEIGHT_P - nudge, WEIGHT_P - nudge)
+        assert got[peer].item() == pytest.approx(((above - below) / 2e-6).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name, training", [("resnet", True), ("resnet", False), ("mobilenet", True)])
+def test_the_family_and_the_random_state_are_left_as_they_were(
+    name: str, training: bool, request: pytest.FixtureRequest
+) -> None:
+    problem = copy.copy(request.getfixturevalue(name))
+    problem.family = copy.deepcopy(problem.family).train(training)
+    for parameter in problem.family.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    pointers = [parameter.data_ptr() for parameter in problem.family.parameters()]
+    former, weight_P, random_state = copy.deepcopy(problem.family.state_dict()), WEIGHT_P.clone(), torch.get_rng_state()
+    gradient_P = problem.by_jvp(weight_P)
+
+    assert not gradient_P.requires_grad and torch.equal(weight_P, WEIGHT_P) and not weight_P.requires_grad
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.testing.assert_close(dict(problem.family.state_dict()), dict(former), rtol=0, atol=0)
+    assert all(module.training is training for module in problem.family.modules())
+    assert [parameter.data_ptr() for parameter in problem.family.parameters()] == pointers
+    assert all(p.requires_grad and torch.equal(p.grad, torch.full_like(p, 0.5)) for p in problem.family.parameters())
+
+
+def test_without_an_inner_step_only_the_direct_part_is_left(resnet: Problem) -> None:
+    zeros = {name: torch.zeros_like(parameter) for name, parameter in resnet.family.named_parameters()}
+    got = peer_weight_gradient(resnet.family, resnet.train, resnet.held_out, WEIGHT_P, zeros, alpha=ALPHA, inner_lr=0.0)
+    omega_P = WEIGHT_P.clone().requires_grad_()
+    logits_PBC, _ = resnet.logits(resnet.held_out[0])
+    loss = ensemble_loss(logits_PBC.detach(), resnet.held_out[1], omega_P)
+    torch.testing.assert_close(got, torch.autograd.grad(loss, omega_P)[0])
+
+
+def test_float32_agrees_with_float64(scored_network: Callable[..., Any], resnet: Problem) -> None:
+    family = copy.deepcopy(resnet.family).float()
+    names = [name for name, _ in family.named_parameters()]
+    inner = [gradient.float() for gradient in resnet.inner_gradient(WEIGHT_P)]
+    train, held_out = ((images.float(), labels) for images, labels in (resnet.train, resnet.held_out))
+    got = peer_weight_gradient(
+        family, train, held_out, WEIGHT_P.float(), dict(zip(names, inner, strict=True)), alpha=ALPHA, inner_lr=INNER_LR
+    )
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), resnet.by_jvp(WEIGHT_P), rtol=1e-3, atol=1e-5)
+
+
+# Mirror descent
+
+
+def test_a_mirror_step_worked_by_hand() -> None:
+    weight_P = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    gradient_P = torch.tensor([2.0, 0.0], dtype=torch.float64).log1p()  # (log 3, 0)
+    # ½·3⁻¹ : ½·1 = 1 : 3
+    torch.testing.assert_close(mirror_step(weight_P, gradient_P, 1.0), torch.tensor([0.25, 0.75]).double())
+    # ½·9⁻¹ : ½·1 = 1 : 9
+    torch.testing.assert_close(mirror_step(weight_P, gradient_P, 2.0), torch.tensor([0.1, 0.9]).double())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_a_mirror_step_stays_on_the_simplex(scale: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight_P = torch.full((8,), 1 / 8)
+    for _ in range(50):
+        weight_P = mirror_step(weight_P, scale * torch.randn(8, generator=draw), 0.1)
+        assert weight_P.min() >= 0 and weight_P.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_no_gradient_or_the_same_for_all_leaves_the_weights() -> None:
+    for gradient_P in (torch.zeros(4).double(), torch.full((4,), 7.0).double()):
+        torch.testing.assert_close(mirror_step(WEIGHT_P, gradient_P, 0.1), WEIGHT_P)
+
+
+def test_no_step_leaves_the_weights_and_a_lone_peer_keeps_all() -> None:
+    torch.testing.assert_close(mirror_step(WEIGHT_P, torch.randn(4).double(), 0.0), WEIGHT_P)
+    assert mirror_step(torch.ones(1), torch.tensor([3.0]), 0.1).tolist() == [1.0]
