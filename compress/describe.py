@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from wmlc.compress.budget import P_UP
 from wmlc.compress.config import TrainConfig
 from wmlc.compress.family import PeerFamily
 from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
@@ -64,6 +65,12 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
         f"{r['achieved_ratio']:.1%}: --divisor {config.divisor} allows no nearer width; a smaller divisor would"
         for r in records
         if abs(r["ratio"] - r["achieved_ratio"]) > 0.02 and (config.divisor > 1 and not config.trunk_ratio)
+    ]
+    notes += [
+        f"peer {r['peer']} was asked to lose {r['ratio']:.1%} of its {config.ratio_of} and can lose only "
+        f"{r['achieved_ratio']:.1%}: no layer may lose more than {P_UP:.0%} of its parameters"
+        for r in records
+        if config.divisor == 1 and r["ratio"] - r["achieved_ratio"] > 0.01
     ]
     notes += [
         f"peer {r['peer']} loses {r['achieved_ratio']:.1%} where {r['ratio']:.1%} was asked, "

@@ -104,14 +104,15 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is missing, so there are no weights to load; {remedy}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); {remedy}") from None
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+    expected = network.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unexpected" for name in tensors if name not in expected]
-    wrong += [
-        f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}, expected {dtype} {list(shape)}"
-        for name, (shape, dtype) in expected.items()
-        if name in tensors and (tensors[name].shape, tensors[name].dtype) != (shape, dtype)
-    ]
+    for name in (name for name in expected if name in tensors):
+        got, due = tensors[name], expected[name]
+        if got.shape != due.shape:
+            wrong.append(f"{name} has shape {list(got.shape)}, expected {list(due.shape)}")
+        elif got.dtype != due.dtype:
+            wrong.append(f"{name} is {got.dtype}, expected {due.dtype}")
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise InputError(f"{path} does not hold the network that {SPEC_FILE} records: {shown}; {remedy}")

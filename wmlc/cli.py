@@ -137,7 +137,7 @@ def train(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     from wmlc.compress import session
-    from wmlc.run import find_run
+    from wmlc.run import RUNS, find_run
 
     if resume:
         if given or recipe or no_baseline or force:
@@ -149,7 +149,11 @@ def train(
     if dry_run:
         session.dry_run(config)
         return
-    session.start_run(config, out or Path("runs") / f"{config.arch}-{config.data}-{config.method}", force)
+    out = out or RUNS / f"{config.arch}-{config.data}-{config.method}"
+    try:
+        session.start_run(config, out, force)
+    except KeyboardInterrupt:
+        raise InputError(f"stopped; go on with 'wmlc train --resume --out {out}'") from None
 
 
 @main.command()
