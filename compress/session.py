@@ -105,10 +105,14 @@ def _train(run: Run, config: TrainConfig, data: Data, planned: Planned, device: 
     records = peer_records(planned.family, planned.plans)
     say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(records, planned.scored, config)
+    own_baseline = config.baseline and config.baseline_from is None
     if reached != "baseline":
         state = _train_phase(run, "family", planned.family, config, data, device, resume=reached == "family")
         _save_peers(run, planned.family, config, data, records, state, device)
-    if config.baseline and config.baseline_from is None:
+        if own_baseline and _holds_baseline(config):
+            alone = _family_of_one(planned.family.peer(planned.family.peers))
+            _save_baseline(run, alone, config, data, planned, state, device)
+    if own_baseline and not _holds_baseline(config):
         alone = _family_of_one(planned.full)
         state = _train_phase(run, "baseline", alone, config, data, device, resume=reached == "baseline")
         _save_baseline(run, alone, config, data, planned, state, device)
@@ -249,6 +253,12 @@ def _family_of_one(full: nn.Sequential) -> PeerFamily:
     names = [None, *stages]
     branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
     return PeerFamily(branches, stages)
+
+
+def _holds_baseline(config: TrainConfig) -> bool:
+    """Whether the family's last peer is the baseline: unpruned, and trained alone, step for step."""
+    alone = config.method == "independent" and config.sharing == "none" and config.clip is None
+    return alone and config.ratios[-1] == 0
 
 
 def _check_baseline(config: TrainConfig, name: Path, data: Data) -> None:

@@ -81,7 +81,10 @@ def test_recorded_accuracy_is_that_of_the_saved_networks(run: Run) -> None:
 
 def test_an_independent_unpruned_peer_is_the_baseline(tmp_path: Path) -> None:
     run = train(tmp_path / "run", method="independent", ratios=(0.5, 0.0), epochs=1)
-    assert_same_weights(run.network(2), run.network(0))
+    alone = train(tmp_path / "alone", method="wml-p", ratios=(0.5, 0.0), epochs=1)
+    assert len(read_lines(alone.metrics("baseline"))) == 1 and not read_lines(run.metrics("baseline"))
+    assert_same_weights(run.network(2), alone.network(0))
+    assert_same_weights(run.network(0), alone.network(0))
 
 
 def test_killed_and_resumed_ends_bit_identical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
