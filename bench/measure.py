@@ -64,7 +64,13 @@ class Timed(Protocol):
 
 
 def time_calls(engine: Engine, images_NCHW: np.ndarray, calls: int) -> np.ndarray:
-    """The milliseconds [calls] of each call: `infer` blocks, so the clock knows nothing of devices."""
+    """The milliseconds [calls] of each call: `infer` blocks, so the clock knows nothing of devices.
+
+    An engine that has a clock of its own (`time_call`: CUDA events) is asked instead.
+    """
+    own_clock: Callable[[np.ndarray], float] | None = getattr(engine, "time_call", None)
+    if own_clock is not None:
+        return np.array([own_clock(images_NCHW) for _ in range(calls)])
     took_ns = [0] * calls  # a list, as an array's item costs 1 % of a call of 0.1 ms
     infer, clock = engine.infer, time.perf_counter_ns
     for i in range(calls):

@@ -610,6 +610,15 @@ def test_a_gpu_computes_what_the_cpu_does(tiny, engine):
     on_cpu, on_gpu = (ENGINES[engine](source, 1, device) for device in ("cpu", "cuda"))
     for batch in (5, 2):
         np.testing.assert_allclose(on_gpu.infer(images[:batch]), on_cpu.infer(images[:batch]), atol=1e-3)
+    assert (measure.time_calls(on_gpu, images, 3) > 0).all()
+
+
+def test_an_engine_with_a_clock_of_its_own_is_asked():
+    class Clocked:
+        def time_call(self, images_NCHW):
+            return float(len(images_NCHW))
+
+    np.testing.assert_array_equal(measure.time_calls(Clocked(), np.empty((4, 1)), 3), [4.0, 4.0, 4.0])
 
 
 def test_the_overhead_is_measured(tmp_path):
