@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -84,23 +85,28 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
     return notes
 
 
-def print_share_choices(scored: Scored, config: TrainConfig) -> None:
-    """What each `--share` would make of the smallest peer's MACs, under the same ratios."""
-    rows = []
+def share_records(scored: Scored, config: TrainConfig) -> list[dict[str, Any]]:
+    """What each `--share` would make of the smallest peer, under the same ratios; null where out of reach."""
+    records = []
     for share in share_choices(scored.stages):
-        try:
-            plans = plan_family(
+        record: dict[str, Any] = {"share": share, "macs": None, "of_full": None, "params": None}
+        with contextlib.suppress(OutOfReachError):
+            smallest, *_ = plan_family(
                 scored, list(config.ratios), share, config.ratio_of, config.divisor, config.trunk_ratio, advise=False
             )
-            smallest = plans[0]
-            cells = [
-                f"{smallest.macs / 1e6:,.2f} M",
-                f"{smallest.macs / scored.graph.macs:.3f}",
-                f"{smallest.params:,}",
-            ]
-        except OutOfReachError:
-            cells = ["out of reach", "", ""]
-        rows.append([share + (" (chosen)" if share == config.sharing else ""), *cells])
+            record |= {"macs": smallest.macs, "of_full": smallest.macs / scored.graph.macs, "params": smallest.params}
+        records.append(record)
+    return records
+
+
+def print_share_choices(records: list[dict[str, Any]], config: TrainConfig) -> None:
+    """`share_records` as a table."""
+    rows = []
+    for record in records:
+        cells = ["out of reach", "", ""]
+        if record["macs"] is not None:
+            cells = [f"{record['macs'] / 1e6:,.2f} M", f"{record['of_full']:.3f}", f"{record['params']:,}"]
+        rows.append([record["share"] + (" (chosen)" if record["share"] == config.sharing else ""), *cells])
     print_table("the smallest peer under each --share", ["--share", "MACs", "of full", "params"], rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from wmlc import run as runs
 from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.describe import family_notes, peer_records, print_family, print_share_choices
+from wmlc.compress.describe import family_notes, peer_records, print_family, print_share_choices, share_records
 from wmlc.compress.family import PeerFamily, build_family
 from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
@@ -57,12 +58,17 @@ def plan(config: TrainConfig, data: Data, device: Device) -> Planned:
     return Planned(full, scored, plans, build_family(full, record.input_shape, plans, tree))
 
 
-def dry_run(config: TrainConfig) -> None:
+def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     """Print the family that `config` would train, and what the other sharing trees would do to it."""
     device = choose_device(config.device, config.precision)
     planned = plan(config, open_data(config.data_config(), device.name), device)
-    print_family(peer_records(planned.family, planned.plans), planned.scored, config)
-    print_share_choices(planned.scored, config)
+    records, choices = peer_records(planned.family, planned.plans), share_records(planned.scored, config)
+    if as_json:
+        notes = family_notes(records, config)
+        say(json.dumps({"peers": records, "smallest_peer_by_share": choices, "notes": notes}, indent=2))
+        return
+    print_family(records, planned.scored, config)
+    print_share_choices(choices, config)
 
 
 def start_run(config: TrainConfig, root: Path, force: bool) -> Run:

@@ -6,6 +6,7 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def fit(
     not finite.
     """
     weight_P = torch.tensor(state.peer_weights, device=device.name)
-    forward = torch.compile(family) if config.compile else family
+    forward = _compiled(family, device) if config.compile else family
     steps = data.train_steps(config.batch_size)
     for epoch in range(state.epoch, config.epochs):
         start, loss_sum = time.perf_counter(), 0.0
@@ -191,6 +192,13 @@ def _reweigh(
         alpha=config.alpha, inner_lr=lr * peers, autocast=device.autocast,
     )  # fmt: skip
     return mirror_step(weight_P, gradient_P, config.weight_lr)
+
+
+def _compiled(family: PeerFamily, device: Device) -> Callable[[Tensor], Tensor]:
+    """The family's forward, compiled at its first call."""
+    if device.name == "cpu" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        raise InputError("--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out")
+    return torch.compile(family)
 
 
 def _cosine(share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,24 @@ def test_dry_run_prints_the_family_and_writes_nothing(tmp_path: Path, monkeypatc
     for word in ("70.0%", "50.0%", "30.0%", "16*", "the smallest peer under each --share", "out of reach"):
         assert word in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_have_json_beside_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = json.loads(invoke("train", "--dry-run", "--json").output)
+    assert [peer["ratio"] for peer in family["peers"]] == [0.7, 0.5, 0.3, 0.0]
+    shares = {choice["share"]: choice["macs"] for choice in family["smallest_peer_by_share"]}
+    assert shares["tree"] == family["peers"][0]["macs"] and shares["none"] < shares["tree"] and shares["stage3"] is None
+    shutil.copytree(run.root, "runs/mine")
+    (listed,) = json.loads(invoke("list", "--json").output)
+    assert listed["finished"] and len(listed["peers"]) == 2
+
+
+def test_a_bench_record_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("keep")
+    message = assert_one_line(invoke("bench", "--run", run.root, "--out", tmp_path / "mine.json"))
+    assert message.endswith("exists already; choose another --out, or pass --force to replace it")
+    assert (tmp_path / "mine.json").read_text() == "keep"
 
 
 def test_an_unwritable_place_is_one_line(run: Run, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -127,9 +128,17 @@ def main() -> None:
 @click.option("--out", type=PATH, help="The run's directory.  [default: runs/ARCH-DATA-METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run at --out (or the newest) from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the family and train nothing.")
+@json_option
 @force_option
 def train(
-    recipe: str | None, out: Path | None, resume: bool, dry_run: bool, force: bool, no_baseline: bool, **settings: Any
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    no_baseline: bool,
+    **settings: Any,
 ) -> None:
     """Train a family of peers, and the unpruned baseline.
 
@@ -144,10 +153,12 @@ def train(
             raise InputError("--resume takes all settings from the run; pass only --out with it")
         session.resume_run(find_run(out))
         return
+    if as_json and not dry_run:
+        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
     given |= {"baseline": False} if no_baseline else {}
     config = config_from({**(read_recipe(recipe) if recipe else {}), **given}, recipe or "options")
     if dry_run:
-        session.dry_run(config)
+        session.dry_run(config, as_json)
         return
     out = out or RUNS / f"{config.arch}-{config.data}-{config.method}"
     try:
@@ -212,7 +223,10 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
 @click.option(
     "--out", type=PATH, metavar="FILE.json", help="Where to write the record.  [default: bench.json in the run]"
 )
-def bench(run_name: Path | None, batches: str, no_accuracy: bool, out: Path | None, **settings: Any) -> None:
+@force_option
+def bench(
+    run_name: Path | None, batches: str, no_accuracy: bool, out: Path | None, force: bool, **settings: Any
+) -> None:
     """Is it really faster, and what did it cost?
 
     Times the baseline and every peer by turns, each engine in a process of its own, and measures top-1
@@ -221,20 +235,24 @@ def bench(run_name: Path | None, batches: str, no_accuracy: bool, out: Path | No
     config = BenchConfig(batches=_whole_numbers(batches), accuracy=not no_accuracy, **settings)
     from wmlc.bench.session import bench_run
     from wmlc.export.extract import onnx_files
+    from wmlc.files import refuse_existing
     from wmlc.run import find_run, open_run_data
 
     run = find_run(run_name)
+    if out is not None:
+        refuse_existing(out, force)
     data = open_run_data(run)
     files = dict(onnx_files(run, data)) if config.engine == "ort" else {}
     bench_run(run, config, files, data, out or run.bench)
 
 
 @main.command("list")
-def list_runs() -> None:
+@json_option
+def list_runs(as_json: bool) -> None:
     """Show the runs and their peers."""
     from wmlc.listing import print_runs
 
-    print_runs()
+    print_runs(as_json)
 
 
 def _size(path: Path) -> int:

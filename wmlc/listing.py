@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from wmlc.console import print_table, say
 from wmlc.errors import InputError
 from wmlc.run import RUNS, Run, all_runs, read_family, read_lines
 
 
-def print_runs() -> None:
+def print_runs(as_json: bool) -> None:
     """A line a network for each run under `runs/`; an unfinished run says how far it is."""
     runs = list(all_runs())
+    if as_json:
+        say(json.dumps([_record(run) for run in runs], indent=2))
+        return
     if not runs:
         say(f"no runs under {RUNS}/; make one with 'wmlc train'")
         return
     rows = [row for run in runs for row in _rows(run)]
     print_table("", ["run", "network", "asked", "got", "params", "MACs", "top-1"], rows, left=2)
+
+
+def _record(run: Run) -> dict[str, Any]:
+    record: dict[str, Any] = {"run": str(run.root), "finished": run.family.exists()}
+    if not record["finished"]:
+        return record | {f"{phase}_epochs": len(read_lines(run.metrics(phase))) for phase in ("family", "baseline")}
+    family = read_family(run)
+    return record | {key: family.get(key) for key in ("arch", "method", "baseline", "peers", "ensemble_top1")}
 
 
 def _rows(run: Run) -> list[list[str]]:
