@@ -26,7 +26,7 @@ bench-training: $(VENV)/.installed
 bench-speedup: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/paid_out.py
 bench-overhead: $(VENV)/.installed
-	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/baseline.onnx
+	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/family-baseline.onnx
 
 # uv installs in a fraction of pip's time; both read the same constraints
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -36,7 +36,7 @@ def missed_gates(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> list
         if config.max_drop is not None and row["peer"] not in dropped:
             dropped.add(row["peer"])  # top-1 is the same at every batch size
             missed += _missed_drop(row, config.max_drop)
-        if config.min_speedup is not None:
+        if config.min_speedup is not None and row["achieved_ratio"] != 0:  # an unpruned peer is as fast as it was
             missed += _missed_speedup(row, config.min_speedup)
     return missed
 

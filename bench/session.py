@@ -20,7 +20,7 @@ from wmlc.bench.worker import Seat, Worker
 from wmlc.console import progress, say
 from wmlc.data import Data
 from wmlc.errors import GateError, InputError
-from wmlc.files import write_json
+from wmlc.files import check_writable, write_json
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.run import BASELINE, Run, peer_name, read_family, select_peers
@@ -37,6 +37,7 @@ def bench_run(run: Run, config: BenchConfig, files: Mapping[int, Path], data: Da
     a gate that was missed, after everything is written and printed.
     """
     device = choose_device(config.engine, config.device)
+    check_writable(out)
     subjects = read_subjects(run, config.engine, files)
     environment = read_environment(config.engine, device, config.threads)
     threads = f"{config.threads} thread{'s' * (config.threads > 1)}"
@@ -50,8 +51,8 @@ def bench_run(run: Run, config: BenchConfig, files: Mapping[int, Path], data: Da
         "notes": bench_notes(environment),
         "rows": rows,
     }
-    write_json(out, record)
     print_bench(record, out)
+    write_json(out, record)
     if missed := missed_gates(rows, config):
         raise GateError("; ".join(missed))
     return record

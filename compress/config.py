@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ class TrainConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name} must be a finite number, got {value}")
         if not 1 <= len(self.ratios) <= MAX_PEERS or not all(0 <= ratio < 1 for ratio in self.ratios):
             raise InputError(
                 f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(self.ratios)}"
@@ -95,6 +100,12 @@ class TrainConfig:
             raise InputError(f"clip must be above 0, got {self.clip:g}")
         if self.nesterov and not self.momentum:
             raise InputError("nesterov needs a momentum above 0, got 0")
+        if not self.seed < 2**32:
+            raise InputError(f"seed must be below {2**32}, got {self.seed}")
+        if self.trunk_ratio and (self.sharing == "none" or len(self.ratios) == 1):
+            raise InputError("trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share")
+        if self.baseline_from is not None and not self.baseline:
+            raise InputError("--baseline and --no-baseline exclude each other; pass one of them")
         self.data_config()
 
     @property

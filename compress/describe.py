@@ -65,7 +65,9 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
         f"peer {r['peer']} was asked to lose {r['ratio']:.1%} of its {config.ratio_of} and loses "
         f"{r['achieved_ratio']:.1%}: --divisor {config.divisor} allows no nearer width; a smaller divisor would"
         for r in records
-        if abs(r["ratio"] - r["achieved_ratio"]) > 0.02 and (config.divisor > 1 and not config.trunk_ratio)
+        if config.divisor > 1
+        and abs(gap := r["ratio"] - r["achieved_ratio"]) > 0.02
+        and (gap > 0 or not config.trunk_ratio)
     ]
     notes += [
         f"peer {r['peer']} was asked to lose {r['ratio']:.1%} of its {config.ratio_of} and can lose only "
@@ -81,7 +83,9 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
     ]
     for first, second in itertools.pairwise(records):
         if first["stage_channels"] == second["stage_channels"] and first["params"] == second["params"]:
-            notes.append(f"peers {first['peer']} and {second['peer']} have the same widths")
+            notes.append(
+                f"peers {first['peer']} and {second['peer']} have the same widths and the same initial weights"
+            )
     return notes
 
 

@@ -62,16 +62,12 @@ def build_family(
     networks = [cut_channels(full, input_shape, plan.kept) for plan in plans]
     branches: list[Branch] = []
     modules: dict[str, nn.Module] = {}
-    for depth, (stage, level) in enumerate(zip(dict(full.named_children()), tree, strict=True)):
+    former: str | None = None
+    for stage, level in zip(dict(full.named_children()), tree, strict=True):
         for peers in level:
             name = f"{stage}_of_{'_'.join(map(str, peers))}"
-            parent = next(
-                (b.name for b in branches if peers[0] in b.peers and b.stage == _stage_at(full, depth - 1)), None
-            )
+            parent = next((b.name for b in branches if peers[0] in b.peers and b.stage == former), None)
             branches.append(Branch(name, stage, peers, parent))
             modules[name] = networks[peers[-1] - 1].get_submodule(stage)
+        former = stage
     return PeerFamily(branches, modules)
-
-
-def _stage_at(full: nn.Sequential, depth: int) -> str | None:
-    return list(dict(full.named_children()))[depth] if depth >= 0 else None

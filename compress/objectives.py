@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-METHODS = ("wml", "wml-p", "independent")
-
 
 def cross_entropies(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     """Each peer's cross-entropy CE(z_i, Y), mean over the batch; float32 [P]."""

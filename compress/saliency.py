@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SALIENCIES = ("snip", "synflow", "grasp")
-
 
 def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Each parameter's score, by parameter name, shaped as the parameter; `network` is left untouched.
@@ -56,6 +54,10 @@ def _synflow(network: nn.Module, image_shape: torch.Size) -> dict[str, Tensor]:
     # float64: a product of many layers' absolute sums overflows float32 in deep networks.
     # eval mode: fresh running statistics (0 and 1) leave the signal linear in every parameter.
     network = network.double().eval()
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):  # its ceiling would stop the gradient; below it nothing is negative
+                setattr(module, name, nn.Identity())
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.abs_()

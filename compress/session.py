@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import asdict, dataclass
@@ -15,20 +16,26 @@ from wmlc import run as runs
 from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.describe import family_notes, peer_records, print_family, print_share_choices, share_records
-from wmlc.compress.family import PeerFamily, build_family
+from wmlc.compress.family import Branch, PeerFamily, build_family
 from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
 from wmlc.compress.state import TrainState, load_state, peek_phase, save_state
-from wmlc.compress.train import Device, choose_device, evaluate, fit, make_optimizer
+from wmlc.compress.train import Device, check_compiler, choose_device, evaluate, evaluation_batch, fit, make_optimizer
 from wmlc.compress.tree import sharing_tree
 from wmlc.console import say
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError
-from wmlc.files import new_directory, write_json
+from wmlc.files import clear_asides, new_directory, refuse_existing, write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.run import BASELINE, Run
+
+# A baseline from another run must agree in these: they make it what it is.
+BASELINE_SETTINGS = (
+    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
+    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,31 +79,39 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
 
 
 def start_run(config: TrainConfig, root: Path, force: bool) -> Run:
-    """Train a new run in `root`, which must not exist unless `force`."""
+    """Train a new run in `root`; where that exists, only with `force` and if it is a run."""
+    run = Run(root)
     if root.exists() and not force:
         raise InputError(
             f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
         )
+    refuse_existing(root, force, marker=run.config.name)
     device = choose_device(config.device, config.precision)
     data = open_data(config.data_config(), device.name)
-    planned = plan(config, data, device)  # everything that can be refused is, before the directory is made
-    if config.baseline_from is not None:
-        _check_baseline(config, Path(config.baseline_from), data)
-    run = Run(root)
+    planned = plan(config, data, device)
+    # what can be refused is refused now, before the directory is made or an old run given up
+    data.train_steps(config.batch_size)
+    data.test_count()
+    if config.compile:
+        check_compiler(device)
+    baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
     settings = asdict(config)
     if config.data_root is not None:  # the run must find its data from any working directory
-        settings["data_root"] = str(Path(config.data_root).resolve())
+        settings["data_root"] = str(Path(config.data_root).expanduser().resolve())
+    record = {"settings": settings, "device": asdict(device), "threads": torch.get_num_threads()}
     with new_directory(root) as aside:
-        write_json(
-            aside / run.config.name,
-            {"settings": settings, "device": asdict(device), "threads": torch.get_num_threads(), **runs.provenance()},
-        )
+        write_json(aside / run.config.name, {**record, **runs.provenance()})
+        if baseline is not None:
+            network, spec = baseline
+            (aside / "baseline").mkdir()
+            save_network(network, spec, aside / "baseline")
     return _train(run, config, data, planned, device)
 
 
 def resume_run(run: Run) -> Run:
     """Go on with a run from its last complete checkpoint; says so if it is finished."""
-    if run.family.exists():
+    with contextlib.suppress(InputError):  # a damaged family.json is written anew
+        runs.read_family(run)
         say(f"{run.root} is finished")
         return run
     config = config_from(runs.read_settings(run), str(run.config))
@@ -107,18 +122,15 @@ def resume_run(run: Run) -> Run:
 
 def _train(run: Run, config: TrainConfig, data: Data, planned: Planned, device: Device) -> Run:
     """The phases that are still to do: the family, then the baseline, then the record of both."""
+    clear_asides(run.root)
     reached = peek_phase(run.checkpoint)
     records = peer_records(planned.family, planned.plans)
     say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(records, planned.scored, config)
-    own_baseline = config.baseline and config.baseline_from is None
     if reached != "baseline":
         state = _train_phase(run, "family", planned.family, config, data, device, resume=reached == "family")
         _save_peers(run, planned.family, config, data, records, state, device)
-        if own_baseline and _holds_baseline(config):
-            alone = _family_of_one(planned.family.peer(planned.family.peers))
-            _save_baseline(run, alone, config, data, planned, state, device)
-    if own_baseline and not _holds_baseline(config):
+    if config.baseline and config.baseline_from is None:
         alone = _family_of_one(planned.full)
         state = _train_phase(run, "baseline", alone, config, data, device, resume=reached == "baseline")
         _save_baseline(run, alone, config, data, planned, state, device)
@@ -177,13 +189,14 @@ def _save_peers(
     device: Device,
 ) -> None:
     """Report on the test set once, and write every peer as a network of its own."""
-    weight_P = torch.tensor(state.peer_weights, device=device.name)
-    top1, ensemble_top1 = evaluate(family, data.test_batches(512), weight_P, device)
-    uniform_P = torch.full_like(weight_P, 1 / family.peers)
-    _, average_top1 = evaluate(family, data.test_batches(512), uniform_P, device)
+    omega_P = torch.tensor(state.best_peer_weights, device=device.name)
+    weights_EP = torch.stack([omega_P, torch.full_like(omega_P, 1 / family.peers)])
+    top1, (ensemble_top1, average_top1) = evaluate(
+        family, data.test_batches(evaluation_batch(data)), weights_EP, device
+    )
     family_about = {
-        "ensemble_top1": ensemble_top1, "average_ensemble_top1": average_top1, "peer_weights": state.peer_weights,
-        "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
+        "ensemble_top1": ensemble_top1, "average_ensemble_top1": average_top1,
+        "peer_weights": state.best_peer_weights, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
     }  # fmt: skip
     with new_directory(run.root / "peers") as aside:
         for record, accuracy in zip(records, top1, strict=True):
@@ -198,8 +211,8 @@ def _save_peers(
 def _save_baseline(
     run: Run, alone: PeerFamily, config: TrainConfig, data: Data, planned: Planned, state: TrainState, device: Device
 ) -> None:
-    weight_P = torch.ones(1, device=device.name)
-    (top1,), _ = evaluate(alone, data.test_batches(512), weight_P, device)
+    weights_EP = torch.ones(1, 1, device=device.name)
+    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weights_EP, device)
     graph = planned.scored.graph
     about = {
         **_about(config, data), "peer": BASELINE, "ratio": 0.0, "achieved_ratio": 0.0, "params": graph.params,
@@ -211,10 +224,6 @@ def _save_baseline(
 
 def _finish(run: Run, config: TrainConfig, data: Data, planned: Planned, records: list[dict[str, Any]]) -> None:
     """Write `family.json`, the sign that the run is finished, and say what came out."""
-    if config.baseline_from is not None:
-        source = runs.find_run(Path(config.baseline_from)).network(BASELINE)
-        with new_directory(run.network(BASELINE)) as aside:
-            save_network(load_network(source), read_spec(source), aside)
     abouts = [read_spec(run.network(record["peer"])).about for record in records]
     graph = planned.scored.graph
     baseline = read_spec(run.network(BASELINE)).about if config.baseline else None
@@ -253,31 +262,24 @@ def _spec(network: nn.Module, config: TrainConfig, data: Data, about: dict[str, 
 
 def _family_of_one(full: nn.Sequential) -> PeerFamily:
     """The unpruned network as a family with one peer, so that one loop trains both."""
-    from wmlc.compress.family import Branch
-
     stages = dict(full.named_children())
     names = [None, *stages]
     branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
     return PeerFamily(branches, stages)
 
 
-def _holds_baseline(config: TrainConfig) -> bool:
-    """Whether the family's last peer is the baseline: unpruned, and trained alone, step for step."""
-    alone = config.method == "independent" and config.sharing == "none" and config.clip is None
-    return alone and config.ratios[-1] == 0
-
-
-def _check_baseline(config: TrainConfig, name: Path, data: Data) -> None:
-    """Refuse a baseline that was not trained on the same data with the same network and budget."""
+def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:
+    """Another run's baseline; refused unless it was trained on the same data, with the same network and settings."""
     source = runs.find_run(name)
-    spec = read_spec(source.network(BASELINE))
-    mine = {
-        "arch": config.arch, "input_shape": list(data.record.input_shape), "mean": data.record.mean,
-        "epochs": config.epochs, "train_images": data.record.train, "data": config.data,
-    }  # fmt: skip
-    theirs = {"arch": spec.arch, "input_shape": spec.input_shape, "mean": spec.mean, **spec.about}
+    if not source.network(BASELINE).is_dir():
+        raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
+    spec, theirs = read_spec(source.network(BASELINE)), runs.read_settings(source)
+    mine = {key: getattr(config, key) for key in BASELINE_SETTINGS}
+    mine |= {"input_shape": list(data.record.input_shape), "mean": data.record.mean}
+    theirs |= {"input_shape": spec.input_shape, "mean": spec.mean}
     differing = [
         f"{key} {theirs.get(key)} there, {value} here" for key, value in mine.items() if theirs.get(key) != value
     ]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")
+    return load_network(source.network(BASELINE)), spec

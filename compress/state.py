@@ -33,7 +33,8 @@ class TrainState:
     seconds: float = 0.0
     best_epoch: int = 0
     best_top1: float = -1.0  # mean over peers, on the held-out images
-    best: dict[str, Tensor] = field(default_factory=dict)  # the weights of that epoch
+    best_peer_weights: list[float] = field(default_factory=list)  # ω at the end of that epoch
+    best: dict[str, Tensor] = field(default_factory=dict)  # the network's weights at the end of that epoch
 
 
 def save_state(directory: Path, state: TrainState, network: nn.Module, optimizer: torch.optim.SGD) -> None:

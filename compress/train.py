@@ -45,8 +45,11 @@ def choose_device(device: str, precision: str) -> Device:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
     name = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    # Without AVX-512 a CPU emulates bf16, some 15 times slower than its float32.
-    native = torch.cuda.is_bf16_supported() if name == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Hardware without bf16 emulates it: a CPU without AVX-512 some 15 times slower than its float32.
+    if name == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if precision == "bf16" and not native:
         raise InputError(
             f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32"
@@ -84,20 +87,25 @@ def train_loss(logits_PBC: Tensor, labels_B: Tensor, weight_P: Tensor, method: s
 
 @torch.no_grad()
 def evaluate(
-    family: PeerFamily, batches: Iterable[tuple[Tensor, Tensor]], weight_P: Tensor, device: Device
-) -> tuple[list[float], float]:
-    """Top-1 in percent of each peer, and of the ensemble Σ_i ω_i z_i; leaves the family in eval mode."""
+    family: PeerFamily, batches: Iterable[tuple[Tensor, Tensor]], weights_EP: Tensor, device: Device
+) -> tuple[list[float], list[float]]:
+    """Top-1 in percent of each peer, and of each ensemble Σ_i ω_i z_i (a row of weights_EP); leaves eval mode."""
     family.eval()
-    right_P, right_ensemble, images_seen = torch.zeros(len(weight_P)), 0.0, 0
+    right_P, right_E, images_seen = torch.zeros(family.peers), torch.zeros(len(weights_EP)), 0
     for images, labels in batches:
         with device.autocast():
             logits_PBC = family(images)
         logits_PBC = logits_PBC.float()
+        ensembles_EBC = torch.einsum("ep,pbc->ebc", weights_EP, logits_PBC)
         right_P += (logits_PBC.argmax(-1) == labels).sum(1).cpu()
-        ensemble_BC = torch.einsum("p,pbc->bc", weight_P, logits_PBC)
-        right_ensemble += float((ensemble_BC.argmax(-1) == labels).sum())
+        right_E += (ensembles_EBC.argmax(-1) == labels).sum(1).cpu()
         images_seen += len(labels)
-    return [100 * r / images_seen for r in right_P.tolist()], 100 * right_ensemble / images_seen
+    return (100 * right_P / images_seen).tolist(), (100 * right_E / images_seen).tolist()
+
+
+def evaluation_batch(data: Data) -> int:
+    """Images a forward when nothing is kept for a backward."""
+    return 512 if data.record.small else 32
 
 
 def make_optimizer(family: PeerFamily, config: TrainConfig) -> torch.optim.SGD:
@@ -126,7 +134,7 @@ def fit(
     not finite.
     """
     weight_P = torch.tensor(state.peer_weights, device=device.name)
-    forward = _compiled(family, device) if config.compile else family
+    forward = torch.compile(family) if config.compile else family
     steps = data.train_steps(config.batch_size)
     for epoch in range(state.epoch, config.epochs):
         start, loss_sum = time.perf_counter(), 0.0
@@ -157,11 +165,13 @@ def fit(
                 loss_sum += value
                 advance(len(labels))
         seconds = time.perf_counter() - start
-        top1, ensemble_top1 = evaluate(family, data.held_out_batches(512), weight_P, device)
+        held_out_batches = data.held_out_batches(evaluation_batch(data))
+        top1, (ensemble_top1,) = evaluate(family, held_out_batches, weight_P[None], device)
         state.epoch, state.peer_weights = epoch + 1, weight_P.tolist()
         state.seconds += seconds
         if sum(top1) / len(top1) > state.best_top1:
             state.best_epoch, state.best_top1 = epoch + 1, sum(top1) / len(top1)
+            state.best_peer_weights = state.peer_weights
             state.best = {name: tensor.detach().clone() for name, tensor in family.state_dict().items()}
         on_epoch(
             {
@@ -191,14 +201,17 @@ def _reweigh(
         {name: gradient / peers for name, gradient in gradients.items() if gradient is not None},
         alpha=config.alpha, inner_lr=lr * peers, autocast=device.autocast,
     )  # fmt: skip
+    if not bool(gradient_P.isfinite().all()):
+        raise InputError(
+            f"the gradient of the peer weights is not finite at lr {lr:.3g}; lower --lr or raise --warmup-epochs"
+        )
     return mirror_step(weight_P, gradient_P, config.weight_lr)
 
 
-def _compiled(family: PeerFamily, device: Device) -> Callable[[Tensor], Tensor]:
-    """The family's forward, compiled at its first call."""
+def check_compiler(device: Device) -> None:
+    """Raise `InputError` where --compile has nothing to compile with."""
     if device.name == "cpu" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         raise InputError("--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out")
-    return torch.compile(family)
 
 
 def _cosine(share: float) -> float:

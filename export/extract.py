@@ -9,7 +9,7 @@ from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
 from wmlc.files import new_directory, refuse_existing
-from wmlc.models.checkpoint import load_network, read_spec, save_network
+from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec, save_network
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 
@@ -29,11 +29,10 @@ def extract(run: Run, wanted: str, out: Path, *, force: bool, with_preprocess: b
     peers = select_peers(read_family(run), wanted)
     targets = {peer: _target(out, peer, as_onnx) if wanted == "all" else out for peer in peers}
     for target in targets.values():
-        refuse_existing(target, force)
-    data = open_run_data(run) if as_onnx else None
+        refuse_existing(target, force, marker=None if as_onnx else SPEC_FILE)
+    pixels_NHWC = open_run_data(run).train_pixels(max(CHECKED_BATCHES)) if as_onnx else None
     for peer, target in targets.items():
-        if data is not None:
-            pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
+        if pixels_NHWC is not None:
             export_onnx(run.network(peer), target, pixels_NHWC, with_preprocess=with_preprocess)
         else:
             network, spec = load_network(run.network(peer)), read_spec(run.network(peer))
@@ -43,9 +42,9 @@ def extract(run: Run, wanted: str, out: Path, *, force: bool, with_preprocess: b
 
 
 def onnx_files(run: Run, data: Data) -> Iterator[tuple[int, Path]]:
-    """Each network's ONNX file under the run's `onnx/`, made where it is missing or older than the weights."""
+    """Each network's `onnx/family-….onnx` in the run, made where it is missing or older than the weights."""
     for peer in select_peers(read_family(run), "all"):
-        file = run.onnx / f"{peer_name(peer)}.onnx"
+        file = _target(run.onnx / "family.onnx", peer, as_onnx=True)
         weights = run.network(peer) / "weights.safetensors"
         if not file.exists() or (weights.exists() and file.stat().st_mtime < weights.stat().st_mtime):
             export_onnx(run.network(peer), file, data.train_pixels(max(CHECKED_BATCHES)))

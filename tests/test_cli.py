@@ -53,7 +53,7 @@ def test_version() -> None:
         (["--method", "dml"], "method must be one of wml, wml-p, independent, got 'dml'"),
         (["--saliency", "l1"], "saliency must be one of snip, synflow, grasp, got 'l1'"),
         (["--lr", "0"], "lr must be above 0, got 0"),
-        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--lr", "nan"], "lr must be a finite number, got nan"),
         (["--alpha", "2"], "alpha must be from 0 to 1, got 2"),
         (["--held-out", "0.9"], "held_out must be above 0 and at most 0.5, got 0.9"),
         (["--divisor", "0"], "divisor must be at least 1, got 0"),
@@ -61,6 +61,14 @@ def test_version() -> None:
         (["--data", "imagefolder"], "imagefolder needs --data-root DIR, a folder with train/ and val/ or test/"),
         (["no-such-recipe"], "no recipe 'no-such-recipe'; give a YAML file or one of digits"),
         (["--baseline", "no-such-run"], "no run at no-such-run or runs/no-such-run; 'wmlc list' shows the runs, 'wmlc train' makes one"),
+        (["--lr", "inf"], "lr must be a finite number, got inf"),
+        (["--seed", str(2**32)], f"seed must be below {2**32}, got {2**32}"),
+        (["--trunk-ratio", "0.3", "--share", "none"],
+         "trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share"),
+        (["--batch-size", "2000"], "a batch of 2000 is more than the 1294 images trained on; pass --batch-size 1294 or less"),
+        (["--no-baseline", "--baseline", "x"], "--baseline and --no-baseline exclude each other; pass one of them"),
+        (["--resume", "--dry-run"], "--resume takes all settings from the run; pass only --out with it"),
+        (["--out", "."], ". exists already; choose another --out, pass --resume to go on with it, or --force to start it over"),
         (["--resume", "--epochs", "3"], "--resume takes all settings from the run; pass only --out with it"),
     ],
 )  # fmt: skip
@@ -159,7 +167,7 @@ def test_an_onnx_file_that_is_damaged_stops_the_bench(run: Run, tmp_path: Path) 
     shutil.copytree(run.root, tmp_path / "run")
     (tmp_path / "run" / "onnx").mkdir(exist_ok=True)
     for name in ("baseline", "peer1", "peer2"):
-        (tmp_path / "run" / "onnx" / f"{name}.onnx").write_bytes(b"\x08\x0a")
+        (tmp_path / "run" / "onnx" / f"family-{name}.onnx").write_bytes(b"\x08\x0a")
     message = assert_one_line(invoke("bench", "--run", tmp_path / "run", "--seconds", "0.1"))
     assert ".onnx" in message and "extract it again" in message
 

@@ -113,6 +113,10 @@ def test_existing_outputs_stay_unless_forced(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already; choose another --out, or pass --force"):
         list(extract(run, "1", out, force=False, with_preprocess=False))
     assert (out / "mine").read_text() == "keep"
+    with pytest.raises(InputError, match="is a directory that wmlc did not make; choose another --out"):
+        list(extract(run, "1", out, force=True, with_preprocess=False))
+    assert (out / "mine").read_text() == "keep"
+    (out / "spec.json").write_text("{}")  # what an extracted peer looks like
     list(extract(run, "1", out, force=True, with_preprocess=False))
     assert sorted(path.name for path in out.iterdir()) == ["spec.json", "weights.safetensors"]
 

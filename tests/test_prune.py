@@ -14,8 +14,8 @@ from torch import nn
 
 from wmlc.compress.budget import P_UP, layer_budgets
 from wmlc.compress.channels import cut_channels
+from wmlc.compress.config import CHOICES
 from wmlc.compress.prune import OutOfReachError, PeerPlan
-from wmlc.compress.saliency import SALIENCIES
 from wmlc.compress.tree import sharing_tree
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import ARCHITECTURES
@@ -200,7 +200,7 @@ def test_a_trunk_ratio_cuts_the_shared_stages_of_every_peer(
     assert np.all(counts_of(net, plans[-1])[groups] == graph.full[groups])
 
 
-@pytest.mark.parametrize("kind", SALIENCIES)
+@pytest.mark.parametrize("kind", CHOICES["saliency"])
 @pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
 def test_every_saliency_gives_a_plan(scored_network: Callable[..., Any], arch: str, kind: str) -> None:
     net = scored_network(arch, saliency=kind)
@@ -211,7 +211,7 @@ def test_every_saliency_gives_a_plan(scored_network: Callable[..., Any], arch: s
 
 
 def test_saliencies_disagree_about_channels(scored_network: Callable[..., Any]) -> None:
-    kept = [scored_network("resnet20", saliency=kind).plans()[0].kept["stage3.0.conv1"] for kind in SALIENCIES]
+    kept = [scored_network("resnet20", saliency=kind).plans()[0].kept["stage3.0.conv1"] for kind in CHOICES["saliency"]]
     assert len({tuple(indices.tolist()) for indices in kept}) == 3
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from wmlc.compress.saliency import SALIENCIES, importance, parameter_saliency
+from wmlc.compress.config import CHOICES
+from wmlc.compress.saliency import importance, parameter_saliency
 from wmlc.models.zoo import build_network
 
 
@@ -88,9 +89,7 @@ def test_synflow_stays_finite_in_the_deepest_network() -> None:
 
 def test_grasp_is_minus_hessian_times_gradient_times_parameter() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
-    ).double()
+    network = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
     images, labels = random_images(4, 1, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     theta = torch.cat([parameter.flatten() for parameter in parameters.values()])
@@ -117,7 +116,7 @@ def test_grasp_keeps_its_lowest_scores_and_the_others_their_highest() -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
-@pytest.mark.parametrize("kind", SALIENCIES)
+@pytest.mark.parametrize("kind", CHOICES["saliency"])
 def test_scores_cover_every_parameter_and_leave_the_network_untouched(kind: str, arch: str) -> None:
     torch.manual_seed(0)
     network = build_network(arch, 10, (3, 8, 8)).train()
@@ -127,11 +126,18 @@ def test_scores_cover_every_parameter_and_leave_the_network_untouched(kind: str,
     tensors, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
     scores = parameter_saliency(network, random_images(4, 3, 8, 8), torch.tensor([3, 1, 4, 1]), kind)
 
-    assert {name: s.shape for name, s in scores.items()} == {
-        name: p.shape for name, p in network.named_parameters()
-    }
+    assert {name: s.shape for name, s in scores.items()} == {name: p.shape for name, p in network.named_parameters()}
     assert all(score.isfinite().all() and not score.requires_grad for score in scores.values())
     torch.testing.assert_close(dict(network.state_dict()), dict(tensors), rtol=0, atol=0)
     assert [module.training for module in network.modules()] == modes
     assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
     assert all(torch.equal(p.grad, torch.full_like(p, 0.5)) for p in network.parameters())
+
+
+def test_synflow_reaches_every_layer_below_a_relu6() -> None:
+    torch.manual_seed(0)
+    network = build_network("mobilenet_v2", 10, (3, 32, 32))
+    scores = parameter_saliency(network, random_images(1, 3, 32, 32), torch.tensor([0]), "synflow")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert scores[f"{name}.weight"].sum() > 0, name

@@ -149,7 +149,7 @@ def train(
     from wmlc.run import RUNS, find_run
 
     if resume:
-        if given or recipe or no_baseline or force:
+        if given or recipe or no_baseline or force or dry_run or as_json:
             raise InputError("--resume takes all settings from the run; pass only --out with it")
         session.resume_run(find_run(out))
         return
@@ -219,7 +219,9 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
 )
 @click.option("--no-accuracy", is_flag=True, help="Time only; leave top-1 unmeasured.")
 @click.option("--max-drop", type=float, metavar="X", help="Exit with 3 if a peer loses more than X top-1 points.")
-@click.option("--min-speedup", type=float, metavar="X", help="Exit with 3 if a peer is less than X times as fast.")
+@click.option(
+    "--min-speedup", type=float, metavar="X", help="Exit with 3 if a pruned peer is less than X times as fast."
+)
 @click.option(
     "--out", type=PATH, metavar="FILE.json", help="Where to write the record.  [default: bench.json in the run]"
 )

@@ -12,11 +12,23 @@ from typing import Any
 
 from wmlc.errors import InputError
 
+FORMER = ".former"  # what a directory is called while its successor takes its name
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise `InputError` where `path` exists and may not be overwritten."""
+
+def refuse_existing(path: Path, force: bool, marker: str | None = None) -> None:
+    """Raise `InputError` where `path` exists and may not be overwritten.
+
+    Even `force` replaces a directory only if it is empty or holds the file `marker`, as our own do.
+    """
     if path.exists() and not force:
         raise InputError(f"{path} exists already; choose another --out, or pass --force to replace it")
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        raise InputError(f"{path} is a directory that wmlc did not make; choose another --out")
+
+
+def check_writable(path: Path) -> None:
+    """Raise `InputError` where nothing could be written at `path`, before long work is done for it."""
+    _aside(path)
 
 
 @contextlib.contextmanager
@@ -46,13 +58,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             _flush(file)
         _flush(aside)
-        former = path.with_name(path.name + ".former")
-        if path.exists():
+        former = path.with_name(path.name + FORMER)
+        replacing = path.exists()
+        if replacing:
             shutil.rmtree(former, ignore_errors=True)
             path.replace(former)
         aside.replace(path)
         _flush(path.parent)
-        shutil.rmtree(former, ignore_errors=True)
+        if replacing:
+            shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     finally:
@@ -61,11 +75,17 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def recover_directory(path: Path) -> None:
     """Clear up after a kill in `new_directory`: what it was writing goes, what it had moved away comes back."""
-    for aside in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(aside, ignore_errors=True)
-    former = path.with_name(path.name + ".former")
+    clear_asides(path.parent, path.name)
+    former = path.with_name(path.name + FORMER)
     if former.is_dir() and not path.exists():
         former.replace(path)
+
+
+def clear_asides(directory: Path, name: str = "*") -> None:
+    """Remove what killed processes had begun to write in `directory`."""
+    for aside in directory.glob(f".{name}.*"):
+        if aside.suffix[1:].isdecimal():
+            _discard(aside)
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -91,6 +111,8 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 def _aside(path: Path) -> Path:
     """A fresh name beside `path`, on the same file system, in a directory that exists."""
+    if not path.name:
+        raise InputError(f"cannot write {path}: it names no file or directory; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,11 +24,14 @@ def print_runs(as_json: bool) -> None:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    record: dict[str, Any] = {"run": str(run.root), "finished": run.family.exists()}
-    if not record["finished"]:
-        return record | {f"{phase}_epochs": len(read_lines(run.metrics(phase))) for phase in ("family", "baseline")}
-    family = read_family(run)
-    return record | {key: family.get(key) for key in ("arch", "method", "baseline", "peers", "ensemble_top1")}
+    try:
+        family = read_family(run)
+    except InputError:
+        epochs = {f"{phase}_epochs": len(read_lines(run.metrics(phase))) for phase in ("family", "baseline")}
+        return {"run": str(run.root), "finished": False, **epochs}
+    return {"run": str(run.root), "finished": True} | {
+        key: family.get(key) for key in ("arch", "method", "baseline", "peers", "ensemble_top1")
+    }
 
 
 def _rows(run: Run) -> list[list[str]]:

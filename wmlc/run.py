@@ -13,7 +13,7 @@ from typing import Any
 
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
-from wmlc.files import new_file, read_json
+from wmlc.files import FORMER, new_file, read_json
 
 RUNS = Path("runs")
 BASELINE = 0  # the peer number that stands for the unpruned network trained alone
@@ -80,7 +80,8 @@ def find_run(name: Path | None) -> Run:
 def all_runs() -> Iterator[Run]:
     """Every run under `runs/`, by name."""
     for config in sorted(RUNS.glob("*/config.json")):
-        yield Run(config.parent)
+        if not config.parent.name.startswith(".") and config.parent.suffix != FORMER:
+            yield Run(config.parent)
 
 
 def read_family(run: Run) -> dict[str, Any]:
@@ -89,16 +90,10 @@ def read_family(run: Run) -> dict[str, Any]:
     if not run.family.exists():
         raise InputError(f"{run.root} is not finished; {remedy}")
     family = read_json(run.family, "family record", f"train again, or {remedy}")
-    if not isinstance(family.get("peers"), list):
-        raise InputError(f"{run.family} is damaged: it lists no peers; train again, or {remedy}")
+    peers, fields = family.get("peers"), {"peer", "ratio", "achieved_ratio", "params", "macs", "top1"}
+    if not (isinstance(peers, list) and peers and all(isinstance(p, dict) and fields <= p.keys() for p in peers)):
+        raise InputError(f"{run.family} is damaged: it lists no peers; {remedy}")
     return family
-
-
-def peer_record(family: dict[str, Any], peer: int) -> dict[str, Any]:
-    """What `family.json` says of one peer, or of the baseline (peer 0)."""
-    record = family.get("baseline") if peer == BASELINE else family["peers"][peer - 1]
-    assert isinstance(record, dict)
-    return record
 
 
 def select_peers(family: dict[str, Any], wanted: str) -> list[int]:
