@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench-training bench-speedup bench-overhead clean
+.PHONY: demo test study bench-training bench-speedup bench-overhead clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -19,6 +19,15 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/python tests/typecheck.py
 	$(BIN)/python -m pytest
+
+## make study DATA=DIR: the methods side by side on an image folder (docs/results.md, section 1); hours on a CPU
+STUDY = --data imagefolder --data-root $(DATA) --train-images 26400 --held-out 0.05 --arch resnet20 --epochs 10
+study: $(VENV)/.installed
+	$(BIN)/wmlc train $(STUDY) --method wml --out runs/wml
+	$(BIN)/wmlc train $(STUDY) --method wml-p --baseline runs/wml --out runs/wml-p
+	$(BIN)/wmlc train $(STUDY) --method independent --baseline runs/wml --out runs/independent
+	$(BIN)/wmlc bench --run runs/wml --engine ort
+	$(BIN)/python tests/benchmarks/picture.py runs/wml docs/family.svg
 
 ## benchmarks: the numbers in docs/results.md; run them on an otherwise idle machine
 bench-training: $(VENV)/.installed
