@@ -107,11 +107,16 @@ def _metadata(network: nn.Module, spec: NetworkSpec, model: onnx.ModelProto, wit
 def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
     """Every convolution and linear layer is in the file, as dense and as narrow as in the network."""
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
-    wrong = [
-        f"{name} is {shapes.get(f'{name}.weight', 'missing')} instead of {list(module.weight.shape)}"
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and shapes.get(f"{name}.weight") != list(module.weight.shape)
-    ]
+    wrong = []
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        # a folded batch norm leaves `weight_bias`, a bias of the layer's own is `bias`
+        expected = {f"{name}.weight": list(module.weight.shape)}
+        expected |= {key: [len(module.weight)] for key in (f"{name}.weight_bias", f"{name}.bias") if key in shapes}
+        wrong += [
+            f"{key} is {shapes.get(key)} instead of {due}" for key, due in expected.items() if shapes.get(key) != due
+        ]
     if wrong:
         raise InputError(
             f"{out} was not written: the exporter changed {'; '.join(wrong[:5])}; try another torch version"
