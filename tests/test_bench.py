@@ -52,7 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[int, Path]
     widths = read_widths(build_network("resnet20", 10, SHAPE))
     save(run.network(0), widths, ratio=0.0)
     save(run.network(1), halve_inner(widths), ratio=0.4)
-    peers = [{"peer": 1, "ratio": 0.4, "achieved_ratio": 0.4}]
+    peers = [{"peer": 1, "ratio": 0.4, "achieved_ratio": 0.4, "params": 1, "macs": 1, "top1": 10.0}]
     write_json(run.config, {})
     write_json(run.family, {"peers": peers, "baseline": {"peer": 0}, "finished": True})
     files = {peer: run.root / f"{peer}.onnx" for peer in (0, 1)}
@@ -316,7 +316,7 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
     alone = Run(tmp_path / "alone")
     alone.network(1).parent.mkdir(parents=True)
     alone.network(1).symlink_to(run.network(1))
-    write_json(alone.family, {"peers": [{"peer": 1}], "baseline": None})
+    write_json(alone.family, {**json.loads(run.family.read_text()), "baseline": None})
     config = replace(QUICK, accuracy=False, max_drop=1.0, min_speedup=1.0)
     with pytest.raises(GateError) as raised:
         bench_run(alone, config, {1: files[1]}, data, tmp_path / "bench.json")
@@ -343,9 +343,11 @@ def test_a_file_that_disagrees_with_its_network_gets_no_numbers(tiny, data, tmp_
 
 
 def test_a_measured_gate_that_holds_is_not_reported():
-    row = {"peer": 1, "name": "peer1", "batch": 1, "top1_drop": 0.5, "speedup": {"median": 2.0}}
+    row = {"peer": 1, "name": "peer1", "batch": 1, "achieved_ratio": 0.5, "top1_drop": 0.5, "speedup": {"median": 2.0}}
     assert missed_gates([row], BenchConfig(max_drop=0.5, min_speedup=2.0)) == []
     assert missed_gates([{**row, "peer": 0, "speedup": None}], BenchConfig(min_speedup=2.0)) == []
+    unpruned = {**row, "achieved_ratio": 0.0, "speedup": {"median": 1.0}}
+    assert missed_gates([unpruned], BenchConfig(min_speedup=2.0)) == []
 
 
 def test_data_of_another_shape_is_refused(tiny, tmp_path):
