@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
 from wmlc.compress.session import start_run
 from wmlc.compress.tree import sharing_tree
+from wmlc.export.precision import to_fp16, to_int8
+from wmlc.export.to_onnx import export_onnx
+from wmlc.models.checkpoint import NetworkSpec, save_network
+from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.run import Run
 
@@ -71,6 +76,57 @@ def scored_network() -> Callable[..., ScoredNetwork]:
 def fresh_scored_network() -> Callable[..., ScoredNetwork]:
     """`score_network`, uncached, for networks too large to keep."""
     return score_network
+
+
+@pytest.fixture(scope="session")
+def pruned_network(
+    tmp_path_factory: pytest.TempPathFactory, fresh_scored_network: Callable[..., ScoredNetwork]
+) -> Callable[[str], Path]:
+    """The directory of an untrained peer of `arch`, cut by 0.5, for 32 x 32 pixels and 10 classes."""
+
+    @functools.cache
+    def save(arch: str) -> Path:
+        network = fresh_scored_network(arch, 32)
+        peer = network.family(network.plans((0.5, 0.0), divisor=8)).peer(1).eval()
+        generator = torch.Generator().manual_seed(0)
+        for module in peer.modules():
+            if isinstance(module, nn.BatchNorm2d):  # as after training, where no two channels are alike
+                module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+        spec = NetworkSpec(
+            arch=arch, class_names=[f"class {index}" for index in range(10)], input_shape=(3, 32, 32),
+            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), about={"peer": 1, "ratio": 0.5},
+        )  # fmt: skip
+        directory = tmp_path_factory.mktemp(arch) / "peer"
+        directory.mkdir()
+        save_network(peer, spec, directory)
+        return directory
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, pruned_network: Callable[[str], Path]
+) -> Callable[[str, str], Path]:
+    """The ONNX file of `pruned_network(arch)` in a form: fp32, fp16, int8-cpu or int8-gpu."""
+
+    @functools.cache
+    def export(arch: str, form: str) -> Path:
+        out = tmp_path_factory.mktemp(arch) / f"{form}.onnx"
+        if form == "fp32":
+            pixels = torch.randint(
+                0, 256, (7, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+            )
+            export_onnx(pruned_network(arch), out, pixels)
+        elif form == "fp16":
+            to_fp16(export(arch, "fp32"), out)
+        else:
+            images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+            to_int8(export(arch, "fp32"), out, images, target=form.removeprefix("int8-"), calibrator="minmax")
+        return out
+
+    return export
 
 
 @pytest.fixture(scope="session")

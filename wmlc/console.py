@@ -49,4 +49,6 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    out.print(table, width=None if out.is_terminal else PIPED_WIDTH)
+    if not out.is_terminal:
+        out.width = PIPED_WIDTH  # rich would take 80 and cut the cells
+    out.print(table)
