@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wmlc.bench.machine import allowed_cpus
 from wmlc.errors import InputError
+from wmlc.forms import PRECISIONS, TARGETS
 
 ENGINE_NAMES = ("torch", "ort", "trt")
 DEVICES = ("auto", "cpu", "cuda")
@@ -17,6 +18,8 @@ class BenchConfig:
     """The settings of one bench, as `bench.json` records them."""
 
     engine: str = "ort"
+    precisions: tuple[str, ...] = ("fp32",)  # all are compared with the baseline in the first of them
+    target: str | None = None  # of int8; None: gpu where the bench runs on one through TensorRT, else cpu
     batches: tuple[int, ...] = (1,)  # images a call
     threads: int = 1  # CPU threads of each engine
     device: str = "auto"
@@ -25,12 +28,21 @@ class BenchConfig:
     max_drop: float | None = None  # gate: top-1 points below the baseline
     min_speedup: float | None = None  # gate: times as fast as the baseline
     accuracy: bool = True  # top-1 on the whole test set through the engine
+    cuda_graph: bool = True  # TensorRT replays one recorded graph a batch size
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINE_NAMES:
             raise InputError(f"there is no engine {self.engine!r}; choose one of {', '.join(ENGINE_NAMES)}")
         if self.device not in DEVICES:
             raise InputError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown or not self.precisions or len(set(self.precisions)) < len(self.precisions):
+            got = ",".join(self.precisions) or "none"
+            raise InputError(f"precision must name some of {', '.join(PRECISIONS)}, each once; got {got}")
+        if self.engine == "torch" and self.precisions != ("fp32",):
+            raise InputError("the engine torch runs a peer as it was trained, in fp32; use --engine ort for others")
+        if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
+            raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
         if not self.batches or min(self.batches) < 1:
             raise InputError(f"batch must be at least 1, got {','.join(map(str, self.batches)) or 'none'}")
         if len(set(self.batches)) < len(self.batches):

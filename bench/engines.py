@@ -20,16 +20,13 @@ from wmlc.errors import InputError
 INPUT, OUTPUT = "input", "logits"
 
 
-class EngineFailed(Exception):
-    """An engine gave no number: it crashed, hung or raised; the message is one line."""
-
-
 class Engine(Protocol):
     """A loaded network; `provider` is what really computes, `precision` what it computes in."""
 
     provider: str
     precision: str
-    # An engine with a clock of its own (CUDA events) also has `time_call(images_NCHW) -> milliseconds`.
+    # An engine with a clock of its own (CUDA events) also has `time_call(images_NCHW) -> milliseconds`, and where
+    # it can tell them apart `time_compute`, the same without the transfers.
 
     def infer(self, images_NCHW: np.ndarray) -> np.ndarray:
         """float32 [N, C, H, W] -> float32 logits [N, C], in host memory on return."""

@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from wmlc.bench.engines import Engine, EngineFailed
+from wmlc.bench.engines import Engine
+from wmlc.errors import EngineFailed
 
 BURST_MS = 20.0
 MIN_CALLS = 100  # of each engine, however long they take

@@ -33,8 +33,8 @@ def missed_gates(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> list
     for row in rows:
         if row["peer"] == BASELINE:
             continue
-        if config.max_drop is not None and row["peer"] not in dropped:
-            dropped.add(row["peer"])  # top-1 is the same at every batch size
+        if config.max_drop is not None and row["name"] not in dropped:
+            dropped.add(row["name"])  # top-1 is the same at every batch size
             missed += _missed_drop(row, config.max_drop)
         if config.min_speedup is not None and row["achieved_ratio"] != 0:  # an unpruned peer is as fast as it was
             missed += _missed_speedup(row, config.min_speedup)

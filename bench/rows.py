@@ -11,15 +11,17 @@ import numpy as np
 
 from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
+from wmlc.files import sha256
 from wmlc.models.checkpoint import NetworkSpec
 from wmlc.models.cost import Cost
-from wmlc.run import BASELINE, peer_name
+from wmlc.run import peer_name
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
 TOP1_APART = 0.5  # points between this bench's top-1 and the training's that need a word
 BUSY = 0.5  # load average a core
 
 Value = TypeVar("Value")
+Key = tuple[int, str]  # a network's peer number and its precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,57 +29,66 @@ class Subject:
     """One network to be measured."""
 
     peer: int
+    precision: str  # as asked for
     directory: Path
-    source: Path  # what the engine opens: the ONNX file, or the directory
-    weights: Path  # the file whose size counts
+    source: Path  # what the engine opens: the ONNX file, the plan, or the directory
+    weights: Path  # the file whose size and hash count
     spec: NetworkSpec
     cost: Cost
 
     @property
+    def key(self) -> Key:
+        return self.peer, self.precision
+
+    @property
     def name(self) -> str:
-        return peer_name(self.peer)
+        return peer_name(self.peer) + ("" if self.precision == "fp32" else f" {self.precision}")
 
 
 @dataclass
 class Found:
-    """What a bench has found so far, by peer or by (peer, batch); filled in place, as engines may fail at any time."""
+    """What a bench has found so far, by network or by (network, batch); filled in place."""
 
+    baseline: Key  # what all are compared with, where there is one
     baseline_macs: int | None  # None: the run has no baseline
     provider: str | None = None
-    precision: dict[int, str] = field(default_factory=dict)
-    parity: dict[int, float] = field(default_factory=dict)  # largest difference of a logit from torch's
-    top1: dict[int, float] = field(default_factory=dict)  # percent
-    warm_ups: dict[tuple[int, int], measure.WarmUp] = field(default_factory=dict)
-    bursts: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=dict)  # milliseconds [R][calls]
-    failures: dict[int, str] = field(default_factory=dict)
+    precision: dict[Key, str] = field(default_factory=dict)  # as the engine says
+    parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with torch
+    top1: dict[Key, float] = field(default_factory=dict)  # percent
+    warm_ups: dict[tuple[Key, int], measure.WarmUp] = field(default_factory=dict)
+    bursts: dict[tuple[Key, int], list[np.ndarray]] = field(default_factory=dict)  # milliseconds [R][calls]
+    compute: dict[tuple[Key, int], np.ndarray] = field(default_factory=dict)  # milliseconds [calls], no transfers
+    failures: dict[Key, str] = field(default_factory=dict)
 
-    def live(self, engines: Mapping[int, Value]) -> dict[int, Value]:
+    def live(self, engines: Mapping[Key, Value]) -> dict[Key, Value]:
         """Those of `engines` that did not fail."""
-        return {peer: engine for peer, engine in engines.items() if peer not in self.failures}
+        return {key: engine for key, engine in engines.items() if key not in self.failures}
 
 
 def make_row(subject: Subject, batch: int, found: Found, config: BenchConfig) -> dict[str, Any]:
     """The row of one network at one batch size."""
-    peer, about, cost = subject.peer, subject.spec.about, subject.cost
-    bursts = found.bursts.get((peer, batch))
+    key, about, cost = subject.key, subject.spec.about, subject.cost
+    bursts, compute = found.bursts.get((key, batch)), found.compute.get((key, batch))
     times = measure.latency(np.concatenate(bursts)) if bursts else None
-    speedup = _speedup(peer, batch, found, config.seed)
-    warm, difference = found.warm_ups.get((peer, batch)), found.parity.get(peer)
-    top1, baseline_top1 = found.top1.get(peer), found.top1.get(BASELINE)
+    speedup = _speedup(key, batch, found, config.seed)
+    warm, difference = found.warm_ups.get((key, batch)), found.parity.get(key)
+    top1, baseline_top1 = found.top1.get(key), found.top1.get(found.baseline)
     return {
-        "peer": peer,
+        "peer": subject.peer,
         "name": subject.name,
         "ratio": about.get("ratio"),
         "achieved_ratio": about.get("achieved_ratio"),
         "engine": config.engine,
-        "precision": found.precision.get(peer),
+        "precision": found.precision.get(key, subject.precision),
         "batch": batch,
         "params": cost.params,
         "macs": cost.macs,
         "flops": 2 * cost.macs,
         "mac_ratio": found.baseline_macs / cost.macs if found.baseline_macs else None,
         "file_bytes": subject.weights.stat().st_size,
+        "file_sha256": sha256(subject.weights),
         "latency_ms": asdict(times) if times else None,
+        "compute_ms": asdict(measure.latency(compute)) if compute is not None else None,
         "throughput_per_s": 1e3 * batch / times.mean if times else None,
         "speedup": asdict(speedup) if speedup else None,
         "top1": top1,
@@ -86,15 +97,15 @@ def make_row(subject: Subject, batch: int, found: Found, config: BenchConfig) ->
         "logits_apart": difference if difference is not None and np.isfinite(difference) else None,
         "notes": [
             *_missing_notes(subject, found, config, times, top1),
-            *_speed_notes(peer, times, speedup, warm),
-            *_top1_notes(top1, about.get("top1")),
+            *_speed_notes(key == found.baseline, times, speedup, warm),
+            *(_top1_notes(top1, about.get("top1")) if subject.precision == "fp32" else []),
         ],
     }
 
 
-def _speedup(peer: int, batch: int, found: Found, seed: int) -> measure.Speedup | None:
+def _speedup(key: Key, batch: int, found: Found, seed: int) -> measure.Speedup | None:
     """Against the baseline's bursts of the same rounds; the baseline's own is 1 by definition."""
-    baseline, own = found.bursts.get((BASELINE, batch)), found.bursts.get((peer, batch))
+    baseline, own = found.bursts.get((found.baseline, batch)), found.bursts.get((key, batch))
     return measure.speedup(baseline, own, seed) if baseline and own else None
 
 
@@ -102,7 +113,7 @@ def _missing_notes(
     subject: Subject, found: Found, config: BenchConfig, times: measure.Latency | None, top1: float | None
 ) -> list[str]:
     """Why cells are null."""
-    reason, notes = found.failures.get(subject.peer), []
+    reason, notes = found.failures.get(subject.key), []
     missing = ["times and speed-up"] if times is None else []
     missing += ["top-1"] if top1 is None and config.accuracy else []
     if missing:
@@ -111,20 +122,20 @@ def _missing_notes(
         notes.append("top-1 and its drop not measured: the accuracy was switched off")
     if found.baseline_macs is None:
         notes.append("speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none")
-    elif BASELINE in found.failures and subject.peer != BASELINE:
-        notes.append(f"no comparison with the baseline where that has no number: {found.failures[BASELINE]}")
+    elif found.baseline in found.failures and subject.key != found.baseline:
+        notes.append(f"no comparison with the baseline where that has no number: {found.failures[found.baseline]}")
     return notes
 
 
 def _speed_notes(
-    peer: int, times: measure.Latency | None, speedup: measure.Speedup | None, warm: measure.WarmUp | None
+    is_baseline: bool, times: measure.Latency | None, speedup: measure.Speedup | None, warm: measure.WarmUp | None
 ) -> list[str]:
     notes = []
     if times and warm and not warm.settled:
         notes.append("the times had not settled when the warm-up ended; close other programs, or raise --seconds")
     if times and times.n < FEW_CALLS:
         notes.append(f"p99 rests on fewer than {FEW_CALLS:,} calls; raise --seconds for a firm one")
-    if speedup and peer != BASELINE and speedup.low <= 1:
+    if speedup and not is_baseline and speedup.low <= 1:
         shown = f"speed-up {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
         slower = "slower than the baseline" if speedup.high < 1 else "not shown to be faster than the baseline"
         notes.append(f"{slower}: {shown}")

@@ -10,35 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from wmlc.bench import accuracy, measure
+from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
+from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import ENGINES, LIBRARIES, EngineFailed
+from wmlc.bench.engines import ENGINES, LIBRARIES
 from wmlc.bench.machine import choose_device, pinned_cpus, read_environment
 from wmlc.bench.report import missed_gates, print_bench
-from wmlc.bench.rows import Found, Subject, bench_notes, make_row
+from wmlc.bench.rows import Found, Key, Subject, bench_notes, make_row
 from wmlc.bench.worker import Seat, Worker
 from wmlc.console import progress, say
-from wmlc.data import Data
-from wmlc.errors import GateError, InputError
+from wmlc.data import Data, normalise
+from wmlc.errors import EngineFailed, GateError, InputError
 from wmlc.files import check_writable, write_json
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.run import BASELINE, Run, peer_name, read_family, select_peers
 
 MOST_WARM_UP_S = 0.5  # or `seconds` if that is more
-SMALL_SIDE, SMALL_BATCH, LARGE_BATCH = 64, 256, 32  # images a call on the way through the test set
 
 
-def bench_run(run: Run, config: BenchConfig, files: Mapping[int, Path], data: Data, out: Path) -> dict[str, Any]:
+def bench_run(run: Run, config: BenchConfig, files: Mapping[Key, Path], data: Data, out: Path) -> dict[str, Any]:
     """Measure every peer of `run` and its baseline, write the record to `out`, print it and return it.
 
-    Args: the ONNX file of each network by peer number, for the engine `ort`; `data` on the CPU.
+    Args: the ONNX file of each network by (peer number, precision), for the engine `ort`; `data` on the CPU.
     Raises `InputError` for what the caller can fix, before anything is written, and `GateError` for
     a gate that was missed, after everything is written and printed.
     """
     device = choose_device(config.engine, config.device)
     check_writable(out)
-    subjects = read_subjects(run, config.engine, files)
+    subjects = read_subjects(run, config, files)
     environment = read_environment(config.engine, device, config.threads)
     threads = f"{config.threads} thread{'s' * (config.threads > 1)}"
     say(f"benching {len(subjects)} networks of {run.root} with {config.engine} on {device}, {threads} each")
@@ -58,14 +58,15 @@ def bench_run(run: Run, config: BenchConfig, files: Mapping[int, Path], data: Da
     return record
 
 
-def read_subjects(run: Run, engine: str, files: Mapping[int, Path]) -> list[Subject]:
+def read_subjects(run: Run, config: BenchConfig, files: Mapping[Key, Path]) -> list[Subject]:
     """The networks of `run`, the baseline first, with costs counted on the networks themselves."""
-    peers = select_peers(read_family(run), "all")
-    missing = [peer_name(peer) for peer in peers if engine == "ort" and peer not in files]
-    if missing:
-        raise InputError(f"there is no ONNX file of {', '.join(missing)}; extract them first")
+    peers, from_files = select_peers(read_family(run), "all"), config.engine != "torch"
+    keys = [(peer, precision) for precision in config.precisions for peer in peers]
+    missing = [f"{peer_name(peer)} in {precision}" for peer, precision in keys if (peer, precision) not in files]
+    if missing and from_files:
+        raise InputError(f"there is no file of {', '.join(missing)}; extract them first")
     subjects = []
-    for peer in peers:
+    for peer, precision in keys:
         directory = run.network(peer)
         spec = read_spec(directory)
         channels, height, width = spec.input_shape
@@ -73,9 +74,10 @@ def read_subjects(run: Run, engine: str, files: Mapping[int, Path]) -> list[Subj
         subjects.append(
             Subject(
                 peer=peer,
+                precision=precision,
                 directory=directory,
-                source=files[peer] if engine == "ort" else directory,
-                weights=files[peer] if engine == "ort" else directory / WEIGHTS_FILE,
+                source=files[peer, precision] if from_files else directory,
+                weights=files[peer, precision] if from_files else directory / WEIGHTS_FILE,
                 spec=spec,
                 cost=cost,
             )
@@ -86,18 +88,18 @@ def read_subjects(run: Run, engine: str, files: Mapping[int, Path]) -> list[Subj
 def find(subjects: list[Subject], config: BenchConfig, device: str, data: Data) -> Found:
     """Everything that is measured: agreement with torch first, then top-1, then times."""
     _, height, width = subjects[0].spec.input_shape
-    call = SMALL_BATCH if max(height, width) <= SMALL_SIDE else LARGE_BATCH
+    call = images_a_call(height, width)
     pixels_NHWC = first_pixels(data, subjects[0], max(call, *config.batches))
     baseline = next((s for s in subjects if s.peer == BASELINE), None)
-    found = Found(baseline_macs=baseline.cost.macs if baseline else None)
+    found = Found(baseline=(BASELINE, config.precisions[0]), baseline_macs=baseline.cost.macs if baseline else None)
     with ExitStack() as stack:
-        workers = {s.peer: stack.enter_context(Worker(_seat(s, config, device))) for s in subjects}
+        workers = {s.key: stack.enter_context(Worker(_seat(s, config, device))) for s in subjects}
         _await_engines(workers, found)
         for subject in subjects:
-            _check_agreement(subject, workers[subject.peer], pixels_NHWC[:call], found)
+            _check_agreement(subject, workers[subject.key], pixels_NHWC[:call], found)
         if config.accuracy:
             live = found.live(workers)
-            found.top1, failures = accuracy.top1_percent(live, data.test_pixels(call), data.test_count())
+            found.top1, failures = top1_percent(live, data.test_pixels(call), data.test_count())
             found.failures |= failures
         for batch in config.batches:
             _time(found.live(workers), _repeat_to(pixels_NHWC, batch), batch, config, found)
@@ -135,53 +137,72 @@ def _seat(subject: Subject, config: BenchConfig, device: str) -> Seat:
     )
 
 
-def _await_engines(workers: Mapping[int, Worker], found: Found) -> None:
+def _await_engines(workers: Mapping[Key, Worker], found: Found) -> None:
     with progress("opening engines", len(workers), "engines") as advance:
-        for peer, worker in workers.items():
+        for key, worker in workers.items():
             try:
-                found.provider, found.precision[peer] = worker.ready()
+                found.provider, found.precision[key] = worker.ready()
             except EngineFailed as error:
-                found.failures[peer] = str(error)
+                found.failures[key] = str(error)
             advance(1)
 
 
 def _check_agreement(subject: Subject, worker: Worker, pixels_NHWC: np.ndarray, found: Found) -> None:
     """Engines that disagree with torch get no numbers."""
-    if subject.peer in found.failures:
+    if subject.key in found.failures:
         return
     try:
-        difference = accuracy.parity(worker, subject.directory, pixels_NHWC)
-        reason = accuracy.disagreement(difference, found.precision[subject.peer])
-        found.parity[subject.peer] = difference
+        precision = found.precision[subject.key]
+        expected_BC = _torch_logits(subject.directory, pixels_NHWC)
+        difference = parity(worker.logits(pixels_NHWC), expected_BC, precision)
+        reason = disagreement(difference, precision)
+        found.parity[subject.key] = difference
     except EngineFailed as error:
         reason = str(error)
     if reason is not None:
-        found.failures[subject.peer] = reason
+        found.failures[subject.key] = reason
+
+
+def _torch_logits(directory: Path, pixels_BHWC: np.ndarray) -> np.ndarray:
+    """float32 [B, C] of the network in `directory`, in torch on the CPU, for uint8 [B, H, W, C]."""
+    import torch
+
+    spec = read_spec(directory)
+    with torch.inference_mode():
+        return load_network(directory)(normalise(torch.from_numpy(pixels_BHWC), spec.mean, spec.std)).numpy()
 
 
 def _time(
-    workers: Mapping[int, Worker], pixels_NHWC: np.ndarray, batch: int, config: BenchConfig, found: Found
+    workers: Mapping[Key, Worker], pixels_NHWC: np.ndarray, batch: int, config: BenchConfig, found: Found
 ) -> None:
     """Warm every engine up on `pixels_NHWC`, then time them all by turns."""
     most_s = max(MOST_WARM_UP_S, config.seconds)
     calls = {}
-    for peer, worker in workers.items():
+    for key, worker in workers.items():
         try:
-            warm = found.warm_ups[peer, batch] = worker.warm_up(pixels_NHWC, most_s)
-            calls[peer] = measure.burst_calls(warm.median_ms)
+            warm = found.warm_ups[key, batch] = worker.warm_up(pixels_NHWC, most_s)
+            calls[key] = measure.burst_calls(warm.median_ms)
         except EngineFailed as error:
-            found.failures[peer] = str(error)
-    warmed = {peer: workers[peer] for peer in calls}
-    rounds = _expected_rounds(calls, {peer: found.warm_ups[peer, batch].median_ms for peer in calls}, config.seconds)
+            found.failures[key] = str(error)
+    warmed = {key: workers[key] for key in calls}
+    rounds = _expected_rounds(calls, {key: found.warm_ups[key, batch].median_ms for key in calls}, config.seconds)
     with progress(f"timing, batch {batch}", rounds, "rounds") as advance:
         bursts, failures = measure.interleave(warmed, calls, config.seconds, config.seed, lambda: advance(1))
-    found.bursts |= {(peer, batch): times for peer, times in bursts.items()}
+    found.bursts |= {(key, batch): times for key, times in bursts.items()}
     found.failures |= failures
+    for key in bursts:
+        try:
+            compute_ms = workers[key].compute_times(measure.MIN_CALLS)
+        except EngineFailed as error:
+            found.failures[key] = str(error)
+            continue
+        if compute_ms is not None:
+            found.compute[key, batch] = compute_ms
 
 
-def _expected_rounds(calls: Mapping[int, int], median_ms: Mapping[int, float], seconds: float) -> int:
+def _expected_rounds(calls: Mapping[Key, int], median_ms: Mapping[Key, float], seconds: float) -> int:
     """About how many rounds `measure.interleave` will run, for the progress bar."""
     if not calls:
         return 0
-    round_s = sum((calls[peer] + 1) * median_ms[peer] for peer in calls) / 1e3
+    round_s = sum((calls[key] + 1) * median_ms[key] for key in calls) / 1e3
     return max(round(seconds * len(calls) / round_s), -(-measure.MIN_CALLS // min(calls.values())))

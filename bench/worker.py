@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from wmlc.bench import measure
-from wmlc.bench.engines import Engine, EngineFailed, one_line
-from wmlc.errors import InputError
+from wmlc.bench.engines import Engine, one_line
+from wmlc.errors import EngineFailed, InputError
 
 TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
 
@@ -77,6 +77,10 @@ class Worker:
     def burst(self, calls: int) -> np.ndarray:
         """The milliseconds of each of `calls` calls, after one that is not timed; `warm_up` comes first."""
         return self._ask("burst", calls)
+
+    def compute_times(self, calls: int) -> np.ndarray | None:
+        """The milliseconds of each of `calls` calls without its transfers; None if the engine cannot tell."""
+        return self._ask("compute_times", calls)
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, C] -> float32 logits [N, C]."""
@@ -143,6 +147,11 @@ class _Bench:
         assert self.images_NCHW is not None, "warm up first"
         self.engine.infer(self.images_NCHW)  # another engine ran since, and the caches are its own
         return measure.time_calls(self.engine, self.images_NCHW, calls)
+
+    def compute_times(self, calls: int) -> np.ndarray | None:
+        assert self.images_NCHW is not None, "warm up first"
+        time_compute = getattr(self.engine, "time_compute", None)
+        return np.array([time_compute(self.images_NCHW) for _ in range(calls)]) if time_compute else None
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
         return np.asarray(self.engine.infer(normalise(pixels_NHWC, self.mean, self.std)), dtype=np.float32)

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 from wmlc.errors import InputError
+from wmlc.forms import PRECISIONS, TARGETS, form_name
 
-PRECISIONS = ("fp32", "fp16", "int8")
-TARGETS = ("cpu", "gpu")  # int8 only: the two want different Q/DQ
 CALIBRATORS = ("minmax", "entropy", "percentile")
 PLAN_SUFFIXES = (".plan", ".engine")
 
@@ -52,5 +51,5 @@ class ExportConfig:
 
     @property
     def form(self) -> str:
-        """Precision and, for int8, its target, as file names carry it: fp32, fp16, int8-cpu, int8-gpu."""
-        return f"int8-{self.target or 'cpu'}" if self.precision == "int8" else self.precision
+        """Precision and, for int8, its target: fp32, fp16, int8-cpu, int8-gpu."""
+        return form_name(self.precision, self.target)

@@ -2,54 +2,184 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wmlc.data import Data
-from wmlc.errors import InputError
-from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
-from wmlc.files import new_directory, refuse_existing
-from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec, save_network
+import numpy as np
+import onnxruntime
+from torch import Tensor
+
+from wmlc.accuracy import images_a_call, top1_percent
+from wmlc.data import Data, normalise
+from wmlc.errors import GateError, InputError
+from wmlc.export.config import PLAN_SUFFIXES, ExportConfig
+from wmlc.export.precision import to_fp16, to_int8
+from wmlc.export.to_onnx import CHECKED_BATCHES, INPUT, OUTPUT, export_onnx
+from wmlc.files import check_writable, new_directory, new_file, refuse_existing
+from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, NetworkSpec, load_network, read_spec, save_network
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 
-def extract(run: Run, wanted: str, out: Path, *, force: bool, with_preprocess: bool) -> Iterator[Path]:
-    """Write the peers `wanted` ("2", "all", "baseline") to `out`, yielding each path as it is done.
+@dataclass(frozen=True)
+class Extracted:
+    """What was written; for a file in less than fp32 also its top-1 on the test set, and fp32's, in percent."""
 
-    A name that ends in `.onnx` makes ONNX files, any other a directory with `spec.json` and
-    `weights.safetensors`. With "all", `family.onnx` becomes `family-peer1.onnx`, `family-baseline.onnx` …, and
-    `DIR` gets `DIR/peer1`, `DIR/baseline` …. Raises `InputError` before anything is written where an
-    output exists (unless `force`), the peer does not exist or the run is not finished.
+    path: Path
+    top1: float | None = None
+    fp32_top1: float | None = None
+    test_images: int | None = None
+
+    def accuracy(self, form: str) -> str:
+        """The accuracy in words, beside fp32's; empty where it was not measured."""
+        if self.top1 is None or self.fp32_top1 is None:
+            return ""
+        how = "ONNX Runtime on the CPU" + (", its Q/DQ computed in float" if form == "int8-gpu" else "")
+        return (
+            f"; top-1 {self.top1:.2f}, in fp32 {self.fp32_top1:.2f}: drop {self.fp32_top1 - self.top1:.2f} points "
+            f"({self.test_images:,} test images, {how})"
+        )
+
+
+def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bool) -> Iterator[Extracted]:
+    """Write the peers `wanted` ("2", "all", "baseline") to `out`, yielding each as it is done.
+
+    A name that ends in `.onnx` makes ONNX files, in `.plan` or `.engine` TensorRT plans, any other a directory with
+    `spec.json` and `weights.safetensors`. With "all", `family.onnx` becomes `family-peer1.onnx`, `family-baseline.onnx`
+    …, and `DIR` gets `DIR/peer1`, `DIR/baseline` …. Raises `InputError` before anything is written where an
+    output exists (unless `force`), the peer does not exist or the run is not finished, and `GateError` at
+    the end for files that lost more than `config.max_drop`, which are not written.
     """
-    if out.suffix not in ("", ".onnx"):
-        raise InputError(f"--out must end in .onnx, or have no ending and become a directory; got {out}")
-    as_onnx = out.suffix == ".onnx"
-    if with_preprocess and not as_onnx:
-        raise InputError(f"--with-preprocess goes into an ONNX file; give --out a name ending in .onnx, got {out}")
+    config = _fitting(out, config)
     peers = select_peers(read_family(run), wanted)
-    targets = {peer: _target(out, peer, as_onnx) if wanted == "all" else out for peer in peers}
+    targets = {peer: _target(out, peer) if wanted == "all" else out for peer in peers}
     for target in targets.values():
-        refuse_existing(target, force, marker=None if as_onnx else SPEC_FILE)
-    pixels_NHWC = open_run_data(run).train_pixels(max(CHECKED_BATCHES)) if as_onnx else None
+        refuse_existing(target, force, marker=None if out.suffix else SPEC_FILE)
+    if not out.suffix:
+        for peer, target in targets.items():
+            _copy_network(run.network(peer), target)
+            yield Extracted(target)
+        return
+    data, missed = open_run_data(run), []
     for peer, target in targets.items():
-        if pixels_NHWC is not None:
-            export_onnx(run.network(peer), target, pixels_NHWC, with_preprocess=with_preprocess)
-        else:
-            network, spec = load_network(run.network(peer)), read_spec(run.network(peer))
-            with new_directory(target) as aside:
-                save_network(network, spec, aside)
-        yield target
+        try:
+            yield write_file(run.network(peer), target, data, config)
+        except GateError as error:
+            missed.append(f"{target} was not written: {peer_name(peer)} {error}")
+    if missed:
+        raise GateError("; ".join(missed))
 
 
-def onnx_files(run: Run, data: Data) -> Iterator[tuple[int, Path]]:
-    """Each network's `onnx/family-….onnx` in the run, made where it is missing or older than the weights."""
+def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int, Path]]:
+    """Each network's file in `config`'s form, in the run, made where it is missing or older than the weights."""
+    family = run.onnx / ("family.onnx" if config.form == "fp32" else f"family-{config.form}.onnx")
     for peer in select_peers(read_family(run), "all"):
-        file = _target(run.onnx / "family.onnx", peer, as_onnx=True)
-        weights = run.network(peer) / "weights.safetensors"
+        file, weights = _target(family, peer), run.network(peer) / WEIGHTS_FILE
         if not file.exists() or (weights.exists() and file.stat().st_mtime < weights.stat().st_mtime):
-            export_onnx(run.network(peer), file, data.train_pixels(max(CHECKED_BATCHES)))
+            write_file(run.network(peer), file, data, config, measured=False)
         yield peer, file
 
 
-def _target(out: Path, peer: int, as_onnx: bool) -> Path:
-    return out.with_name(f"{out.stem}-{peer_name(peer)}.onnx") if as_onnx else out / peer_name(peer)
+def write_file(directory: Path, target: Path, data: Data, config: ExportConfig, *, measured: bool = True) -> Extracted:
+    """Write the network in `directory` to `target`, an ONNX file or a plan; nothing stays where it fails.
+
+    In less than fp32, and if `measured`, its top-1 on the test set through ONNX Runtime is compared with
+    fp32's. Raises `GateError` where it lost more than `config.max_drop`.
+    """
+    check_writable(target)
+    with tempfile.TemporaryDirectory() as work:
+        fp32 = Path(work) / f"{target.stem}.onnx"
+        pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
+        export_onnx(directory, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
+        file = Path(work) / f"{target.stem}-{config.form}.onnx"
+        if config.precision == "fp16":
+            to_fp16(fp32, file)
+        elif config.precision == "int8":
+            pixels_NHWC = data.train_pixels(min(config.calibration, data.record.train))
+            fed = _fed(pixels_NHWC, read_spec(directory), config.with_preprocess)
+            to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
+        top1 = _compare(fp32, file, directory, data, config) if measured and file.exists() else None
+        _place(file if file.exists() else fp32, target, config)
+    return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
+
+
+def _place(onnx_file: Path, target: Path, config: ExportConfig) -> None:
+    """Give the finished ONNX file its name, or build the plan from it."""
+    if target.suffix in PLAN_SUFFIXES:
+        from wmlc.export.to_tensorrt import extract_plan
+
+        extract_plan(
+            onnx_file, target, batch_range=config.batch_range, version_compatible=config.version_compatible,
+            hardware_compatible=config.hardware_compatible,
+        )  # fmt: skip
+        return
+    with new_file(target) as aside:
+        aside.write_bytes(onnx_file.read_bytes())
+
+
+def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
+    """`config` with what `out`'s ending settles; `InputError` where they do not go together."""
+    if out.suffix not in ("", ".onnx", *PLAN_SUFFIXES):
+        raise InputError(
+            f"--out must end in .onnx, .plan or .engine, or have no ending and become a directory; got {out}"
+        )
+    if not out.suffix and (config.precision != "fp32" or config.with_preprocess):
+        asked = "--with-preprocess" if config.with_preprocess else f"--precision {config.precision}"
+        raise InputError(f"{asked} goes into an ONNX file or a plan; give --out a name ending in .onnx, got {out}")
+    if out.suffix not in PLAN_SUFFIXES:
+        return config
+    from wmlc.plan import require_tensorrt
+
+    require_tensorrt(f"--out {out}")
+    if config.target == "cpu":
+        raise InputError(f"a TensorRT plan takes int8 of --target gpu, got cpu for {out}")
+    return replace(config, target="gpu") if config.precision == "int8" else config
+
+
+def _copy_network(directory: Path, target: Path) -> None:
+    network, spec = load_network(directory), read_spec(directory)
+    with new_directory(target) as aside:
+        save_network(network, spec, aside)
+
+
+def _target(out: Path, peer: int) -> Path:
+    return out.with_name(f"{out.stem}-{peer_name(peer)}{out.suffix}") if out.suffix else out / peer_name(peer)
+
+
+def _fed(pixels_NHWC: Tensor, spec: NetworkSpec, with_preprocess: bool) -> np.ndarray:
+    """What a file takes for uint8 [N, H, W, C] pixels: themselves, or normalised float32 [N, C, H, W]."""
+    return pixels_NHWC.numpy() if with_preprocess else normalise(pixels_NHWC, spec.mean, spec.std).contiguous().numpy()
+
+
+class _OnnxFile:
+    """An ONNX file in ONNX Runtime on the CPU, all cores."""
+
+    def __init__(self, path: Path, spec: NetworkSpec, config: ExportConfig) -> None:
+        options = onnxruntime.SessionOptions()
+        if config.form == "int8-gpu":
+            # Its Q/DQ in float, which is what it means: the CPU's int8 kernels clip 8-bit weights, a GPU's do not.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._spec, self._with_preprocess = spec, config.with_preprocess
+
+    def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        from torch import from_numpy
+
+        fed = _fed(from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
+        return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
+
+
+def _compare(fp32: Path, file: Path, directory: Path, data: Data, config: ExportConfig) -> tuple[float, float]:
+    """Top-1 of `file` and of `fp32` in percent on the whole test set; `GateError` where too much is lost."""
+    spec = read_spec(directory)
+    _, height, width = spec.input_shape
+    engines = {path: _OnnxFile(path, spec, config) for path in (file, fp32)}
+    found, _ = top1_percent(engines, data.test_pixels(images_a_call(height, width)), data.test_count())
+    top1, fp32_top1 = found[file], found[fp32]
+    if config.max_drop is not None and fp32_top1 - top1 > config.max_drop:
+        raise GateError(
+            f"in {config.form} loses {fp32_top1 - top1:.2f} top-1 points ({top1:.2f} after {fp32_top1:.2f}), "
+            f"--max-drop allows {config.max_drop:g}"
+        )
+    return top1, fp32_top1

@@ -96,7 +96,7 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
 
 
 class _Images(quantization.CalibrationDataReader):
-    """Batches of images for the calibrator, which asks for them a range at a time, so that activations fit in memory."""
+    """Batches for the calibrator, which asks for them one at a time, so that their activations fit in memory."""
 
     def __init__(self, images: np.ndarray, advance: Any) -> None:
         self._batches = [images[at : at + _CALIBRATION_BATCH] for at in range(0, len(images), _CALIBRATION_BATCH)]
@@ -109,7 +109,7 @@ class _Images(quantization.CalibrationDataReader):
     def set_range(self, start_index: int, end_index: int) -> None:
         self._now = iter(self._batches[start_index:end_index])
 
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]  # None ends it
+    def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._now, None)
         if batch is None:
             return None

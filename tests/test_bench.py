@@ -15,9 +15,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from wmlc.bench import accuracy, measure
+from wmlc.accuracy import disagreement, top1_percent
+from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import ENGINES, EngineFailed, OrtEngine, TorchEngine
+from wmlc.bench.engines import ENGINES, OrtEngine, TorchEngine
 from wmlc.bench.machine import choose_device, pinned_cpus
 from wmlc.bench.overhead import measure_overhead
 from wmlc.bench.report import missed_gates, print_bench
@@ -25,7 +26,7 @@ from wmlc.bench.session import bench_run
 from wmlc.bench.worker import Seat, Worker, normalise
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.data import normalise as torch_normalise
-from wmlc.errors import GateError, InputError
+from wmlc.errors import EngineFailed, GateError, InputError
 from wmlc.files import write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, save_network
 from wmlc.models.cost import total_cost
@@ -45,7 +46,7 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[int, Path]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[tuple[int, str], Path]]:
     """A finished run with a baseline and one peer of half the inner channels, and their ONNX files."""
     run = Run(tmp_path_factory.mktemp("bench") / "run")
     torch.manual_seed(0)
@@ -55,8 +56,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[int, Path]
     peers = [{"peer": 1, "ratio": 0.4, "achieved_ratio": 0.4, "params": 1, "macs": 1, "top1": 10.0}]
     write_json(run.config, {})
     write_json(run.family, {"peers": peers, "baseline": {"peer": 0}, "finished": True})
-    files = {peer: run.root / f"{peer}.onnx" for peer in (0, 1)}
-    for peer, path in files.items():
+    files = {(peer, "fp32"): run.root / f"{peer}.onnx" for peer in (0, 1)}
+    for (peer, _), path in files.items():
         torch.onnx.export(
             load_network(run.network(peer)), (torch.zeros(2, *SHAPE),), path, dynamo=True, external_data=False,
             input_names=["input"], output_names=["logits"], dynamic_shapes={"input": {0: "batch"}}, verbose=False,
@@ -95,7 +96,7 @@ def halve_inner(widths: Widths) -> Widths:
 
 @pytest.fixture(scope="module", params=["ort", "torch"])
 def benched(
-    request: pytest.FixtureRequest, tiny: tuple[Run, dict[int, Path]], data: Data
+    request: pytest.FixtureRequest, tiny: tuple[Run, dict[tuple[int, str], Path]], data: Data
 ) -> tuple[str, dict[str, Any], str]:
     """(engine, the record as read from its file, the message of the gate) of a bench with gates that none can pass."""
     run, files = tiny
@@ -218,15 +219,15 @@ def test_top1_is_counted_over_partial_batches_and_survives_a_failure():
 
     labels = torch.tensor([0, 1, 1, 2, 1])
     batches = zip(torch.zeros(5, 2, 2, 1, dtype=torch.uint8).split(2), labels.split(2), strict=True)
-    top1, failures = accuracy.top1_percent({0: Says(1), 1: Says(2), 2: Says(-1)}, batches, 5)
+    top1, failures = top1_percent({0: Says(1), 1: Says(2), 2: Says(-1)}, batches, 5)
     assert top1 == {0: 60.0, 1: 20.0}
     assert failures == {2: "no"}
 
 
 def test_engines_that_disagree_are_refused_in_words():
-    assert accuracy.disagreement(1e-3, "fp32") is None
-    assert accuracy.disagreement(0.5, "fp32") == "its engine's logits differ from torch's by 0.5, allowed is 0.001"
-    assert accuracy.disagreement(float("nan"), "fp32") is not None
+    assert disagreement(1e-3, "fp32") is None
+    assert disagreement(0.5, "fp32") == "its engine's logits differ from torch's by 0.5, allowed is 0.001"
+    assert disagreement(float("nan"), "fp32") is not None
 
 
 def test_pixels_are_normalised_as_in_training():
@@ -254,7 +255,7 @@ def test_every_field_is_there_and_adds_up(benched, tiny):
     for row in record["rows"]:
         peer, times = row["peer"], row["latency_ms"]
         cost = total_cost(load_network(run.network(peer)), SHAPE)
-        file = files[peer] if engine == "ort" else run.network(peer) / "weights.safetensors"
+        file = files[peer, "fp32"] if engine == "ort" else run.network(peer) / "weights.safetensors"
         expected = {
             "name": ["baseline", "peer1"][peer], "ratio": [0.0, 0.4][peer], "achieved_ratio": [0.0, 0.4][peer],
             "engine": engine, "precision": "fp32", "params": cost.params, "macs": cost.macs, "flops": 2 * cost.macs,
@@ -319,7 +320,7 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
     write_json(alone.family, {**json.loads(run.family.read_text()), "baseline": None})
     config = replace(QUICK, accuracy=False, max_drop=1.0, min_speedup=1.0)
     with pytest.raises(GateError) as raised:
-        bench_run(alone, config, {1: files[1]}, data, tmp_path / "bench.json")
+        bench_run(alone, config, {(1, "fp32"): files[1, "fp32"]}, data, tmp_path / "bench.json")
     assert str(raised.value) == (
         "peer1: top-1 drop was not measured, so --max-drop 1 is not met; "
         "peer1 at batch 1: speed-up was not measured, so --min-speedup 1 is not met"
@@ -333,7 +334,7 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
 
 def test_a_file_that_disagrees_with_its_network_gets_no_numbers(tiny, data, tmp_path):
     run, files = tiny
-    record = bench_run(run, QUICK, {0: files[0], 1: files[0]}, data, tmp_path / "bench.json")
+    record = bench_run(run, QUICK, {(0, "fp32"): files[0, "fp32"], (1, "fp32"): files[0, "fp32"]}, data, tmp_path / "bench.json")
     baseline, peer = record["rows"]
     assert baseline["top1"] is not None
     assert peer["latency_ms"] is peer["speedup"] is peer["top1"] is peer["throughput_per_s"] is None
@@ -490,7 +491,7 @@ def test_onnx_runtime_reads_precision_and_runs_any_batch(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"not an ONNX file", None])
 def test_a_damaged_file_is_refused_in_one_line(tiny, tmp_path, damage):
     path = tmp_path / "damaged.onnx"
-    whole = tiny[1][1].read_bytes()
+    whole = tiny[1][1, "fp32"].read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(InputError) as raised:
         OrtEngine(path, threads=1, device="cpu")
@@ -504,9 +505,9 @@ def test_a_damaged_file_refuses_the_whole_bench(tiny, data, tmp_path):
     bad = tmp_path / "damaged.onnx"
     bad.write_bytes(b"\0" * 10)
     with pytest.raises(InputError, match="extract it again"):
-        bench_run(run, QUICK, {**files, 1: bad}, data, tmp_path / "bench.json")
-    with pytest.raises(InputError, match="there is no ONNX file of peer1; extract them first"):
-        bench_run(run, QUICK, {0: files[0]}, data, tmp_path / "bench.json")
+        bench_run(run, QUICK, {**files, (1, "fp32"): bad}, data, tmp_path / "bench.json")
+    with pytest.raises(InputError, match="there is no file of peer1 in fp32; extract them first"):
+        bench_run(run, QUICK, {(0, "fp32"): files[0, "fp32"]}, data, tmp_path / "bench.json")
     assert not (tmp_path / "bench.json").exists()
 
 
@@ -607,7 +608,7 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path):
 @pytest.mark.parametrize("engine", ["ort", "torch"])
 def test_a_gpu_computes_what_the_cpu_does(tiny, engine):
     run, files = tiny
-    source = files[1] if engine == "ort" else run.network(1)
+    source = files[1, "fp32"] if engine == "ort" else run.network(1)
     images = np.random.default_rng(0).random((5, *SHAPE), dtype=np.float32)
     on_cpu, on_gpu = (ENGINES[engine](source, 1, device) for device in ("cpu", "cuda"))
     for batch in (5, 2):

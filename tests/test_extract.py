@@ -16,9 +16,12 @@ import wmlc
 from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.export import to_onnx
-from wmlc.export.extract import extract, onnx_files
+from wmlc.export.config import ExportConfig
+from wmlc.export.extract import Extracted, extract, run_files
 from wmlc.models.cost import total_cost
 from wmlc.run import Run, open_run_data
+
+FP32 = ExportConfig()
 
 
 def run_onnx(path: Path, fed: np.ndarray) -> np.ndarray:
@@ -29,7 +32,7 @@ def run_onnx(path: Path, fed: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def peer_file(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("onnx") / "peer1.onnx"
-    assert list(extract(run, "1", out, force=False, with_preprocess=False)) == [out]
+    assert list(extract(run, "1", out, FP32, force=False)) == [Extracted(out)]
     return out
 
 
@@ -65,7 +68,7 @@ def test_the_file_is_dense_folded_and_says_what_it_is(run: Run, peer_file: Path)
 
 def test_preprocessing_inside_the_file_takes_pixels(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "p.onnx"
-    list(extract(run, "2", out, force=False, with_preprocess=True))
+    list(extract(run, "2", out, ExportConfig(with_preprocess=True), force=False))
     pixels = open_run_data(run).train_pixels(5)
     spec = json.loads((run.network(2) / "spec.json").read_text())
     with torch.inference_mode():
@@ -74,25 +77,25 @@ def test_preprocessing_inside_the_file_takes_pixels(run: Run, tmp_path: Path) ->
 
 
 def test_all_and_baseline_as_directories_load_bit_identical(run: Run, tmp_path: Path) -> None:
-    made = list(extract(run, "all", tmp_path / "family", force=False, with_preprocess=False))
-    assert [path.name for path in made] == ["baseline", "peer1", "peer2"]
-    for peer, path in enumerate(made):
-        first, second = wmlc.load(run.network(peer)).state_dict(), wmlc.load(path).state_dict()
+    made = list(extract(run, "all", tmp_path / "family", FP32, force=False))
+    assert [done.path.name for done in made] == ["baseline", "peer1", "peer2"]
+    for peer, done in enumerate(made):
+        first, second = wmlc.load(run.network(peer)).state_dict(), wmlc.load(done.path).state_dict()
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_bench_files_are_made_once(run: Run) -> None:
     data = open_run_data(run)
-    files = dict(onnx_files(run, data))
+    files = dict(run_files(run, data, FP32))
     made = {peer: file.stat().st_mtime_ns for peer, file in files.items()}
     assert set(files) == {0, 1, 2}
-    assert {peer: file.stat().st_mtime_ns for peer, file in onnx_files(run, data)} == made
+    assert {peer: file.stat().st_mtime_ns for peer, file in run_files(run, data, FP32)} == made
 
 
 def test_a_file_that_disagrees_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_onnx, "PARITY", 0.0)
     with pytest.raises(InputError, match=r"p\.onnx was not written: at batch \d ONNX Runtime's logits are"):
-        list(extract(run, "1", tmp_path / "p.onnx", force=False, with_preprocess=False))
+        list(extract(run, "1", tmp_path / "p.onnx", FP32, force=False))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,7 +105,7 @@ def test_damaged_weights_leave_nothing_but_the_error(run: Run, tmp_path: Path) -
     file = copy.network(1) / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"weights\.safetensors is damaged or truncated"):
-        list(extract(copy, "1", tmp_path / "p.onnx", force=False, with_preprocess=False))
+        list(extract(copy, "1", tmp_path / "p.onnx", FP32, force=False))
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
@@ -111,13 +114,13 @@ def test_existing_outputs_stay_unless_forced(run: Run, tmp_path: Path) -> None:
     out.mkdir()
     (out / "mine").write_text("keep")
     with pytest.raises(InputError, match="exists already; choose another --out, or pass --force"):
-        list(extract(run, "1", out, force=False, with_preprocess=False))
+        list(extract(run, "1", out, FP32, force=False))
     assert (out / "mine").read_text() == "keep"
     with pytest.raises(InputError, match="is a directory that wmlc did not make; choose another --out"):
-        list(extract(run, "1", out, force=True, with_preprocess=False))
+        list(extract(run, "1", out, FP32, force=True))
     assert (out / "mine").read_text() == "keep"
     (out / "spec.json").write_text("{}")  # what an extracted peer looks like
-    list(extract(run, "1", out, force=True, with_preprocess=False))
+    list(extract(run, "1", out, FP32, force=True))
     assert sorted(path.name for path in out.iterdir()) == ["spec.json", "weights.safetensors"]
 
 
@@ -127,10 +130,10 @@ def test_existing_outputs_stay_unless_forced(run: Run, tmp_path: Path) -> None:
         ("3", "p.onnx", "--peer must be 1 to 2, all, or baseline, got '3'"),
         ("0", "p.onnx", "--peer must be 1 to 2, all, or baseline, got '0'"),
         ("two", "p.onnx", "--peer must be 1 to 2, all, or baseline, got 'two'"),
-        ("1", "p.pt", "--out must end in .onnx, or have no ending and become a directory; got p.pt"),
+        ("1", "p.pt", "--out must end in .onnx, .plan or .engine, or have no ending and become a directory; got p.pt"),
     ],
 )
 def test_what_cannot_be_extracted_is_said(run: Run, peer: str, out: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        list(extract(run, peer, Path(out), force=False, with_preprocess=False))
+        list(extract(run, peer, Path(out), FP32, force=False))
     assert str(caught.value) == message

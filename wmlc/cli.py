@@ -12,6 +12,8 @@ import wmlc
 from wmlc.bench.config import DEVICES, ENGINE_NAMES, BenchConfig
 from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
 from wmlc.errors import GateError, InputError
+from wmlc.export.config import CALIBRATORS, ExportConfig
+from wmlc.forms import PRECISIONS, TARGETS
 
 
 class Fixable(click.ClickException):
@@ -71,6 +73,15 @@ run_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def precision_option(default: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    return click.option("--precision", default=default, show_default=True, metavar=metavar, help=text)
+
+
+target_option = click.option(
+    "--target", metavar="|".join(TARGETS), help="What an int8 file shall run on.  [default: gpu for TensorRT, else cpu]"
+)
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -173,26 +184,59 @@ def train(
     "--peer", required=True, metavar="K|all|baseline", help="Which network, peers counted from 1, the smallest first."
 )
 @click.option(
-    "--out", type=PATH, required=True, help="FILE.onnx, or a directory for spec.json and weights.safetensors."
+    "--out",
+    type=PATH,
+    required=True,
+    help="FILE.onnx, FILE.plan (or .engine, TensorRT), or a directory for spec.json and weights.safetensors.",
+)
+@precision_option(ExportConfig.precision, "|".join(PRECISIONS), "Arithmetic inside the file; inputs stay float32.")
+@target_option
+@click.option(
+    "--calibration",
+    default=ExportConfig.calibration,
+    show_default=True,
+    metavar="N",
+    help="Training images that tell the ranges of int8 activations.",
+)
+@click.option(
+    "--calibrator",
+    default=ExportConfig.calibrator,
+    show_default=True,
+    metavar="|".join(CALIBRATORS),
+    help="How a range is read off them.",
+)
+@click.option(
+    "--max-drop", type=float, metavar="X", help="Write no fp16 or int8 file that loses more top-1 points; exit with 3."
 )
 @click.option(
     "--with-preprocess",
     is_flag=True,
     help="Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file.",
 )
+@click.option(
+    "--batch-range",
+    default=",".join(map(str, ExportConfig.batch_range)),
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Batch sizes that a plan is built for: smallest, most usual, largest.",
+)
+@click.option("--version-compatible", is_flag=True, help="A plan that later TensorRT versions load too.")
+@click.option("--hardware-compatible", is_flag=True, help="A plan that other GPUs load too (Ampere and newer).")
 @force_option
-def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, force: bool) -> None:
+def extract(run_name: Path | None, peer: str, out: Path, batch_range: str, force: bool, **settings: Any) -> None:
     """Write a peer as a standalone dense network.
 
-    An ONNX file is read back before it is called done: shapes, and logits on real images.
+    An ONNX file is read back before it is called done: shapes, and logits on real images. Of an fp16
+    or int8 file, top-1 on the test set is measured and stands beside fp32's.
     With --peer all, --out family.onnx makes family-peer1.onnx, family-peer2.onnx, …
     """
+    config = ExportConfig(batch_range=_batch_range(batch_range), **settings)
     from wmlc.console import say
     from wmlc.export.extract import extract as extract_peers
     from wmlc.run import find_run
 
-    for path in extract_peers(find_run(run_name), peer, out, force=force, with_preprocess=with_preprocess):
-        say(f"wrote {path} ({_size(path):,} bytes)")
+    for made in extract_peers(find_run(run_name), peer, out, config, force=force):
+        say(f"wrote {made.path} ({_size(made.path):,} bytes)" + made.accuracy(config.form))
 
 
 @main.command()
@@ -204,6 +248,8 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
     metavar="|".join(ENGINE_NAMES),
     help="What runs the networks: PyTorch, ONNX Runtime or TensorRT.",
 )
+@precision_option("fp32", "P,P,…", "fp32, fp16, int8; all are compared with the baseline in the first.")
+@target_option
 @click.option(
     "--batch", "batches", default="1", show_default=True, metavar="B,B,…", help="Images a call; one table for each."
 )
@@ -218,6 +264,7 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
     "--seed", default=BenchConfig.seed, show_default=True, help="Seed of the interleaving and of the bootstrap."
 )
 @click.option("--no-accuracy", is_flag=True, help="Time only; leave top-1 unmeasured.")
+@click.option("--no-cuda-graph", is_flag=True, help="With --engine trt, launch every kernel anew, to compare.")
 @click.option("--max-drop", type=float, metavar="X", help="Exit with 3 if a peer loses more than X top-1 points.")
 @click.option(
     "--min-speedup", type=float, metavar="X", help="Exit with 3 if a pruned peer is less than X times as fast."
@@ -227,24 +274,39 @@ def extract(run_name: Path | None, peer: str, out: Path, with_preprocess: bool, 
 )
 @force_option
 def bench(
-    run_name: Path | None, batches: str, no_accuracy: bool, out: Path | None, force: bool, **settings: Any
+    run_name: Path | None,
+    precision: str,
+    batches: str,
+    no_accuracy: bool,
+    no_cuda_graph: bool,
+    out: Path | None,
+    force: bool,
+    **settings: Any,
 ) -> None:
     """Is it really faster, and what did it cost?
 
     Times the baseline and every peer by turns, each engine in a process of its own, and measures top-1
     on the whole test set through the same engine. What could not be measured is left empty, with the reason.
     """
-    config = BenchConfig(batches=_whole_numbers(batches), accuracy=not no_accuracy, **settings)
+    config = BenchConfig(
+        precisions=tuple(precision.split(",")), batches=_whole_numbers("--batch", batches), accuracy=not no_accuracy,
+        cuda_graph=not no_cuda_graph, **settings,
+    )  # fmt: skip
+    from wmlc.bench.machine import choose_device
     from wmlc.bench.session import bench_run
-    from wmlc.export.extract import onnx_files
+    from wmlc.export.extract import run_files
     from wmlc.files import refuse_existing
     from wmlc.run import find_run, open_run_data
 
     run = find_run(run_name)
     if out is not None:
         refuse_existing(out, force)
+    choose_device(config.engine, config.device)  # before minutes are spent on files for an engine that is not there
     data = open_run_data(run)
-    files = dict(onnx_files(run, data)) if config.engine == "ort" else {}
+    files: dict[tuple[int, str], Path] = {}
+    for name in config.precisions if config.engine != "torch" else ():
+        form = ExportConfig(precision=name, target=config.target if name == "int8" else None)
+        files |= {(peer, name): file for peer, file in run_files(run, data, form)}
     bench_run(run, config, files, data, out or run.bench)
 
 
@@ -261,12 +323,19 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """The numbers in "1,8"."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--batch must be whole numbers with commas between them, like 1,8; got {text!r}") from None
+        raise InputError(f"{option} must be whole numbers with commas between them, like 1,8; got {text!r}") from None
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    numbers = _whole_numbers("--batch-range", text)
+    if len(numbers) != 3:
+        raise InputError(f"--batch-range must be three batch sizes, like 1,8,32; got {text!r}")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

@@ -9,6 +9,10 @@ class InputError(ValueError):
     exit_code = 1
 
 
+class EngineFailed(Exception):
+    """An engine gave no number: it crashed, hung or raised; the message is one line."""
+
+
 class GateError(Exception):
     """A measured value missed a bound that the caller set (`--max-drop`, `--min-speedup`)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,15 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a {what}: expected a JSON object, got {type(record).__name__}; {remedy}")
     return record
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _aside(path: Path) -> Path:

@@ -21,7 +21,8 @@ from wmlc.bench.config import BenchConfig
 from wmlc.bench.session import bench_run
 from wmlc.compress.config import TrainConfig
 from wmlc.compress.session import start_run
-from wmlc.export.extract import onnx_files
+from wmlc.export.config import ExportConfig
+from wmlc.export.extract import run_files
 from wmlc.run import open_run_data
 
 CASES = (("resnet20", 32), ("resnet18", 224))
@@ -51,7 +52,15 @@ def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple
         run = start_run(config, Path(directory) / "run", force=False)
         data = open_run_data(run)
         bench = BenchConfig(engine="ort", batches=batches, threads=1, seconds=seconds, accuracy=False)
-        return list(bench_run(run, bench, dict(onnx_files(run, data)), data, run.bench)["rows"])
+        return list(
+            bench_run(
+                run,
+                bench,
+                {(peer, "fp32"): file for peer, file in run_files(run, data, ExportConfig())},
+                data,
+                run.bench,
+            )["rows"]
+        )
 
 
 def main() -> None:

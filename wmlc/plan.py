@@ -1,0 +1,178 @@
+"""What a TensorRT plan belongs to: the record beside it, this machine, and whether the two go together.
+
+Neither torch nor tensorrt is imported with this file, and tensorrt never before torch has seen a GPU and its driver:
+without them its native code ends the process instead of raising.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmlc.errors import InputError
+from wmlc.files import read_json, sha256
+
+OLDEST = (10, 3)  # the first TensorRT whose strongly typed networks take all that wmlc exports
+NEXT_MAJOR = {8: 10, 10: 11}  # whose version-compatible plans a major version loads besides its own
+AMPERE = (8, 0)  # the oldest compute capability of hardware-compatible plans
+USUAL_LARGEST = 32
+AGAIN = "build it again with 'wmlc extract … --force'"
+
+_MACHINE = ("tensorrt", "cuda", "driver", "gpu", "compute_capability")
+_FIELDS = {
+    *_MACHINE, "batch_range", "precision", "network", "onnx_sha256", "version_compatible", "hardware_compatible",
+    "plan_sha256", "plan_bytes",
+}  # fmt: skip
+_PROC_VERSION = Path("/proc/driver/nvidia/version")
+
+
+def require_tensorrt(purpose: str, instead: str = "") -> None:
+    """Raise `InputError` naming the first that `purpose` lacks: a GPU with its driver, then the package tensorrt.
+
+    Args: what to do `instead`, where there is something ("--engine ort").
+    """
+    import torch
+
+    or_else = f", or {instead}" if instead else ""
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"{purpose} needs an NVIDIA GPU and its driver, and torch sees none; use a GPU machine{or_else}"
+        )
+    if importlib.util.find_spec("tensorrt") is None:
+        raise InputError(
+            f"{purpose} needs the package tensorrt, which is not installed (pip install 'wmlc[trt]'){or_else}"
+        )
+
+
+def load_tensorrt(purpose: str, instead: str = "") -> Any:
+    """The module tensorrt, after `require_tensorrt`; `InputError` where it cannot be loaded or is too old."""
+    require_tensorrt(purpose, instead)
+    try:
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"{purpose} needs tensorrt, which is installed but does not load ({said}); pip install 'wmlc[trt]' again"
+        ) from None
+    if version_numbers(trt.__version__)[:2] < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise InputError(f"{purpose} needs TensorRT {oldest} or newer, here is {trt.__version__}; upgrade tensorrt")
+    return trt
+
+
+def this_machine() -> dict[str, str | None]:
+    """Versions of TensorRT, CUDA (torch's) and driver, name and compute capability of the GPU; needs all of them."""
+    trt = load_tensorrt("a TensorRT plan")
+    import torch
+
+    return {
+        "tensorrt": trt.__version__,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "gpu": torch.cuda.get_device_name(0),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(0))),
+    }
+
+
+def record_path(plan: Path) -> Path:
+    """Where a plan's record lies: r50_p05.plan → r50_p05.plan.json."""
+    return plan.with_name(plan.name + ".json")
+
+
+def read_record(plan: Path) -> dict[str, Any]:
+    """The record of a plan that is whole; `InputError` where either is missing, damaged or not the other's."""
+    if not plan.is_file():
+        raise InputError(f"{plan} is not a file; build it with 'wmlc extract … --out {plan}'")
+    beside = record_path(plan)
+    record = read_json(beside, "record of a plan", AGAIN)
+    if missing := _FIELDS - record.keys():
+        raise InputError(f"{beside} is not a record of a plan: it lacks {', '.join(sorted(missing))}; {AGAIN}")
+    size = plan.stat().st_size
+    if size < record["plan_bytes"]:
+        raise InputError(f"{plan} is truncated: {size:,} of {record['plan_bytes']:,} bytes; {AGAIN}")
+    if sha256(plan) != record["plan_sha256"]:
+        raise InputError(f"{plan} is not the plan that {beside.name} describes (their hashes differ); {AGAIN}")
+    return record
+
+
+def check_record(record: Mapping[str, Any], machine: Mapping[str, Any], plan: Path | str = "the plan") -> None:
+    """Raise one `InputError` that lists all that differs, where a plan does not belong to this `machine`.
+
+    A plan belongs to one TensorRT version and one model of GPU, and to no older driver than it was built with. If
+    built version-compatible, later versions of the same major and the next one load it (8 → 10, 10 → 11); if
+    hardware-compatible, every GPU from Ampere (compute capability 8.0) on. Another CUDA alone is no obstacle.
+    """
+    if (
+        _version_fits(record["tensorrt"], machine["tensorrt"], record["version_compatible"])
+        and _gpu_fits(record, machine, record["hardware_compatible"])
+        and not _is_older(machine["driver"], record["driver"])
+    ):
+        return
+    built, here = _described(record), _described(machine)
+    differing = [name for name in built if built[name] != here[name]]
+    were, are = (", ".join(facts[name] for name in differing) for facts in (built, here))
+    raise InputError(f"{plan} was built with {were}; here {'are' if len(differing) > 1 else 'is'} {are}; {AGAIN}")
+
+
+def is_current(plan: Path, onnx_sha256: str, batches: Sequence[int], machine: Mapping[str, Any]) -> bool:
+    """Whether `plan` is whole, made of that ONNX file, for this `machine` and for all these batch sizes."""
+    try:
+        record = read_record(plan)
+        check_record(record, machine)
+    except InputError:
+        return False
+    smallest, _, largest = record["batch_range"]
+    return record["onnx_sha256"] == onnx_sha256 and smallest <= min(batches) and max(batches) <= largest
+
+
+def range_for(batches: Sequence[int]) -> tuple[int, int, int]:
+    """The batch range of a plan that is to be timed at `batches`, the first of them the usual one."""
+    return 1, batches[0], max(*batches, USUAL_LARGEST)
+
+
+def version_numbers(version: str | None) -> tuple[int, ...]:
+    """The numbers in a version, for comparing: "10.16.1.11" → (10, 16, 1, 11); none for None."""
+    return tuple(map(int, re.findall(r"\d+", version or "")))
+
+
+def _version_fits(built: str, here: str, compatible: bool) -> bool:
+    if built == here:
+        return True
+    was, now = version_numbers(built), version_numbers(here)
+    return compatible and (now > was if now[0] == was[0] else NEXT_MAJOR.get(was[0]) == now[0])
+
+
+def _gpu_fits(record: Mapping[str, Any], machine: Mapping[str, Any], compatible: bool) -> bool:
+    if all(record[name] == machine[name] for name in ("gpu", "compute_capability")):
+        return True
+    return compatible and all(version_numbers(facts["compute_capability"]) >= AMPERE for facts in (record, machine))
+
+
+def _is_older(here: str | None, built: str | None) -> bool:
+    """Of drivers; where one is not known, it is not."""
+    return bool(here and built) and version_numbers(here) < version_numbers(built)
+
+
+def _described(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "tensorrt": f"TensorRT {facts['tensorrt']}",
+        "gpu": f"{facts['gpu']} ({facts['compute_capability']})",
+        "cuda": f"CUDA {facts['cuda']}",
+        "driver": f"driver {facts['driver']}",
+    }
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version, as nvidia-smi or the kernel module tells it; None where neither does."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        said = _PROC_VERSION.read_text(encoding="utf-8") if _PROC_VERSION.exists() else ""
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", said)
+    return found.group() if found else None
