@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmlc.accuracy import images_a_call, top1_percent
 from wmlc.data import Data, normalise
@@ -64,25 +64,36 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
     data, missed = open_run_data(run), []
     for peer, target in targets.items():
         try:
-            yield write_file(run.network(peer), target, data, config)
+            yield write_file(*load(run.network(peer)), target, data, config)
         except GateError as error:
             missed.append(f"{target} was not written: {peer_name(peer)} {error}")
     if missed:
         raise GateError("; ".join(missed))
 
 
-def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int, Path]]:
+def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:
+    """Where the run keeps a network's file in a form (fp32, fp16, int8-cpu, int8-gpu)."""
+    return _target(run.onnx / (f"family{suffix}" if form == "fp32" else f"family-{form}{suffix}"), peer)
+
+
+def run_files(run: Run, data: Data, config: ExportConfig, suffix: str = ".onnx") -> Iterator[tuple[int, Path]]:
     """Each network's file in `config`'s form, in the run, made where it is missing or older than the weights."""
-    family = run.onnx / ("family.onnx" if config.form == "fp32" else f"family-{config.form}.onnx")
     for peer in select_peers(read_family(run), "all"):
-        file, weights = _target(family, peer), run.network(peer) / WEIGHTS_FILE
+        file, weights = run_file(run, peer, config.form, suffix), run.network(peer) / WEIGHTS_FILE
         if not file.exists() or (weights.exists() and file.stat().st_mtime < weights.stat().st_mtime):
-            write_file(run.network(peer), file, data, config, measured=False)
+            write_file(*load(run.network(peer)), file, data, config, measured=False)
         yield peer, file
 
 
-def write_file(directory: Path, target: Path, data: Data, config: ExportConfig, *, measured: bool = True) -> Extracted:
-    """Write the network in `directory` to `target`, an ONNX file or a plan; nothing stays where it fails.
+def load(directory: Path) -> tuple[nn.Module, NetworkSpec]:
+    """The network in `directory` and its record."""
+    return load_network(directory), read_spec(directory)
+
+
+def write_file(
+    network: nn.Module, spec: NetworkSpec, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
+) -> Extracted:
+    """Write `network`, which `spec` describes, to `target`, an ONNX file or a plan; nothing stays where it fails.
 
     In less than fp32, and if `measured`, its top-1 on the test set through ONNX Runtime is compared with
     fp32's. Raises `GateError` where it lost more than `config.max_drop`.
@@ -91,15 +102,15 @@ def write_file(directory: Path, target: Path, data: Data, config: ExportConfig, 
     with tempfile.TemporaryDirectory() as work:
         fp32 = Path(work) / f"{target.stem}.onnx"
         pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
-        export_onnx(directory, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
+        export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
         file = Path(work) / f"{target.stem}-{config.form}.onnx"
         if config.precision == "fp16":
             to_fp16(fp32, file)
         elif config.precision == "int8":
             pixels_NHWC = data.train_pixels(min(config.calibration, data.record.train))
-            fed = _fed(pixels_NHWC, read_spec(directory), config.with_preprocess)
+            fed = fed_pixels(pixels_NHWC, spec, config.with_preprocess)
             to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
-        top1 = _compare(fp32, file, directory, data, config) if measured and file.exists() else None
+        top1 = _compare(fp32, file, spec, data, config) if measured and file.exists() else None
         _place(file if file.exists() else fp32, target, config)
     return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
 
@@ -138,7 +149,7 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
 
 
 def _copy_network(directory: Path, target: Path) -> None:
-    network, spec = load_network(directory), read_spec(directory)
+    network, spec = load(directory)
     with new_directory(target) as aside:
         save_network(network, spec, aside)
 
@@ -147,12 +158,12 @@ def _target(out: Path, peer: int) -> Path:
     return out.with_name(f"{out.stem}-{peer_name(peer)}{out.suffix}") if out.suffix else out / peer_name(peer)
 
 
-def _fed(pixels_NHWC: Tensor, spec: NetworkSpec, with_preprocess: bool) -> np.ndarray:
+def fed_pixels(pixels_NHWC: Tensor, spec: NetworkSpec, with_preprocess: bool) -> np.ndarray:
     """What a file takes for uint8 [N, H, W, C] pixels: themselves, or normalised float32 [N, C, H, W]."""
     return pixels_NHWC.numpy() if with_preprocess else normalise(pixels_NHWC, spec.mean, spec.std).contiguous().numpy()
 
 
-class _OnnxFile:
+class OnnxFile:
     """An ONNX file in ONNX Runtime on the CPU, all cores."""
 
     def __init__(self, path: Path, spec: NetworkSpec, config: ExportConfig) -> None:
@@ -166,15 +177,14 @@ class _OnnxFile:
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         from torch import from_numpy
 
-        fed = _fed(from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
+        fed = fed_pixels(from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
         return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
 
 
-def _compare(fp32: Path, file: Path, directory: Path, data: Data, config: ExportConfig) -> tuple[float, float]:
+def _compare(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config: ExportConfig) -> tuple[float, float]:
     """Top-1 of `file` and of `fp32` in percent on the whole test set; `GateError` where too much is lost."""
-    spec = read_spec(directory)
     _, height, width = spec.input_shape
-    engines = {path: _OnnxFile(path, spec, config) for path in (file, fp32)}
+    engines = {path: OnnxFile(path, spec, config) for path in (file, fp32)}
     found, _ = top1_percent(engines, data.test_pixels(images_a_call(height, width)), data.test_count())
     top1, fp32_top1 = found[file], found[fp32]
     if config.max_drop is not None and fp32_top1 - top1 > config.max_drop:

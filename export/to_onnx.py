@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.files import new_file
-from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec
+from wmlc.models.checkpoint import NetworkSpec
 from wmlc.models.cost import total_cost
 
 OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
@@ -45,8 +45,10 @@ class WithPreprocess(nn.Module):
         return self.network((images_NCHW - self.mean_C11) / self.std_C11)
 
 
-def export_onnx(directory: Path, out: Path, pixels_NHWC: Tensor, *, with_preprocess: bool = False) -> None:
-    """Write the network saved in `directory` to the ONNX file `out`.
+def export_onnx(
+    network: nn.Module, spec: NetworkSpec, out: Path, pixels_NHWC: Tensor, *, with_preprocess: bool = False
+) -> None:
+    """Write `network`, which `spec` describes, to the ONNX file `out`.
 
     The file: opset 20, batch dynamic, input `input` (float32 [N, C, H, W], normalised; with `with_preprocess`
     uint8 [N, H, W, C] pixels), output `logits` [N, classes], batch norm folded, and metadata
@@ -55,7 +57,6 @@ def export_onnx(directory: Path, out: Path, pixels_NHWC: Tensor, *, with_preproc
     at batch 1 and 7. Raises `InputError`, leaving nothing behind, where they are not.
     """
     assert len(pixels_NHWC) >= max(CHECKED_BATCHES)
-    network, spec = load_network(directory), read_spec(directory)
     with new_file(out) as aside:
         _write(network, spec, aside, with_preprocess)
         _check_shapes(aside, out, network)

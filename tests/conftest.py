@@ -20,7 +20,7 @@ from wmlc.compress.session import start_run
 from wmlc.compress.tree import sharing_tree
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import export_onnx
-from wmlc.models.checkpoint import NetworkSpec, save_network
+from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.run import Run
@@ -118,7 +118,7 @@ def exported(
             pixels = torch.randint(
                 0, 256, (7, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
             )
-            export_onnx(pruned_network(arch), out, pixels)
+            export_onnx(load_network(pruned_network(arch)), read_spec(pruned_network(arch)), out, pixels)
         elif form == "fp16":
             to_fp16(export(arch, "fp32"), out)
         else:
