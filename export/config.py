@@ -10,6 +10,9 @@ from wmlc.forms import PRECISIONS, TARGETS, form_name
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
 PLAN_SUFFIXES = (".plan", ".engine")
+SERVERS = ("triton", "kserve", "ovms", "mlserver")
+SHIPPED_ENGINES = ("ort", "trt")
+SHIP_DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,65 @@ class ExportConfig:
     def form(self) -> str:
         """Precision and, for int8, its target: fp32, fp16, int8-cpu, int8-gpu."""
         return form_name(self.precision, self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShipConfig:
+    """What a server is given, and what it must have been measured to be."""
+
+    to: str = "triton"
+    engine: str = "ort"  # ort ships the ONNX file, trt the TensorRT plan
+    precision: str = "fp32"
+    target: str | None = None  # of int8
+    with_preprocess: bool = False  # uint8 [N, H, W, C] pixels in
+    ensemble: bool = False  # the ω-weighted ensemble of all peers too
+    replace: bool = False  # overwrite the newest version instead of adding one
+    min_top1: float | None = None  # gate: percent
+    max_latency_ms: float | None = None  # gate: p99 of the bench at its smallest batch
+    device: str = "auto"  # where the server runs it; auto: where the bench did
+    instances: int = 1  # copies that the server runs side by side
+    max_batch: int = 32  # most images that the server puts together
+    queue_delay_us: int = 500  # longest wait for more of them
+    license: str | None = None  # SPDX name, for the manifest
+    storage_uri: str | None = None  # kserve only: where the cluster finds the repository
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("to", self.to, SERVERS),
+            ("engine", self.engine, SHIPPED_ENGINES),
+            ("precision", self.precision, PRECISIONS),
+            ("target", self.target or TARGETS[0], TARGETS),
+            ("device", self.device, SHIP_DEVICES),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.target and self.precision != "int8":
+            raise InputError(f"target is a choice of int8; {self.precision} files are the same for cpu and gpu")
+        if self.engine == "trt" and (self.to not in ("triton", "kserve") or self.with_preprocess or self.ensemble):
+            raise InputError(
+                "a TensorRT plan ships to triton or kserve, without --with-preprocess and --ensemble; use --engine ort"
+            )
+        if self.engine == "trt" and "cpu" in (self.device, self.target):
+            raise InputError("a TensorRT plan runs on a GPU; use --engine ort for the CPU")
+        for name, count in (("instances", self.instances), ("max_batch", self.max_batch)):
+            if count < 1:
+                raise InputError(f"{name} must be at least 1, got {count}")
+        if self.queue_delay_us < 0:
+            raise InputError(f"queue_delay_us must be at least 0 microseconds, got {self.queue_delay_us}")
+        if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
+            raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")
+        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
+            raise InputError(f"max_latency_ms must be above 0, got {self.max_latency_ms:g}")
+        if self.max_latency_ms is not None and self.ensemble:
+            raise InputError("max_latency_ms cannot hold for --ensemble, which bench does not time; ship it by itself")
+        if self.storage_uri and self.to != "kserve":
+            raise InputError(f"storage_uri goes with --to kserve, got --to {self.to}")
+
+    @property
+    def form(self) -> str:
+        """Precision and, for int8, its target: fp32, fp16, int8-cpu, int8-gpu."""
+        return form_name(self.precision, "gpu" if self.engine == "trt" else self.target)
+
+    @property
+    def suffix(self) -> str:
+        return ".plan" if self.engine == "trt" else ".onnx"

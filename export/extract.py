@@ -85,7 +85,7 @@ def run_files(run: Run, data: Data, config: ExportConfig, suffix: str = ".onnx")
         yield peer, file
 
 
-def load(directory: Path) -> tuple[nn.Module, NetworkSpec]:
+def load(directory: Path) -> tuple[nn.Sequential, NetworkSpec]:
     """The network in `directory` and its record."""
     return load_network(directory), read_spec(directory)
 

@@ -12,7 +12,7 @@ import wmlc
 from wmlc.bench.config import DEVICES, ENGINE_NAMES, BenchConfig
 from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
 from wmlc.errors import GateError, InputError
-from wmlc.export.config import CALIBRATORS, ExportConfig
+from wmlc.export.config import CALIBRATORS, SERVERS, SHIP_DEVICES, SHIPPED_ENGINES, ExportConfig, ShipConfig
 from wmlc.forms import PRECISIONS, TARGETS
 
 
@@ -93,6 +93,7 @@ def main() -> None:
     wmlc train                                 train four peers and the baseline
     wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
     wmlc bench --engine ort                    is it faster, and what did it cost?
+    wmlc ship --peer 2 --to triton             into a server's model repository
     """
 
 
@@ -308,6 +309,87 @@ def bench(
         form = ExportConfig(precision=name, target=config.target if name == "int8" else None)
         files |= {(peer, name): file for peer, file in run_files(run, data, form)}
     bench_run(run, config, files, data, out or run.bench)
+
+
+@main.command()
+@run_option
+@click.option("--peer", metavar="K,K,…|all|baseline", help="Which networks, peers counted from 1, the smallest first.")
+@click.option(
+    "--to",
+    default=ShipConfig.to,
+    show_default=True,
+    metavar="|".join(SERVERS),
+    help="The server whose layout to write; kserve is Triton's with an InferenceService beside it.",
+)
+@click.option(
+    "--out", type=PATH, default=Path("model_repository"), show_default=True, metavar="DIR", help="The model repository."
+)
+@click.option(
+    "--engine",
+    default=ShipConfig.engine,
+    show_default=True,
+    metavar="|".join(SHIPPED_ENGINES),
+    help="ort ships the ONNX file, trt the TensorRT plan.",
+)
+@precision_option(ShipConfig.precision, "|".join(PRECISIONS), "Which of the benched files.")
+@target_option
+@click.option("--with-preprocess", is_flag=True, help="Take uint8 pixels [N, H, W, C] in.")
+@click.option("--ensemble", is_flag=True, help="Ship the ω-weighted ensemble of all peers too, as one model.")
+@click.option("--replace", is_flag=True, help="Overwrite the newest version instead of adding one.")
+@click.option("--min-top1", type=float, metavar="X", help="Ship nothing below X percent; exit with 3.")
+@click.option(
+    "--max-latency-ms", type=float, metavar="X", help="Ship nothing whose p99 in the bench is above X; exit with 3."
+)
+@click.option(
+    "--device",
+    default=ShipConfig.device,
+    show_default=True,
+    metavar="|".join(SHIP_DEVICES),
+    help="Where the server runs it; auto: where the bench did.",
+)
+@click.option("--instances", default=ShipConfig.instances, show_default=True, help="Copies that run side by side.")
+@click.option(
+    "--max-batch", default=ShipConfig.max_batch, show_default=True, help="Most images that the server puts together."
+)
+@click.option(
+    "--queue-delay-us",
+    default=ShipConfig.queue_delay_us,
+    show_default=True,
+    help="Longest wait for more of them, in microseconds.",
+)
+@click.option("--license", metavar="SPDX", help="The model's license, for its manifest.")
+@click.option("--storage-uri", metavar="URI", help="Where KServe's cluster finds DIR.  [default: pvc://models/NAME]")
+@click.option("--verify", metavar="URL", help="Ship nothing; ask the server at URL whether it serves what DIR holds.")
+@json_option
+def ship(
+    run_name: Path | None, peer: str | None, out: Path, verify: str | None, as_json: bool, **settings: Any
+) -> None:
+    """Put peers that passed the bench into a server's model repository.
+
+    One model a peer, such as resnet20_cifar10_p05, with labels, manifest.json and a model card; shipped again,
+    it becomes version 2. A server that watches the repository never sees half a version.
+
+    \b
+    wmlc ship --peer 2,4 --to triton --out model_repository
+    wmlc ship --verify http://127.0.0.1:8000 --out model_repository
+    """
+    from wmlc.run import find_run
+
+    if verify is not None:
+        if peer is not None:
+            raise InputError(
+                "--verify ships nothing: give it --out and --run, without --peer"
+            )
+        from wmlc.export.verify import print_verified
+
+        print_verified(find_run(run_name), out, verify, as_json)
+        return
+    if peer is None:
+        raise click.UsageError("name the networks with --peer, or a running server with --verify")
+    config = ShipConfig(**settings)
+    from wmlc.export.ship import print_shipped
+
+    print_shipped(find_run(run_name), peer, out, config, as_json)
 
 
 @main.command("list")

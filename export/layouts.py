@@ -1,0 +1,152 @@
+"""What each inference server wants to find: its files around one model, and around all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmlc.errors import InputError
+from wmlc.export.config import ShipConfig
+from wmlc.export.to_onnx import INPUT, OUTPUT
+
+LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
+KSERVE_MANIFEST, OVMS_CONFIG = "inference-service.yaml", "config.json"
+OVMS_ROOT = "/models"  # where OpenVINO Model Server's container mounts the repository
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model to be served."""
+
+    name: str
+    version: int
+    file_name: str  # model.onnx or model.plan
+    labels: list[str]
+    input_dims: list[int]  # without the batch
+    pixels: bool  # uint8 [H, W, C] in, else float32 [C, H, W]
+    device: str  # cpu or cuda
+    threads: int | None  # of one instance on the CPU, as benched
+    preferred_batches: list[int]  # a plan's own batch size; an ONNX file has none
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one model: those that all its versions share, and those of a version."""
+
+    shared: dict[str, bytes]
+    version: dict[str, bytes]
+
+
+def lay_out(model: Model, config: ShipConfig) -> Layout:
+    """The files around `model` for the server `config.to`, besides the model itself, its manifest and its card."""
+    labels = {LABELS_FILE: "".join(f"{label}\n" for label in model.labels).encode()}
+    if config.to in ("triton", "kserve"):
+        return Layout(labels | {TRITON_CONFIG: triton_config(model, config).encode()}, {})
+    if config.to == "mlserver":
+        runtime = Path(__file__).with_name("mlserver_runtime.py").read_bytes()
+        settings = json.dumps(_mlserver_settings(model, config), indent=2) + "\n"
+        return Layout({}, labels | {"model-settings.json": settings.encode(), "wmlc_runtime.py": runtime})
+    return Layout({}, labels)
+
+
+def root_files(out: Path, config: ShipConfig) -> dict[str, str]:
+    """The files beside the models of the repository `out`, as its models now are."""
+    if config.to == "kserve":
+        return {KSERVE_MANIFEST: yaml.safe_dump(_inference_service(out, config), sort_keys=False)}
+    if config.to == "ovms":
+        names = sorted(path.name for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))
+        models = [{"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names]
+        return {OVMS_CONFIG: json.dumps({"model_config_list": models}, indent=2) + "\n"}
+    return {}
+
+
+def triton_config(model: Model, config: ShipConfig) -> str:
+    """`config.pbtxt`, made and checked by Triton's own protobuf.
+
+    Shapes leave the batch out; a preferred batch size is only given for a plan, whose profile has one (an ONNX file
+    runs any size alike); one thread count an instance, as benched, so that instances do not fight for cores.
+    """
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2 as triton
+    except ImportError:
+        raise InputError(
+            f"--to {config.to} needs the package tritonclient, which is not installed (pip install 'wmlc[serve]')"
+        ) from None
+    kind = triton.TYPE_UINT8 if model.pixels else triton.TYPE_FP32
+    group = triton.ModelInstanceGroup
+    message = triton.ModelConfig(
+        name=model.name,
+        platform="tensorrt_plan" if config.engine == "trt" else "onnxruntime_onnx",
+        max_batch_size=config.max_batch,
+        version_policy=triton.ModelVersionPolicy(latest=triton.ModelVersionPolicy.Latest(num_versions=1)),
+        input=[triton.ModelInput(name=INPUT, data_type=kind, dims=model.input_dims)],
+        output=[
+            triton.ModelOutput(
+                name=OUTPUT, data_type=triton.TYPE_FP32, dims=[len(model.labels)], label_filename=LABELS_FILE
+            )
+        ],
+        instance_group=[
+            group(count=config.instances, kind=group.KIND_GPU if model.device == "cuda" else group.KIND_CPU)
+        ],
+        dynamic_batching=triton.ModelDynamicBatching(
+            preferred_batch_size=model.preferred_batches, max_queue_delay_microseconds=config.queue_delay_us
+        ),
+        model_warmup=[
+            triton.ModelWarmup(
+                name=f"batch {batch}",
+                batch_size=batch,
+                inputs={INPUT: triton.ModelWarmup.Input(data_type=kind, dims=model.input_dims, random_data=True)},
+            )
+            for batch in dict.fromkeys((1, config.max_batch))
+        ],
+    )
+    if model.threads is not None and config.engine == "ort":
+        message.parameters["intra_op_thread_count"].string_value = str(model.threads)
+    text = text_format.MessageToString(message)
+    text_format.Parse(text, triton.ModelConfig())  # it reads back
+    return text
+
+
+def _mlserver_settings(model: Model, config: ShipConfig) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "platform": "onnx",
+        "implementation": "wmlc_runtime.OnnxRuntime",
+        "inputs": [{"name": INPUT, "datatype": "UINT8" if model.pixels else "FP32", "shape": [-1, *model.input_dims]}],
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(model.labels)]}],
+        "max_batch_size": config.max_batch,
+        "max_batch_time": config.queue_delay_us / 1e6,
+        "parameters": {"uri": f"./{model.file_name}", "version": str(model.version)},
+    }
+
+
+def _inference_service(out: Path, config: ShipConfig) -> dict[str, Any]:
+    """KServe's manifest of a Triton repository; one service serves all models in it."""
+    name = "".join(c if c.isalnum() else "-" for c in out.resolve().name.lower()).strip("-")
+    gpu = {"nvidia.com/gpu": "1"} if config.engine == "trt" or config.device == "cuda" else {}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name or "wmlc"},
+        "spec": {
+            "predictor": {
+                "model": {
+                    "modelFormat": {"name": "triton"},
+                    "protocolVersion": "v2",
+                    "runtime": "kserve-tritonserver",
+                    "storageUri": storage_uri(out, config),
+                    "resources": {"limits": {"cpu": "2", "memory": "4Gi", **gpu}},
+                }
+            }
+        },
+    }
+
+
+def storage_uri(out: Path, config: ShipConfig) -> str:
+    """Where the cluster finds the repository: as given, else under its own name on a volume claim `models`."""
+    return config.storage_uri or f"pvc://models/{out.resolve().name}"

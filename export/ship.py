@@ -1,0 +1,295 @@
+"""Peers of a run → a server's model repository, only what passed the bench, never half a version."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
+from wmlc.console import say
+from wmlc.data import Data
+from wmlc.errors import EngineFailed, GateError, InputError
+from wmlc.export.card import CARD_FILE, MANIFEST_FILE, make_manifest, model_card
+from wmlc.export.config import ExportConfig, ShipConfig
+from wmlc.export.extract import OnnxFile, load, run_file, write_file
+from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
+from wmlc.files import new_file, read_json, sha256
+from wmlc.models.checkpoint import NetworkSpec, read_spec
+from wmlc.models.cost import total_cost
+from wmlc.models.ensemble import Ensemble
+from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_family, read_settings, select_peers
+
+CHECKED_IMAGES = 64
+
+
+def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
+    """Put the peers `wanted` ("2", "2,4", "all", "baseline") into the repository `out`, yielding each new version.
+
+    Everything is checked and staged beside `out` before the first rename. Raises `InputError` for what the
+    caller can fix, such as a peer that no bench of this engine and precision measured, or whose file has changed since,
+    and `GateError` where `config.min_top1` or `config.max_latency_ms` is not met; then nothing is written.
+    """
+    family = read_family(run)
+    peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
+    if out.is_file():
+        raise InputError(f"{out} is a file; choose a directory for --out")
+    rows = {peer: _benched(run, peer, config) for peer in peers}
+    if missed := [line for peer, row in rows.items() for line in _missed(peer_name(peer), row, config)]:
+        raise GateError("; ".join(missed))
+    data = open_run_data(run)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.resolve().name}.") as directory:
+            staging = Path(directory)
+            staged = [_stage_peer(run, peer, rows[peer], data, staging, out, config) for peer in peers]
+            if config.ensemble:
+                staged.append(_stage_ensemble(run, family, data, staging, out, config))
+            for model in staged:
+                yield _publish(staging / model.name, out / model.name, model.version)
+        for name, text in root_files(out, config).items():
+            with new_file(out / name) as aside:
+                aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json: bool) -> None:
+    """Ship, and say what came of it: a line a model, or their manifests as JSON."""
+    manifests = []
+    for version in ship(run, wanted, out, config):
+        manifest = read_json(version / MANIFEST_FILE, "manifest", "ship it again")
+        manifests.append(manifest)
+        if not as_json:
+            top1 = manifest["accuracy"]["top1"]
+            shown = "top-1 not measured" if top1 is None else f"top-1 {top1:.2f}"
+            p99 = f"p99 {manifest['latency']['ms']['p99']:.3g} ms" if manifest["latency"] else "latency not measured"
+            say(f"wrote {version} ({manifest['file_bytes']:,} bytes, {manifest['precision']}, {shown}, {p99})")
+    if as_json:
+        say(json.dumps(manifests, indent=2))
+        return
+    for name in root_files(out, config):
+        say(f"wrote {out / name}")
+    if config.to == "kserve" and not config.storage_uri:
+        say(f"its storageUri is {storage_uri(out, config)}; --storage-uri names another place")
+
+
+def model_name(run: Run, spec: NetworkSpec, precision: str) -> str:
+    """resnet20_cifar10_p05: architecture, data set and ratio, and the precision if it is not fp32."""
+    data = str(spec.about.get("data"))
+    if data == "imagefolder":
+        data = Path(read_settings(run).get("data_root") or data).name
+    peer, ratio = spec.about.get("peer"), spec.about.get("ratio")
+    which = "baseline" if peer == BASELINE else "ensemble" if peer is None else f"p{ratio:g}".replace(".", "")
+    if peer and sum(p["ratio"] == ratio for p in read_family(run)["peers"]) > 1:
+        which += f"-{peer}"
+    parts = [spec.arch, data, which, *([] if precision == "fp32" else [precision])]
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
+
+
+def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
+    """The bench's row of this very file, at its smallest batch, with the bench's environment under `environment`."""
+    asked = f"--engine {config.engine} --precision {config.precision}"
+    asked += f" --target {config.target}" if config.target else ""
+    remedy = f"run 'wmlc bench --run {run.root} {asked}' first, as only what passed it ships"
+    record = read_json(run.bench, "bench", remedy)
+    rows = [
+        row
+        for row in record["rows"]
+        if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
+    ]
+    if not rows:
+        raise InputError(f"{peer_name(peer)} was not benched with {asked}; {remedy}")
+    row = min(rows, key=lambda row: row["batch"])
+    if row["latency_ms"] is None:
+        raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row['notes'])}); it cannot ship")
+    file = run_file(run, peer, config.form, config.suffix)
+    if not file.is_file() or sha256(file) != row["file_sha256"]:
+        raise InputError(f"{file} is not the file that was benched; {remedy}")
+    return row | {"environment": record["environment"], "test_images": record["data"]["test_images"]}
+
+
+def _missed(name: str, row: Mapping[str, Any], config: ShipConfig) -> list[str]:
+    """The gates that a benched network misses, in words."""
+    missed = []
+    if config.min_top1 is not None and (row["top1"] is None or row["top1"] < config.min_top1):
+        got = "was not measured" if row["top1"] is None else f"is {row['top1']:.2f}"
+        missed.append(f"{name}: top-1 {got}, --min-top1 asks for {config.min_top1:g}")
+    if config.max_latency_ms is not None and row["latency_ms"]["p99"] > config.max_latency_ms:
+        missed.append(
+            f"{name}: p99 at batch {row['batch']} is {row['latency_ms']['p99']:.3g} ms, "
+            f"--max-latency-ms allows {config.max_latency_ms:g}"
+        )
+    return missed
+
+
+def _stage_peer(
+    run: Run, peer: int, row: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig
+) -> Model:
+    spec, file = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix)
+    if config.with_preprocess:
+        benched, file = file, staging / f"{peer_name(peer)}.onnx"
+        write_file(*load(run.network(peer)), file, data, _export_config(config), measured=False)
+        _check_equal(file, benched, spec, data, config)
+    environment = row["environment"]
+    accuracy = {
+        "top1": row["top1"], "top1_drop": row["top1_drop"], "test_images": row["test_images"], "engine": row["engine"],
+    }  # fmt: skip
+    latency = {
+        "ms": row["latency_ms"], "batch": row["batch"], "engine": row["engine"], "provider": environment["provider"],
+        "machine": environment["gpu"] or environment["cpu"], "threads": environment["threads"],
+        "speedup": row["speedup"], "throughput_per_s": row["throughput_per_s"], "time": environment["time"],
+    }  # fmt: skip
+    cost = {"params": row["params"], "macs": row["macs"]}
+    return _stage(run, spec, file, staging, out, config, accuracy, latency, cost, environment)
+
+
+def _stage_ensemble(
+    run: Run, family: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig
+) -> Model:
+    """All peers as one model; its top-1 is measured here, as the bench does not run it."""
+    peers = [load(run.network(peer["peer"])) for peer in family["peers"]]
+    spec = peers[-1][1]
+    about = spec.about | {"peer": None, "ratio": None, "achieved_ratio": None}
+    spec = replace(spec, about=about)
+    network = Ensemble([network for network, _ in peers], family["peer_weights"]).eval()
+    file = staging / "ensemble.onnx"
+    export = _export_config(config)
+    write_file(network, spec, file, data, export, measured=False)
+    channels, height, width = spec.input_shape
+    engine = {"ensemble": OnnxFile(file, spec, export)}
+    found, _ = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
+    if config.min_top1 is not None and found["ensemble"] < config.min_top1:
+        raise GateError(f"ensemble: top-1 is {found['ensemble']:.2f}, --min-top1 asks for {config.min_top1:g}")
+    baseline = (family.get("baseline") or {}).get("top1")
+    accuracy = {
+        "top1": found["ensemble"], "top1_drop": None if baseline is None else baseline - found["ensemble"],
+        "test_images": data.test_count(), "engine": "ort",
+    }  # fmt: skip
+    cost = total_cost(network, (channels, height, width))
+    costs = {"params": cost.params, "macs": cost.macs}
+    return _stage(run, spec, file, staging, out, config, accuracy, None, costs, {})
+
+
+def _export_config(config: ShipConfig) -> ExportConfig:
+    return ExportConfig(precision=config.precision, target=config.target, with_preprocess=config.with_preprocess)
+
+
+def _check_equal(file: Path, benched: Path, spec: NetworkSpec, data: Data, config: ShipConfig) -> None:
+    """The file with preprocessing inside answers as the one that was benched, on real test images."""
+    export = _export_config(config)
+    pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
+    expected = OnnxFile(benched, spec, replace(export, with_preprocess=False)).logits(pixels_NHWC)
+    try:
+        apart = parity(OnnxFile(file, spec, export).logits(pixels_NHWC), expected, config.precision)
+        reason = disagreement(apart, config.precision, "the benched file")
+    except EngineFailed as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"with preprocessing inside, {reason}; ship it without --with-preprocess")
+
+
+def _stage(
+    run: Run, spec: NetworkSpec, file: Path, staging: Path, out: Path, config: ShipConfig,
+    accuracy: Mapping[str, Any], latency: Mapping[str, Any] | None, cost: Mapping[str, int],
+    environment: Mapping[str, Any],
+) -> Model:  # fmt: skip
+    """Everything of one version, in `staging` as it shall lie in the repository."""
+    name = model_name(run, spec, config.precision)
+    before = newest_version(out / name)
+    version = max(1, before if config.replace else before + 1)
+    channels, height, width = spec.input_shape
+    benched_on = environment.get("device", "cpu")
+    batches = _plan_batches(file, config) if config.engine == "trt" else []
+    model = Model(
+        name=name,
+        version=version,
+        file_name=f"model{config.suffix}",
+        labels=spec.class_names,
+        input_dims=[height, width, channels] if config.with_preprocess else [channels, height, width],
+        pixels=config.with_preprocess,
+        device=benched_on if config.device == "auto" else config.device,
+        threads=environment.get("threads"),
+        preferred_batches=batches[1:2],
+    )
+    manifest = make_manifest(
+        name, version, file, model.file_name, spec, run, form=config.form, with_preprocess=config.with_preprocess,
+        accuracy=accuracy, latency=latency, cost=cost, max_batch=config.max_batch, license=config.license,
+    )  # fmt: skip
+    if before and not config.replace:
+        _check_same_interface(manifest, out / name / str(before) / MANIFEST_FILE)
+    layout = lay_out(model, config)
+    directory = staging / name / str(version)
+    directory.mkdir(parents=True)
+    shutil.copyfile(file, directory / model.file_name)
+    said = {
+        MANIFEST_FILE: json.dumps(manifest, indent=2, allow_nan=False) + "\n", CARD_FILE: model_card(manifest),
+    }  # fmt: skip
+    for place, files in ((directory, layout.version), (staging / name, layout.shared)):
+        for file_name, content in files.items():
+            (place / file_name).write_bytes(content)
+    for file_name, text in said.items():
+        (directory / file_name).write_text(text, encoding="utf-8")
+    return model
+
+
+def _plan_batches(plan: Path, config: ShipConfig) -> list[int]:
+    """The batch range that a plan was built for; `InputError` where the server would ask for more."""
+    from wmlc.plan import read_record
+
+    batches = list(read_record(plan)["batch_range"])
+    if config.max_batch > batches[2]:
+        raise InputError(
+            f"max_batch is {config.max_batch}, {plan.name} takes {batches[2]} at most; pass --max-batch {batches[2]}"
+        )
+    return batches
+
+
+def newest_version(model: Path) -> int:
+    """The highest version of a model in a repository, 0 if there is none."""
+    return max((int(path.name) for path in model.glob("*") if path.is_dir() and path.name.isdecimal()), default=0)
+
+
+def _check_same_interface(manifest: Mapping[str, Any], former: Path) -> None:
+    """Versions of a model share its configuration, so they must be called alike."""
+    before = read_json(former, "manifest", "ship into another --out, or pass --replace")
+    for key in ("input", "output", "labels"):
+        if before.get(key) != manifest[key]:
+            raise InputError(
+                f"{manifest['model']} {before.get('version')} in this repository has another {key} than the new one; "
+                "ship into another --out, or pass --replace"
+            )
+
+
+def _publish(staged: Path, model: Path, version: int) -> Path:
+    """Move a staged model into the repository so that a server watching it never sees half a version.
+
+    A new model or a new version comes by one rename. A version that is replaced changes file by file, the
+    model first, as a rename of a directory over another would leave a moment without any.
+    """
+    target = model / str(version)
+    for path in staged.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if not model.exists():
+        staged.replace(model)
+        return target
+    if target.exists():
+        for path in sorted((staged / str(version)).iterdir(), key=lambda path: not path.name.startswith("model.")):
+            path.replace(target / path.name)
+    for path in staged.iterdir():  # shared by all versions; the old ones are served with it as well
+        if path.is_file() and not _same(path, model / path.name):
+            path.replace(model / path.name)
+    if not target.exists():
+        (staged / str(version)).replace(target)
+    return target
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
