@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,10 @@ from wmlc.compress.family import PeerFamily
 from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
 from wmlc.compress.tree import share_choices
 from wmlc.console import print_table, say
+
+
+# Multiples of channels that each target's kernels work in; other widths run too, on padding.
+SUITED = (("fp32 on AVX2 CPUs", 8), ("fp16 on GPUs", 8), ("fp32 on AVX-512 CPUs", 16), ("int8 on CPUs and GPUs", 32))
 
 
 def peer_records(family: PeerFamily, plans: list[PeerPlan]) -> list[dict[str, Any]]:
@@ -87,6 +92,33 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
                 f"peers {first['peer']} and {second['peer']} have the same widths and the same initial weights"
             )
     return notes
+
+
+def target_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which targets each peer's widths suit: the largest number that divides all of them, against `SUITED`."""
+    return [
+        {"peer": r["peer"], "multiple": multiple, "suits": [name for name, wanted in SUITED if multiple % wanted == 0]}
+        for r in records
+        if (multiple := math.gcd(*itertools.chain.from_iterable(r["stage_channels"].values())))
+    ]
+
+
+def print_targets(records: list[dict[str, Any]], full: nn.Module) -> None:
+    """`target_records` in words, peers that suit the same together, and what would suit the rest."""
+    alike: dict[int, list[str]] = {}
+    for record in target_records(records):
+        alike.setdefault(record["multiple"], []).append(str(record["peer"]))
+    for multiple, peers in alike.items():
+        suits = [name for name, wanted in SUITED if multiple % wanted == 0]
+        say(
+            f"peer{'s' * (len(peers) > 1)} {', '.join(peers)}: widths are multiples of {multiple}, "
+            f"which suits {', '.join(suits) or 'no kernel well'}"
+        )
+    own = math.gcd(*_channels(full))
+    better = [f"{name} wants {wanted}" for name, wanted in SUITED if any(multiple % wanted for multiple in alike)]
+    reach = f"; the full network's own are multiples of {own}" if any(own % wanted for _, wanted in SUITED) else ""
+    if better:
+        say(f"{', '.join(better)} (--divisor){reach}. Every peer exports to fp32, fp16 and int8 at any width")
 
 
 def share_records(scored: Scored, config: TrainConfig) -> list[dict[str, Any]]:

@@ -15,7 +15,15 @@ from torch import nn
 from wmlc import run as runs
 from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.describe import family_notes, peer_records, print_family, print_share_choices, share_records
+from wmlc.compress.describe import (
+    family_notes,
+    peer_records,
+    print_family,
+    print_share_choices,
+    print_targets,
+    share_records,
+    target_records,
+)
 from wmlc.compress.family import Branch, PeerFamily, build_family
 from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
@@ -72,10 +80,21 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     records, choices = peer_records(planned.family, planned.plans), share_records(planned.scored, config)
     if as_json:
         notes = family_notes(records, config)
-        say(json.dumps({"peers": records, "smallest_peer_by_share": choices, "notes": notes}, indent=2))
+        say(
+            json.dumps(
+                {
+                    "peers": records,
+                    "smallest_peer_by_share": choices,
+                    "targets": target_records(records),
+                    "notes": notes,
+                },
+                indent=2,
+            )
+        )
         return
     print_family(records, planned.scored, config)
     print_share_choices(choices, config)
+    print_targets(records, planned.full)
 
 
 def start_run(config: TrainConfig, root: Path, force: bool) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wmlc.bench.config import BenchConfig
+from wmlc.bench.session import bench_run
 from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig
 from wmlc.compress.family import PeerFamily, build_family
@@ -18,12 +21,14 @@ from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
 from wmlc.compress.session import start_run
 from wmlc.compress.tree import sharing_tree
+from wmlc.export.config import ExportConfig
+from wmlc.export.extract import run_files
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import export_onnx
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
-from wmlc.run import Run
+from wmlc.run import Run, open_run_data
 
 RATIOS = (0.7, 0.5, 0.3, 0.0)
 
@@ -136,3 +141,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ratios=(0.7, 0.0), train_images=260, epochs=2, batch_size=64, reweigh_every=2, warmup_epochs=0.5, lr=0.05
     )
     return start_run(config, tmp_path_factory.mktemp("runs") / "run", force=False)
+
+
+@pytest.fixture(scope="session")
+def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
+    copy = Run(tmp_path_factory.mktemp("benched") / "run")
+    shutil.copytree(run.root, copy.root)
+    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02)
+    files = {
+        (peer, precision): file
+        for precision in config.precisions
+        for peer, file in run_files(copy, data, ExportConfig(precision=precision))
+    }
+    bench_run(copy, config, files, data, copy.bench)
+    return copy

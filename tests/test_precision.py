@@ -1,0 +1,246 @@
+"""What fp16 and int8 files promise: the precision is really in them, ranges come from training images, a gate holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, numpy_helper
+
+from wmlc.accuracy import disagreement, parity
+from wmlc.cli import main
+from wmlc.data import Data
+from wmlc.errors import EngineFailed, GateError, InputError
+from wmlc.export import precision
+from wmlc.export.config import CALIBRATORS, ExportConfig
+from wmlc.export.extract import OnnxFile, extract, load, run_files, write_file
+from wmlc.export.precision import to_fp16, to_int8
+from wmlc.models.checkpoint import read_spec
+from wmlc.run import Run, open_run_data
+
+ARCHS = ("resnet20", "mobilenet_v2")
+Exported = Callable[[str, str], Path]
+
+
+def run_onnx(path: Path, fed: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"input": fed})[0])
+
+
+def layer_weights(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray, set[str]]]:
+    """(layer, its weights as they are stored, the kinds of nodes between them and the layer)."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            name, between = node.input[1], set()
+            while name not in stored:
+                between.add(made[name].op_type)
+                name = made[name].input[0]
+            yield node.name, numpy_helper.to_array(stored[name]), between
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_fp16_computes_in_half_and_talks_in_float(exported: Exported, arch: str) -> None:
+    model = onnx.load(str(exported(arch, "fp16")))
+    layers = list(layer_weights(model))
+    assert layers and all(weights.dtype == np.float16 and not between for _, weights, between in layers)
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_int8_for_cpus_has_seven_bit_weights_and_unsigned_activations(exported: Exported, arch: str) -> None:
+    model = onnx.load(str(exported(arch, "int8-cpu")))
+    layers = list(layer_weights(model))
+    assert layers
+    for name, weights, between in layers:
+        assert weights.dtype == np.int8 and between == {"DequantizeLinear"}, name
+        assert np.abs(weights.astype(int)).max() <= 64, "8 bits overflow 16-bit sums on x86 without VNNI"
+    zero_points = {tensor.name: tensor for tensor in model.graph.initializer}
+    quantized = [zero_points[node.input[2]].data_type for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantized and set(quantized) == {TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_int8_for_gpus_is_symmetric_with_float_biases(exported: Exported, arch: str) -> None:
+    model = onnx.load(str(exported(arch, "int8-gpu")))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, _, between in layer_weights(model):
+        assert between == {"QuantizeLinear", "DequantizeLinear"}, name
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = stored[node.input[2]]
+            assert zero.dtype == np.int8 and not zero.any()
+        if node.op_type == "Conv":
+            assert stored[node.input[2]].dtype == np.float32
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8-cpu", "int8-gpu"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_file_answers_nearly_as_fp32_and_says_what_it_is(exported: Exported, arch: str, form: str) -> None:
+    images = np.random.default_rng(1).standard_normal((6, 3, 32, 32), dtype=np.float32)
+    file, kind = exported(arch, form), form.split("-")[0]
+    assert disagreement(parity(run_onnx(file, images), run_onnx(exported(arch, "fp32"), images), kind), kind) is None
+    np.testing.assert_allclose(run_onnx(file, images[:1]), run_onnx(file, images)[:1], atol=1e-2)
+    said = {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}
+    assert said["precision"] == f'"{kind}"' and said["peer"] == "1"
+    assert said.get("target") == (f'"{form.split("-")[1]}"' if "-" in form else None)
+    assert file.stat().st_size < exported(arch, "fp32").stat().st_size or form == "int8-gpu"
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(str(exported("resnet20", "fp32")))
+    tensor = next(t for t in model.graph.initializer if t.name == "head.2.weight" or len(t.dims) == 2)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e9, tensor.name))
+    onnx.save_model(model, str(tmp_path / "huge.onnx"))
+    with pytest.raises(InputError, match="does not fit into float16; export it in fp32"):
+        to_fp16(tmp_path / "huge.onnx", tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_reads_all_images(
+    exported: Exported, tmp_path: Path, calibrator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    original = precision._Images.get_next
+
+    def get_next(self: Any) -> Any:
+        batch = original(self)
+        seen.append(0 if batch is None else len(batch["input"]))
+        return batch
+
+    monkeypatch.setattr(precision._Images, "get_next", get_next)
+    images = np.random.default_rng(0).standard_normal((20, 3, 32, 32), dtype=np.float32)
+    to_int8(exported("resnet20", "fp32"), tmp_path / "q.onnx", images, target="cpu", calibrator=calibrator)
+    assert sum(seen) == 20
+    fed = images[:4]
+    assert parity(run_onnx(tmp_path / "q.onnx", fed), run_onnx(exported("resnet20", "fp32"), fed), "int8") < 0.25
+
+
+def test_ranges_come_from_training_images_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a test image was asked for")
+
+    asked: list[int] = []
+    original = Data.train_pixels
+    monkeypatch.setattr(Data, "test_pixels", refuse)
+    monkeypatch.setattr(Data, "train_pixels", lambda self, count: asked.append(count) or original(self, count))
+    config = ExportConfig(precision="int8", calibration=24)
+    write_file(*load(run.network(1)), tmp_path / "q.onnx", open_run_data(run), config, measured=False)
+    assert 24 in asked and (tmp_path / "q.onnx").is_file()
+
+
+def test_more_calibration_images_than_there_are_means_all(run: Run, tmp_path: Path) -> None:
+    config = ExportConfig(precision="int8", calibration=10**6)
+    write_file(*load(run.network(1)), tmp_path / "q.onnx", open_run_data(run), config, measured=False)
+    said = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "q.onnx")).metadata_props}
+    assert int(said["calibration_images"]) == open_run_data(run).record.train
+
+
+@pytest.mark.parametrize("form", [{"precision": "fp16"}, {"precision": "int8"}, {"precision": "int8", "target": "gpu"}])
+def test_the_accuracy_stands_beside_fp32s(run: Run, tmp_path: Path, form: dict[str, str]) -> None:
+    (made,) = extract(run, "1", tmp_path / "p.onnx", ExportConfig(**form), force=False)
+    spec, data = read_spec(run.network(1)), open_run_data(run)
+    expected, labels = [], []
+    for pixels, ids in data.test_pixels(64):
+        expected += OnnxFile(tmp_path / "p.onnx", spec, ExportConfig(**form)).logits(pixels.numpy()).argmax(1).tolist()
+        labels += ids.tolist()
+    assert made.top1 == pytest.approx(100 * np.mean(np.array(expected) == np.array(labels)))
+    assert made.fp32_top1 is not None and made.test_images == len(labels)
+    said = CliRunner().invoke(
+        main,
+        ["extract", "--run", str(run.root), "--peer", "1", "--out", str(tmp_path / "q.onnx")]
+        + [word for key, value in form.items() for word in (f"--{key}", value)],
+    )
+    assert said.exit_code == 0
+    assert f"; top-1 {made.top1:.2f}, in fp32 {made.fp32_top1:.2f}: drop " in said.output
+
+
+def test_preprocessing_stays_in_float_in_every_precision(run: Run, tmp_path: Path) -> None:
+    pixels, spec = open_run_data(run).train_pixels(6), read_spec(run.network(2))
+    for kind in ("fp16", "int8"):
+        plain, inside = tmp_path / f"{kind}.onnx", tmp_path / f"{kind}-pixels.onnx"
+        list(extract(run, "2", plain, ExportConfig(precision=kind), force=False))
+        list(extract(run, "2", inside, ExportConfig(precision=kind, with_preprocess=True), force=False))
+        expected = OnnxFile(plain, spec, ExportConfig(precision=kind)).logits(pixels.numpy())
+        got = run_onnx(inside, pixels.numpy())
+        assert disagreement(parity(got, expected, "fp16"), "fp16") is None
+
+
+def test_a_file_that_lost_too_much_is_not_written(run: Run, tmp_path: Path) -> None:
+    config = ExportConfig(precision="int8", max_drop=-100.0)
+    with pytest.raises(GateError, match=r"p\.onnx was not written: peer1 in int8-cpu loses .* --max-drop allows -100"):
+        list(extract(run, "1", tmp_path / "p.onnx", config, force=False))
+    with pytest.raises(GateError, match=r"baseline .*; .*peer1 .*; .*peer2 "):
+        list(extract(run, "all", tmp_path / "p.onnx", config, force=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_runs_own_files_carry_their_form(run: Run) -> None:
+    files = dict(run_files(run, open_run_data(run), ExportConfig(precision="int8", target="gpu")))
+    assert files[1].name == "family-int8-gpu-peer1.onnx" and files[0].name == "family-int8-gpu-baseline.onnx"
+
+
+def test_agreement_is_measured_by_precision() -> None:
+    expected = np.array([[3.0, 4.0]])
+    assert parity(expected + 0.5, expected, "fp32") == pytest.approx(0.5)
+    assert parity(expected + 0.5, expected, "int8") == pytest.approx(0.5 / np.sqrt(12.5))
+    assert "of their own size, allowed is 0.02" in (disagreement(0.5, "fp16") or "")
+    assert disagreement(float("nan"), "int8") is not None
+    assert "no agreement with torch is defined" in (disagreement(0.0, "fp8") or "")
+    with pytest.raises(EngineFailed):
+        parity(expected[:, :1], expected, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
+        ({"precision": "int8", "target": "tpu"}, "target must be one of cpu, gpu, got 'tpu'"),
+        ({"target": "gpu"}, "target is a choice of int8; fp32 files are the same for cpu and gpu"),
+        ({"calibrator": "magic"}, "calibrator must be one of minmax, entropy, percentile, got 'magic'"),
+        ({"calibration": 0}, "calibration must be at least 1 image, got 0"),
+        ({"max_drop": 1.0}, "max_drop compares with the same network in fp32; give it with precision fp16 or int8"),
+        (
+            {"batch_range": (8, 1, 32)},
+            "batch_range must be three batch sizes of at least 1, ascending, like 1,8,32; got 8,1,32",
+        ),
+    ],
+)
+def test_what_no_file_can_be_is_said(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        ExportConfig(**settings)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--precision", "int8", "--out", "dir"],
+            "Error: --precision int8 goes into an ONNX file or a plan; give --out a name ending in .onnx, got dir\n",
+        ),
+        (
+            ["--batch-range", "1,8", "--out", "p.onnx"],
+            "Error: --batch-range must be three batch sizes, like 1,8,32; got '1,8'\n",
+        ),
+    ],
+)
+def test_the_command_line_says_what_does_not_go_together(run: Run, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["extract", "--run", str(run.root), "--peer", "1", *options])
+    assert (result.exit_code, result.output) == (1, message)
+
+
+def test_torch_is_not_needed_to_read_the_defaults() -> None:
+    program = "import sys; import wmlc.export.config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

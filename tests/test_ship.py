@@ -1,0 +1,349 @@
+"""What `wmlc ship` promises: only what passed the bench, whole or not at all, and said of it what is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from google.protobuf import text_format
+from torch import nn
+
+import wmlc
+from wmlc.cli import main
+from wmlc.errors import GateError, InputError
+from wmlc.export import ship as ship_module
+from wmlc.export.config import ShipConfig
+from wmlc.export.ship import ship
+from wmlc.files import sha256, write_json
+from wmlc.models.cost import total_cost
+from wmlc.models.ensemble import Ensemble
+from wmlc.run import Run, open_run_data, read_family
+
+triton = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+
+TRITON = ShipConfig()
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, ["ship", *map(str, arguments)])
+
+
+def listing(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def copy_of(run: Run, to: Path) -> Run:
+    shutil.copytree(run.root, to)
+    return Run(to)
+
+
+def read_config(model: Path) -> Any:
+    return text_format.Parse((model / "config.pbtxt").read_text(), triton.ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def repository(benched_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("served") / "models"
+    list(ship(benched_run, "1,2", out, replace(TRITON, ensemble=True, license="Apache-2.0")))
+    return out
+
+
+def test_the_layout_is_tritons(repository: Path) -> None:
+    names = ["resnet20_digits_ensemble", "resnet20_digits_p0", "resnet20_digits_p07"]
+    files = ["1/manifest.json", "1/model.onnx", "1/model_card.md", "config.pbtxt", "labels.txt"]
+    assert listing(repository) == [f"{name}/{file}" for name in names for file in files]
+    assert [path.name for path in repository.parent.iterdir()] == ["models"], "nothing that was staged stays"
+
+
+def test_the_configuration_is_the_files_own(repository: Path, benched_run: Run) -> None:
+    for model in repository.iterdir():
+        config, file = read_config(model), onnx.load(str(model / "1" / "model.onnx"))
+        ((given,), (answer,)) = file.graph.input, file.graph.output
+        assert (config.name, config.platform) == (model.name, "onnxruntime_onnx")
+        assert [value.name for value in config.input] == [given.name]
+        assert list(config.input[0].dims) == [d.dim_value for d in given.type.tensor_type.shape.dim[1:]]
+        assert [value.name for value in config.output] == [answer.name]
+        assert list(config.output[0].dims) == [d.dim_value for d in answer.type.tensor_type.shape.dim[1:]] == [10]
+        assert config.output[0].label_filename == "labels.txt"
+        assert (model / "labels.txt").read_text().splitlines() == [str(digit) for digit in range(10)]
+        assert config.max_batch_size == 32 and config.HasField("dynamic_batching")
+        assert not config.dynamic_batching.preferred_batch_size, "an ONNX file runs any batch alike"
+        assert [(group.count, group.kind) for group in config.instance_group] == [
+            (1, triton.ModelInstanceGroup.KIND_CPU)
+        ]
+        assert [warm.batch_size for warm in config.model_warmup] == [1, 32]
+        assert config.version_policy.latest.num_versions == 1
+
+
+def test_the_manifest_says_what_was_measured(repository: Path, benched_run: Run) -> None:
+    model = repository / "resnet20_digits_p07" / "1"
+    manifest, bench = json.loads((model / "manifest.json").read_text()), json.loads(benched_run.bench.read_text())
+    row = next(row for row in bench["rows"] if (row["peer"], row["precision"]) == (1, "fp32"))
+    spec = json.loads((benched_run.network(1) / "spec.json").read_text())
+    assert manifest["sha256"] == sha256(model / "model.onnx") == row["file_sha256"]
+    assert manifest["accuracy"]["top1"] == row["top1"] and manifest["accuracy"]["top1_drop"] == row["top1_drop"]
+    assert manifest["latency"]["ms"] == row["latency_ms"] and manifest["latency"]["speedup"] == row["speedup"]
+    assert (manifest["preprocess"]["mean"], manifest["preprocess"]["std"]) == (spec["mean"], spec["std"])
+    assert manifest["input"] == {"name": "input", "dtype": "float32", "shape": [-1, 1, 8, 8], "layout": "NCHW"}
+    assert (manifest["network"]["params"], manifest["network"]["macs"]) == (row["params"], row["macs"])
+    assert (manifest["license"], manifest["version"], manifest["labels"]) == ("Apache-2.0", 1, spec["class_names"])
+    card = (model / "model_card.md").read_text()
+    assert f"{row['top1']:.2f} %" in card and f"p99 {row['latency_ms']['p99']:.3f} ms" in card and "Apache-2.0" in card
+
+
+def test_the_ensemble_is_the_weighted_mean_of_all_peers(repository: Path, benched_run: Run) -> None:
+    family = read_family(benched_run)
+    peers = [wmlc.load(benched_run.network(peer)) for peer in (1, 2)]
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = sum(w * peer(images) for w, peer in zip(family["peer_weights"], peers, strict=True))
+    model = repository / "resnet20_digits_ensemble" / "1"
+    session = onnxruntime.InferenceSession(str(model / "model.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"input": images.numpy()})[0], expected, atol=1e-4)
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert manifest["accuracy"]["top1"] == pytest.approx(family["ensemble_top1"], abs=0.5)
+    assert manifest["latency"] is None, "bench does not time it"
+    assert "| latency | not measured |" in (model / "model_card.md").read_text()
+
+
+def test_an_ensemble_runs_what_is_shared_once(benched_run: Run) -> None:
+    peers = [wmlc.load(benched_run.network(peer)) for peer in (1, 2)]
+    ensemble = Ensemble(peers, [0.5, 0.5])
+    shared = [name for name in ensemble.branches if name.startswith("stem")]
+    apart = [total_cost(peer, (1, 8, 8)).macs for peer in peers]
+    assert len(shared) == 1 and max(apart) < total_cost(ensemble, (1, 8, 8)).macs < sum(apart)
+    same = Ensemble([peers[0], wmlc.load(benched_run.network(1))], [0.3, 0.7]).eval()
+    assert total_cost(same, (1, 8, 8)).macs == apart[0]
+    images = torch.randn(2, 1, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(same(images), peers[0](images), atol=1e-5, rtol=1e-4)
+
+
+def test_equal_later_stages_after_different_early_ones_run_apart() -> None:
+    def network(first: float) -> nn.Sequential:
+        stages = nn.Sequential()
+        stages.add_module("stem", nn.Linear(2, 2, bias=False))
+        stages.add_module("head", nn.Linear(2, 2, bias=False))
+        with torch.no_grad():
+            stages[0].weight.fill_(first)
+            stages[1].weight.fill_(1.0)
+        return stages
+
+    one, other, x_BC = network(1.0), network(2.0), torch.ones(1, 2)
+    torch.testing.assert_close(Ensemble([one, other], [0.5, 0.5])(x_BC), (one(x_BC) + other(x_BC)) / 2)
+
+
+def test_shipped_again_it_is_version_2_and_the_first_stays(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    assert list(ship(benched_run, "1", out, TRITON)) == [out / "resnet20_digits_p07" / "1"]
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert list(ship(benched_run, "1", out, TRITON)) == [out / "resnet20_digits_p07" / "2"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert json.loads((out / "resnet20_digits_p07" / "2" / "manifest.json").read_text())["version"] == 2
+    assert list(ship(benched_run, "1", out, replace(TRITON, replace=True, max_batch=4))) == [
+        out / "resnet20_digits_p07" / "2"
+    ]
+    assert sorted(path.name for path in (out / "resnet20_digits_p07").iterdir()) == [
+        "1",
+        "2",
+        "config.pbtxt",
+        "labels.txt",
+    ]
+    assert read_config(out / "resnet20_digits_p07").max_batch_size == 4
+
+
+def test_a_precision_has_a_name_of_its_own(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    list(ship(benched_run, "2,baseline", out, replace(TRITON, precision="int8")))
+    assert sorted(path.name for path in out.iterdir()) == ["resnet20_digits_baseline_int8", "resnet20_digits_p0_int8"]
+    manifest = json.loads((out / "resnet20_digits_p0_int8" / "1" / "manifest.json").read_text())
+    assert (manifest["precision"], manifest["target"]) == ("int8", "cpu")
+
+
+def test_pixels_in_is_another_interface(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    list(ship(benched_run, "1", out, TRITON))
+    with pytest.raises(
+        InputError, match="in this repository has another input than the new one; ship into another --out"
+    ):
+        list(ship(benched_run, "1", out, replace(TRITON, with_preprocess=True)))
+    assert not (out / "resnet20_digits_p07" / "2").exists()
+    list(ship(benched_run, "1", tmp_path / "pixels", replace(TRITON, with_preprocess=True)))
+    model = tmp_path / "pixels" / "resnet20_digits_p07"
+    config = read_config(model)
+    assert (config.input[0].data_type, list(config.input[0].dims)) == (triton.TYPE_UINT8, [8, 8, 1])
+    pixels = next(iter(open_run_data(benched_run).test_pixels(8)))[0].numpy()
+    session = onnxruntime.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input": pixels})[0].shape == (8, 10)
+    assert json.loads((model / "1" / "manifest.json").read_text())["preprocess"]["inside"] is True
+
+
+def test_kserve_is_tritons_repository_with_a_service_beside_it(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "My_models"
+    result = invoke("--run", benched_run.root, "--peer", "1", "--to", "kserve", "--out", out)
+    assert result.exit_code == 0
+    service = yaml.safe_load((out / "inference-service.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
+    model = service["spec"]["predictor"]["model"]
+    assert (model["runtime"], model["protocolVersion"]) == ("kserve-tritonserver", "v2")
+    assert model["storageUri"] == "pvc://models/My_models" and "--storage-uri names another place" in result.output
+    assert read_config(out / "resnet20_digits_p07").name == "resnet20_digits_p07"
+
+
+def test_openvino_model_server_finds_every_model(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    list(ship(benched_run, "1", out, replace(TRITON, to="ovms")))
+    list(ship(benched_run, "2", out, replace(TRITON, to="ovms")))
+    listed = json.loads((out / "config.json").read_text())["model_config_list"]
+    assert listed == [
+        {"config": {"name": name, "base_path": f"/models/{name}"}}
+        for name in ("resnet20_digits_p0", "resnet20_digits_p07")
+    ]
+    assert listing(out / "resnet20_digits_p0") == ["1/labels.txt", "1/manifest.json", "1/model.onnx", "1/model_card.md"]
+
+
+def test_mlserver_gets_settings_and_a_runtime(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    list(ship(benched_run, "1", out, replace(TRITON, to="mlserver")))
+    model = out / "resnet20_digits_p07" / "1"
+    settings = json.loads((model / "model-settings.json").read_text())
+    assert (settings["name"], settings["implementation"]) == ("resnet20_digits_p07", "wmlc_runtime.OnnxRuntime")
+    assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert settings["parameters"] == {"uri": "./model.onnx", "version": "1"}
+    assert "class OnnxRuntime(MLModel)" in (model / "wmlc_runtime.py").read_text()
+
+
+# What does not ship
+
+
+def damage_row(run: Run, **changes: Any) -> None:
+    record = json.loads(run.bench.read_text())
+    for row in record["rows"]:
+        row.update(changes)
+    write_json(run.bench, record)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (
+            lambda run: run.bench.unlink(),
+            r"so there is no bench here; run 'wmlc bench --run .* --engine ort --precision fp32' first",
+        ),
+        (
+            lambda run: damage_row(run, engine="torch"),
+            r"peer1 was not benched with --engine ort --precision fp32; run ",
+        ),
+        (
+            lambda run: damage_row(run, latency_ms=None, notes=["times not measured: its engine's logits differ"]),
+            r"peer1 did not pass the bench \(times not measured: its engine's logits differ\); it cannot ship",
+        ),
+        (
+            lambda run: (run.onnx / "family-peer1.onnx").write_bytes(b"another"),
+            r"family-peer1\.onnx is not the file that was benched; run ",
+        ),
+        (lambda run: (run.onnx / "family-peer1.onnx").unlink(), r"is not the file that was benched; run "),
+    ],
+)
+def test_only_what_passed_the_bench_ships(
+    benched_run: Run, tmp_path: Path, break_it: Callable[[Run], Any], message: str
+) -> None:
+    run = copy_of(benched_run, tmp_path / "run")
+    break_it(run)
+    with pytest.raises(InputError, match=message):
+        list(ship(run, "1", tmp_path / "models", TRITON))
+    assert not (tmp_path / "models").exists()
+
+
+def test_gates_refuse_in_words_and_write_nothing(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    with pytest.raises(GateError, match=r"^peer1: top-1 is [\d.]+, --min-top1 asks for 100; peer1: p99 at batch 1 is "):
+        list(ship(benched_run, "1", out, replace(TRITON, min_top1=100, max_latency_ms=1e-6)))
+    unmeasured = copy_of(benched_run, tmp_path / "run")
+    damage_row(unmeasured, top1=None)
+    with pytest.raises(GateError, match="peer2: top-1 was not measured, --min-top1 asks for 0"):
+        list(ship(unmeasured, "2", out, replace(TRITON, min_top1=0)))
+    result = invoke("--run", benched_run.root, "--peer", "1", "--out", out, "--min-top1", "100")
+    assert result.exit_code == 3 and result.output.count("\n") == 1
+    damage_row(unmeasured, top1=100.0)
+    with pytest.raises(GateError, match="ensemble: top-1 is "):  # measured here, not taken from the bench
+        list(ship(unmeasured, "2", out, replace(TRITON, ensemble=True, min_top1=99.9)))
+    assert list(out.iterdir()) == [] if out.exists() else True
+    assert list(ship(benched_run, "1", out, replace(TRITON, min_top1=0, max_latency_ms=1e6)))
+
+
+def test_a_failure_on_the_way_leaves_the_repository_as_it_was(
+    benched_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "models"
+    list(ship(benched_run, "1", out, TRITON))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ship_module, "model_card", full)
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; choose another --out"):
+        list(ship(benched_run, "1,2", out, TRITON))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_peers_of_one_ratio_have_two_names(benched_run: Run, tmp_path: Path) -> None:
+    run = copy_of(benched_run, tmp_path / "run")
+    family = json.loads(run.family.read_text())
+    family["peers"][1]["ratio"] = family["peers"][0]["ratio"]
+    write_json(run.family, family)
+    spec_file = run.network(2) / "spec.json"
+    spec = json.loads(spec_file.read_text())
+    spec["about"]["ratio"] = family["peers"][0]["ratio"]
+    write_json(spec_file, spec)
+    made = list(ship(run, "1,2", tmp_path / "models", TRITON))
+    assert [path.parent.name for path in made] == ["resnet20_digits_p07-1", "resnet20_digits_p07-2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"to": "heroku"}, "to must be one of triton, kserve, ovms, mlserver, got 'heroku'"),
+        ({"engine": "torch"}, "engine must be one of ort, trt, got 'torch'"),
+        ({"engine": "trt", "device": "cpu"}, "a TensorRT plan runs on a GPU; use --engine ort for the CPU"),
+        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"min_top1": 101.0}, "min_top1 must be from 0 to 100 percent, got 101"),
+        ({"max_latency_ms": 0.0}, "max_latency_ms must be above 0, got 0"),
+        ({"storage_uri": "pvc://x"}, "storage_uri goes with --to kserve, got --to triton"),
+    ],
+)
+def test_what_cannot_be_shipped_is_said(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        ShipConfig(**settings)
+    assert str(raised.value) == message
+
+
+def test_a_server_that_does_not_answer_is_one_line(benched_run: Run, repository: Path) -> None:
+    result = invoke("--run", benched_run.root, "--out", repository, "--verify", "http://127.0.0.1:9")
+    assert result.exit_code == 1 and result.output.startswith("Error: no server answers at http://127.0.0.1:9 (")
+    result = invoke("--run", benched_run.root, "--out", repository, "--verify", "127.0.0.1:9")
+    assert result.output == "Error: --verify takes an address like http://127.0.0.1:8000, got 127.0.0.1:9\n"
+    result = invoke("--run", benched_run.root, "--out", repository.parent, "--verify", "http://127.0.0.1:9")
+    assert "there is no shipped model in" in result.output
+    assert invoke("--run", benched_run.root).exit_code == 2
+    result = invoke("--run", benched_run.root, "--verify", "http://127.0.0.1:9", "--peer", "1")
+    assert "--verify ships nothing" in result.output
+
+
+def test_the_manifests_come_as_json(benched_run: Run, tmp_path: Path) -> None:
+    result = invoke("--run", benched_run.root, "--peer", "1", "--out", tmp_path / "models", "--json")
+    assert [manifest["model"] for manifest in json.loads(result.output)] == ["resnet20_digits_p07"]
