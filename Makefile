@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test study bench-training bench-speedup bench-overhead clean
+# Environments of their own, for servers and readers whose packages do not go with ours; .servers/ holds them.
+SERVERS := .servers
+ENVIRONMENTS := triton mlserver trt-lean-10 trt-lean-11
+
+.PHONY: demo test servers study serving bench-training bench-speedup bench-overhead clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -12,13 +16,29 @@ demo: $(VENV)/.installed
 	$(BIN)/wmlc train digits --out runs/demo
 	$(BIN)/wmlc extract --run runs/demo --peer all --out runs/demo/onnx/family.onnx
 	$(BIN)/wmlc bench --run runs/demo --engine ort
-	@echo "the run, its peers and their ONNX files: runs/demo/, runs/demo/peers/, runs/demo/onnx/"
+	$(BIN)/wmlc ship --run runs/demo --peer 2 --to triton --out runs/demo/model_repository --replace
+	@echo "the run, its peers, their ONNX files and Triton's repository: runs/demo/ and peers/, onnx/, model_repository/ in it"
 
-## make test: lint, type check and tests; GPU tests skip where there is none
-test: $(VENV)/.installed
+## make test: lint, type check and tests; what needs a GPU or a server that is not here skips in words
+test: $(VENV)/.installed servers
 	$(BIN)/ruff check .
 	$(BIN)/python tests/typecheck.py
 	$(BIN)/python -m pytest
+
+## make servers: real servers and foreign readers for the tests; what cannot be installed is left out, in words
+servers: $(ENVIRONMENTS:%=$(SERVERS)/%/.installed) $(SERVERS)/node/.installed
+
+$(SERVERS)/%/.installed: tests/servers/%.txt | $(VENV)/.installed
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D) && VIRTUAL_ENV=$(@D) $(BIN)/uv pip install --quiet --compile-bytecode --requirement $< && touch $@ \
+	|| echo "make servers: $* could not be installed here; its tests will skip"
+
+$(SERVERS)/node/.installed: tests/servers/readers/package.json
+	@mkdir -p $(@D) && cp $< $(@D) && npm install --prefix $(@D) --ignore-scripts --no-package-lock --silent && touch $@ \
+	|| echo "make servers: onnxruntime-node could not be installed here; its test will skip"
+
+## make serving: a demo repository under 64 concurrent clients for a minute (docs/results.md)
+serving: servers
+	$(BIN)/python tests/benchmarks/serving_load.py --repository runs/demo/model_repository --clients 64 --seconds 60
 
 ## make study DATA=DIR: the methods side by side on an image folder (docs/results.md, section 1); hours on a CPU
 STUDY = --data imagefolder --data-root $(DATA) --train-images 26400 --held-out 0.05 --arch resnet20 --epochs 10
@@ -45,4 +65,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(SERVERS) build *.egg-info

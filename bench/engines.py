@@ -169,7 +169,14 @@ def one_line(error: Exception, most: int = 300) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-ENGINES: dict[str, Callable[[Path, int, str], Engine]] = {"torch": TorchEngine, "ort": OrtEngine}
+def open_plan(path: Path, threads: int, device: str, *, cuda_graph: bool = True) -> Engine:
+    """A TensorRT plan, see `wmlc.bench.trt_engine`."""
+    from wmlc.bench.trt_engine import TrtEngine
+
+    return TrtEngine(path, threads, device, cuda_graph=cuda_graph)
+
+
+ENGINES: dict[str, Callable[[Path, int, str], Engine]] = {"torch": TorchEngine, "ort": OrtEngine, "trt": open_plan}
 
 # What an engine imports when it is opened; a process may import it sooner.
-LIBRARIES = {"torch": ("torch", "wmlc.models.checkpoint"), "ort": ("onnxruntime",)}
+LIBRARIES = {"torch": ("torch", "wmlc.models.checkpoint"), "ort": ("onnxruntime",), "trt": ("torch",)}

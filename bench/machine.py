@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 from wmlc.errors import InputError
+from wmlc.plan import require_tensorrt
 from wmlc.run import provenance
 
 
@@ -27,25 +27,17 @@ def pinned_cpus(threads: int) -> list[int] | None:
 def choose_device(engine: str, device: str) -> str:
     """`cpu` or `cuda`, after checking that `engine` can run there; imports torch.
 
-    Raises `InputError` where `cuda` was asked for and there is no GPU, and always for `trt`, naming
-    the first thing that it lacks: never another device or engine instead.
+    Raises `InputError` where `cuda` or TensorRT was asked for and cannot run, naming the first thing that it
+    lacks: never another device or engine instead.
     """
     import torch
 
-    has_gpu = torch.cuda.is_available()
     if engine == "trt":
-        raise InputError(f"--engine trt {_what_trt_lacks(has_gpu)}; use --engine ort or torch")
+        require_tensorrt("--engine trt", "--engine ort or torch")
+    has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
     return "cuda" if has_gpu and device != "cpu" else "cpu"
-
-
-def _what_trt_lacks(has_gpu: bool) -> str:
-    if not has_gpu:
-        return "needs an NVIDIA GPU and its driver, and torch sees none"
-    if importlib.util.find_spec("tensorrt") is None:  # found, not imported: its import loads native libraries
-        return "needs the package tensorrt, which is not installed (pip install 'wmlc[trt]')"
-    return "is not built into this version of wmlc yet"
 
 
 def read_environment(engine: str, device: str, threads: int) -> dict[str, Any]:

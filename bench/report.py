@@ -21,6 +21,13 @@ def print_bench(record: Mapping[str, Any], out: Path) -> None:
         say(f"\nbatch {batch}, {environment['engine']} on {environment['gpu'] or environment['cpu']}")
         for line in _aligned([HEADER, *(_cells(row) for row in rows if row["batch"] == batch)]):
             say(line)
+    for row in rows:
+        if row["compute_ms"]:
+            inside = row["compute_ms"]
+            say(
+                f"{row['name']}, batch {row['batch']}, without transfers: p50 {_digits(inside['p50'])} ms, "
+                f"p99 {_digits(inside['p99'])} ms, n = {inside['n']}"
+            )
     say("ratio: pruned, asked/got; speed-up: median [95 % interval]; top-1 in %, drop in points")
     for note in [*record["notes"], *_grouped_notes(rows)]:
         say(f"note: {note}")

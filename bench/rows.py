@@ -53,7 +53,7 @@ class Found:
     baseline_macs: int | None  # None: the run has no baseline
     provider: str | None = None
     precision: dict[Key, str] = field(default_factory=dict)  # as the engine says
-    parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with torch
+    parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with the reference
     top1: dict[Key, float] = field(default_factory=dict)  # percent
     warm_ups: dict[tuple[Key, int], measure.WarmUp] = field(default_factory=dict)
     bursts: dict[tuple[Key, int], list[np.ndarray]] = field(default_factory=dict)  # milliseconds [R][calls]

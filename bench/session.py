@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import ENGINES, LIBRARIES
+from wmlc.bench.engines import ENGINES, LIBRARIES, Engine
 from wmlc.bench.machine import choose_device, pinned_cpus, read_environment
 from wmlc.bench.report import missed_gates, print_bench
 from wmlc.bench.rows import Found, Key, Subject, bench_notes, make_row
 from wmlc.bench.worker import Seat, Worker
+from wmlc.bench.worker import normalise as worker_normalise
 from wmlc.console import progress, say
 from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, GateError, InputError
@@ -125,8 +127,9 @@ def _repeat_to(pixels_NHWC: np.ndarray, count: int) -> np.ndarray:
 
 
 def _seat(subject: Subject, config: BenchConfig, device: str) -> Seat:
+    opener: Callable[..., Engine] = ENGINES[config.engine]
     return Seat(
-        opener=ENGINES[config.engine],
+        opener=opener if config.cuda_graph or config.engine != "trt" else functools.partial(opener, cuda_graph=False),
         path=subject.source,
         mean=subject.spec.mean,
         std=subject.spec.std,
@@ -148,19 +151,29 @@ def _await_engines(workers: Mapping[Key, Worker], found: Found) -> None:
 
 
 def _check_agreement(subject: Subject, worker: Worker, pixels_NHWC: np.ndarray, found: Found) -> None:
-    """Engines that disagree with torch get no numbers."""
+    """Engines that disagree with their reference get no numbers."""
     if subject.key in found.failures:
         return
     try:
         precision = found.precision[subject.key]
-        expected_BC = _torch_logits(subject.directory, pixels_NHWC)
+        expected_BC, other = _reference(subject, pixels_NHWC)
         difference = parity(worker.logits(pixels_NHWC), expected_BC, precision)
-        reason = disagreement(difference, precision)
+        reason = disagreement(difference, precision, other)
         found.parity[subject.key] = difference
     except EngineFailed as error:
         reason = str(error)
     if reason is not None:
         found.failures[subject.key] = reason
+
+
+def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, str]:
+    """The logits that an engine has to agree with, and whose: a plan's are its ONNX file's, any other's torch's."""
+    if subject.source.suffix != ".plan":
+        return _torch_logits(subject.directory, pixels_NHWC), "torch"
+    from wmlc.bench.trt_engine import onnx_logits
+
+    images_NCHW = worker_normalise(pixels_NHWC, subject.spec.mean, subject.spec.std)
+    return onnx_logits(subject.source.with_suffix(".onnx"), images_NCHW), "ONNX Runtime"
 
 
 def _torch_logits(directory: Path, pixels_BHWC: np.ndarray) -> np.ndarray:

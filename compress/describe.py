@@ -16,7 +16,6 @@ from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
 from wmlc.compress.tree import share_choices
 from wmlc.console import print_table, say
 
-
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.
 SUITED = (("fp32 on AVX2 CPUs", 8), ("fp16 on GPUs", 8), ("fp32 on AVX-512 CPUs", 16), ("int8 on CPUs and GPUs", 32))
 

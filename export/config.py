@@ -28,6 +28,7 @@ class ExportConfig:
     batch_range: tuple[int, int, int] = (1, 8, 32)  # smallest, most usual and largest batch of a plan
     version_compatible: bool = False  # a plan that later TensorRT versions load too
     hardware_compatible: bool = False  # a plan that other GPUs (Ampere and newer) load too
+    compare: bool = False  # a plan's layers against ONNX Runtime's, one by one
 
     def __post_init__(self) -> None:
         for name, value, allowed in (

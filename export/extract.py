@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import onnxruntime
 from torch import Tensor, nn
 
 from wmlc.accuracy import images_a_call, top1_percent
+from wmlc.console import print_table
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.config import PLAN_SUFFIXES, ExportConfig
@@ -20,6 +21,8 @@ from wmlc.export.to_onnx import CHECKED_BATCHES, INPUT, OUTPUT, export_onnx
 from wmlc.files import check_writable, new_directory, new_file, refuse_existing
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, NetworkSpec, load_network, read_spec, save_network
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
+
+MOST_LAYERS = 20  # printed by --compare
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,15 @@ def load(directory: Path) -> tuple[nn.Sequential, NetworkSpec]:
     return load_network(directory), read_spec(directory)
 
 
+def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int]) -> Iterator[tuple[int, Path]]:
+    """Each network's TensorRT plan in `config`'s form, beside its ONNX file, for `batches` and for the test set."""
+    from wmlc.export.to_tensorrt import plan_for
+
+    _, height, width = data.record.input_shape
+    for peer, file in run_files(run, data, config):
+        yield peer, plan_for(file, (1, *batches, images_a_call(height, width)))
+
+
 def write_file(
     network: nn.Module, spec: NetworkSpec, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
 ) -> Extracted:
@@ -110,8 +122,10 @@ def write_file(
             pixels_NHWC = data.train_pixels(min(config.calibration, data.record.train))
             fed = fed_pixels(pixels_NHWC, spec, config.with_preprocess)
             to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
-        top1 = _compare(fp32, file, spec, data, config) if measured and file.exists() else None
+        top1 = _compare_top1(fp32, file, spec, data, config) if measured and file.exists() else None
         _place(file if file.exists() else fp32, target, config)
+        if config.compare:
+            _print_layers(file if file.exists() else fp32, fed_pixels(pixels_NHWC[:1], spec, False))
     return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
 
 
@@ -129,6 +143,15 @@ def _place(onnx_file: Path, target: Path, config: ExportConfig) -> None:
         aside.write_bytes(onnx_file.read_bytes())
 
 
+def _print_layers(onnx_file: Path, images_NCHW: np.ndarray) -> None:
+    """The layers of a plan of `onnx_file` that are furthest from ONNX Runtime's, by polygraphy."""
+    from wmlc.export.to_tensorrt import compare_layers
+
+    apart = sorted(compare_layers(onnx_file, images_NCHW), key=lambda layer: -layer[1])
+    rows = [[name, f"{value:.2e}"] for name, value in apart[:MOST_LAYERS]]
+    print_table(f"TensorRT against ONNX Runtime, {len(apart)} layers, the furthest first", ["layer", "apart"], rows)
+
+
 def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
     """`config` with what `out`'s ending settles; `InputError` where they do not go together."""
     if out.suffix not in ("", ".onnx", *PLAN_SUFFIXES):
@@ -138,11 +161,15 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
     if not out.suffix and (config.precision != "fp32" or config.with_preprocess):
         asked = "--with-preprocess" if config.with_preprocess else f"--precision {config.precision}"
         raise InputError(f"{asked} goes into an ONNX file or a plan; give --out a name ending in .onnx, got {out}")
+    if config.compare and out.suffix not in PLAN_SUFFIXES:
+        raise InputError(f"--compare holds a TensorRT plan against ONNX Runtime; give --out a .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:
         return config
     from wmlc.plan import require_tensorrt
 
-    require_tensorrt(f"--out {out}")
+    require_tensorrt(f"--out {out}", "--out FILE.onnx")
+    if config.compare and config.with_preprocess:
+        raise InputError("--compare takes normalised images; leave --with-preprocess out")
     if config.target == "cpu":
         raise InputError(f"a TensorRT plan takes int8 of --target gpu, got cpu for {out}")
     return replace(config, target="gpu") if config.precision == "int8" else config
@@ -181,7 +208,7 @@ class OnnxFile:
         return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
 
 
-def _compare(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config: ExportConfig) -> tuple[float, float]:
+def _compare_top1(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config: ExportConfig) -> tuple[float, float]:
     """Top-1 of `file` and of `fp32` in percent on the whole test set; `GateError` where too much is lost."""
     _, height, width = spec.input_shape
     engines = {path: OnnxFile(path, spec, config) for path in (file, fp32)}

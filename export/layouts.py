@@ -116,6 +116,7 @@ def _mlserver_settings(model: Model, config: ShipConfig) -> dict[str, Any]:
     return {
         "name": model.name,
         "platform": "onnx",
+        "versions": [str(model.version)],
         "implementation": "wmlc_runtime.OnnxRuntime",
         "inputs": [{"name": INPUT, "datatype": "UINT8" if model.pixels else "FP32", "shape": [-1, *model.input_dims]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(model.labels)]}],

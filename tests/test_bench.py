@@ -577,12 +577,9 @@ assert "tensorrt" not in sys.modules and "onnxruntime" not in sys.modules
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        f"--engine trt {lack}; use --engine ort or torch"
-        for lack in (
-            "needs an NVIDIA GPU and its driver, and torch sees none",
-            "needs the package tensorrt, which is not installed (pip install 'wmlc[trt]')",
-            "is not built into this version of wmlc yet",
-        )
+        "--engine trt needs an NVIDIA GPU and its driver, and torch sees none; use a GPU machine, or use --engine ort or torch",
+        "--engine trt needs the package tensorrt, which is not installed (pip install 'wmlc[trt]'); install it, or use "
+        "--engine ort or torch",
     ]
 
 

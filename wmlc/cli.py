@@ -223,6 +223,7 @@ def train(
 )
 @click.option("--version-compatible", is_flag=True, help="A plan that later TensorRT versions load too.")
 @click.option("--hardware-compatible", is_flag=True, help="A plan that other GPUs load too (Ampere and newer).")
+@click.option("--compare", is_flag=True, help="Hold the plan's layers one by one against ONNX Runtime's (polygraphy).")
 @force_option
 def extract(run_name: Path | None, peer: str, out: Path, batch_range: str, force: bool, **settings: Any) -> None:
     """Write a peer as a standalone dense network.
@@ -295,7 +296,7 @@ def bench(
     )  # fmt: skip
     from wmlc.bench.machine import choose_device
     from wmlc.bench.session import bench_run
-    from wmlc.export.extract import run_files
+    from wmlc.export.extract import plan_files, run_files
     from wmlc.files import refuse_existing
     from wmlc.run import find_run, open_run_data
 
@@ -306,8 +307,10 @@ def bench(
     data = open_run_data(run)
     files: dict[tuple[int, str], Path] = {}
     for name in config.precisions if config.engine != "torch" else ():
-        form = ExportConfig(precision=name, target=config.target if name == "int8" else None)
-        files |= {(peer, name): file for peer, file in run_files(run, data, form)}
+        target = "gpu" if config.engine == "trt" else config.target
+        form = ExportConfig(precision=name, target=target if name == "int8" else None)
+        made = plan_files(run, data, form, config.batches) if config.engine == "trt" else run_files(run, data, form)
+        files |= {(peer, name): file for peer, file in made}
     bench_run(run, config, files, data, out or run.bench)
 
 
@@ -377,9 +380,7 @@ def ship(
 
     if verify is not None:
         if peer is not None:
-            raise InputError(
-                "--verify ships nothing: give it --out and --run, without --peer"
-            )
+            raise InputError("--verify ships nothing: give it --out and --run, without --peer")
         from wmlc.export.verify import print_verified
 
         print_verified(find_run(run_name), out, verify, as_json)

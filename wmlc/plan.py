@@ -6,22 +6,27 @@ without them its native code ends the process instead of raising.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmlc.console import say
 from wmlc.errors import InputError
-from wmlc.files import read_json, sha256
+from wmlc.files import new_file, read_json, sha256
 
-OLDEST = (10, 3)  # the first TensorRT whose strongly typed networks take all that wmlc exports
+OLDEST = (10, 3)  # whose interface has all that is used here; pyproject.toml says the same
 NEXT_MAJOR = {8: 10, 10: 11}  # whose version-compatible plans a major version loads besides its own
 AMPERE = (8, 0)  # the oldest compute capability of hardware-compatible plans
 USUAL_LARGEST = 32
 AGAIN = "build it again with 'wmlc extract … --force'"
+
+MOST_MESSAGES, LONGEST_MESSAGE = 6, 400  # of TensorRT's, in an error that has to fit into one line
 
 _MACHINE = ("tensorrt", "cuda", "driver", "gpu", "compute_capability")
 _FIELDS = {
@@ -29,6 +34,8 @@ _FIELDS = {
     "plan_sha256", "plan_bytes",
 }  # fmt: skip
 _PROC_VERSION = Path("/proc/driver/nvidia/version")
+_ABOUT_LOGGERS = "logger passed into createInfer"  # a warning about the process, not about a network
+_DIGEST_BYTES = 32  # before kept timings, so that TensorRT never sees damaged ones
 
 
 def require_tensorrt(purpose: str, instead: str = "") -> None:
@@ -38,15 +45,13 @@ def require_tensorrt(purpose: str, instead: str = "") -> None:
     """
     import torch
 
-    or_else = f", or {instead}" if instead else ""
     if not torch.cuda.is_available():
-        raise InputError(
-            f"{purpose} needs an NVIDIA GPU and its driver, and torch sees none; use a GPU machine{or_else}"
-        )
-    if importlib.util.find_spec("tensorrt") is None:
-        raise InputError(
-            f"{purpose} needs the package tensorrt, which is not installed (pip install 'wmlc[trt]'){or_else}"
-        )
+        lacks, remedy = "an NVIDIA GPU and its driver, and torch sees none", "use a GPU machine"
+    elif importlib.util.find_spec("tensorrt") is None:
+        lacks, remedy = "the package tensorrt, which is not installed (pip install 'wmlc[trt]')", "install it"
+    else:
+        return
+    raise InputError(f"{purpose} needs {lacks}; {remedy}" + (f", or use {instead}" if instead else ""))
 
 
 def load_tensorrt(purpose: str, instead: str = "") -> Any:
@@ -133,6 +138,66 @@ def is_current(plan: Path, onnx_sha256: str, batches: Sequence[int], machine: Ma
 def range_for(batches: Sequence[int]) -> tuple[int, int, int]:
     """The batch range of a plan that is to be timed at `batches`, the first of them the usual one."""
     return 1, batches[0], max(*batches, USUAL_LARGEST)
+
+
+def timings_file(machine: Mapping[str, Any], directory: Path | None = None) -> Path:
+    """Where builds on this `machine` keep the timings of kernels, one file a TensorRT version and model of GPU.
+
+    In `directory`, by default `wmlc` in $XDG_CACHE_HOME or ~/.cache.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    directory = directory or (base if base.is_absolute() else Path.home() / ".cache") / "wmlc"
+    parts = ("tensorrt", machine["tensorrt"], machine["gpu"], machine["compute_capability"])
+    return directory / (re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts))) + ".timings")
+
+
+def read_timings(file: Path) -> bytes:
+    """The timings kept in `file`; none where there is no such file and, with a word, where it is damaged."""
+    if not file.is_file():
+        return b""
+    content = file.read_bytes()
+    digest, timings = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(timings).digest() == digest:
+        return timings
+    say(f"the kept timings {file} are damaged; starting anew")
+    return b""
+
+
+def keep_timings(file: Path, timings: bytes) -> None:
+    """Write `timings` to `file` for the next build; where that fails, a word: the plan is none the worse."""
+    try:
+        with new_file(file) as aside:
+            aside.write_bytes(hashlib.sha256(timings).digest() + timings)
+    except (InputError, OSError) as error:
+        say(f"timings are not kept for the next build: {error}")
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger for `trt`, the module tensorrt, that prints nothing and keeps what is at least a warning."""
+
+    class Messages(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.kept: list[tuple[int, str]] = []  # severity (0 is the worst) and text
+
+        def log(self, severity: Any, text: str) -> None:
+            message = (int(severity), short(text))
+            worth = message[0] <= int(trt.ILogger.Severity.WARNING) and _ABOUT_LOGGERS not in text
+            if worth and message not in self.kept:
+                self.kept.append(message)
+
+        def words(self) -> str:
+            """What was said, errors first."""
+            worst_first = sorted(self.kept, key=lambda message: message[0])
+            return "; ".join(text for _, text in worst_first[:MOST_MESSAGES]) or "it gave no reason"
+
+    return Messages()
+
+
+def short(text: str) -> str:
+    """`text` in one line of at most 400 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
 
 
 def version_numbers(version: str | None) -> tuple[int, ...]:

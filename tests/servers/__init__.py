@@ -1,0 +1,1 @@
+"""Real inference servers on loopback, for the tests that serve what `wmlc ship` wrote. `make servers` installs them."""
