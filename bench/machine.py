@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc.errors import InputError
-from wmlc.plan import require_tensorrt
+from wmlc.plan import require_tensorrt, this_machine
 from wmlc.run import provenance
 
 
@@ -34,6 +34,7 @@ def choose_device(engine: str, device: str) -> str:
 
     if engine == "trt":
         require_tensorrt("--engine trt", "--engine ort or torch")
+        return "cuda"
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
@@ -48,6 +49,7 @@ def read_environment(engine: str, device: str, threads: int) -> dict[str, Any]:
         "gpu": _gpu_name() if device == "cuda" else None,
         "device": device,
         "engine": engine,
+        "plan_machine": this_machine() if engine == "trt" else None,
         "cores": os.cpu_count(),
         "threads": threads,
         "pinned_cpus": cpus,

@@ -99,7 +99,7 @@ def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int
 
     _, height, width = data.record.input_shape
     for peer, file in run_files(run, data, config):
-        yield peer, plan_for(file, (1, *batches, images_a_call(height, width)))
+        yield peer, plan_for(file, (*batches, images_a_call(height, width)))
 
 
 def write_file(

@@ -334,7 +334,9 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
 
 def test_a_file_that_disagrees_with_its_network_gets_no_numbers(tiny, data, tmp_path):
     run, files = tiny
-    record = bench_run(run, QUICK, {(0, "fp32"): files[0, "fp32"], (1, "fp32"): files[0, "fp32"]}, data, tmp_path / "bench.json")
+    record = bench_run(
+        run, QUICK, {(0, "fp32"): files[0, "fp32"], (1, "fp32"): files[0, "fp32"]}, data, tmp_path / "bench.json"
+    )
     baseline, peer = record["rows"]
     assert baseline["top1"] is not None
     assert peer["latency_ms"] is peer["speedup"] is peer["top1"] is peer["throughput_per_s"] is None

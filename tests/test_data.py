@@ -19,9 +19,7 @@ from wmlc.data import Data, DataConfig, normalise, open_data
 from wmlc.errors import InputError
 
 
-def make_folder(
-    root: Path, train: int = 10, test: int = 3, size: tuple[int, int] = (8, 8), mode: str = "RGB"
-) -> Path:
+def make_folder(root: Path, train: int = 10, test: int = 3, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
     """Classes `cat` and `dog`, of `train` and `test` random images each, all different."""
     draw = np.random.default_rng(0)
     for part, count in (("train", train), ("test", test)):
@@ -120,9 +118,7 @@ def test_cifar_is_read_from_torchvisions_files(tmp_path, monkeypatch):
     for image, label in zip(*all_of(data.train_batches(9, 0)), strict=True):
         row = to_pixels(image[None], data)[0, 16, 8:24].numpy()  # never padding, whatever the shift
         own = images_NHWC[int(label) : 50 : 10].numpy()
-        assert any(
-            part.tobytes() in line.tobytes() for part in (row, row[::-1]) for line in own.reshape(-1, 32, 3)
-        )
+        assert any(part.tobytes() in line.tobytes() for part in (row, row[::-1]) for line in own.reshape(-1, 32, 3))
 
 
 def test_grey_files_make_one_channel(tmp_path):
@@ -175,9 +171,7 @@ def test_held_out_walk_visits_all_once_a_pass_and_depends_on_its_arguments_only(
     data = open_folder(make_folder(tmp_path), held_out=0.3)
     passes = [[data.held_out_batch(2, 3 * nth + step)[0] for step in range(3)] for nth in range(3)]
     for batches in passes:
-        assert rows(to_pixels(torch.cat(batches), data)) == rows(
-            to_pixels(all_of(data.held_out_batches(6))[0], data)
-        )
+        assert rows(to_pixels(torch.cat(batches), data)) == rows(to_pixels(all_of(data.held_out_batches(6))[0], data))
     assert not all(torch.equal(torch.cat(passes[0]), torch.cat(batches)) for batches in passes[1:])
     assert torch.equal(data.held_out_batch(2, 4)[0], passes[1][1])
     assert len(data.held_out_batch(100, 7)[0]) == 6
@@ -284,9 +278,7 @@ def test_testing_needs_no_train_images(tmp_path, size):
 
 
 def test_importing_loads_no_torch():
-    code = (
-        "import wmlc.data, sys; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
-    )
+    code = "import wmlc.data, sys; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -371,9 +363,7 @@ def test_too_few_and_too_many_images_are_refused(tmp_path):
     assert refusal(lambda: data.train_batches(4, 0)) == (
         "a batch of 4 is more than the 3 images trained on; pass --batch-size 3 or less"
     )
-    assert refusal(lambda: data.train_pixels(4)) == (
-        "4 training images were asked for, there are 3; ask for fewer"
-    )
+    assert refusal(lambda: data.train_pixels(4)) == ("4 training images were asked for, there are 3; ask for fewer")
 
 
 def test_a_file_of_another_size_is_named(tmp_path):

@@ -179,7 +179,10 @@ def provenance() -> dict[str, Any]:
     import platform
 
     versions = {"python": platform.python_version()}
-    for package in ("wmlc", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
+    for package in (
+        "wmlc", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt",
+        "polygraphy", "numpy",
+    ):  # fmt: skip
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
