@@ -42,6 +42,11 @@ class ExportConfig:
             raise InputError(f"target is a choice of int8; {self.precision} files are the same for cpu and gpu")
         if self.calibration < 1:
             raise InputError(f"calibration must be at least 1 image, got {self.calibration}")
+        if self.precision != "int8" and (self.calibration, self.calibrator) != (
+            type(self).calibration,
+            type(self).calibrator,
+        ):
+            raise InputError(f"calibration is a part of int8; {self.precision} needs none, so leave it out")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
         if self.max_drop is not None and self.precision == "fp32":

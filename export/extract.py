@@ -23,6 +23,7 @@ from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, NetworkSpec, load_ne
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 MOST_LAYERS = 20  # printed by --compare
+OF_PLANS = ("batch_range", "version_compatible", "hardware_compatible", "compare")
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,11 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
     if not out.suffix and (config.precision != "fp32" or config.with_preprocess):
         asked = "--with-preprocess" if config.with_preprocess else f"--precision {config.precision}"
         raise InputError(f"{asked} goes into an ONNX file or a plan; give --out a name ending in .onnx, got {out}")
-    if config.compare and out.suffix not in PLAN_SUFFIXES:
-        raise InputError(f"--compare holds a TensorRT plan against ONNX Runtime; give --out a .plan, got {out}")
+    of_plans = [
+        f"--{name.replace('_', '-')}" for name in OF_PLANS if getattr(config, name) != getattr(ExportConfig, name)
+    ]
+    if of_plans and out.suffix not in PLAN_SUFFIXES:
+        raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:
         return config
     from wmlc.plan import require_tensorrt

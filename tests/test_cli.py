@@ -28,7 +28,7 @@ def assert_one_line(result: Result, code: int = 1) -> str:
     return errors[0].removeprefix("Error: ")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["extract"], ["bench"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["extract"], ["bench"], ["ship"], ["list"]])
 def test_help_teaches(command: list[str]) -> None:
     result = invoke(*command, "--help")
     assert result.exit_code == 0 and "Usage: " in result.output

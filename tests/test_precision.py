@@ -208,6 +208,7 @@ def test_agreement_is_measured_by_precision() -> None:
         ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
         ({"precision": "int8", "target": "tpu"}, "target must be one of cpu, gpu, got 'tpu'"),
         ({"target": "gpu"}, "target is a choice of int8; fp32 files are the same for cpu and gpu"),
+        ({"calibrator": "entropy"}, "calibration is a part of int8; fp32 needs none, so leave it out"),
         ({"calibrator": "magic"}, "calibrator must be one of minmax, entropy, percentile, got 'magic'"),
         ({"calibration": 0}, "calibration must be at least 1 image, got 0"),
         ({"max_drop": 1.0}, "max_drop compares with the same network in fp32; give it with precision fp16 or int8"),
@@ -226,6 +227,10 @@ def test_what_no_file_can_be_is_said(settings: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--batch-range", "1,2,4", "--compare", "--out", "p.onnx"],
+            "Error: --batch-range, --compare is about TensorRT plans; give --out a name ending in .plan, got p.onnx\n",
+        ),
         (
             ["--precision", "int8", "--out", "dir"],
             "Error: --precision int8 goes into an ONNX file or a plan; give --out a name ending in .onnx, got dir\n",

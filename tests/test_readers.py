@@ -194,7 +194,7 @@ def test_a_wrong_answer_would_be_noticed(form: str, arch: str, exported: Callabl
     """The logits of one image are no right answer for another one."""
     path = exported(arch, form)
     apart = [error(form, one, other) for one, other in itertools.combinations(meaning(path), 2)]
-    assert 2 * allowed_error(form, path, exported(arch, "fp32")) < np.median(apart)
+    assert 1.5 * allowed_error(form, path, exported(arch, "fp32")) < np.median(apart)
 
 
 @pytest.mark.parametrize(("name", "form"), cases("no"))
