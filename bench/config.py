@@ -43,6 +43,8 @@ class BenchConfig:
             raise InputError("the engine torch runs a peer as it was trained, in fp32; use --engine ort for others")
         if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
             raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
+        if not self.cuda_graph and self.engine != "trt":
+            raise InputError(f"cuda_graph is a choice of the engine trt, got no graph for {self.engine}; leave it out")
         if self.engine == "trt" and "cpu" in (self.device, self.target):
             raise InputError("the engine trt runs on a GPU; leave --device and --target out, or use --engine ort")
         if not self.batches or min(self.batches) < 1:

@@ -34,7 +34,7 @@ MOST_WARM_UP_S = 0.5  # or `seconds` if that is more
 def bench_run(run: Run, config: BenchConfig, files: Mapping[Key, Path], data: Data, out: Path) -> dict[str, Any]:
     """Measure every peer of `run` and its baseline, write the record to `out`, print it and return it.
 
-    Args: the ONNX file of each network by (peer number, precision), for the engine `ort`; `data` on the CPU.
+    Args: the ONNX file of each network by (peer number, precision), for the engines `ort` and `trt`; `data` on the CPU.
     Raises `InputError` for what the caller can fix, before anything is written, and `GateError` for
     a gate that was missed, after everything is written and printed.
     """

@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wmlc.export.config import ShipConfig
 from wmlc.export.to_onnx import INPUT, OUTPUT
 from wmlc.files import sha256
 from wmlc.models.checkpoint import NetworkSpec
 from wmlc.run import Run, provenance
 
-MANIFEST_FILE, CARD_FILE = "manifest.json", "model_card.md"
+CARD_FILE = "model_card.md"
 
 
 def make_manifest(
-    name: str, version: int, file: Path, file_name: str, spec: NetworkSpec, run: Run, *, form: str,
-    with_preprocess: bool, accuracy: Mapping[str, Any], latency: Mapping[str, Any] | None, cost: Mapping[str, int],
-    max_batch: int, license: str | None,
+    name: str, version: int, file: Path, file_name: str, spec: NetworkSpec, run: Run, *,
+    accuracy: Mapping[str, Any], latency: Mapping[str, Any] | None, cost: Mapping[str, int], config: ShipConfig,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a client, or whoever answers for the deployment, must know of one version of a model."""
     channels, height, width = spec.input_shape
-    precision, _, target = form.partition("-")
+    precision, _, target = config.form.partition("-")
+    pixels = config.with_preprocess
     said = {
         key: spec.about.get(key) for key in ("peer", "ratio", "achieved_ratio", "ratio_of", "method", "data", "seed")
     }
@@ -31,16 +32,17 @@ def make_manifest(
         "file": file_name,
         "sha256": sha256(file),
         "file_bytes": file.stat().st_size,
-        "license": license,
+        "license": config.license,
+        "server": "triton" if config.to == "kserve" else config.to,
         "input": {
             "name": INPUT,
-            "dtype": "uint8" if with_preprocess else "float32",
-            "shape": [-1, height, width, channels] if with_preprocess else [-1, channels, height, width],
-            "layout": "NHWC" if with_preprocess else "NCHW",
+            "dtype": "uint8" if pixels else "float32",
+            "shape": [-1, height, width, channels] if pixels else [-1, channels, height, width],
+            "layout": "NHWC" if pixels else "NCHW",
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": [-1, len(spec.class_names)], "meaning": "logits"},
         "preprocess": {
-            "inside": with_preprocess,
+            "inside": pixels,
             "formula": "(pixels / scale - mean) / std, a channel each",
             "scale": 255,
             "mean": spec.mean,
@@ -49,7 +51,7 @@ def make_manifest(
             "channels": "RGB" if channels == 3 else "gray",
         },
         "labels": spec.class_names,
-        "max_batch": max_batch,
+        "max_batch": config.max_batch,
         "architecture": spec.arch,
         "network": {**said, **cost},
         "precision": precision,
@@ -85,7 +87,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         f"| drop against the baseline | {accuracy['top1_drop']:.2f} points |"
         if accuracy["top1_drop"] is not None
         else "| drop against the baseline | not measured |",
-        *_latency_lines(latency),
+        *_latency_lines(latency, manifest["sha256"]),
         "",
         "## How to call it",
         "",
@@ -118,10 +120,11 @@ def _which(network: Mapping[str, Any]) -> str:
     return f"peer {network['peer']} of a family, pruned by {network['ratio']:.0%} of its {network['ratio_of']}{got}"
 
 
-def _latency_lines(latency: Mapping[str, Any] | None) -> list[str]:
+def _latency_lines(latency: Mapping[str, Any] | None, sha256_of_file: str) -> list[str]:
     if latency is None:
         return ["| latency | not measured |"]
     times, speedup = latency["ms"], latency["speedup"]
+    other = "" if latency["of_sha256"] == sha256_of_file else ", of the same network without preprocessing inside"
     where = f"{latency['provider']} on {latency['machine']}, {latency['threads']} thread(s)"
     faster = (
         f"| speed-up over the baseline | {speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}] |"
@@ -130,7 +133,7 @@ def _latency_lines(latency: Mapping[str, Any] | None) -> list[str]:
     )
     return [
         f"| latency, batch {latency['batch']} | p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms, "
-        f"n = {times['n']:,}; {where} |",
+        f"n = {times['n']:,}; {where}{other} |",
         faster,
     ]
 

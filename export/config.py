@@ -13,6 +13,7 @@ PLAN_SUFFIXES = (".plan", ".engine")
 SERVERS = ("triton", "kserve", "ovms", "mlserver")
 SHIPPED_ENGINES = ("ort", "trt")
 SHIP_DEVICES = ("auto", "cpu", "cuda")
+UNKNOWN_TO = {"ovms": ("device", "instances", "queue_delay_us"), "mlserver": ("device", "instances")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +103,23 @@ class ShipConfig:
             )
         if self.engine == "trt" and "cpu" in (self.device, self.target):
             raise InputError("a TensorRT plan runs on a GPU; use --engine ort for the CPU")
-        for name, count in (("instances", self.instances), ("max_batch", self.max_batch)):
-            if count < 1:
-                raise InputError(f"{name} must be at least 1, got {count}")
-        if self.queue_delay_us < 0:
-            raise InputError(f"queue_delay_us must be at least 0 microseconds, got {self.queue_delay_us}")
+        for name, least, most in (("instances", 1, 1024), ("max_batch", 1, 65536), ("queue_delay_us", 0, 60_000_000)):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
+        unknown = {"ovms": ("device", "instances", "queue_delay_us"), "mlserver": ("device", "instances")}.get(
+            self.to, ()
+        )
+        if ignored := [name for name in unknown if getattr(self, name) != getattr(type(self), name)]:
+            raise InputError(
+                f"{', '.join(ignored)} cannot be set for {self.to}, only for triton and kserve; leave it out"
+            )
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
             raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")
         if self.max_latency_ms is not None and not self.max_latency_ms > 0:
             raise InputError(f"max_latency_ms must be above 0, got {self.max_latency_ms:g}")
-        if self.max_latency_ms is not None and self.ensemble:
-            raise InputError("max_latency_ms cannot hold for --ensemble, which bench does not time; ship it by itself")
+        if self.max_latency_ms is not None and (self.ensemble or self.with_preprocess):
+            asked = "ensemble" if self.ensemble else "with_preprocess"
+            raise InputError(f"max_latency_ms cannot hold with {asked}, a file that bench has not timed; leave one out")
         if self.storage_uri and self.to != "kserve":
             raise InputError(f"storage_uri goes with --to kserve, got --to {self.to}")
 

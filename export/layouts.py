@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from wmlc.errors import InputError
 from wmlc.export.config import ShipConfig
+from wmlc.export.publish import models_in
 from wmlc.export.to_onnx import INPUT, OUTPUT
 
 LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
@@ -53,12 +55,12 @@ def lay_out(model: Model, config: ShipConfig) -> Layout:
     return Layout({}, labels)
 
 
-def root_files(out: Path, config: ShipConfig) -> dict[str, str]:
+def root_files(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str, str]:
     """The files beside the models of the repository `out`, as its models now are."""
     if config.to == "kserve":
-        return {KSERVE_MANIFEST: yaml.safe_dump(_inference_service(out, config), sort_keys=False)}
+        return {KSERVE_MANIFEST: yaml.safe_dump(_inference_service(out, config, on_gpu), sort_keys=False)}
     if config.to == "ovms":
-        names = sorted(path.name for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = [model.name for model in models_in(out)]
         models = [{"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names]
         return {OVMS_CONFIG: json.dumps({"model_config_list": models}, indent=2) + "\n"}
     return {}
@@ -126,14 +128,14 @@ def _mlserver_settings(model: Model, config: ShipConfig) -> dict[str, Any]:
     }
 
 
-def _inference_service(out: Path, config: ShipConfig) -> dict[str, Any]:
+def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str, Any]:
     """KServe's manifest of a Triton repository; one service serves all models in it."""
-    name = "".join(c if c.isalnum() else "-" for c in out.resolve().name.lower()).strip("-")
-    gpu = {"nvidia.com/gpu": "1"} if config.engine == "trt" or config.device == "cuda" else {}
+    name = re.sub("[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-")[:50].strip("-")
+    gpu = {"nvidia.com/gpu": "1"} if on_gpu else {}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": name or "wmlc"},
+        "metadata": {"name": name if name[:1].isalpha() else f"wmlc-{name}".strip("-")},
         "spec": {
             "predictor": {
                 "model": {
@@ -141,7 +143,7 @@ def _inference_service(out: Path, config: ShipConfig) -> dict[str, Any]:
                     "protocolVersion": "v2",
                     "runtime": "kserve-tritonserver",
                     "storageUri": storage_uri(out, config),
-                    "resources": {"limits": {"cpu": "2", "memory": "4Gi", **gpu}},
+                    "resources": {"limits": {"cpu": str(max(2, config.instances)), "memory": "4Gi", **gpu}},
                 }
             }
         },

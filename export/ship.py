@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.console import say
-from wmlc.data import Data
-from wmlc.errors import EngineFailed, GateError, InputError
-from wmlc.export.card import CARD_FILE, MANIFEST_FILE, make_manifest, model_card
+from wmlc.data import Data, normalise
+from wmlc.errors import GateError, InputError
+from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.export.extract import OnnxFile, load, run_file, write_file
 from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
+from wmlc.export.publish import MANIFEST_FILE, check_same_interface, newest_version, publish, staging_beside
 from wmlc.files import new_file, read_json, sha256
 from wmlc.models.checkpoint import NetworkSpec, read_spec
 from wmlc.models.cost import total_cost
@@ -26,6 +28,9 @@ from wmlc.models.ensemble import Ensemble
 from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_family, read_settings, select_peers
 
 CHECKED_IMAGES = 64
+BENCHED = {
+    "batch", "latency_ms", "file_sha256", "top1", "top1_drop", "params", "macs", "speedup", "throughput_per_s", "notes",
+}  # fmt: skip
 
 
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
@@ -44,15 +49,16 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
         raise GateError("; ".join(missed))
     data = open_run_data(run)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.resolve().name}.") as directory:
-            staging = Path(directory)
+        with staging_beside(out) as staging:
             staged = [_stage_peer(run, peer, rows[peer], data, staging, out, config) for peer in peers]
             if config.ensemble:
-                staged.append(_stage_ensemble(run, family, data, staging, out, config))
+                environment = rows[peers[0]]["environment"]
+                staged.append(_stage_ensemble(run, family, data, staging, out, config, environment))
+            out.mkdir(exist_ok=True)
             for model in staged:
-                yield _publish(staging / model.name, out / model.name, model.version)
-        for name, text in root_files(out, config).items():
+                yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
+        on_gpu = any(model.device == "cuda" for model in staged)
+        for name, text in root_files(out, config, on_gpu).items():
             with new_file(out / name) as aside:
                 aside.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -73,22 +79,22 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
     if as_json:
         say(json.dumps(manifests, indent=2))
         return
-    for name in root_files(out, config):
+    for name in root_files(out, config, on_gpu=False):
         say(f"wrote {out / name}")
     if config.to == "kserve" and not config.storage_uri:
         say(f"its storageUri is {storage_uri(out, config)}; --storage-uri names another place")
 
 
-def model_name(run: Run, spec: NetworkSpec, precision: str) -> str:
+def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     """resnet20_cifar10_p05: architecture, data set and ratio, and the precision if it is not fp32."""
     data = str(spec.about.get("data"))
     if data == "imagefolder":
-        data = Path(read_settings(run).get("data_root") or data).name
+        data = Path(read_settings(run).get("data_root") or data).resolve().name
     peer, ratio = spec.about.get("peer"), spec.about.get("ratio")
     which = "baseline" if peer == BASELINE else "ensemble" if peer is None else f"p{ratio:g}".replace(".", "")
     if peer and sum(p["ratio"] == ratio for p in read_family(run)["peers"]) > 1:
         which += f"-{peer}"
-    parts = [spec.arch, data, which, *([] if precision == "fp32" else [precision])]
+    parts = [spec.arch, data, which, *([] if form == "fp32" else [form.removesuffix("-cpu")])]
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
 
 
@@ -98,11 +104,17 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
     asked += f" --target {config.target}" if config.target else ""
     remedy = f"run 'wmlc bench --run {run.root} {asked}' first, as only what passed it ships"
     record = read_json(run.bench, "bench", remedy)
-    rows = [
-        row
-        for row in record["rows"]
-        if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
-    ]
+    try:
+        rows = [
+            row | {"environment": record["environment"], "test_images": record["data"]["test_images"]}
+            for row in record["rows"]
+            if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
+        ]
+        complete = all(row.keys() >= BENCHED and "provider" in row["environment"] for row in rows)
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{run.bench} is damaged, or of an older wmlc; {remedy}")
     if not rows:
         raise InputError(f"{peer_name(peer)} was not benched with {asked}; {remedy}")
     row = min(rows, key=lambda row: row["batch"])
@@ -111,7 +123,7 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
     file = run_file(run, peer, config.form, config.suffix)
     if not file.is_file() or sha256(file) != row["file_sha256"]:
         raise InputError(f"{file} is not the file that was benched; {remedy}")
-    return row | {"environment": record["environment"], "test_images": record["data"]["test_images"]}
+    return row
 
 
 def _missed(name: str, row: Mapping[str, Any], config: ShipConfig) -> list[str]:
@@ -132,66 +144,78 @@ def _stage_peer(
     run: Run, peer: int, row: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig
 ) -> Model:
     spec, file = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix)
-    if config.with_preprocess:
-        benched, file = file, staging / f"{peer_name(peer)}.onnx"
-        write_file(*load(run.network(peer)), file, data, _export_config(config), measured=False)
-        _check_equal(file, benched, spec, data, config)
     environment = row["environment"]
     accuracy = {
         "top1": row["top1"], "top1_drop": row["top1_drop"], "test_images": row["test_images"], "engine": row["engine"],
     }  # fmt: skip
+    if config.with_preprocess:  # another file than the benched one: its answers and its accuracy are measured here
+        benched, file = file, staging / f"{peer_name(peer)}.onnx"
+        write_file(*load(run.network(peer)), file, data, _export_config(config), measured=False)
+        pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
+        plain = OnnxFile(benched, spec, replace(_export_config(config), with_preprocess=False))
+        _check_equal(file, plain.logits(pixels_NHWC), pixels_NHWC, spec, config, "the benched file")
+        accuracy |= _measure(file, spec, data, config, peer_name(peer))
+        if row["top1"] is not None and row["top1_drop"] is not None:
+            accuracy["top1_drop"] = row["top1"] + row["top1_drop"] - accuracy["top1"]
     latency = {
         "ms": row["latency_ms"], "batch": row["batch"], "engine": row["engine"], "provider": environment["provider"],
         "machine": environment["gpu"] or environment["cpu"], "threads": environment["threads"],
         "speedup": row["speedup"], "throughput_per_s": row["throughput_per_s"], "time": environment["time"],
+        "of_sha256": row["file_sha256"],
     }  # fmt: skip
     cost = {"params": row["params"], "macs": row["macs"]}
     return _stage(run, spec, file, staging, out, config, accuracy, latency, cost, environment)
 
 
 def _stage_ensemble(
-    run: Run, family: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig
-) -> Model:
-    """All peers as one model; its top-1 is measured here, as the bench does not run it."""
+    run: Run, family: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig,
+    environment: Mapping[str, Any],
+) -> Model:  # fmt: skip
+    """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
+    weights = family.get("peer_weights")
+    if not isinstance(weights, list) or len(weights) != len(family["peers"]):
+        raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
     peers = [load(run.network(peer["peer"])) for peer in family["peers"]]
     spec = peers[-1][1]
     about = spec.about | {"peer": None, "ratio": None, "achieved_ratio": None}
     spec = replace(spec, about=about)
-    network = Ensemble([network for network, _ in peers], family["peer_weights"]).eval()
+    network = Ensemble([network for network, _ in peers], weights).eval()
     file = staging / "ensemble.onnx"
-    export = _export_config(config)
-    write_file(network, spec, file, data, export, measured=False)
-    channels, height, width = spec.input_shape
-    engine = {"ensemble": OnnxFile(file, spec, export)}
-    found, _ = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
-    if config.min_top1 is not None and found["ensemble"] < config.min_top1:
-        raise GateError(f"ensemble: top-1 is {found['ensemble']:.2f}, --min-top1 asks for {config.min_top1:g}")
+    write_file(network, spec, file, data, _export_config(config), measured=False)
+    pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0]
+    with torch.inference_mode():
+        expected_NC = network(normalise(pixels_NHWC, spec.mean, spec.std)).numpy()
+    _check_equal(file, expected_NC, pixels_NHWC.numpy(), spec, config, "torch")
+    accuracy = _measure(file, spec, data, config, "ensemble")
     baseline = (family.get("baseline") or {}).get("top1")
-    accuracy = {
-        "top1": found["ensemble"], "top1_drop": None if baseline is None else baseline - found["ensemble"],
-        "test_images": data.test_count(), "engine": "ort",
-    }  # fmt: skip
+    accuracy["top1_drop"] = None if baseline is None else baseline - accuracy["top1"]
+    channels, height, width = spec.input_shape
     cost = total_cost(network, (channels, height, width))
     costs = {"params": cost.params, "macs": cost.macs}
-    return _stage(run, spec, file, staging, out, config, accuracy, None, costs, {})
+    return _stage(run, spec, file, staging, out, config, accuracy, None, costs, environment)
+
+
+def _measure(file: Path, spec: NetworkSpec, data: Data, config: ShipConfig, name: str) -> dict[str, Any]:
+    """The accuracy of a file that the bench has not seen; `GateError` where it is below `config.min_top1`."""
+    _, height, width = spec.input_shape
+    engine = {name: OnnxFile(file, spec, _export_config(config))}
+    found, _ = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
+    if config.min_top1 is not None and found[name] < config.min_top1:
+        raise GateError(f"{name}: top-1 is {found[name]:.2f}, --min-top1 asks for {config.min_top1:g}")
+    return {"top1": found[name], "test_images": data.test_count(), "engine": "ort"}
 
 
 def _export_config(config: ShipConfig) -> ExportConfig:
     return ExportConfig(precision=config.precision, target=config.target, with_preprocess=config.with_preprocess)
 
 
-def _check_equal(file: Path, benched: Path, spec: NetworkSpec, data: Data, config: ShipConfig) -> None:
-    """The file with preprocessing inside answers as the one that was benched, on real test images."""
-    export = _export_config(config)
-    pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
-    expected = OnnxFile(benched, spec, replace(export, with_preprocess=False)).logits(pixels_NHWC)
-    try:
-        apart = parity(OnnxFile(file, spec, export).logits(pixels_NHWC), expected, config.precision)
-        reason = disagreement(apart, config.precision, "the benched file")
-    except EngineFailed as error:
-        reason = str(error)
-    if reason:
-        raise InputError(f"with preprocessing inside, {reason}; ship it without --with-preprocess")
+def _check_equal(
+    file: Path, expected_NC: np.ndarray, pixels_NHWC: np.ndarray, spec: NetworkSpec, config: ShipConfig, other: str
+) -> None:
+    """A file that the bench has not seen passes the same check of agreement, on real test images."""
+    logits_NC = OnnxFile(file, spec, _export_config(config)).logits(pixels_NHWC)
+    if reason := disagreement(parity(logits_NC, expected_NC, config.precision), config.precision, other):
+        raise InputError(f"{file.stem} cannot ship in this form: {reason}; choose another --precision")
 
 
 def _stage(
@@ -200,12 +224,12 @@ def _stage(
     environment: Mapping[str, Any],
 ) -> Model:  # fmt: skip
     """Everything of one version, in `staging` as it shall lie in the repository."""
-    name = model_name(run, spec, config.precision)
+    name = model_name(run, spec, config.form)
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
     channels, height, width = spec.input_shape
     benched_on = environment.get("device", "cpu")
-    batches = _plan_batches(file, config) if config.engine == "trt" else []
+    usual = _plan_batch(file, config) if config.engine == "trt" else 1
     model = Model(
         name=name,
         version=version,
@@ -215,14 +239,14 @@ def _stage(
         pixels=config.with_preprocess,
         device=benched_on if config.device == "auto" else config.device,
         threads=environment.get("threads"),
-        preferred_batches=batches[1:2],
+        preferred_batches=[usual] if 1 < usual <= config.max_batch else [],
     )
     manifest = make_manifest(
-        name, version, file, model.file_name, spec, run, form=config.form, with_preprocess=config.with_preprocess,
-        accuracy=accuracy, latency=latency, cost=cost, max_batch=config.max_batch, license=config.license,
+        name, version, file, model.file_name, spec, run,
+        accuracy=accuracy, latency=latency, cost=cost, config=config,
     )  # fmt: skip
-    if before and not config.replace:
-        _check_same_interface(manifest, out / name / str(before) / MANIFEST_FILE)
+    if before:
+        check_same_interface(manifest, out / name)
     layout = lay_out(model, config)
     directory = staging / name / str(version)
     directory.mkdir(parents=True)
@@ -238,58 +262,13 @@ def _stage(
     return model
 
 
-def _plan_batches(plan: Path, config: ShipConfig) -> list[int]:
-    """The batch range that a plan was built for; `InputError` where the server would ask for more."""
+def _plan_batch(plan: Path, config: ShipConfig) -> int:
+    """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes."""
     from wmlc.plan import read_record
 
-    batches = list(read_record(plan)["batch_range"])
+    batches = read_record(plan)["batch_range"]
     if config.max_batch > batches[2]:
         raise InputError(
             f"max_batch is {config.max_batch}, {plan.name} takes {batches[2]} at most; pass --max-batch {batches[2]}"
         )
-    return batches
-
-
-def newest_version(model: Path) -> int:
-    """The highest version of a model in a repository, 0 if there is none."""
-    return max((int(path.name) for path in model.glob("*") if path.is_dir() and path.name.isdecimal()), default=0)
-
-
-def _check_same_interface(manifest: Mapping[str, Any], former: Path) -> None:
-    """Versions of a model share its configuration, so they must be called alike."""
-    before = read_json(former, "manifest", "ship into another --out, or pass --replace")
-    for key in ("input", "output", "labels"):
-        if before.get(key) != manifest[key]:
-            raise InputError(
-                f"{manifest['model']} {before.get('version')} in this repository has another {key} than the new one; "
-                "ship into another --out, or pass --replace"
-            )
-
-
-def _publish(staged: Path, model: Path, version: int) -> Path:
-    """Move a staged model into the repository so that a server watching it never sees half a version.
-
-    A new model or a new version comes by one rename. A version that is replaced changes file by file, the
-    model first, as a rename of a directory over another would leave a moment without any.
-    """
-    target = model / str(version)
-    for path in staged.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if not model.exists():
-        staged.replace(model)
-        return target
-    if target.exists():
-        for path in sorted((staged / str(version)).iterdir(), key=lambda path: not path.name.startswith("model.")):
-            path.replace(target / path.name)
-    for path in staged.iterdir():  # shared by all versions; the old ones are served with it as well
-        if path.is_file() and not _same(path, model / path.name):
-            path.replace(model / path.name)
-    if not target.exists():
-        (staged / str(version)).replace(target)
-    return target
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
+    return batches[1]

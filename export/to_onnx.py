@@ -41,7 +41,8 @@ class WithPreprocess(nn.Module):
         self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels_NHWC: Tensor) -> Tensor:
-        images_NCHW = pixels_NHWC.float().permute(0, 3, 1, 2) / 255  # TensorRT transposes no uint8
+        # Cast first, as TensorRT transposes no uint8; contiguous, else the head's flatten becomes a dozen nodes.
+        images_NCHW = pixels_NHWC.float().permute(0, 3, 1, 2).contiguous() / 255
         return self.network((images_NCHW - self.mean_C11) / self.std_C11)
 
 

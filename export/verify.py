@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -17,10 +18,9 @@ from wmlc.accuracy import disagreement, parity
 from wmlc.console import say
 from wmlc.data import Data
 from wmlc.errors import InputError
-from wmlc.export.card import MANIFEST_FILE
 from wmlc.export.config import ExportConfig
 from wmlc.export.extract import OnnxFile, fed_pixels, run_file
-from wmlc.export.ship import newest_version
+from wmlc.export.publish import MANIFEST_FILE, models_in, newest_version
 from wmlc.files import read_json, sha256
 from wmlc.models.checkpoint import NetworkSpec, read_spec
 from wmlc.run import Run, open_run_data
@@ -46,7 +46,8 @@ def verify(run: Run, repository: Path, url: str) -> Iterator[Verified]:
     Its metadata must equal the manifest, and its answers on test images of `run` those of ONNX Runtime on the shipped
     file, within the bounds of the bench. Raises `InputError` for the first thing that differs.
     """
-    manifests = {path.parent: read_json(path, "manifest", "ship it again") for path in _newest_manifests(repository)}
+    newest = [model / str(newest_version(model)) for model in models_in(repository)]
+    manifests = {path: read_json(path / MANIFEST_FILE, "manifest", "ship it again") for path in newest}
     if not manifests:
         raise InputError(f"there is no shipped model in {repository}; ship one, or name the repository with --out")
     client = _connect(url)
@@ -72,15 +73,13 @@ def print_verified(run: Run, repository: Path, url: str, as_json: bool) -> None:
         say(json.dumps(found, indent=2))
 
 
-def _newest_manifests(repository: Path) -> Iterator[Path]:
-    for model in sorted(repository.glob("*")):
-        manifest = model / str(newest_version(model)) / MANIFEST_FILE
-        if manifest.is_file():
-            yield manifest
-
-
 def _connect(url: str) -> Any:
-    if not url.startswith("http://"):
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme == "http" and parts.hostname and (parts.port or 80) and parts.path in ("", "/")
+    except ValueError:  # a port that is none
+        well_formed = False
+    if not well_formed:
         raise InputError(f"--verify takes an address like http://127.0.0.1:8000, got {url}")
     try:
         from tritonclient.http import InferenceServerClient

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.session import bench_run
@@ -83,6 +85,28 @@ def fresh_scored_network() -> Callable[..., ScoredNetwork]:
     return score_network
 
 
+def settle(network: nn.Module) -> None:
+    """Give an untrained `network` batch norms like a trained one's, so that its logits depend on the image.
+
+    No two channels are alike, the statistics are those of what comes in, and a residual block adds little to its
+    input, so that what rounding costs in one block isn't amplified by the next ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+            module.momentum = 1.0  # the statistics of the one batch below
+    for module in network.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            getattr(module, "bn3", module.bn2).weight.data.mul_(0.1)
+        elif isinstance(module, InvertedResidual) and module.use_res_connect:
+            module.conv[-1].weight.data.mul_(0.1)
+    with torch.no_grad():
+        network.train()(torch.randn(64, 3, 32, 32, generator=generator))
+    network.eval()
+
+
 @pytest.fixture(scope="session")
 def pruned_network(
     tmp_path_factory: pytest.TempPathFactory, fresh_scored_network: Callable[..., ScoredNetwork]
@@ -92,12 +116,8 @@ def pruned_network(
     @functools.cache
     def save(arch: str) -> Path:
         network = fresh_scored_network(arch, 32)
-        peer = network.family(network.plans((0.5, 0.0), divisor=8)).peer(1).eval()
-        generator = torch.Generator().manual_seed(0)
-        for module in peer.modules():
-            if isinstance(module, nn.BatchNorm2d):  # as after training, where no two channels are alike
-                module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+        peer = network.family(network.plans((0.5, 0.0), divisor=8)).peer(1)
+        settle(peer)
         spec = NetworkSpec(
             arch=arch, class_names=[f"class {index}" for index in range(10)], input_shape=(3, 32, 32),
             mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), about={"peer": 1, "ratio": 0.5},

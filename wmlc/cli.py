@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import wmlc
 from wmlc.bench.config import DEVICES, ENGINE_NAMES, BenchConfig
@@ -23,7 +24,7 @@ class Fixable(click.ClickException):
 
 
 class GateMissed(click.ClickException):
-    """Shown as one line; the numbers were made and written, and miss a bound."""
+    """Shown as one line; something measured misses a bound."""
 
     exit_code = GateError.exit_code
 
@@ -68,6 +69,7 @@ def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
 
 
 PATH = click.Path(path_type=Path)
+VERIFY_TAKES = ("run_name", "out", "verify", "as_json")  # of `wmlc ship`
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
@@ -379,8 +381,10 @@ def ship(
     from wmlc.run import find_run
 
     if verify is not None:
-        if peer is not None:
-            raise InputError("--verify ships nothing: give it --out and --run, without --peer")
+        context = click.get_current_context()
+        told = [n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+        if other := [f"--{name.replace('_', '-')}" for name in told if name not in VERIFY_TAKES]:
+            raise InputError(f"--verify ships nothing: give it --out, --run and --json, without {', '.join(other)}")
         from wmlc.export.verify import print_verified
 
         print_verified(find_run(run_name), out, verify, as_json)

@@ -14,6 +14,6 @@ class EngineFailed(Exception):
 
 
 class GateError(Exception):
-    """A measured value missed a bound that the caller set (`--max-drop`, `--min-speedup`)."""
+    """A measured value missed a bound that the caller set (`--max-drop`, `--min-speedup`, `--min-top1` …)."""
 
     exit_code = 3

@@ -125,14 +125,15 @@ def check_record(record: Mapping[str, Any], machine: Mapping[str, Any], plan: Pa
 
 
 def is_current(plan: Path, onnx_sha256: str, batches: Sequence[int], machine: Mapping[str, Any]) -> bool:
-    """Whether `plan` is whole, made of that ONNX file, for this `machine` and for all these batch sizes."""
+    """Whether `plan` is whole, made of that ONNX file, for this `machine` and these batches, tuned for the first."""
     try:
         record = read_record(plan)
         check_record(record, machine)
     except InputError:
         return False
-    smallest, _, largest = record["batch_range"]
-    return record["onnx_sha256"] == onnx_sha256 and smallest <= min(batches) and max(batches) <= largest
+    smallest, usual, largest = record["batch_range"]
+    fits = smallest <= min(batches) and max(batches) <= largest and usual == batches[0]
+    return fits and record["onnx_sha256"] == onnx_sha256
 
 
 def range_for(batches: Sequence[int]) -> tuple[int, int, int]:

@@ -1,0 +1,89 @@
+"""A model repository on disk: its versions, and how a new one gets there without anybody seeing half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wmlc.errors import InputError
+from wmlc.files import read_json
+
+MANIFEST_FILE = "manifest.json"
+
+
+def newest_version(model: Path) -> int:
+    """The highest version of a model in a repository, 0 if there is none."""
+    return max((int(path.name) for path in model.glob("*") if path.is_dir() and path.name.isdecimal()), default=0)
+
+
+def models_in(repository: Path) -> list[Path]:
+    """The models of a repository, by name."""
+    return sorted(path for path in repository.glob("*") if newest_version(path))
+
+
+@contextlib.contextmanager
+def staging_beside(repository: Path) -> Iterator[Path]:
+    """A directory on the repository's file system and outside it: a server would take one inside for a model."""
+    parent = repository.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    if repository.is_dir() and repository.stat().st_dev != parent.stat().st_dev:
+        raise InputError(
+            f"{repository} is a mount of its own, and a version can only be renamed into it from beside it; "
+            "choose --out inside the mount"
+        )
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{repository.resolve().name}.") as directory:
+        yield Path(directory)
+
+
+def check_same_interface(manifest: Mapping[str, Any], model: Path) -> None:
+    """Versions of a model share its configuration, so they must be called alike, by the same kind of server."""
+    former = read_json(model / str(newest_version(model)) / MANIFEST_FILE, "manifest", "ship into another --out")
+    for key in ("server", "file", "input", "output", "labels"):
+        if former.get(key) != manifest[key]:
+            raise InputError(
+                f"{manifest['model']} {former.get('version')} in this repository has another {key} than the new one; "
+                "ship into another --out"
+            )
+
+
+def publish(staged: Path, model: Path, version: int, *, replace: bool) -> Path:
+    """Move a staged model into the repository so that a server watching it never sees half a version.
+
+    A new model or a new version comes by one rename. A version that is replaced changes file by file, the
+    model first, as a rename of a directory over another would leave a moment without any.
+    """
+    target = model / str(version)
+    for path in staged.rglob("*"):
+        _flush(path)
+    if not model.exists():
+        staged.replace(model)
+        _flush(model.parent)
+        return target
+    if target.exists() and not replace:
+        raise InputError(f"{target} was made by somebody else meanwhile; ship again")
+    if target.exists():
+        for path in sorted((staged / str(version)).iterdir(), key=lambda path: not path.name.startswith("model.")):
+            path.replace(target / path.name)
+    for path in staged.iterdir():  # shared by all versions; the old ones are served with it as well
+        if path.is_file() and not _same(path, model / path.name):
+            path.replace(model / path.name)
+    if not target.exists():
+        (staged / str(version)).replace(target)
+    _flush(model)
+    return target
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
