@@ -106,12 +106,11 @@ class ShipConfig:
         for name, least, most in (("instances", 1, 1024), ("max_batch", 1, 65536), ("queue_delay_us", 0, 60_000_000)):
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
-        unknown = {"ovms": ("device", "instances", "queue_delay_us"), "mlserver": ("device", "instances")}.get(
-            self.to, ()
-        )
-        if ignored := [name for name in unknown if getattr(self, name) != getattr(type(self), name)]:
+        if ignored := [
+            name for name in UNKNOWN_TO.get(self.to, ()) if getattr(self, name) != getattr(type(self), name)
+        ]:
             raise InputError(
-                f"{', '.join(ignored)} cannot be set for {self.to}, only for triton and kserve; leave it out"
+                f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"
             )
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
             raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")

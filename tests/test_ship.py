@@ -25,6 +25,7 @@ from wmlc.cli import main
 from wmlc.errors import GateError, InputError
 from wmlc.export import ship as ship_module
 from wmlc.export.config import ShipConfig
+from wmlc.export.layouts import root_files
 from wmlc.export.ship import ship
 from wmlc.files import sha256, write_json
 from wmlc.models.cost import total_cost
@@ -187,7 +188,10 @@ def test_pixels_in_is_another_interface(benched_run: Run, tmp_path: Path) -> Non
     pixels = next(iter(open_run_data(benched_run).test_pixels(8)))[0].numpy()
     session = onnxruntime.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
     assert session.run(None, {"input": pixels})[0].shape == (8, 10)
-    assert json.loads((model / "1" / "manifest.json").read_text())["preprocess"]["inside"] is True
+    manifest = json.loads((model / "1" / "manifest.json").read_text())
+    assert manifest["preprocess"]["inside"] is True
+    assert manifest["sha256"] != manifest["latency"]["of_sha256"], "another file than the benched one, and it says so"
+    assert "of the same network without preprocessing inside" in (model / "1" / "model_card.md").read_text()
 
 
 def test_kserve_is_tritons_repository_with_a_service_beside_it(benched_run: Run, tmp_path: Path) -> None:
@@ -201,6 +205,24 @@ def test_kserve_is_tritons_repository_with_a_service_beside_it(benched_run: Run,
     assert (model["runtime"], model["protocolVersion"]) == ("kserve-tritonserver", "v2")
     assert model["storageUri"] == "pvc://models/My_models" and "--storage-uri names another place" in result.output
     assert read_config(out / "resnet20_digits_p07").name == "resnet20_digits_p07"
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [("models", "models"), ("1Modèle_x", "wmlc-1mod-le-x"), ("___", "wmlc"), ("a" * 90, "a" * 50)],
+)
+def test_a_service_has_a_name_that_kubernetes_takes(directory: str, name: str) -> None:
+    text = root_files(Path(directory), ShipConfig(to="kserve"), on_gpu=True)["inference-service.yaml"]
+    service = yaml.safe_load(text)
+    assert service["metadata"]["name"] == name
+    assert service["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_a_repository_is_for_one_kind_of_server(benched_run: Run, tmp_path: Path) -> None:
+    list(ship(benched_run, "1", tmp_path / "models", TRITON))
+    with pytest.raises(InputError, match="has another server than the new one; ship into another --out"):
+        list(ship(benched_run, "1", tmp_path / "models", replace(TRITON, to="mlserver")))
+    assert list(ship(benched_run, "1", tmp_path / "models", replace(TRITON, to="kserve"))), "it is Triton's layout too"
 
 
 def test_openvino_model_server_finds_every_model(benched_run: Run, tmp_path: Path) -> None:
@@ -268,6 +290,21 @@ def test_only_what_passed_the_bench_ships(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("record", [{}, {"rows": 5}, {"rows": [{"peer": 1, "engine": "ort", "precision": "fp32"}]}])
+def test_a_damaged_or_older_bench_is_one_line(benched_run: Run, tmp_path: Path, record: dict[str, Any]) -> None:
+    run = copy_of(benched_run, tmp_path / "run")
+    write_json(run.bench, record | ({"environment": {}, "data": {"test_images": 1}} if record else {}))
+    with pytest.raises(InputError, match=r"bench\.json is damaged, or of an older wmlc; run 'wmlc bench"):
+        list(ship(run, "1", tmp_path / "models", TRITON))
+    family = json.loads(run.family.read_text())
+    del family["peer_weights"]
+    write_json(run.family, family)
+    shutil.copy(benched_run.bench, run.bench)
+    with pytest.raises(InputError, match="no weight of each peer"):
+        list(ship(run, "1", tmp_path / "models", replace(TRITON, ensemble=True)))
+    assert not (tmp_path / "models").exists()
+
+
 def test_gates_refuse_in_words_and_write_nothing(benched_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "models"
     with pytest.raises(GateError, match=r"^peer1: top-1 is [\d.]+, --min-top1 asks for 100; peer1: p99 at batch 1 is "):
@@ -320,7 +357,16 @@ def test_two_peers_of_one_ratio_have_two_names(benched_run: Run, tmp_path: Path)
         ({"to": "heroku"}, "to must be one of triton, kserve, ovms, mlserver, got 'heroku'"),
         ({"engine": "torch"}, "engine must be one of ort, trt, got 'torch'"),
         ({"engine": "trt", "device": "cpu"}, "a TensorRT plan runs on a GPU; use --engine ort for the CPU"),
-        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"max_batch": 0}, "max_batch must be from 1 to 65,536, got 0"),
+        ({"queue_delay_us": 10**20}, "queue_delay_us must be from 0 to 60,000,000, got 100000000000000000000"),
+        (
+            {"to": "ovms", "device": "cuda", "instances": 2},
+            "device, instances has no place in ovms's layout; leave it out, or ship to triton",
+        ),
+        (
+            {"max_latency_ms": 1.0, "with_preprocess": True},
+            "max_latency_ms cannot hold with with_preprocess, a file that bench has not timed; leave one out",
+        ),
         ({"min_top1": 101.0}, "min_top1 must be from 0 to 100 percent, got 101"),
         ({"max_latency_ms": 0.0}, "max_latency_ms must be above 0, got 0"),
         ({"storage_uri": "pvc://x"}, "storage_uri goes with --to kserve, got --to triton"),
@@ -337,11 +383,14 @@ def test_a_server_that_does_not_answer_is_one_line(benched_run: Run, repository:
     assert result.exit_code == 1 and result.output.startswith("Error: no server answers at http://127.0.0.1:9 (")
     result = invoke("--run", benched_run.root, "--out", repository, "--verify", "127.0.0.1:9")
     assert result.output == "Error: --verify takes an address like http://127.0.0.1:8000, got 127.0.0.1:9\n"
+    for address in ("http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://", "https://127.0.0.1:1", "http://a/b"):
+        result = invoke("--run", benched_run.root, "--out", repository, "--verify", address)
+        assert result.output == f"Error: --verify takes an address like http://127.0.0.1:8000, got {address}\n"
     result = invoke("--run", benched_run.root, "--out", repository.parent, "--verify", "http://127.0.0.1:9")
     assert "there is no shipped model in" in result.output
     assert invoke("--run", benched_run.root).exit_code == 2
     result = invoke("--run", benched_run.root, "--verify", "http://127.0.0.1:9", "--peer", "1")
-    assert "--verify ships nothing" in result.output
+    assert result.output == "Error: --verify ships nothing: give it --out, --run and --json, without --peer\n"
 
 
 def test_the_manifests_come_as_json(benched_run: Run, tmp_path: Path) -> None:
