@@ -107,7 +107,9 @@ class ShipConfig:
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
         if ignored := [
-            name for name in UNKNOWN_TO.get(self.to, ()) if getattr(self, name) != getattr(type(self), name)
+            name
+            for name in UNKNOWN_TO.get(self.to, ())
+            if getattr(self, name) not in (getattr(type(self), name), "cpu")
         ]:
             raise InputError(
                 f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"

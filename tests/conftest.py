@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,15 @@ def score_network(arch: str, pixels: int = 8, saliency: str = "snip") -> ScoredN
     graph = read_channels(full, shape)
     scores = parameter_saliency(full, torch.randn(4, *shape), torch.tensor([3, 1, 4, 1]), saliency)
     return ScoredNetwork(arch, full, shape, score_channels(graph, scores, saliency, list(dict(full.named_children()))))
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """An engine opened in this process sets torch's threads; the next test computes with as many as before."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -345,12 +345,13 @@ def test_a_plan_says_all_that_differs_here(
 
 
 def test_a_plan_is_current_if_nothing_has_changed(recorded: Path) -> None:
-    assert is_current(recorded, "0" * 64, [1, 32], HERE)
-    assert not is_current(recorded, "1" * 64, [1, 32], HERE)
-    assert not is_current(recorded, "0" * 64, [1, 33], HERE)
-    assert not is_current(recorded, "0" * 64, [1, 32], HERE | L4)
+    assert is_current(recorded, "0" * 64, [8, 1, 32], HERE)
+    assert not is_current(recorded, "0" * 64, [1, 8, 32], HERE), "it is tuned for 8"
+    assert not is_current(recorded, "1" * 64, [8, 32], HERE)
+    assert not is_current(recorded, "0" * 64, [8, 33], HERE)
+    assert not is_current(recorded, "0" * 64, [8, 32], HERE | L4)
     recorded.write_bytes(b"")
-    assert not is_current(recorded, "0" * 64, [1, 32], HERE)
+    assert not is_current(recorded, "0" * 64, [8, 32], HERE)
 
 
 def test_a_range_holds_all_batches() -> None:
@@ -439,7 +440,7 @@ def test_a_plan_is_built_where_it_is_missing_or_old(
 ) -> None:
     source = tmp_path / "peer.onnx"
     source.write_bytes(exported("resnet20", "fp32").read_bytes())
-    plan = plan_for(source, [1, 8])
+    plan = plan_for(source, [8, 1])
     first = plan.stat().st_mtime_ns
     assert plan == tmp_path / "peer.plan" and plan_for(source, [8]).stat().st_mtime_ns == first
     assert plan_for(source, [8, 64]).stat().st_mtime_ns > first
