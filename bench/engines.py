@@ -16,8 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wmlc.errors import InputError
-
-INPUT, OUTPUT = "input", "logits"
+from wmlc.forms import INPUT, OUTPUT
 
 
 class Engine(Protocol):

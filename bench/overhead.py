@@ -15,9 +15,10 @@ from typing import Any
 import click
 import numpy as np
 
-from wmlc.bench.engines import INPUT, OUTPUT, OrtEngine
+from wmlc.bench.engines import OrtEngine
 from wmlc.bench.measure import Speedup, paired_ratio, time_calls
 from wmlc.errors import InputError
+from wmlc.forms import INPUT, OUTPUT
 
 BURST_S = 0.005  # short, so that most bursts escape whatever else the machine does
 

@@ -19,7 +19,6 @@ from wmlc.bench.machine import choose_device, pinned_cpus, read_environment
 from wmlc.bench.report import missed_gates, print_bench
 from wmlc.bench.rows import Found, Key, Subject, bench_notes, make_row
 from wmlc.bench.worker import Seat, Worker
-from wmlc.bench.worker import normalise as worker_normalise
 from wmlc.console import progress, say
 from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, GateError, InputError
@@ -168,21 +167,15 @@ def _check_agreement(subject: Subject, worker: Worker, pixels_NHWC: np.ndarray, 
 
 def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, str]:
     """The logits that an engine has to agree with, and whose: a plan's are its ONNX file's, any other's torch's."""
-    if subject.source.suffix != ".plan":
-        return _torch_logits(subject.directory, pixels_NHWC), "torch"
-    from wmlc.bench.trt_engine import onnx_logits
-
-    images_NCHW = worker_normalise(pixels_NHWC, subject.spec.mean, subject.spec.std)
-    return onnx_logits(subject.source.with_suffix(".onnx"), images_NCHW), "ONNX Runtime"
-
-
-def _torch_logits(directory: Path, pixels_BHWC: np.ndarray) -> np.ndarray:
-    """float32 [B, C] of the network in `directory`, in torch on the CPU, for uint8 [B, H, W, C]."""
     import torch
 
-    spec = read_spec(directory)
-    with torch.inference_mode():
-        return load_network(directory)(normalise(torch.from_numpy(pixels_BHWC), spec.mean, spec.std)).numpy()
+    images_NCHW = normalise(torch.from_numpy(pixels_NHWC), subject.spec.mean, subject.spec.std)
+    if subject.source.suffix != ".plan":
+        with torch.inference_mode():
+            return load_network(subject.directory)(images_NCHW).numpy(), "torch"
+    from wmlc.bench.trt_engine import onnx_logits
+
+    return onnx_logits(subject.source.with_suffix(".onnx"), images_NCHW.contiguous().numpy()), "ONNX Runtime"
 
 
 def _time(

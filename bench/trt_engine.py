@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from wmlc.bench.engines import INPUT, OUTPUT
 from wmlc.errors import EngineFailed, InputError
+from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.plan import AGAIN, check_record, load_tensorrt, make_logger, read_record, this_machine
 
 # In what a layer is, its parameters or its kernel's name: that it computes, and that it only moves or converts.
@@ -190,16 +190,8 @@ class TrtEngine:
 
 
 def onnx_logits(onnx_file: Path, images_NCHW: np.ndarray) -> np.ndarray:
-    """float32 logits [N, C] that a plan of `onnx_file` has to agree with: ONNX Runtime's on the CPU.
-
-    Every node runs as it stands, Q/DQ in float: the CPU's fused int8 kernels clip where a GPU's do not.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(onnx_file), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run([OUTPUT], {INPUT: images_NCHW})[0])
+    """float32 logits [N, C] that a plan of `onnx_file` has to agree with: ONNX Runtime's, as the file is written."""
+    return np.asarray(open_as_written(onnx_file).run([OUTPUT], {INPUT: images_NCHW})[0])
 
 
 def check_batch(batch: int, smallest: int, largest: int, plan: Path) -> None:
@@ -250,11 +242,6 @@ def computing_layers(inspector_json: str) -> Counter[str]:
 def main_precision(layers: Counter[str]) -> str:
     """What most of them run in, of as many the widest; "unknown" where there are none."""
     return max(layers, key=lambda kind: (layers[kind], NARROWEST_FIRST.index(kind)), default="unknown")
-
-
-def precision_of_layers(inspector_json: str) -> str:
-    """The precision that an engine computes in: fp32, fp16, int8, or another that nobody asked for."""
-    return main_precision(computing_layers(inspector_json))
 
 
 def _named(layer: dict[str, Any], words: tuple[str, ...], *keys: str) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wmlc.export.config import ShipConfig
-from wmlc.export.to_onnx import INPUT, OUTPUT
 from wmlc.files import sha256
+from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.checkpoint import NetworkSpec
 from wmlc.run import Run, provenance
 

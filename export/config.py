@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wmlc.errors import InputError
@@ -14,6 +15,21 @@ SERVERS = ("triton", "kserve", "ovms", "mlserver")
 SHIPPED_ENGINES = ("ort", "trt")
 SHIP_DEVICES = ("auto", "cpu", "cuda")
 UNKNOWN_TO = {"ovms": ("device", "instances", "queue_delay_us"), "mlserver": ("device", "instances")}
+
+
+def changed(config: ExportConfig | ShipConfig, names: Iterable[str]) -> list[str]:
+    """Those of the settings `names` that are not at their default."""
+    return [name for name in names if getattr(config, name) != getattr(type(config), name)]
+
+
+def _check_choices(config: ExportConfig | ShipConfig, allowed: Mapping[str, Sequence[str]]) -> None:
+    """Each setting is one of the allowed values, and the target is only chosen for int8."""
+    for name, values in (*allowed.items(), ("precision", PRECISIONS), ("target", TARGETS)):
+        value = getattr(config, name)
+        if value not in values and not (name == "target" and value is None):
+            raise InputError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+    if config.target and config.precision != "int8":
+        raise InputError(f"target is a choice of int8; {config.precision} files are the same for cpu and gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +48,10 @@ class ExportConfig:
     compare: bool = False  # a plan's layers against ONNX Runtime's, one by one
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("precision", self.precision, PRECISIONS),
-            ("target", self.target or TARGETS[0], TARGETS),
-            ("calibrator", self.calibrator, CALIBRATORS),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if self.target and self.precision != "int8":
-            raise InputError(f"target is a choice of int8; {self.precision} files are the same for cpu and gpu")
+        _check_choices(self, {"calibrator": CALIBRATORS})
         if self.calibration < 1:
             raise InputError(f"calibration must be at least 1 image, got {self.calibration}")
-        if self.precision != "int8" and (self.calibration, self.calibrator) != (
-            type(self).calibration,
-            type(self).calibrator,
-        ):
+        if self.precision != "int8" and changed(self, ("calibration", "calibrator")):
             raise InputError(f"calibration is a part of int8; {self.precision} needs none, so leave it out")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
@@ -86,17 +91,7 @@ class ShipConfig:
     storage_uri: str | None = None  # kserve only: where the cluster finds the repository
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("to", self.to, SERVERS),
-            ("engine", self.engine, SHIPPED_ENGINES),
-            ("precision", self.precision, PRECISIONS),
-            ("target", self.target or TARGETS[0], TARGETS),
-            ("device", self.device, SHIP_DEVICES),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if self.target and self.precision != "int8":
-            raise InputError(f"target is a choice of int8; {self.precision} files are the same for cpu and gpu")
+        _check_choices(self, {"to": SERVERS, "engine": SHIPPED_ENGINES, "device": SHIP_DEVICES})
         if self.engine == "trt" and (self.to not in ("triton", "kserve") or self.with_preprocess or self.ensemble):
             raise InputError(
                 "a TensorRT plan ships to triton or kserve, without --with-preprocess and --ensemble; use --engine ort"
@@ -106,11 +101,7 @@ class ShipConfig:
         for name, least, most in (("instances", 1, 1024), ("max_batch", 1, 65536), ("queue_delay_us", 0, 60_000_000)):
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
-        if ignored := [
-            name
-            for name in UNKNOWN_TO.get(self.to, ())
-            if getattr(self, name) not in (getattr(type(self), name), "cpu")
-        ]:
+        if ignored := [name for name in changed(self, UNKNOWN_TO.get(self.to, ())) if getattr(self, name) != "cpu"]:
             raise InputError(
                 f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"
             )

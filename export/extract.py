@@ -15,10 +15,11 @@ from wmlc.accuracy import images_a_call, top1_percent
 from wmlc.console import print_table
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
-from wmlc.export.config import PLAN_SUFFIXES, ExportConfig
+from wmlc.export.config import PLAN_SUFFIXES, ExportConfig, changed
 from wmlc.export.precision import to_fp16, to_int8
-from wmlc.export.to_onnx import CHECKED_BATCHES, INPUT, OUTPUT, export_onnx
+from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
 from wmlc.files import check_writable, new_directory, new_file, refuse_existing
+from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, NetworkSpec, load_network, read_spec, save_network
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
@@ -80,10 +81,10 @@ def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:
     return _target(run.onnx / (f"family{suffix}" if form == "fp32" else f"family-{form}{suffix}"), peer)
 
 
-def run_files(run: Run, data: Data, config: ExportConfig, suffix: str = ".onnx") -> Iterator[tuple[int, Path]]:
+def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int, Path]]:
     """Each network's file in `config`'s form, in the run, made where it is missing or older than the weights."""
     for peer in select_peers(read_family(run), "all"):
-        file, weights = run_file(run, peer, config.form, suffix), run.network(peer) / WEIGHTS_FILE
+        file, weights = run_file(run, peer, config.form), run.network(peer) / WEIGHTS_FILE
         if not file.exists() or (weights.exists() and file.stat().st_mtime < weights.stat().st_mtime):
             write_file(*load(run.network(peer)), file, data, config, measured=False)
         yield peer, file
@@ -116,17 +117,17 @@ def write_file(
         fp32 = Path(work) / f"{target.stem}.onnx"
         pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
         export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
-        file = Path(work) / f"{target.stem}-{config.form}.onnx"
+        file = fp32 if config.precision == "fp32" else Path(work) / f"{target.stem}-{config.form}.onnx"
         if config.precision == "fp16":
             to_fp16(fp32, file)
         elif config.precision == "int8":
             pixels_NHWC = data.train_pixels(min(config.calibration, data.record.train))
             fed = fed_pixels(pixels_NHWC, spec, config.with_preprocess)
             to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
-        top1 = _compare_top1(fp32, file, spec, data, config) if measured and file.exists() else None
-        _place(file if file.exists() else fp32, target, config)
+        top1 = _compare_top1(fp32, file, spec, data, config) if measured and file != fp32 else None
+        _place(file, target, config)
         if config.compare:
-            _print_layers(file if file.exists() else fp32, fed_pixels(pixels_NHWC[:1], spec, False))
+            _print_layers(file, fed_pixels(pixels_NHWC[:1], spec, False))
     return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
 
 
@@ -162,9 +163,7 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
     if not out.suffix and (config.precision != "fp32" or config.with_preprocess):
         asked = "--with-preprocess" if config.with_preprocess else f"--precision {config.precision}"
         raise InputError(f"{asked} goes into an ONNX file or a plan; give --out a name ending in .onnx, got {out}")
-    of_plans = [
-        f"--{name.replace('_', '-')}" for name in OF_PLANS if getattr(config, name) != getattr(ExportConfig, name)
-    ]
+    of_plans = [f"--{name.replace('_', '-')}" for name in changed(config, OF_PLANS)]
     if of_plans and out.suffix not in PLAN_SUFFIXES:
         raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:
@@ -198,11 +197,9 @@ class OnnxFile:
     """An ONNX file in ONNX Runtime on the CPU, all cores."""
 
     def __init__(self, path: Path, spec: NetworkSpec, config: ExportConfig) -> None:
-        options = onnxruntime.SessionOptions()
-        if config.form == "int8-gpu":
-            # Its Q/DQ in float, which is what it means: the CPU's int8 kernels clip 8-bit weights, a GPU's do not.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        as_written = config.form == "int8-gpu"  # as a GPU will compute it
+        session = onnxruntime.InferenceSession
+        self._session = open_as_written(path) if as_written else session(str(path), providers=["CPUExecutionProvider"])
         self._spec, self._with_preprocess = spec, config.with_preprocess
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import yaml
 from wmlc.errors import InputError
 from wmlc.export.config import ShipConfig
 from wmlc.export.publish import models_in
-from wmlc.export.to_onnx import INPUT, OUTPUT
+from wmlc.forms import INPUT, OUTPUT
 
 LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
 KSERVE_MANIFEST, OVMS_CONFIG = "inference-service.yaml", "config.json"

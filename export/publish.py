@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from wmlc.errors import InputError
-from wmlc.files import read_json
+from wmlc.files import flush, read_json
 
 MANIFEST_FILE = "manifest.json"
 
@@ -58,10 +57,10 @@ def publish(staged: Path, model: Path, version: int, *, replace: bool) -> Path:
     """
     target = model / str(version)
     for path in staged.rglob("*"):
-        _flush(path)
+        flush(path)
     if not model.exists():
         staged.replace(model)
-        _flush(model.parent)
+        flush(model.parent)
         return target
     if target.exists() and not replace:
         raise InputError(f"{target} was made by somebody else meanwhile; ship again")
@@ -73,17 +72,9 @@ def publish(staged: Path, model: Path, version: int, *, replace: bool) -> Path:
             path.replace(model / path.name)
     if not target.exists():
         (staged / str(version)).replace(target)
-    _flush(model)
+    flush(model)
     return target
 
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ CHECKED_IMAGES = 64
 BENCHED = {
     "batch", "latency_ms", "file_sha256", "top1", "top1_drop", "params", "macs", "speedup", "throughput_per_s", "notes",
 }  # fmt: skip
+ENVIRONMENT = {"provider", "device", "threads", "cpu", "gpu", "time"}
 
 
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
@@ -110,7 +111,7 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
             for row in record["rows"]
             if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
         ]
-        complete = all(row.keys() >= BENCHED and "provider" in row["environment"] for row in rows)
+        complete = all(row.keys() >= BENCHED and row["environment"].keys() >= ENVIRONMENT for row in rows)
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
@@ -228,7 +229,6 @@ def _stage(
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
     channels, height, width = spec.input_shape
-    benched_on = environment.get("device", "cpu")
     usual = _plan_batch(file, config) if config.engine == "trt" else 1
     model = Model(
         name=name,
@@ -237,8 +237,8 @@ def _stage(
         labels=spec.class_names,
         input_dims=[height, width, channels] if config.with_preprocess else [channels, height, width],
         pixels=config.with_preprocess,
-        device=benched_on if config.device == "auto" else config.device,
-        threads=environment.get("threads"),
+        device=environment["device"] if config.device == "auto" else config.device,
+        threads=environment["threads"],
         preferred_batches=[usual] if 1 < usual <= config.max_batch else [],
     )
     manifest = make_manifest(

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.files import new_file
+from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.checkpoint import NetworkSpec
 from wmlc.models.cost import total_cost
 
 OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
-INPUT, OUTPUT = "input", "logits"
 PARITY = 1e-4  # float32, absolute, between the network in torch and its file in ONNX Runtime
 CHECKED_BATCHES = (1, 7)
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from wmlc.console import say
 from wmlc.errors import InputError
-from wmlc.export.to_onnx import INPUT
 from wmlc.files import check_writable, new_file, sha256, write_json
+from wmlc.forms import INPUT, open_as_written
 from wmlc.plan import (
     AMPERE,
     MOST_MESSAGES,
@@ -246,13 +246,8 @@ def mark_layers(onnx_file: Path, out: Path) -> list[str]:
 
 
 def run_plainly(onnx_file: Path, images_NCHW: np.ndarray) -> list[np.ndarray]:
-    """All outputs of an ONNX file in ONNX Runtime on the CPU, every node as it stands: Q/DQ in float, nothing fused."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(onnx_file), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, {INPUT: images_NCHW})]
+    """All outputs of an ONNX file in ONNX Runtime on the CPU, every node as it stands."""
+    return [np.asarray(output) for output in open_as_written(onnx_file).run(None, {INPUT: images_NCHW})]
 
 
 def distance(got: np.ndarray, expected: np.ndarray) -> float:

@@ -31,7 +31,7 @@ import torch
 from wmlc import plan as plan_module
 from wmlc.accuracy import disagreement, parity
 from wmlc.bench import trt_engine
-from wmlc.bench.trt_engine import TrtEngine, check_batch, computing_layers, onnx_logits, precision_of_layers
+from wmlc.bench.trt_engine import TrtEngine, check_batch, computing_layers, main_precision, onnx_logits
 from wmlc.errors import EngineFailed, InputError
 from wmlc.export import to_tensorrt
 from wmlc.export.to_tensorrt import (
@@ -667,10 +667,12 @@ def test_the_type_of_what_computes_is_read_off(layers: list[dict[str, Any]], tol
 
 def test_the_precision_is_that_of_most_layers() -> None:
     half, single = layer("Half", "Half"), layer("Float", "Float")
-    assert precision_of_layers(inspected(half, half, single)) == "fp16"
-    assert precision_of_layers(inspected(half, single)) == "fp32"
-    assert precision_of_layers('{"Layers": ["conv + relu", "gemm"]}') == "unknown"  # built without detailed verbosity
-    assert precision_of_layers("{}") == "unknown"
+    assert main_precision(computing_layers(inspected(half, half, single))) == "fp16"
+    assert main_precision(computing_layers(inspected(half, single))) == "fp32"
+    assert (
+        main_precision(computing_layers('{"Layers": ["conv + relu", "gemm"]}')) == "unknown"
+    )  # built without detailed verbosity
+    assert main_precision(computing_layers("{}")) == "unknown"
 
 
 # --- the engine around a fake ---------------------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ def new_file(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     try:
         yield aside
-        _flush(aside)
+        flush(aside)
         aside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -57,15 +57,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         for file in aside.rglob("*"):
-            _flush(file)
-        _flush(aside)
+            flush(file)
+        flush(aside)
         former = path.with_name(path.name + FORMER)
         replacing = path.exists()
         if replacing:
             shutil.rmtree(former, ignore_errors=True)
             path.replace(former)
         aside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
         if replacing:
             shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
@@ -141,7 +141,7 @@ def _discard(path: Path) -> None:
     remove(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
