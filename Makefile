@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SERVERS := .servers
 ENVIRONMENTS := triton mlserver trt-lean-10 trt-lean-11
 
-.PHONY: demo test servers study serving bench-training bench-speedup bench-overhead clean
+.PHONY: demo test servers browser study serving bench-training bench-speedup bench-overhead clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -15,12 +15,15 @@ demo: $(VENV)/.installed
 	rm -rf runs/demo
 	$(BIN)/wmlc train digits --out runs/demo
 	$(BIN)/wmlc extract --run runs/demo --peer all --out runs/demo/onnx/family.onnx
-	$(BIN)/wmlc bench --run runs/demo --engine ort
+	$(BIN)/wmlc bench --run runs/demo --engine ort --profile
+	$(BIN)/wmlc choose --run runs/demo --max-latency-ms 10
+	$(BIN)/wmlc report runs/demo
 	$(BIN)/wmlc ship --run runs/demo --peer 2 --to triton --out runs/demo/model_repository --replace
 	@echo "the run, its peers, their ONNX files and Triton's repository: runs/demo/ and peers/, onnx/, model_repository/ in it"
+	@echo "look at it: runs/demo/report.html"
 
 ## make test: lint, type check and tests; what needs a GPU or a server that is not here skips in words
-test: $(VENV)/.installed servers
+test: $(VENV)/.installed servers browser
 	$(BIN)/ruff check .
 	$(BIN)/python tests/typecheck.py
 	$(BIN)/python -m pytest
@@ -35,6 +38,12 @@ $(SERVERS)/%/.installed: tests/servers/%.txt | $(VENV)/.installed
 $(SERVERS)/node/.installed: tests/servers/readers/package.json
 	@mkdir -p $(@D) && cp $< $(@D) && npm install --prefix $(@D) --ignore-scripts --no-package-lock --silent && touch $@ \
 	|| echo "make servers: onnxruntime-node could not be installed here; its test will skip"
+
+## make browser: Debian's Chromium for the test that opens a report; without it, or the right to install it, that test skips
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "make browser: no Chromium here and none could be installed; the report's browser test will skip"
 
 ## make serving: a demo repository under 64 concurrent clients for a minute (docs/results.md)
 serving: servers

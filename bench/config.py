@@ -3,62 +3,92 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wmlc.bench.engines import ENGINES, NETWORK, PLAN, engine_class
 from wmlc.bench.machine import allowed_cpus
+from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS
 
-ENGINE_NAMES = ("torch", "ort", "trt")
 DEVICES = ("auto", "cpu", "cuda")
+FORMATS = ("table", "md", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """The settings of one bench, as `bench.json` records them."""
 
-    engine: str = "ort"
+    engines: tuple[str, ...] = ("ort",)
     precisions: tuple[str, ...] = ("fp32",)  # all are compared with the baseline in the first of them
     target: str | None = None  # of int8; None: gpu where the bench runs on one through TensorRT, else cpu
     batches: tuple[int, ...] = (1,)  # images a call
-    threads: int = 1  # CPU threads of each engine
+    threads: tuple[int, ...] = (1,)  # CPU threads of each engine
     device: str = "auto"
-    seconds: float = 3.0  # timed per network and batch, and longer where that gives fewer than 100 calls
-    seed: int = 0  # of the order of the bursts and of the bootstrap
+    seconds: float = 3.0  # timed per network and cell, and longer where that gives fewer than 100 calls
+    launches: int = 8  # processes a network, one after another, over which the seconds are spread
+    seed: int = 0  # of the order of the bursts, of the bootstrap and of LoadGen
+    scenarios: tuple[str, ...] = ()  # of MLPerf Inference, through LoadGen
+    latency_bound_ms: float | None = None  # of the 99th percentile in the scenario server
+    profile: bool = False  # time a layer for all networks; otherwise only of those whose saving isn't paid out
     max_drop: float | None = None  # gate: top-1 points below the baseline
     min_speedup: float | None = None  # gate: times as fast as the baseline
     accuracy: bool = True  # top-1 on the whole test set through the engine
     cuda_graph: bool = True  # TensorRT replays one recorded graph a batch size
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINE_NAMES:
-            raise InputError(f"there is no engine {self.engine!r}; choose one of {', '.join(ENGINE_NAMES)}")
+        for name, allowed in (("engine", tuple(ENGINES)), ("precision", PRECISIONS), ("scenario", SCENARIOS)):
+            _check_names(name, getattr(self, f"{name}s"), allowed, empty=name == "scenario")
         if self.device not in DEVICES:
             raise InputError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
-        if unknown or not self.precisions or len(set(self.precisions)) < len(self.precisions):
-            got = ",".join(self.precisions) or "none"
-            raise InputError(f"precision must name some of {', '.join(PRECISIONS)}, each once; got {got}")
-        if self.engine == "torch" and self.precisions != ("fp32",):
-            raise InputError("the engine torch runs a peer as it was trained, in fp32; use --engine ort for others")
         if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
             raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
-        if not self.cuda_graph and self.engine != "trt":
-            raise InputError(f"cuda_graph is a choice of the engine trt, got no graph for {self.engine}; leave it out")
-        if self.engine == "trt" and "cpu" in (self.device, self.target):
-            raise InputError("the engine trt runs on a GPU; leave --device and --target out, or use --engine ort")
-        if not self.batches or min(self.batches) < 1:
-            raise InputError(f"batch must be at least 1, got {','.join(map(str, self.batches)) or 'none'}")
-        if len(set(self.batches)) < len(self.batches):
-            raise InputError(f"batch must name each size once, got {','.join(map(str, self.batches))}")
-        most = len(allowed_cpus())
-        if not 1 <= self.threads <= most:
-            raise InputError(f"threads must be from 1 to the {most} CPUs there are, got {self.threads}")
-        if not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise InputError(f"seconds must be above 0, got {self.seconds:g}")
+        self._check_engines()
+        for name, least, most in (("batch", 1, None), ("threads", 1, len(allowed_cpus()))):
+            _check_sizes(name, self.batches if name == "batch" else self.threads, least, most)
+        for name in ("seconds", "min_speedup", "latency_bound_ms"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be above 0, got {value:g}")
+        if self.launches < 1:
+            raise InputError(f"launches must be at least 1, got {self.launches}")
         if self.seed < 0:
             raise InputError(f"seed must be at least 0, got {self.seed}")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
-        if self.min_speedup is not None and not (math.isfinite(self.min_speedup) and self.min_speedup > 0):
-            raise InputError(f"min_speedup must be above 0, got {self.min_speedup:g}")
+        if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
+            raise InputError(
+                "the scenario server and --latency-bound go together: the highest rate whose 99th percentile stays "
+                "under it; give both, such as --scenario server --latency-bound 20"
+            )
+
+    def _check_engines(self) -> None:
+        takes = {name: engine_class(name).takes for name in self.engines}
+        as_trained = [name for name in self.engines if takes[name] == NETWORK]
+        if as_trained and "fp32" not in self.precisions:
+            raise InputError(
+                f"the engine {as_trained[0]} runs a peer as it was trained, in fp32; use --engine ort for others"
+            )
+        if PLAN in takes.values() and "cpu" in (self.device, self.target):
+            raise InputError("the engine trt runs on a GPU; leave --device and --target out, or use --engine ort")
+        if not self.cuda_graph and PLAN not in takes.values():
+            raise InputError(
+                f"cuda_graph is a choice of the engine trt, got no graph for {','.join(self.engines)}; leave it out"
+            )
+
+
+def _check_names(what: str, names: Sequence[str], allowed: Sequence[str], *, empty: bool) -> None:
+    unknown = [name for name in names if name not in allowed]
+    if unknown or (not names and not empty) or len(set(names)) < len(names):
+        got = ",".join(names) or "none"
+        raise InputError(f"{what} must name some of {', '.join(allowed)}, each once; got {got}")
+
+
+def _check_sizes(what: str, sizes: Sequence[int], least: int, most: int | None) -> None:
+    got = ",".join(map(str, sizes)) or "none"
+    if not sizes or min(sizes) < least or max(sizes) > (most or max(sizes)):
+        allowed = f"from {least} to the {most} CPUs there are" if most else f"at least {least}"
+        raise InputError(f"{what} must be {allowed}, got {got}")
+    if len(set(sizes)) < len(sizes):
+        raise InputError(f"{what} must name each size once, got {got}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from wmlc.errors import InputError
-from wmlc.plan import require_tensorrt, this_machine
+from wmlc.plan import this_machine
 from wmlc.run import provenance
 
 
@@ -24,36 +25,31 @@ def pinned_cpus(threads: int) -> list[int] | None:
     return allowed_cpus()[:threads] if hasattr(os, "sched_setaffinity") else None
 
 
-def choose_device(engine: str, device: str) -> str:
-    """`cpu` or `cuda`, after checking that `engine` can run there; imports torch.
+def choose_torch_device(device: str) -> str:
+    """`cpu` or `cuda` by what torch sees; imports torch.
 
-    Raises `InputError` where `cuda` or TensorRT was asked for and cannot run, naming the first thing that it
-    lacks: never another device or engine instead.
+    Raises `InputError` where `cuda` was asked for and is not there: never another device instead.
     """
     import torch
 
-    if engine == "trt":
-        require_tensorrt("--engine trt", "--engine ort or torch")
-        return "cuda"
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
     return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
-def read_environment(engine: str, device: str, threads: int) -> dict[str, Any]:
-    """What a record must say of where its numbers come from: hardware, threads, versions, commit, time."""
-    cpus = pinned_cpus(threads)
+def read_environment(devices: Mapping[str, str]) -> dict[str, Any]:
+    """What a record must say of where its numbers come from: hardware, versions, commit, time.
+
+    Args: the device of each engine, by its name.
+    """
     return {
         "cpu": _cpu_name(),
-        "gpu": _gpu_name() if device == "cuda" else None,
-        "device": device,
-        "engine": engine,
-        "plan_machine": this_machine() if engine == "trt" else None,
+        "gpu": _gpu_name() if "cuda" in devices.values() else None,
+        "devices": dict(devices),
+        "plan_machine": this_machine() if "trt" in devices else None,
         "cores": os.cpu_count(),
-        "threads": threads,
-        "pinned_cpus": cpus,
-        "pinning": "each engine's process" if cpus is not None else f"not available on {platform.system()}",
+        "pinning": "each engine's process" if pinned_cpus(1) else f"not available on {platform.system()}",
         "system": platform.platform(),
         "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         **provenance(),

@@ -17,7 +17,6 @@ from wmlc.errors import EngineFailed
 
 BURST_MS = 20.0
 MIN_CALLS = 100  # of each engine, however long they take
-RESAMPLES = 2000
 WINDOW_S = 0.1
 SETTLED = 0.02  # successive medians this near to each other, relatively
 
@@ -34,16 +33,6 @@ class Latency:
     p90: float
     p99: float
     std: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Times as fast: the median over `n` rounds with its 95 % interval from `low` to `high`."""
-
-    median: float
-    low: float
-    high: float
     n: int
 
 
@@ -106,10 +95,11 @@ def interleave(
     seconds: float,
     seed: int,
     on_round: Callable[[], None] = lambda: None,
+    least_calls: int = MIN_CALLS,
 ) -> tuple[dict[Key, list[np.ndarray]], dict[Key, str]]:
     """Time all engines by turns: in a round each runs one burst, in an order drawn anew.
 
-    Goes on for `seconds` an engine, and until each was called 100 times. Args: the calls to a burst
+    Goes on for `seconds` an engine, and until each was called `least_calls` times. Args: the calls to a burst
     of each engine. Returns each engine's bursts [R][calls] in milliseconds, and the reasons of those
     that failed on the way and have none.
     """
@@ -117,7 +107,7 @@ def interleave(
     bursts: dict[Key, list[np.ndarray]] = {key: [] for key in live}
     start, rounds = time.perf_counter(), 0
     while live and (
-        time.perf_counter() - start < seconds * len(live) or rounds * min(calls[key] for key in live) < MIN_CALLS
+        time.perf_counter() - start < seconds * len(live) or rounds * min(calls[key] for key in live) < least_calls
     ):
         for place in draw.permutation(len(live)):
             key = live[place]
@@ -143,21 +133,3 @@ def latency(times_ms_T: np.ndarray) -> Latency:
         std=float(times_ms_T.std(ddof=1)) if len(times_ms_T) > 1 else 0.0,
         n=len(times_ms_T),
     )
-
-
-def speedup(baseline_bursts: list[np.ndarray], peer_bursts: list[np.ndarray], seed: int) -> Speedup:
-    """The baseline's time over the peer's, round by round: `paired_ratio` of the medians of their bursts."""
-    baseline_R, peer_R = ([np.median(burst) for burst in bursts] for bursts in (baseline_bursts, peer_bursts))
-    return paired_ratio(np.array(baseline_R), np.array(peer_R), seed)
-
-
-def paired_ratio(above_R: np.ndarray, below_R: np.ndarray, seed: int) -> Speedup:
-    """exp(median_r log(above_r / below_r)) with its 95 % percentile bootstrap interval over 2,000 resamples.
-
-    What slows both halves of a round cancels in its ratio. Args: positive times [R] of the same rounds.
-    """
-    log_R = np.log(above_R) - np.log(below_R)
-    draw, rounds = np.random.default_rng(seed), len(log_R)
-    medians = [np.median(log_R[draw.integers(rounds, size=rounds)]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return Speedup(float(np.exp(np.median(log_R))), float(np.exp(low)), float(np.exp(high)), rounds)

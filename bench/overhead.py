@@ -15,10 +15,10 @@ from typing import Any
 import click
 import numpy as np
 
-from wmlc.bench.engines import OrtEngine
-from wmlc.bench.measure import Speedup, paired_ratio, time_calls
+from wmlc.bench.intervals import Speedup, paired_ratio
+from wmlc.bench.measure import time_calls
+from wmlc.bench.ort_engine import OrtEngine
 from wmlc.errors import InputError
-from wmlc.forms import INPUT, OUTPUT
 
 BURST_S = 0.005  # short, so that most bursts escape whatever else the machine does
 
@@ -27,7 +27,7 @@ def measure_overhead(path: Path, seconds: float, seed: int = 0) -> Speedup:
     """Our loop's wall time over the bare loop's: 1.01 is 1 % of overhead. Batch 1, one thread, CPU."""
     engine = OrtEngine(path, threads=1, device="cpu")
     session: Any = engine._session
-    _, channels, height, width = session.get_inputs()[0].shape
+    name, (_, channels, height, width) = session.get_inputs()[0].name, session.get_inputs()[0].shape
     images_NCHW = np.random.default_rng(seed).standard_normal((1, channels, height, width), dtype=np.float32)
 
     def ours(calls: int) -> None:
@@ -36,7 +36,7 @@ def measure_overhead(path: Path, seconds: float, seed: int = 0) -> Speedup:
     def bare(calls: int) -> None:
         for _ in range(calls):
             start = time.perf_counter()
-            session.run([OUTPUT], {INPUT: images_NCHW})
+            session.run(None, {name: images_NCHW})
             _ = time.perf_counter() - start
 
     calls = max(10, round(BURST_S / min(_wall_s(bare, 100) / 100 for _ in range(5))))
@@ -47,7 +47,7 @@ def measure_overhead(path: Path, seconds: float, seed: int = 0) -> Speedup:
             loop(1)
             walls[loop].append(_wall_s(loop, calls))
     engine.close()
-    return paired_ratio(np.array(walls[ours]), np.array(walls[bare]), seed)
+    return paired_ratio([np.array(walls[ours])], [np.array(walls[bare])], seed)
 
 
 def _wall_s(loop: Callable[[int], None], calls: int) -> float:
@@ -66,7 +66,7 @@ def main(file: Path, seconds: float, as_json: bool) -> None:
         ratio = measure_overhead(file, seconds)
     except InputError as error:
         raise click.ClickException(str(error)) from error
-    percent = {key: 100 * (value - 1) for key, value in asdict(ratio).items() if key != "n"}
+    percent = {key: 100 * (value - 1) for key, value in asdict(ratio).items() if key not in ("n", "launches")}
     if as_json:
         click.echo(json.dumps({"overhead_percent": percent, "rounds": ratio.n}))
     else:

@@ -2,136 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from wmlc.bench import measure
+from wmlc.bench import intervals, measure
+from wmlc.bench.cells import Cell, Found
 from wmlc.bench.config import BenchConfig
+from wmlc.bench.subjects import Key, Subject
 from wmlc.files import sha256
-from wmlc.models.checkpoint import NetworkSpec
-from wmlc.models.cost import Cost
-from wmlc.run import peer_name
+from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
 TOP1_APART = 0.5  # points between this bench's top-1 and the training's that need a word
 BUSY = 0.5  # load average a core
-
-Value = TypeVar("Value")
-Key = tuple[int, str]  # a network's peer number and its precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One network to be measured."""
-
-    peer: int
-    precision: str  # as asked for
-    directory: Path
-    source: Path  # what the engine opens: the ONNX file, the plan, or the directory
-    weights: Path  # the file whose size and hash count
-    spec: NetworkSpec
-    cost: Cost
-
-    @property
-    def key(self) -> Key:
-        return self.peer, self.precision
-
-    @property
-    def name(self) -> str:
-        return peer_name(self.peer) + ("" if self.precision == "fp32" else f" {self.precision}")
+NOISY = 0.03  # half an interval, relatively, from which on the machine is to blame
+ALIKE = 0.01  # networks whose MACs differ by less are not expected to differ
 
 
-@dataclass
-class Found:
-    """What a bench has found so far, by network or by (network, batch); filled in place."""
-
-    baseline: Key  # what all are compared with, where there is one
-    baseline_macs: int | None  # None: the run has no baseline
-    provider: str | None = None
-    precision: dict[Key, str] = field(default_factory=dict)  # as the engine says
-    parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with the reference
-    top1: dict[Key, float] = field(default_factory=dict)  # percent
-    warm_ups: dict[tuple[Key, int], measure.WarmUp] = field(default_factory=dict)
-    bursts: dict[tuple[Key, int], list[np.ndarray]] = field(default_factory=dict)  # milliseconds [R][calls]
-    compute: dict[tuple[Key, int], np.ndarray] = field(default_factory=dict)  # milliseconds [calls], no transfers
-    failures: dict[Key, str] = field(default_factory=dict)
-
-    def live(self, engines: Mapping[Key, Value]) -> dict[Key, Value]:
-        """Those of `engines` that did not fail."""
-        return {key: engine for key, engine in engines.items() if key not in self.failures}
+def make_rows(
+    cell: Cell, subjects: Sequence[Subject], found: Found, top1: Mapping[Key, float], config: BenchConfig
+) -> list[dict[str, Any]]:
+    """The rows of one cell. Args: `top1` of each network through this engine, percent, from whichever cell has it."""
+    baseline_key = (BASELINE, subjects[0].precision)
+    baseline = next((subject for subject in subjects if subject.key == baseline_key), None)
+    return [_make_row(cell, subject, baseline, found, top1, config) for subject in subjects]
 
 
-def make_row(subject: Subject, batch: int, found: Found, config: BenchConfig) -> dict[str, Any]:
-    """The row of one network at one batch size."""
-    key, about, cost = subject.key, subject.spec.about, subject.cost
-    bursts, compute = found.bursts.get((key, batch)), found.compute.get((key, batch))
-    times = measure.latency(np.concatenate(bursts)) if bursts else None
-    speedup = _speedup(key, batch, found, config.seed)
-    warm, difference = found.warm_ups.get((key, batch)), found.parity.get(key)
-    top1, baseline_top1 = found.top1.get(key), found.top1.get(found.baseline)
+def _make_row(
+    cell: Cell, subject: Subject, baseline: Subject | None, found: Found, top1: Mapping[Key, float], config: BenchConfig
+) -> dict[str, Any]:
+    key, about, cost = subject.key, subject.about, subject.cost
+    bursts = None if key in found.failures else found.bursts.get(key)
+    times = measure.latency(np.concatenate([burst for launch in bursts for burst in launch])) if bursts else None
+    speedup = _speedup(subject, baseline, found, config.seed)
+    mac_ratio = baseline.cost.macs / cost.macs if baseline else None
+    memory, compute = found.memory.get(key), found.compute.get(key)
+    difference, own_top1 = found.parity.get(key), top1.get(key)
+    baseline_top1 = top1.get(baseline.key) if baseline else None
+    opened = found.opened.get(key, [])
     return {
         "peer": subject.peer,
         "name": subject.name,
         "ratio": about.get("ratio"),
         "achieved_ratio": about.get("achieved_ratio"),
-        "engine": config.engine,
-        "precision": found.precision.get(key, subject.precision),
-        "batch": batch,
+        "engine": cell.engine,
+        "precision": opened[0].precision or subject.precision if opened else subject.precision,
+        "threads": cell.threads,
+        "batch": cell.batch,
+        "device": cell.device,
+        "provider": opened[0].provider if opened else None,
         "params": cost.params,
         "macs": cost.macs,
         "flops": 2 * cost.macs,
-        "mac_ratio": found.baseline_macs / cost.macs if found.baseline_macs else None,
+        "mac_ratio": mac_ratio,
         "file_bytes": subject.weights.stat().st_size,
         "file_sha256": sha256(subject.weights),
         "latency_ms": asdict(times) if times else None,
+        "p50_interval": _p50_interval(bursts, config.seed) if bursts else None,
         "compute_ms": asdict(measure.latency(compute)) if compute is not None else None,
-        "throughput_per_s": 1e3 * batch / times.mean if times else None,
+        "throughput_per_s": 1e3 * cell.batch / times.mean if times else None,
         "speedup": asdict(speedup) if speedup else None,
-        "top1": top1,
-        "top1_drop": baseline_top1 - top1 if top1 is not None and baseline_top1 is not None else None,
-        "warm_up": asdict(warm) if warm and times else None,
+        "paid_out": speedup.median / mac_ratio if speedup and mac_ratio else None,
+        "load_ms": float(np.median([each.load_ms for each in opened])) if times else None,
+        "first_ms": float(np.median(found.first_ms[key])) if times else None,
+        "peak_memory_bytes": memory.peak if memory and times else None,
+        "engine_memory_bytes": memory.peak - memory.before if memory and times else None,
+        "top1": own_top1,
+        "top1_drop": baseline_top1 - own_top1 if own_top1 is not None and baseline_top1 is not None else None,
+        "scenarios": found.scenarios.get(key, {}),
+        "warm_up": asdict(found.warm_ups[key][-1]) if times else None,
         "logits_apart": difference if difference is not None and np.isfinite(difference) else None,
+        "on_front": None,
         "notes": [
-            *_missing_notes(subject, found, config, times, top1),
-            *_speed_notes(key == found.baseline, times, speedup, warm),
-            *(_top1_notes(top1, about.get("top1")) if subject.precision == "fp32" else []),
+            *_missing_notes(subject, baseline, found, config, times, own_top1),
+            *_speed_notes(subject == baseline, times, speedup, found.warm_ups.get(key, [])),
+            *(_top1_notes(own_top1, about.get("top1")) if subject.precision == "fp32" else []),
         ],
-    }
+    }  # fmt: skip
 
 
-def _speedup(key: Key, batch: int, found: Found, seed: int) -> measure.Speedup | None:
+def _speedup(subject: Subject, baseline: Subject | None, found: Found, seed: int) -> intervals.Speedup | None:
     """Against the baseline's bursts of the same rounds; the baseline's own is 1 by definition."""
-    baseline, own = found.bursts.get((found.baseline, batch)), found.bursts.get((key, batch))
-    return measure.speedup(baseline, own, seed) if baseline and own else None
+    if baseline is None or {subject.key, baseline.key} & found.failures.keys():
+        return None
+    return intervals.speedup(found.bursts[baseline.key], found.bursts[subject.key], seed)
+
+
+def _p50_interval(bursts: Sequence[Sequence[np.ndarray]], seed: int) -> dict[str, float]:
+    low, high = intervals.median_interval(intervals.burst_medians(bursts), seed)
+    return {"low": low, "high": high}
 
 
 def _missing_notes(
-    subject: Subject, found: Found, config: BenchConfig, times: measure.Latency | None, top1: float | None
+    subject: Subject,
+    baseline: Subject | None,
+    found: Found,
+    config: BenchConfig,
+    times: measure.Latency | None,
+    top1: float | None,
 ) -> list[str]:
     """Why cells are null."""
     reason, notes = found.failures.get(subject.key), []
     missing = ["times and speed-up"] if times is None else []
-    missing += ["top-1"] if top1 is None and config.accuracy else []
+    missing += ["top-1"] if top1 is None and config.accuracy and reason else []
     if missing:
         notes.append(f"{' and '.join(missing)} not measured: {reason}")
+    elif top1 is None and config.accuracy:
+        notes.append("top-1 and its drop not measured: there is no data set; name one with --data")
     if not config.accuracy:
         notes.append("top-1 and its drop not measured: the accuracy was switched off")
-    if found.baseline_macs is None:
+    if baseline is None:
         notes.append("speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none")
-    elif found.baseline in found.failures and subject.key != found.baseline:
-        notes.append(f"no comparison with the baseline where that has no number: {found.failures[found.baseline]}")
+    elif baseline.key in found.failures and subject != baseline:
+        notes.append(f"no comparison with the baseline where that has no number: {found.failures[baseline.key]}")
     return notes
 
 
 def _speed_notes(
-    is_baseline: bool, times: measure.Latency | None, speedup: measure.Speedup | None, warm: measure.WarmUp | None
+    is_baseline: bool,
+    times: measure.Latency | None,
+    speedup: intervals.Speedup | None,
+    warm_ups: Sequence[measure.WarmUp],
 ) -> list[str]:
     notes = []
-    if times and warm and not warm.settled:
+    if times and not all(warm.settled for warm in warm_ups):
         notes.append("the times had not settled when the warm-up ended; close other programs, or raise --seconds")
     if times and times.n < FEW_CALLS:
         notes.append(f"p99 rests on fewer than {FEW_CALLS:,} calls; raise --seconds for a firm one")
@@ -148,11 +147,29 @@ def _top1_notes(top1: float | None, trained: float | None) -> list[str]:
     return [f"top-1 is {top1:.2f} here and was {trained:.2f} after training; are these the same test images?"]
 
 
+def indistinct_notes(cell: Cell, subjects: Sequence[Subject], found: Found, seed: int) -> list[str]:
+    """Which neighbours by MACs could not be told apart, and whether the machine was too noisy for it."""
+    live = found.live({subject.key: subject for subject in subjects})
+    ranked = sorted(live.values(), key=lambda subject: (subject.precision, subject.cost.macs, -subject.peer))
+    notes = []
+    for small, large in itertools.pairwise(ranked):
+        fewer = large.cost.macs / small.cost.macs
+        if small.precision != large.precision or fewer < 1 + ALIKE:
+            continue
+        ratio = intervals.speedup(found.bursts[large.key], found.bursts[small.key], seed)
+        if ratio.low <= 1 <= ratio.high:
+            shown = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            noisy = ratio.high / ratio.low > (1 + NOISY) ** 2
+            why = "; the machine was too noisy: close other programs, or raise --seconds" if noisy else ""
+            notes.append(f"{cell}: {small.name} and {large.name} cannot be told apart, their ratio is {shown}{why}")
+    return notes
+
+
 def bench_notes(environment: Mapping[str, Any]) -> list[str]:
     """What concerns all rows alike."""
     notes, load = [], environment["load_average_before"]
     if load is not None and load > BUSY * environment["cores"]:
         notes.append(f"the machine was busy before the bench (load {load:.1f} on {environment['cores']} CPUs)")
-    if environment["pinned_cpus"] is None:
+    if not hasattr(os, "sched_setaffinity"):
         notes.append(f"threads are not pinned: {environment['pinning']}")
     return notes

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from wmlc.bench.engines import PLAN
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import INPUT, OUTPUT, open_as_written
-from wmlc.plan import AGAIN, check_record, load_tensorrt, make_logger, read_record, this_machine
+from wmlc.plan import AGAIN, check_record, load_tensorrt, make_logger, read_record, require_tensorrt, this_machine
 
 # In what a layer is, its parameters or its kernel's name: that it computes, and that it only moves or converts.
 COMPUTING = ("conv", "gemm", "matmul", "matrixmultiply", "fprop")
@@ -31,6 +32,7 @@ TYPES = {
 }  # fmt: skip
 # How a kernel's name tells, the first that fits: sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_…
 KERNELS = {"int8": "_i8|int8|imma", "fp16": "f16f16|hmma|_h16|fp16", "tf32": "tf32", "fp32": "f32f32|scudnn|sgemm|ffma"}
+CALLS_BEFORE = 10  # a profile, whose first calls are slow
 NARROWEST_FIRST = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 
 
@@ -53,6 +55,15 @@ class TrtEngine:
     damaged or belongs to another machine (its record says so); where it is not called as `wmlc extract` calls it;
     and where it computes in another precision than its ONNX file asked for.
     """
+
+    takes: ClassVar[str] = PLAN
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    any_batch: ClassVar[bool] = True
+
+    @staticmethod
+    def choose_device(device: str) -> str:
+        require_tensorrt("--engine trt", "--engine ort or torch")
+        return "cuda"
 
     def __init__(self, path: Path, threads: int, device: str, *, cuda_graph: bool = True) -> None:
         trt = load_tensorrt("--engine trt", "--engine ort or torch")
@@ -114,6 +125,24 @@ class TrtEngine:
         self._end.record(self._stream)
         self._end.synchronize()
         return self._start.elapsed_time(self._end)
+
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+        """The median milliseconds over `calls` calls of each layer, in order: [(nodes of the file, type, ms)].
+
+        By TensorRT's own profiler, in a context beside the one that is timed and without a CUDA graph, as it waits for
+        each layer.
+        """
+        trt = load_tensorrt("--profile", "--engine ort or torch")
+        context, buffers = self._make_context(images_NCHW.shape), self._load(images_NCHW)
+        for name, tensor in ((INPUT, buffers.device_in), (OUTPUT, buffers.device_out)):
+            context.set_tensor_address(name, tensor.data_ptr())
+        context.profiler = profiler = _make_profiler(trt)
+        for _ in range(CALLS_BEFORE + calls):
+            profiler.calls.append([])
+            self._enqueue(context)
+            self._stream.synchronize()
+        about = layer_labels(_inspect(trt, self._engine, images_NCHW.shape))
+        return [(*about.get(name, (name, "")), ms) for name, ms in median_times(profiler.calls[CALLS_BEFORE:])]
 
     def close(self) -> None:
         """Free what the engine holds, what was made last first."""
@@ -223,6 +252,45 @@ def _inspect(trt: Any, engine: Any, shape: tuple[int, ...]) -> str:
     if context is not None and context.set_input_shape(INPUT, shape):
         inspector.execution_context = context
     return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def _make_profiler(trt: Any) -> Any:
+    """A profiler that adds (layer, milliseconds) to the last of its `calls`."""
+
+    class LayerTimes(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.calls: list[list[tuple[str, float]]] = []
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.calls[-1].append((layer_name, ms))
+
+    return LayerTimes()
+
+
+def median_times(calls: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """The median milliseconds of each layer in the order of the first call; one that is told twice, summed."""
+    took_ms: dict[str, list[float]] = {name: [0.0] * len(calls) for name, _ in calls[0]}
+    for place, call in enumerate(calls):
+        for name, ms in call:
+            took_ms.setdefault(name, [0.0] * len(calls))[place] += ms
+    return [(name, float(np.median(times))) for name, times in took_ms.items()]
+
+
+def layer_labels(inspector_json: str) -> dict[str, tuple[str, str]]:
+    """Layer → (the nodes of the ONNX file that it computes, its type), as `get_engine_information` tells them.
+
+    "node_Conv_306 + node_relu" of the metadata "[ONNX Layer: node_Conv_306]…[ONNX Layer: node_relu]"; the layer's own
+    name where there are none, and for one that only moves or converts.
+    """
+    found = {}
+    for layer in json.loads(inspector_json).get("Layers", []):
+        if isinstance(layer, dict):
+            name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
+            nodes = re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))
+            moves = _named(layer, MOVING, "LayerType")
+            found[name] = (name if moves or not nodes else " + ".join(nodes), kind)
+    return found
 
 
 def computing_layers(inspector_json: str) -> Counter[str]:

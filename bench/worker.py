@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -23,9 +24,29 @@ import numpy as np
 
 from wmlc.bench import measure
 from wmlc.bench.engines import Engine, one_line
+from wmlc.bench.scenarios import Load, run_load
 from wmlc.errors import EngineFailed, InputError
 
 TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How pixels become what a network takes; without `mean` and `std` it takes them as they are."""
+
+    mean: Sequence[float] | None = None  # per channel, of pixels in 0..1
+    std: Sequence[float] | None = None
+    dtype: str = "float32"
+    channels_last: bool = False
+
+    def images(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] -> [N, C, H, W] (or [N, H, W, C]), contiguous, of the network's type."""
+        if self.mean is None or self.std is None:
+            images = pixels_NHWC if self.channels_last else pixels_NHWC.transpose(0, 3, 1, 2)
+        else:
+            images = normalise(pixels_NHWC, self.mean, self.std)
+            images = images.transpose(0, 2, 3, 1) if self.channels_last else images
+        return np.ascontiguousarray(images, dtype=self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +55,29 @@ class Seat:
 
     opener: Callable[[Path, int, str], Engine]
     path: Path
-    mean: Sequence[float]  # per channel, of pixels in 0..1
-    std: Sequence[float]
+    feed: Feed
     threads: int = 1
     device: str = "cpu"
     cpus: Sequence[int] | None = None  # to pin to; None where the system cannot
     libraries: Sequence[str] = ()  # to import before that
+    batch: int | None = None  # the only size of a call that it shall run; None: any
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an engine says of itself when it is loaded, and how long that took, its libraries not counted."""
+
+    provider: str
+    precision: str
+    load_ms: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of main memory that a process held before its engine was opened, and at most since it started."""
+
+    before: int
+    peak: int
 
 
 class Worker:
@@ -66,13 +104,17 @@ class Worker:
         self._process.close()
         self._pipe.close()
 
-    def ready(self) -> tuple[str, str]:
-        """Wait until the engine is loaded, once: (provider, precision)."""
+    def ready(self) -> Opened:
+        """Wait until the engine is loaded, once."""
         return self._receive()
 
-    def warm_up(self, pixels_NHWC: np.ndarray, most_s: float) -> measure.WarmUp:
-        """Take uint8 [N, H, W, C] as the images to be timed on, and run them until the times settle."""
-        return self._ask("warm_up", pixels_NHWC, most_s)
+    def first(self, pixels_NHWC: np.ndarray) -> float:
+        """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
+        return self._ask("first", pixels_NHWC)
+
+    def warm_up(self, most_s: float) -> measure.WarmUp:
+        """Run the images given to `first` until the times settle."""
+        return self._ask("warm_up", most_s)
 
     def burst(self, calls: int) -> np.ndarray:
         """The milliseconds of each of `calls` calls, after one that is not timed; `warm_up` comes first."""
@@ -82,8 +124,20 @@ class Worker:
         """The milliseconds of each of `calls` calls without its transfers; None if the engine cannot tell."""
         return self._ask("compute_times", calls)
 
+    def memory(self) -> Memory | None:
+        """What the process holds of main memory; None where the system does not tell."""
+        return self._ask("memory")
+
+    def load(self, load: Load) -> dict[str, Any]:
+        """The result of one of LoadGen's tests on the images given to `first`."""
+        return self._ask("load", load)
+
+    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
+        """(node, operator, median milliseconds) of each node on those images; None if the engine cannot tell."""
+        return self._ask("profile", calls)
+
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] -> float32 logits [N, C]."""
+        """uint8 [N, H, W, C] -> float32 logits [N, C], in one call, or in calls of the seat's `batch`."""
         return self._ask("logits", pixels_NHWC)
 
     def _ask(self, *command: Any) -> Any:
@@ -117,12 +171,14 @@ def _serve(pipe: Connection, seat: Seat) -> None:
             importlib.import_module(library)
         if seat.cpus is not None:
             os.sched_setaffinity(0, seat.cpus)  # before the engine starts its threads, which inherit it
+        before, start = _memory_bytes("VmRSS"), time.perf_counter()
         engine = seat.opener(seat.path, seat.threads, seat.device)
     except Exception as error:
         pipe.send((_portable(error), None))
         return
-    pipe.send((None, (engine.provider, engine.precision)))
-    bench = _Bench(engine, seat)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    pipe.send((None, Opened(engine.provider, engine.precision, load_ms)))
+    bench = _Bench(engine, seat, before)
     with contextlib.suppress(EOFError), contextlib.closing(engine):
         while True:
             name, *args = pipe.recv()
@@ -135,26 +191,56 @@ def _serve(pipe: Connection, seat: Seat) -> None:
 class _Bench:
     """What a process answers: the methods of `Worker`, on this side of the pipe."""
 
-    def __init__(self, engine: Engine, seat: Seat) -> None:
-        self.engine, self.mean, self.std = engine, seat.mean, seat.std
-        self.images_NCHW: np.ndarray | None = None
+    def __init__(self, engine: Engine, seat: Seat, before_bytes: int | None) -> None:
+        self.engine, self.feed, self.batch, self.before_bytes = engine, seat.feed, seat.batch, before_bytes
+        self.images: np.ndarray | None = None
 
-    def warm_up(self, pixels_NHWC: np.ndarray, most_s: float) -> measure.WarmUp:
-        self.images_NCHW = normalise(pixels_NHWC, self.mean, self.std)
-        return measure.warm_up(self.engine, self.images_NCHW, most_s)
+    def first(self, pixels_NHWC: np.ndarray) -> float:
+        self.images = self.feed.images(pixels_NHWC)
+        start = time.perf_counter()
+        self.engine.infer(self.images)
+        return 1e3 * (time.perf_counter() - start)
+
+    def warm_up(self, most_s: float) -> measure.WarmUp:
+        return measure.warm_up(self.engine, self._taken(), most_s)
 
     def burst(self, calls: int) -> np.ndarray:
-        assert self.images_NCHW is not None, "warm up first"
-        self.engine.infer(self.images_NCHW)  # another engine ran since, and the caches are its own
-        return measure.time_calls(self.engine, self.images_NCHW, calls)
+        self.engine.infer(self._taken())  # another engine ran since, and the caches are its own
+        return measure.time_calls(self.engine, self._taken(), calls)
 
     def compute_times(self, calls: int) -> np.ndarray | None:
-        assert self.images_NCHW is not None, "warm up first"
         time_compute = getattr(self.engine, "time_compute", None)
-        return np.array([time_compute(self.images_NCHW) for _ in range(calls)]) if time_compute else None
+        return np.array([time_compute(self._taken()) for _ in range(calls)]) if time_compute else None
+
+    def memory(self) -> Memory | None:
+        peak = _memory_bytes("VmHWM")
+        return None if peak is None or self.before_bytes is None else Memory(self.before_bytes, peak)
+
+    def load(self, load: Load) -> dict[str, Any]:
+        return run_load(self.engine, self._taken(), load)
+
+    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
+        profile = getattr(self.engine, "profile", None)
+        return profile(self._taken(), calls) if profile else None
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        return np.asarray(self.engine.infer(normalise(pixels_NHWC, self.mean, self.std)), dtype=np.float32)
+        images, size = self.feed.images(pixels_NHWC), self.batch or len(pixels_NHWC)
+        calls = [images[i : i + size] for i in range(0, len(images), size)]
+        missing = size - len(calls[-1])  # a file of one batch size takes no other, so the last call is filled up
+        calls[-1] = np.take(calls[-1], range(size), axis=0, mode="wrap")
+        logits = np.concatenate([np.asarray(self.engine.infer(call), dtype=np.float32) for call in calls])
+        return logits[: len(logits) - missing]
+
+    def _taken(self) -> np.ndarray:
+        assert self.images is not None, "give it images first"
+        return self.images
+
+
+def _memory_bytes(field: str) -> int | None:
+    """VmRSS (now) or VmHWM (at most) of this process as Linux tells it: getrusage's would count the parent's too."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), None)
 
 
 def normalise(pixels_NHWC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

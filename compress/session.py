@@ -97,8 +97,11 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     print_targets(records, planned.full)
 
 
-def start_run(config: TrainConfig, root: Path, force: bool) -> Run:
-    """Train a new run in `root`; where that exists, only with `force` and if it is a run."""
+def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -> Run:
+    """Train a new run in `root`; where that exists, only with `force` and if it is a run.
+
+    Args: the `command` that the record shall name.
+    """
     run = Run(root)
     if root.exists() and not force:
         raise InputError(
@@ -117,7 +120,7 @@ def start_run(config: TrainConfig, root: Path, force: bool) -> Run:
     settings = asdict(config)
     if config.data_root is not None:  # the run must find its data from any working directory
         settings["data_root"] = str(Path(config.data_root).expanduser().resolve())
-    record = {"settings": settings, "device": asdict(device), "threads": torch.get_num_threads()}
+    record = {"command": command, "settings": settings, "device": asdict(device), "threads": torch.get_num_threads()}
     with new_directory(root) as aside:
         write_json(aside / run.config.name, {**record, **runs.provenance()})
         if baseline is not None:

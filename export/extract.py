@@ -90,6 +90,20 @@ def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int,
         yield peer, file
 
 
+def bench_forms(
+    run: Run, data: Data, precisions: Sequence[str], target: str | None, *, plans: bool, batches: Sequence[int]
+) -> dict[str, dict[tuple[int, str], Path]]:
+    """The files of all networks that a bench runs: "onnx" and, with `plans`, "plan", by (peer number, precision)."""
+    files: dict[str, dict[tuple[int, str], Path]] = {"onnx": {}}
+    for name in precisions:
+        form = ExportConfig(precision=name, target=("gpu" if plans else target) if name == "int8" else None)
+        files["onnx"] |= {(peer, name): file for peer, file in run_files(run, data, form)}
+        if plans:
+            made = plan_files(run, data, form, batches)
+            files["plan"] = files.get("plan", {}) | {(peer, name): file for peer, file in made}
+    return files
+
+
 def load(directory: Path) -> tuple[nn.Sequential, NetworkSpec]:
     """The network in `directory` and its record."""
     return load_network(directory), read_spec(directory)

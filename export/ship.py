@@ -29,9 +29,10 @@ from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_family, read_
 
 CHECKED_IMAGES = 64
 BENCHED = {
-    "batch", "latency_ms", "file_sha256", "top1", "top1_drop", "params", "macs", "speedup", "throughput_per_s", "notes",
+    "batch", "threads", "device", "provider", "latency_ms", "file_sha256", "top1", "top1_drop", "params", "macs",
+    "speedup", "throughput_per_s", "notes",
 }  # fmt: skip
-ENVIRONMENT = {"provider", "device", "threads", "cpu", "gpu", "time"}
+ENVIRONMENT = {"machine", "device", "threads", "time"}
 
 
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
@@ -107,7 +108,7 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
     record = read_json(run.bench, "bench", remedy)
     try:
         rows = [
-            row | {"environment": record["environment"], "test_images": record["data"]["test_images"]}
+            row | {"environment": _on(record["environment"], row), "test_images": record["data"]["test_images"]}
             for row in record["rows"]
             if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
         ]
@@ -125,6 +126,12 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
     if not file.is_file() or sha256(file) != row["file_sha256"]:
         raise InputError(f"{file} is not the file that was benched; {remedy}")
     return row
+
+
+def _on(environment: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A bench's environment, as it was for one row."""
+    machine = environment["gpu"] if row["device"] == "cuda" else environment["cpu"]
+    return {**environment, "machine": machine, "device": row["device"], "threads": row["threads"]}
 
 
 def _missed(name: str, row: Mapping[str, Any], config: ShipConfig) -> list[str]:
@@ -159,8 +166,8 @@ def _stage_peer(
         if row["top1"] is not None and row["top1_drop"] is not None:
             accuracy["top1_drop"] = row["top1"] + row["top1_drop"] - accuracy["top1"]
     latency = {
-        "ms": row["latency_ms"], "batch": row["batch"], "engine": row["engine"], "provider": environment["provider"],
-        "machine": environment["gpu"] or environment["cpu"], "threads": environment["threads"],
+        "ms": row["latency_ms"], "batch": row["batch"], "engine": row["engine"], "provider": row["provider"],
+        "machine": environment["machine"], "threads": row["threads"],
         "speedup": row["speedup"], "throughput_per_s": row["throughput_per_s"], "time": environment["time"],
         "of_sha256": row["file_sha256"],
     }  # fmt: skip

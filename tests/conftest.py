@@ -23,8 +23,7 @@ from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.saliency import parameter_saliency
 from wmlc.compress.session import start_run
 from wmlc.compress.tree import sharing_tree
-from wmlc.export.config import ExportConfig
-from wmlc.export.extract import run_files
+from wmlc.export.extract import bench_forms
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import export_onnx
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
@@ -177,11 +176,7 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
-    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02)
-    files = {
-        (peer, precision): file
-        for precision in config.precisions
-        for peer, file in run_files(copy, data, ExportConfig(precision=precision))
-    }
+    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
+    files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     bench_run(copy, config, files, data, copy.bench)
     return copy

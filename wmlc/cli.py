@@ -10,46 +10,30 @@ import click
 from click.core import ParameterSource
 
 import wmlc
-from wmlc.bench.config import DEVICES, ENGINE_NAMES, BenchConfig
+from wmlc.bench.config import DEVICES, FORMATS, BenchConfig
+from wmlc.bench.engines import ENGINES
+from wmlc.bench.scenarios import SCENARIOS
 from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
-from wmlc.errors import GateError, InputError
+from wmlc.errors import InputError
 from wmlc.export.config import CALIBRATORS, SERVERS, SHIP_DEVICES, SHIPPED_ENGINES, ExportConfig, ShipConfig
-from wmlc.forms import PRECISIONS, TARGETS
+from wmlc.forms import PRECISIONS
+from wmlc.options import (
+    PATH,
+    Cli,
+    command_words,
+    force_option,
+    json_option,
+    names,
+    precision_option,
+    ratios,
+    run_option,
+    target_option,
+    three_sizes,
+    whole_numbers,
+)
 
-
-class Fixable(click.ClickException):
-    """Shown as one line; the caller can act on it."""
-
-    exit_code = InputError.exit_code
-
-
-class GateMissed(click.ClickException):
-    """Shown as one line; something measured misses a bound."""
-
-    exit_code = GateError.exit_code
-
-
-class Cli(click.Group):
-    """Turns errors that the caller can act on into one line and their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise Fixable(_one_line(error)) from error
-        except GateError as error:
-            raise GateMissed(_one_line(error)) from error
-        except click.MissingParameter:
-            raise
-        except click.BadParameter as error:  # a wrong value, not a wrong command line
-            raise Fixable(error.format_message()) from error
-        except OSError as error:
-            place = f": {error.filename}" if error.filename else ""
-            raise Fixable(f"{error.strerror or error}{place}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+VERIFY_TAKES = ("run_name", "out", "verify", "as_json")  # of `wmlc ship`
+FILES_RECORD = Path("bench.json")  # of a bench of files
 
 
 def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
@@ -68,24 +52,6 @@ def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-PATH = click.Path(path_type=Path)
-VERIFY_TAKES = ("run_name", "out", "verify", "as_json")  # of `wmlc ship`
-run_option = click.option(
-    "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
-)
-force_option = click.option("--force", is_flag=True, help="Replace what is there.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-
-
-def precision_option(default: str, metavar: str, text: str) -> Callable[[Any], Any]:
-    return click.option("--precision", default=default, show_default=True, metavar=metavar, help=text)
-
-
-target_option = click.option(
-    "--target", metavar="|".join(TARGETS), help="What an int8 file shall run on.  [default: gpu for TensorRT, else cpu]"
-)
-
-
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(wmlc.__version__)
 def main() -> None:
@@ -95,6 +61,8 @@ def main() -> None:
     wmlc train                                 train four peers and the baseline
     wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
     wmlc bench --engine ort                    is it faster, and what did it cost?
+    wmlc choose --max-latency-ms 3             the peer to ship, by what was measured
+    wmlc report                                all of it on one page
     wmlc ship --peer 2 --to triton             into a server's model repository
     """
 
@@ -109,7 +77,7 @@ def main() -> None:
 @setting("held_out", "Share of train held out for choosing checkpoints and for the peer weights.")
 @setting("workers", "Processes that decode large images.")
 @setting("arch", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2.")
-@setting("ratios", "Pruning ratio of each peer, up to 8.", metavar="R,R,…", callback=lambda c, p, v: _numbers(v))
+@setting("ratios", "Pruning ratio of each peer, up to 8.", metavar="R,R,…", callback=lambda c, p, v: ratios(v))
 @setting("ratio_of", "What a ratio is a share of.")
 @setting("saliency", "Score that decides what is cut.")
 @setting(
@@ -176,7 +144,7 @@ def train(
         return
     out = out or RUNS / f"{config.arch}-{config.data}-{config.method}"
     try:
-        session.start_run(config, out, force)
+        session.start_run(config, out, force, command_words())
     except KeyboardInterrupt:
         raise InputError(f"stopped; go on with 'wmlc train --resume --out {out}'") from None
 
@@ -234,7 +202,7 @@ def extract(run_name: Path | None, peer: str, out: Path, batch_range: str, force
     or int8 file, top-1 on the test set is measured and stands beside fp32's.
     With --peer all, --out family.onnx makes family-peer1.onnx, family-peer2.onnx, …
     """
-    config = ExportConfig(batch_range=_batch_range(batch_range), **settings)
+    config = ExportConfig(batch_range=three_sizes(batch_range), **settings)
     from wmlc.console import say
     from wmlc.export.extract import extract as extract_peers
     from wmlc.run import find_run
@@ -244,76 +212,167 @@ def extract(run_name: Path | None, peer: str, out: Path, batch_range: str, force
 
 
 @main.command()
+@click.argument("files", nargs=-1, type=PATH, metavar="[FILE.onnx …]")
 @run_option
 @click.option(
-    "--engine",
-    default=BenchConfig.engine,
-    show_default=True,
-    metavar="|".join(ENGINE_NAMES),
-    help="What runs the networks: PyTorch, ONNX Runtime or TensorRT.",
-)
+    "--engine", "engines", default=",".join(BenchConfig.engines), show_default=True, metavar="E,E,…",
+    help=f"What runs the networks: {', '.join(ENGINES)}.",
+)  # fmt: skip
 @precision_option("fp32", "P,P,…", "fp32, fp16, int8; all are compared with the baseline in the first.")
 @target_option
-@click.option(
-    "--batch", "batches", default="1", show_default=True, metavar="B,B,…", help="Images a call; one table for each."
-)
-@click.option("--threads", default=BenchConfig.threads, show_default=True, help="CPU threads of each engine, pinned.")
+@click.option("--batch", "batches", default="1", show_default=True, metavar="B,B,…", help="Images a call.")
+@click.option("--threads", default="1", show_default=True, metavar="T,T,…", help="CPU threads of each engine, pinned.")
 @click.option(
     "--device", default=BenchConfig.device, show_default=True, metavar="|".join(DEVICES), help="Where the engine runs."
 )
 @click.option(
-    "--seconds", default=BenchConfig.seconds, show_default=True, help="Time to spend on each network and batch size."
+    "--seconds", default=BenchConfig.seconds, show_default=True, help="Time to spend on each network and cell."
 )
+@click.option(
+    "--launches", default=BenchConfig.launches, show_default=True,
+    help="Processes that a network is timed in, one after another; intervals are drawn from them.",
+)  # fmt: skip
 @click.option(
     "--seed", default=BenchConfig.seed, show_default=True, help="Seed of the interleaving and of the bootstrap."
 )
+@click.option(
+    "--scenario", "scenarios", default="", metavar="S,S,…", help=f"MLPerf's, by LoadGen: {', '.join(SCENARIOS)}."
+)
+@click.option(
+    "--latency-bound", "latency_bound_ms", type=float, metavar="MS",
+    help="With --scenario server: the highest rate whose p99 stays under it.",
+)  # fmt: skip
+@click.option("--profile", is_flag=True, help="Time a layer, baseline and peer side by side.")
+@click.option("--data", "data_name", metavar="NAME", help="With files: the data set to measure their top-1 on.")
+@click.option("--data-root", metavar="DIR", help="Where that lies.")
 @click.option("--no-accuracy", is_flag=True, help="Time only; leave top-1 unmeasured.")
 @click.option("--no-cuda-graph", is_flag=True, help="With --engine trt, launch every kernel anew, to compare.")
 @click.option("--max-drop", type=float, metavar="X", help="Exit with 3 if a peer loses more than X top-1 points.")
 @click.option(
     "--min-speedup", type=float, metavar="X", help="Exit with 3 if a pruned peer is less than X times as fast."
 )
+@click.option("--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print.")
 @click.option(
     "--out", type=PATH, metavar="FILE.json", help="Where to write the record.  [default: bench.json in the run]"
 )
 @force_option
 def bench(
+    files: tuple[Path, ...],
     run_name: Path | None,
+    engines: str,
     precision: str,
     batches: str,
+    threads: str,
+    scenarios: str,
+    data_name: str | None,
+    data_root: str | None,
     no_accuracy: bool,
     no_cuda_graph: bool,
+    shown: str,
     out: Path | None,
     force: bool,
     **settings: Any,
 ) -> None:
     """Is it really faster, and what did it cost?
 
-    Times the baseline and every peer by turns, each engine in a process of its own, and measures top-1
-    on the whole test set through the same engine. What could not be measured is left empty, with the reason.
+    Times the baseline and every peer by turns, each engine in a process of its own, and measures top-1 on the
+    whole test set through the same engine; one cell for each engine, number of threads and batch size. What could
+    not be measured is left empty, with the reason. With FILEs it is about them, the first being the baseline.
+
+    \b
+    wmlc bench --engine ort,openvino --batch 1,8 --threads 1,2
+    wmlc bench --scenario server --latency-bound 20
+    wmlc bench theirs.onnx ours.onnx
     """
     config = BenchConfig(
-        precisions=tuple(precision.split(",")), batches=_whole_numbers("--batch", batches), accuracy=not no_accuracy,
-        cuda_graph=not no_cuda_graph, **settings,
+        engines=names(engines), precisions=names(precision), batches=whole_numbers("--batch", batches),
+        threads=whole_numbers("--threads", threads), scenarios=names(scenarios) if scenarios else (),
+        accuracy=not no_accuracy, cuda_graph=not no_cuda_graph, **settings,
     )  # fmt: skip
-    from wmlc.bench.machine import choose_device
-    from wmlc.bench.session import bench_run
-    from wmlc.export.extract import plan_files, run_files
+    if shown not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
+    if files and run_name:
+        raise InputError("bench measures a run or files; give --run or FILEs, not both")
+    if (data_name or data_root) and not files:
+        raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
+    from wmlc.bench import session
     from wmlc.files import refuse_existing
+
+    if out is not None or files:
+        refuse_existing(out or FILES_RECORD, force)
+    session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
+    how: dict[str, Any] = {"shown": shown, "command": command_words()}
+    if files:
+        from wmlc.data import DataConfig, open_data
+
+        data = open_data(DataConfig(name=data_name, root=Path(data_root) if data_root else None)) if data_name else None
+        session.bench_files(files, config, data, out or FILES_RECORD, **how)
+        return
+    from wmlc.export.extract import bench_forms
     from wmlc.run import find_run, open_run_data
 
     run = find_run(run_name)
-    if out is not None:
-        refuse_existing(out, force)
-    choose_device(config.engine, config.device)  # before minutes are spent on files for an engine that is not there
     data = open_run_data(run)
-    files: dict[tuple[int, str], Path] = {}
-    for name in config.precisions if config.engine != "torch" else ():
-        target = "gpu" if config.engine == "trt" else config.target
-        form = ExportConfig(precision=name, target=target if name == "int8" else None)
-        made = plan_files(run, data, form, config.batches) if config.engine == "trt" else run_files(run, data, form)
-        files |= {(peer, name): file for peer, file in made}
-    bench_run(run, config, files, data, out or run.bench)
+    made = bench_forms(
+        run, data, config.precisions, config.target, plans="trt" in config.engines, batches=config.batches
+    )
+    session.bench_run(run, config, made, data, out or run.bench, **how)
+
+
+@main.command()
+@run_option
+@click.option("--bench", "bench_file", type=PATH, metavar="FILE.json", help="A bench's record.  [default: the run's]")
+@click.option("--max-latency-ms", type=float, metavar="X", help="Most milliseconds of a call, at the 99th percentile.")
+@click.option("--max-bytes", type=int, metavar="N", help="Largest file.")
+@click.option("--max-macs", type=float, metavar="N", help="Most multiply-accumulates an image, such as 5e8.")
+@click.option("--min-top1", type=float, metavar="X", help="Least top-1 in percent.")
+@click.option("--engine", metavar="E", help="As measured with.  [default: the bench's first]")
+@click.option("--precision", metavar="P", help="In this precision only.")
+@click.option("--threads", type=int, metavar="T", help="With so many threads.  [default: the bench's first]")
+@click.option("--batch", type=int, metavar="B", help="At this batch size.  [default: the bench's first]")
+@json_option
+def choose(
+    run_name: Path | None,
+    bench_file: Path | None,
+    as_json: bool,
+    max_latency_ms: float | None,
+    max_bytes: int | None,
+    max_macs: float | None,
+    min_top1: float | None,
+    **wanted: Any,
+) -> None:
+    """Name the peer to ship, from what was measured.
+
+    Of the peers within the bounds the most accurate; with --min-top1 alone the fastest. Exits with 3 where none
+    fits, and says by how much the nearest misses.
+
+    \b
+    wmlc choose --max-latency-ms 3 --engine ort
+    wmlc choose --min-top1 75
+    """
+    from wmlc.bench.choose import Bounds, print_choice
+    from wmlc.run import find_run
+
+    bounds = Bounds(max_latency_ms=max_latency_ms, max_bytes=max_bytes, max_macs=max_macs, min_top1=min_top1)
+    run = find_run(run_name)
+    print_choice(run, bench_file or run.bench, bounds, as_json=as_json, **wanted)
+
+
+@main.command()
+@click.argument("run_names", nargs=-1, type=PATH, metavar="[RUN …]")
+@click.option("--out", type=PATH, metavar="FILE.html", help="The page.  [default: report.html in the first run]")
+@force_option
+def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
+    """Make one page of what runs gave: to look at, to send, to print.
+
+    Self-contained and without the network: accuracy over latency, parameters and MACs, training, peer
+    weights, widths, layer times, the whole table, the machine and the commands. Several runs come on one page.
+    """
+    from wmlc.bench.page import write_report
+    from wmlc.run import find_run
+
+    runs = [find_run(name) for name in run_names or (None,)]
+    write_report(runs, out or runs[0].report, force=force or out is None)
 
 
 @main.command()
@@ -408,30 +467,3 @@ def list_runs(as_json: bool) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
-
-
-def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """The numbers in "1,8"."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be whole numbers with commas between them, like 1,8; got {text!r}") from None
-
-
-def _batch_range(text: str) -> tuple[int, int, int]:
-    numbers = _whole_numbers("--batch-range", text)
-    if len(numbers) != 3:
-        raise InputError(f"--batch-range must be three batch sizes, like 1,8,32; got {text!r}")
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    """The numbers in "0.7,0.5"."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got {text!r}"
-        ) from None

@@ -15,9 +15,14 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def say(text: str) -> None:
-    """One line to standard output, as it is."""
-    out.print(text, markup=False)
+def say(text: str, style: str = "") -> None:
+    """One line to standard output, as it is; `style` (a colour) shows only where that is a terminal."""
+    out.print(text, markup=False, style=style or None)
+
+
+def note(text: str) -> None:
+    """One line to standard error, beside a result on standard output."""
+    err.print(text, markup=False)
 
 
 @contextlib.contextmanager

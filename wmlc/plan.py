@@ -38,19 +38,26 @@ _ABOUT_LOGGERS = "logger passed into createInfer"  # a warning about the process
 _DIGEST_BYTES = 32  # before kept timings, so that TensorRT never sees damaged ones
 
 
+def require_gpu(purpose: str, instead: str = "") -> None:
+    """Raise `InputError` where torch sees no GPU. Args: what to do `instead`, where there is something."""
+    import torch
+
+    if not torch.cuda.is_available():
+        _refuse(purpose, "an NVIDIA GPU and its driver, and torch sees none", "use a GPU machine", instead)
+
+
 def require_tensorrt(purpose: str, instead: str = "") -> None:
     """Raise `InputError` naming the first that `purpose` lacks: a GPU with its driver, then the package tensorrt.
 
     Args: what to do `instead`, where there is something ("--engine ort").
     """
-    import torch
+    require_gpu(purpose, instead)
+    if importlib.util.find_spec("tensorrt") is None:
+        lacks = "the package tensorrt, which is not installed (pip install 'wmlc[trt]')"
+        _refuse(purpose, lacks, "install it", instead)
 
-    if not torch.cuda.is_available():
-        lacks, remedy = "an NVIDIA GPU and its driver, and torch sees none", "use a GPU machine"
-    elif importlib.util.find_spec("tensorrt") is None:
-        lacks, remedy = "the package tensorrt, which is not installed (pip install 'wmlc[trt]')", "install it"
-    else:
-        return
+
+def _refuse(purpose: str, lacks: str, remedy: str, instead: str) -> None:
     raise InputError(f"{purpose} needs {lacks}; {remedy}" + (f", or use {instead}" if instead else ""))
 
 

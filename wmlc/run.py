@@ -59,6 +59,11 @@ class Run:
         """The newest bench of this run."""
         return self.root / "bench.json"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows this run."""
+        return self.root / "report.html"
+
     def network(self, peer: int) -> Path:
         """The directory of one network: `peers/K`, or `baseline` for peer 0."""
         return self.root / "baseline" if peer == BASELINE else self.root / "peers" / str(peer)
@@ -181,7 +186,7 @@ def provenance() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for package in (
         "wmlc", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt",
-        "polygraphy", "numpy",
+        "polygraphy", "openvino", "mlcommons-loadgen", "numpy",
     ):  # fmt: skip
         try:
             versions[package] = metadata.version(package)

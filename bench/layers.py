@@ -1,0 +1,339 @@
+"""The layers of an ONNX file: channels, MACs, bytes; and an engine's node times, laid on its layers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlc.errors import InputError
+
+WEIGHT_AT = {  # operator → which of its inputs is the weight
+    "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3,
+    "QLinearMatMul": 3,
+}  # fmt: skip
+BIAS_AT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
+SCALED = ("QuantizeLinear", "DequantizeLinear")  # their inputs after the first are scales and zero points
+SAME_WEIGHT = (*SCALED, "Cast", "Identity", "Transpose", "Reshape")  # between a stored weight and its layer
+FOLLOWS = {  # what engines fuse into the layer before it
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Add", "Sum",
+    "Mul", "BatchNormalization", "Cast", "Identity", *SCALED,
+}  # fmt: skip
+KEEPS_TYPE = ("Relu", "Clip")  # between a layer and the QuantizeLinear that says in which type its output is written
+COMPUTES = re.compile("conv(?!ert)|gemm|matmul|matrixmultiply|fullyconnected|^$", re.IGNORECASE)  # "": not told
+# What engines put around a node's or a value's name.
+ADDED = re.compile(r"^InsertedPrecisionFreeCast_|^fused |_token_\d+$|_nchwc$|/WithoutBiases$|/MatMulAddFusion$")
+BETWEEN = re.compile(r" \+ | \|\| |PWN\(|[(),]")  # the names that an engine joined into one
+RANGE = re.compile(r"ForeignNode\[(.+)\.\.\.(.+)\]")  # TensorRT's, all nodes from one to another
+MOVES = "Reformatting "  # how TensorRT's copies begin, which go on with the name of what reads them
+OTHER = "other: "
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or a matrix product; bytes by the types that the file holds and passes on."""
+
+    name: str
+    op: str
+    channels: tuple[int, int]  # in, out
+    macs: int  # of one image
+    weight_bytes: int  # with the bias
+    activation_bytes: int  # in and out, of one image
+
+    def bytes_moved(self, batch: int) -> int:
+        """Weights once, what comes in and goes out for each image of the batch."""
+        return self.weight_bytes + batch * self.activation_bytes
+
+    def intensity(self, batch: int) -> float:
+        """FLOPs (twice the MACs) a byte moved: where it is small, memory sets the pace and not arithmetic."""
+        return 2 * self.macs * batch / max(self.bytes_moved(batch), 1)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    path: Path
+    nodes: list[Any]
+    maker: dict[str, int]  # value → index of the node that makes it
+    readers: dict[str, list[int]]
+    constants: dict[str, Any]  # name → tensor
+    shapes: dict[str, tuple[int, ...]]  # of values and constants, as far as known
+    item_bytes: dict[str, int]
+    images: int  # that the shapes are for: 1, or the batch that the file fixes
+
+
+def read_layers(onnx_file: Path) -> list[Layer]:
+    """The convolutions and matrix products of an ONNX classifier in fp32, fp16 or int8, in the order of its graph.
+
+    A layer is named after its weight, "stage1.0.conv1" for "stage1.0.conv1.weight", also where that is quantised;
+    else, as where the weight has no such name, after its node. Raises `InputError` where a shape is left open.
+    """
+    return [layer for _, layer in _layers(_read(onnx_file))]
+
+
+def file_cost(onnx_file: Path) -> tuple[int, int]:
+    """(parameters, MACs of one image) of an ONNX classifier.
+
+    A parameter is an element of a tensor of numbers that the file stores, quantised or not, without scales, zero points
+    and single numbers. A batch norm that was folded has left a bias: one parameter a channel, where the network that
+    was exported had two.
+    """
+    graph = _read(onnx_file)
+    return _parameters(graph), sum(layer.macs for _, layer in _layers(graph))
+
+
+def file_precision(onnx_file: Path) -> str:
+    """What the file computes in: "int8" with quantised operators, else "fp16" where most weights are, else "fp32"."""
+    from onnx import TensorProto
+
+    model = _load(onnx_file)
+    if any("QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
+           for node in model.graph.node):  # fmt: skip
+        return "int8"
+    sizes = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
+    for tensor in _constants(model).values():
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += math.prod(tensor.dims)
+    return "fp16" if sizes[TensorProto.FLOAT16] > sizes[TensorProto.FLOAT] else "fp32"
+
+
+def attribute(onnx_file: Path, nodes: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
+    """Lay an engine's times on the layers of the file: [{"layer", "op", "ms"}] in the order of its graph.
+
+    Args: (node, operator, ms) as an engine's `profile` tells them. A node belongs to the layer whose name, node or
+    output it is named after; one that computes and is named after what follows a layer (the Relu or Add that was
+    fused into it) to that layer, unless another node has taken it; and where one that computes and one layer are left
+    over, they belong together. One node for several layers is shared out by MACs. The rest is summed an operator, as
+    "other: ReorderOutput". Nothing is lost or counted twice; a layer without time is left out.
+    """
+    graph = _read(onnx_file)
+    layers = dict(_layers(graph))
+    names = _Names(graph, layers)
+    owners = [names.direct(label) for label, _, _ in nodes]
+    taken = {index for owner in owners for index in owner}
+    for place, (label, op, _) in enumerate(nodes):
+        if not owners[place] and COMPUTES.search(op) and (found := names.before(label, taken)) is not None:
+            owners[place] = [found]
+            taken.add(found)
+    left = [place for place, (_, op, _) in enumerate(nodes) if op and not owners[place] and COMPUTES.search(op)]
+    if len(left) == len(free := layers.keys() - taken) == 1:  # no name is needed to tell whose it is
+        owners[left[0]] = list(free)
+        taken |= free
+    spent, rest = dict.fromkeys(layers, 0.0), dict[str, float]()
+    for owner, (_, op, ms) in zip(owners, nodes, strict=True):
+        whole = sum(layers[index].macs for index in owner)
+        for index in owner:
+            spent[index] += ms * layers[index].macs / whole if whole else ms / len(owner)
+        if not owner:
+            rest[op or "unknown"] = rest.get(op or "unknown", 0.0) + ms
+    rows = [
+        {"layer": layers[index].name, "op": layers[index].op, "ms": spent[index]} for index in layers if index in taken
+    ]
+    return rows + [{"layer": OTHER + op, "op": op, "ms": ms} for op, ms in rest.items()]
+
+
+class _Names:
+    """Which layer a name of an engine's means; a layer is the index of its node."""
+
+    def __init__(self, graph: _Graph, layers: Mapping[int, Layer]) -> None:
+        self._graph, self._layers = graph, layers
+        self._named = {node.name: index for index, node in enumerate(graph.nodes) if node.name}
+        self._layer_named = {layer.name: index for index, layer in layers.items()}
+
+    def direct(self, label: str) -> list[int]:
+        """The layers that are named in `label` themselves or by the value that they make."""
+        if spans := RANGE.search(label):
+            ends = [self._node(name) for name in spans.groups()]
+            first, last = (ends[0], ends[1]) if None not in ends else (0, -1)
+            return [index for index in self._layers if first <= index <= last]  # type: ignore[operator]
+        return sorted({index for index in self._nodes(label) if index in self._layers})
+
+    def before(self, label: str, taken: set[int]) -> int | None:
+        """The last layer, not yet `taken`, whose output only passes what engines fuse on its way to the node named."""
+        found, waiting, seen = set[int](), self._nodes(label), set[int]()
+        while waiting:
+            index = waiting.pop()
+            if index in self._layers:
+                found.add(index)
+            elif index not in seen and self._graph.nodes[index].op_type in FOLLOWS:
+                seen.add(index)
+                waiting += [
+                    self._graph.maker[name] for name in self._graph.nodes[index].input if name in self._graph.maker
+                ]
+        return max(found - taken, default=None)
+
+    def _nodes(self, label: str) -> list[int]:
+        if label.startswith(MOVES):
+            return []
+        found = [self._node(name) for name in (label, *BETWEEN.split(label))]
+        return [index for index in dict.fromkeys(found) if index is not None]
+
+    def _node(self, name: str) -> int | None:
+        name = name.strip()
+        while (shorter := ADDED.sub("", name)) != name and name not in self._named:
+            name = shorter
+        for known in (self._layer_named, self._named, self._graph.maker):
+            if name in known:
+                return known[name]
+        return None
+
+
+def _load(onnx_file: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not onnx_file.is_file():
+        raise InputError(f"{onnx_file} is not a file; extract it again")
+    try:
+        return onnx.load(onnx_file, load_external_data=False)
+    except DecodeError:
+        raise InputError(f"{onnx_file} is not an ONNX file; extract it again") from None
+
+
+def _read(onnx_file: Path) -> _Graph:
+    """The graph with the shapes and types of its values at a batch of 1, where the file leaves the batch open."""
+    import onnx
+
+    model = _load(onnx_file)
+    constants = _constants(model)
+    images = _close_batch(model.graph, constants)
+    del model.graph.value_info[:]  # they say "batch"
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
+    types = {name: tensor.data_type for name, tensor in constants.items()}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        kind = value.type.tensor_type
+        types.setdefault(value.name, kind.elem_type)
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes.setdefault(value.name, tuple(dim.dim_value for dim in kind.shape.dim))
+    nodes, readers = list(model.graph.node), dict[str, list[int]]()
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            readers.setdefault(name, []).append(index)
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    item_bytes = {name: _item_bytes(kind) for name, kind in types.items()}
+    return _Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images)
+
+
+def _constants(model: Any) -> dict[str, Any]:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            stored.update((node.output[0], given.t) for given in node.attribute if given.name == "value")
+    return stored
+
+
+def _close_batch(graph: Any, constants: Mapping[str, Any]) -> int:
+    """Set the first dimension of what comes in to 1 and forget what goes out; the batch where it is fixed."""
+    images = 1
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in constants and dims:
+            if dims[0].dim_value > 0:
+                images = dims[0].dim_value
+            else:
+                dims[0].dim_value = 1
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return images
+
+
+def _item_bytes(kind: int) -> int:
+    from onnx import helper
+
+    try:
+        return int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    except (KeyError, TypeError):  # undefined
+        return 0
+
+
+def _layers(graph: _Graph) -> Iterable[tuple[int, Layer]]:
+    """(index of its node, layer); a name that stands twice, as of a weight that two layers share, gets a number."""
+    times: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op_type in WEIGHT_AT:
+            name = _name(graph, node)
+            times[name] = times.get(name, 0) + 1
+            yield index, _layer(graph, node, name if times[name] == 1 else f"{name} ({times[name]})")
+
+
+def _layer(graph: _Graph, node: Any, name: str) -> Layer:
+    weight, out = node.input[WEIGHT_AT[node.op_type]], node.output[0]
+    shape, out_shape, in_shape = (_shape(graph, value) for value in (weight, out, node.input[0]))
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    if "Conv" in node.op_type:
+        turned, groups = node.op_type == "ConvTranspose", given.get("group", 1)
+        channels = (shape[0], shape[1] * groups) if turned else (shape[1] * groups, shape[0])
+        macs = math.prod(shape) * math.prod((in_shape if turned else out_shape)[2:])
+    else:
+        depth = in_shape[0] if given.get("transA") else in_shape[-1]
+        channels = (depth, out_shape[-1])
+        macs = math.prod(out_shape) * depth // graph.images
+    bias = [name for name in node.input[BIAS_AT.get(node.op_type, 99) :][:1] if name]
+    activations = _bytes(graph, _source(graph, node.input[0])) + _bytes(graph, _sink(graph, out))
+    return Layer(
+        name=name, op=node.op_type, channels=channels, macs=macs, activation_bytes=activations // graph.images,
+        weight_bytes=sum(_bytes(graph, _source(graph, value)) for value in (weight, *bias)),
+    )  # fmt: skip
+
+
+def _name(graph: _Graph, node: Any) -> str:
+    """Of the stored weight if it ends in ".weight", else of the node, else of the weight, the output at last."""
+    weight = node.input[WEIGHT_AT[node.op_type]]
+    while weight not in graph.constants and weight in graph.maker:
+        before = graph.nodes[graph.maker[weight]]
+        if before.op_type not in SAME_WEIGHT:
+            break
+        weight = before.input[0]
+    stored = weight.removesuffix("_quantized") if weight in graph.constants else ""
+    if stored.endswith(".weight"):
+        return stored.removesuffix(".weight")
+    return str(node.name or stored or node.output[0])
+
+
+def _source(graph: _Graph, value: str) -> str:
+    """What is read in place of `value`: where it is dequantised, the integers."""
+    made_by = graph.nodes[graph.maker[value]] if value in graph.maker else None
+    return made_by.input[0] if made_by is not None and made_by.op_type == "DequantizeLinear" else value
+
+
+def _sink(graph: _Graph, value: str) -> str:
+    """What is written in place of `value`: where it is quantised at once, or after its Relu, the integers."""
+    end = value
+    while len(readers := graph.readers.get(end, [])) == 1:
+        reader = graph.nodes[readers[0]]
+        if reader.op_type == "QuantizeLinear":
+            return str(reader.output[0])
+        if reader.op_type not in KEEPS_TYPE:
+            break
+        end = reader.output[0]
+    return value
+
+
+def _shape(graph: _Graph, value: str) -> tuple[int, ...]:
+    if value not in graph.shapes:
+        raise InputError(
+            f"{graph.path} leaves the shape of {value!r} open, so its MACs cannot be told; "
+            "export it for images of one size"
+        )
+    return graph.shapes[value]
+
+
+def _bytes(graph: _Graph, value: str) -> int:
+    return math.prod(_shape(graph, value)) * graph.item_bytes.get(value, 0)
+
+
+def _parameters(graph: _Graph) -> int:
+    """See `file_cost`."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    beside = {name for node in graph.nodes if node.op_type in SCALED for name in node.input[1:]}
+    quantised = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    return sum(
+        math.prod(tensor.dims)
+        for name, tensor in graph.constants.items()
+        if tensor.dims and name not in beside and (tensor.data_type in floats or name in quantised)
+    )

@@ -1,0 +1,127 @@
+"use strict";
+
+// Okabe and Ito's colours, darker on white and lighter on black, so that each stands out by 3:1; shapes tell them apart too.
+const LIGHT = {
+  page: "#ffffff", ink: "#1d2126", quiet: "#5c6670", line: "#e3e6e9",
+  colours: ["#4a4f55", "#0072b2", "#d55e00", "#00895f", "#b4548f", "#a87400", "#2f8fca", "#7a6a00", "#8a2be2"],
+};
+const DARK = {
+  page: "#15181c", ink: "#e6e9ec", quiet: "#a3adb7", line: "#2c3138",
+  colours: ["#c9ced4", "#4aa8e0", "#f08a4b", "#2fc79a", "#e3a0c8", "#efb840", "#93d3f5", "#f0e442", "#c39bf0"],
+};
+const SHAPES = ["diamond", "circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke"];
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+const PAPER = 700; // pixels that a chart is wide in print
+
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const narrow = window.matchMedia("(max-width: 40rem)");
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const figures = [...document.querySelectorAll("figure[data-chart]")];
+const views = new Map();
+
+function theme(colours, columns) {
+  return {
+    background: colours.page,
+    padding: { left: 4, top: 4, right: 14, bottom: 4 },
+    font: FONT,
+    view: { stroke: null },
+    range: { category: colours.colours, symbol: SHAPES },
+    title: { color: colours.ink, subtitleColor: colours.quiet, font: FONT, subtitleFont: FONT, fontSize: 14, fontWeight: 600 },
+    text: { color: colours.ink, font: FONT },
+    rule: { color: colours.ink },
+    axis: {
+      labelColor: colours.quiet, titleColor: colours.quiet, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400,
+      gridColor: colours.line, domainColor: colours.line, tickColor: colours.line, labelFont: FONT, titleFont: FONT,
+    },
+    axisX: { grid: false, labelFlush: false, labelOverlap: true, labelSeparation: 8 },
+    legend: {
+      orient: "top", direction: "horizontal", columns, labelColor: colours.ink, labelFontSize: 12, symbolSize: 90,
+      labelFont: FONT, offset: 8, labelLimit: 220,
+    },
+  };
+}
+
+function chosen(figure) {
+  const select = figure.querySelector("select");
+  return charts[figure.dataset.chart][select ? Number(select.value) : 0];
+}
+
+function embed(place, spec, config) {
+  return window.vegaEmbed(place, spec, { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config });
+}
+
+async function draw(figure) {
+  views.get(figure)?.finalize();
+  const columns = narrow.matches ? 3 : 0;
+  const result = await embed(figure.querySelector(".plot"), chosen(figure).spec, theme(dark.matches ? DARK : LIGHT, columns));
+  views.set(figure, result);
+}
+
+// A chart as it is printed and saved: light, titled, as wide as paper.
+async function onPaper(figure) {
+  const { label, spec } = chosen(figure);
+  const width = figure.classList.contains("wide") ? 1.2 * PAPER : PAPER;
+  const title = { text: figure.querySelector("h3").textContent, subtitle: label, anchor: "start", offset: 12 };
+  const size = { width, autosize: { type: "fit-x", contains: "padding" } };
+  return embed(document.createElement("div"), { ...spec, ...size, title }, theme(LIGHT, 0));
+}
+
+// Made beforehand, because printing waits for nobody.
+async function drawPrint(figure) {
+  const result = await onPaper(figure);
+  const svg = await result.view.toSVG();
+  figure.querySelector("img.print").src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
+  result.finalize();
+}
+
+async function drawAll() {
+  document.documentElement.removeAttribute("data-drawn");
+  for (const figure of figures) await draw(figure);
+  document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
+}
+
+async function save(figure, kind) {
+  const result = await onPaper(figure);
+  const link = document.createElement("a");
+  link.href = await result.view.toImageURL(kind, kind === "png" ? 2 : 1);
+  link.download = `${figure.dataset.chart}.${kind}`;
+  link.click();
+  result.finalize();
+}
+
+function sortBy(header) {
+  const table = header.closest("table");
+  const column = [...header.parentNode.children].indexOf(header);
+  const up = header.getAttribute("aria-sort") !== "ascending";
+  for (const other of header.parentNode.children) other.setAttribute("aria-sort", "none");
+  header.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const body = table.tBodies[0];
+  const keyed = [...body.rows].map((row) => [row.cells[column].dataset.sort, row]);
+  const numeric = keyed.every(([key]) => key === "" || !Number.isNaN(Number(key)));
+  keyed.sort(([a], [b]) => {
+    if (a === "" || b === "") return (a === "") - (b === ""); // what was not measured stays below
+    const order = numeric ? Number(a) - Number(b) : a.localeCompare(b);
+    return up ? order : -order;
+  });
+  body.append(...keyed.map(([, row]) => row));
+}
+
+for (const figure of figures) {
+  for (const button of figure.querySelectorAll("[data-save]")) {
+    button.addEventListener("click", () => save(figure, button.dataset.save));
+  }
+  figure.querySelector("select")?.addEventListener("change", async () => {
+    await draw(figure);
+    await drawPrint(figure);
+  });
+}
+for (const button of document.querySelectorAll("table.sortable th button")) {
+  button.addEventListener("click", () => sortBy(button.closest("th")));
+}
+dark.addEventListener("change", drawAll);
+narrow.addEventListener("change", drawAll);
+
+drawAll().then(async () => {
+  for (const figure of figures) await drawPrint(figure);
+  document.documentElement.dataset.ready = "yes";
+});

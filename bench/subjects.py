@@ -1,0 +1,182 @@
+"""What is measured: the networks of a run, or ONNX files of any origin, the first of them being the baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmlc.accuracy import images_a_call
+from wmlc.bench.config import BenchConfig
+from wmlc.bench.engines import NETWORK, ONNX, engine_class
+from wmlc.bench.layers import file_cost, file_precision
+from wmlc.bench.worker import Feed
+from wmlc.data import Data
+from wmlc.errors import InputError
+from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
+from wmlc.models.cost import Cost, total_cost
+from wmlc.run import Run, peer_name, read_family, select_peers
+
+MADE_UP_IMAGES = 64  # where there is no data set
+
+Key = tuple[int, str]  # a network's number and its precision
+Files = Mapping[str, Mapping[Key, Path]]  # by what an engine takes: `ONNX`, `PLAN`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One network to be measured."""
+
+    peer: int  # 0: the baseline
+    name: str
+    precision: str  # as asked for
+    source: Path  # what the engine opens: the ONNX file, the plan, or the directory
+    weights: Path  # the file whose size and hash count
+    onnx_file: Path
+    directory: Path | None  # None: a file of unknown origin
+    input_shape: tuple[int, int, int]  # C, H, W
+    batch: int | None  # the only batch size that it takes, if so
+    feed: Feed
+    cost: Cost
+    about: Mapping[str, Any] = field(default_factory=dict)  # ratio, achieved_ratio, top1
+
+    @property
+    def key(self) -> Key:
+        return self.peer, self.precision
+
+
+def run_subjects(run: Run, config: BenchConfig, files: Files, engine: str) -> list[Subject]:
+    """The networks of `run` as `engine` opens them, the baseline first; costs are counted on the networks."""
+    takes, family = engine_class(engine).takes, read_family(run)
+    precisions = [name for name in config.precisions if takes != NETWORK or name == "fp32"]
+    keys = [(peer, precision) for precision in precisions for peer in select_peers(family, "all")]
+    for kind in {ONNX, takes} - {NETWORK}:
+        missing = [f"{peer_name(peer)} in {name}" for peer, name in keys if (peer, name) not in files.get(kind, {})]
+        if missing:
+            raise InputError(f"there is no file of {', '.join(missing)}; extract them first")
+    networks = {peer: _read_network(run, peer) for peer, _ in keys}
+    return [
+        replace(
+            networks[peer],
+            name=peer_name(peer) + ("" if precision == "fp32" else f" {precision}"),
+            precision=precision,
+            source=networks[peer].source if takes == NETWORK else files[takes][peer, precision],
+            weights=networks[peer].weights if takes == NETWORK else files[takes][peer, precision],
+            onnx_file=files[ONNX][peer, precision],
+        )
+        for peer, precision in keys
+    ]
+
+
+def _read_network(run: Run, peer: int) -> Subject:
+    """A network of the run as torch takes it."""
+    directory = run.network(peer)
+    spec = read_spec(directory)
+    channels, height, width = spec.input_shape
+    return Subject(
+        peer=peer,
+        name=peer_name(peer),
+        precision="fp32",
+        source=directory,
+        weights=directory / WEIGHTS_FILE,
+        onnx_file=directory,
+        directory=directory,
+        input_shape=(channels, height, width),
+        batch=None,
+        feed=Feed(mean=spec.mean, std=spec.std),
+        cost=total_cost(load_network(directory), (channels, height, width)),
+        about=spec.about,
+    )
+
+
+def file_subjects(paths: Sequence[Path], data: Data | None) -> list[Subject]:
+    """ONNX classifiers with one input of images, the first being the baseline.
+
+    Raises `InputError` for what is no such file, and where two of them take images of different sizes.
+    """
+    subjects = [_read_file(path, number, data) for number, path in enumerate(paths)]
+    shapes = {subject.input_shape for subject in subjects}
+    if len(shapes) > 1:
+        got = ", ".join(f"{subject.name}: {' x '.join(map(str, subject.input_shape))}" for subject in subjects)
+        raise InputError(f"all files must take images of one size (channels, height, width), got {got}")
+    return subjects
+
+
+def _read_file(path: Path, number: int, data: Data | None) -> Subject:
+    shape, dtype, about = _read_onnx(path)
+    if len(shape) != 4 or dtype not in ("float32", "float16", "uint8"):
+        raise InputError(f"{path} takes {dtype} {shape}; bench needs one input of images, [N, C, H, W] or [N, H, W, C]")
+    batch, *sides = shape
+    channels_last = sides[0] not in (1, 3) and sides[2] in (1, 3)
+    channels, height, width = (sides[2], *sides[:2]) if channels_last else sides
+    if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
+        raise InputError(f"{path} takes images of no fixed size ({shape}); export it for the size that is served")
+    params, macs = file_cost(path)
+    mean, std = about.get("mean"), about.get("std")
+    if dtype == "uint8":
+        mean = std = None
+    elif mean is None or std is None:  # not ours: as the data set is, or somehow around 0
+        mean, std = (data.record.mean, data.record.std) if data else ([0.5] * channels, [0.25] * channels)
+    return Subject(
+        peer=number,
+        name=path.stem,
+        precision=file_precision(path),
+        source=path,
+        weights=path,
+        onnx_file=path,
+        directory=None,
+        input_shape=(channels, height, width),
+        batch=batch if isinstance(batch, int) else None,
+        feed=Feed(mean=mean, std=std, dtype=dtype, channels_last=channels_last),
+        cost=Cost(params, macs),
+        about={key: about.get(key) for key in ("ratio", "achieved_ratio", "top1")},
+    )
+
+
+def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any]]:
+    """The shape (names for open dimensions) and type of the one input, and the metadata, as JSON where it is."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and the checker's errors have no common class
+        raise InputError(
+            f"{path} is not a readable ONNX file ({type(error).__name__}); name a .onnx classifier"
+        ) from None
+    known = {value.name for value in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in known]
+    if len(inputs) != 1:
+        raise InputError(f"{path} takes {len(inputs)} inputs; bench needs a classifier with one, its images")
+    tensor = inputs[0].type.tensor_type
+    shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim]
+    return shape, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dict(_metadata(model))
+
+
+def _metadata(model: Any) -> Iterator[tuple[str, Any]]:
+    for entry in model.metadata_props:
+        try:
+            yield entry.key, json.loads(entry.value)
+        except json.JSONDecodeError:
+            yield entry.key, entry.value
+
+
+def first_pixels(data: Data | None, subject: Subject, least: int) -> np.ndarray:
+    """uint8 [N, H, W, C]: the first test images, or made-up ones; `InputError` where they do not fit the network."""
+    channels, height, width = subject.input_shape
+    count = max(least, images_a_call(height, width))
+    if data is None:
+        shape = (MADE_UP_IMAGES, height, width, channels)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels_NHWC = next(iter(data.test_pixels(count)))[0].numpy()
+    if pixels_NHWC.shape[1:] != (height, width, channels):
+        got = " x ".join(map(str, pixels_NHWC.shape[1:]))
+        raise InputError(
+            f"the test images are {got}, {subject.name} takes {height} x {width} x {channels} (height, width, "
+            "channels); bench with the data set that the run was trained on"
+        )
+    return pixels_NHWC
