@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SERVERS := .servers
 ENVIRONMENTS := triton mlserver trt-lean-10 trt-lean-11
 
-.PHONY: demo test servers browser study serving bench-training bench-speedup bench-overhead clean
+.PHONY: demo test servers browser study serving bench-training bench-speedup bench-overhead bench-repeat clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -65,6 +65,9 @@ bench-speedup: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/paid_out.py
 bench-overhead: $(VENV)/.installed
 	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/family-baseline.onnx
+	$(BIN)/python tests/benchmarks/single_stream.py runs/demo/onnx/family-baseline.onnx
+bench-repeat: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/repeat.py runs/demo
 
 # uv installs in a fraction of pip's time; both read the same constraints
 $(VENV)/.installed: pyproject.toml constraints.txt

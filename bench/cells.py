@@ -29,7 +29,7 @@ from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import open_as_written
 
-MOST_WARM_UP_S = 0.5  # or `seconds` if that is more
+WARM_UP = 4  # times as long as a launch is timed: the most that its warm-up takes
 PROFILE_ROUNDS, PROFILE_MS = 8, 100.0  # rounds, and about as long a network in each
 
 Value = TypeVar("Value")
@@ -202,7 +202,7 @@ def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], config: BenchConfi
     with progress(f"scenarios, {cell}", len(workers) * len(config.scenarios), "scenarios") as advance:
         for key, worker in workers.items():
             with found.failing(key):
-                p50_ms = worker.warm_up(max(MOST_WARM_UP_S, config.seconds)).median_ms / cell.batch
+                p50_ms = worker.warm_up(config.seconds).median_ms / cell.batch
                 for scenario in config.scenarios:
                     found.scenarios.setdefault(key, {})[scenario] = measure_scenario(
                         worker, scenario, batch=cell.batch, seconds=config.seconds, seed=config.seed, p50_ms=p50_ms,
@@ -252,12 +252,12 @@ def _launch(
     cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found, launch: int
 ) -> None:
     """Open every engine anew, warm it up, and time them all by turns."""
-    most_s, last = max(MOST_WARM_UP_S, config.seconds), launch == config.launches - 1
+    last = launch == config.launches - 1
     with _open(cell, subjects, config, images, found) as workers:
         calls = {}
         for key, worker in workers.items():
             with found.failing(key):
-                warm = worker.warm_up(most_s)
+                warm = worker.warm_up(WARM_UP * config.seconds / config.launches)
                 found.warm_ups.setdefault(key, []).append(warm)
                 calls[key] = measure.burst_calls(warm.median_ms)
         warmed = {key: workers[key] for key in calls}

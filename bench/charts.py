@@ -51,6 +51,9 @@ def accuracy_chart(points: Sequence[Record], cost: str, title: str, domain: Sequ
     if cost == "p50" and any(point["low"] is not None for point in points):
         ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "stroke": who}
         layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends})
+    if any(point["top1_low"] is not None for point in points):
+        ends = {"x": x, "y": {**y, "field": "top1_low"}, "y2": {"field": "top1_high"}, "stroke": who}
+        layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
     if by == "run":
         words = {"x": x, "y": y, "text": {"field": "number"}}
         layers.append({"mark": {"type": "text", "dy": -13, "fontSize": 11}, "encoding": words})
@@ -200,7 +203,13 @@ def bar_chart(bars: Sequence[Record], domain: Sequence[str], by: str, title: str
     ]
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "labelLimit": 160}}
     most = max((bar["value"] or 0 for bar in bars), default=0)
-    x = {"field": "value", "type": "quantitative", "title": title, "scale": {"domainMax": 1.15 * most or 1}}
+    x = {
+        "field": "value",
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domainMax": 1.15 * most or 1},
+        "axis": {"format": "~s"},
+    }
     tips = [_tip("name", "network"), _tip("text", title)]
     color = {**_who("by", domain, []), "legend": None}
     layers: list[Spec] = [

@@ -1,6 +1,7 @@
 "use strict";
 
-// Okabe and Ito's colours, darker on white and lighter on black, so that each stands out by 3:1; shapes tell them apart too.
+// Okabe and Ito's colours, darker on white and lighter on black so that each stands out by 3:1; shapes and dashes tell
+// them apart too. The first is the baseline's.
 const LIGHT = {
   page: "#ffffff", ink: "#1d2126", quiet: "#5c6670", line: "#e3e6e9",
   colours: ["#4a4f55", "#0072b2", "#d55e00", "#00895f", "#b4548f", "#a87400", "#2f8fca", "#7a6a00", "#8a2be2"],
@@ -18,6 +19,7 @@ const narrow = window.matchMedia("(max-width: 40rem)");
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const views = new Map();
+let queue = Promise.resolve(); // one drawing after another
 
 function theme(colours, columns) {
   return {
@@ -106,22 +108,27 @@ function sortBy(header) {
   body.append(...keyed.map(([, row]) => row));
 }
 
+function later(work) {
+  queue = queue.then(work);
+}
+
 for (const figure of figures) {
   for (const button of figure.querySelectorAll("[data-save]")) {
     button.addEventListener("click", () => save(figure, button.dataset.save));
   }
-  figure.querySelector("select")?.addEventListener("change", async () => {
-    await draw(figure);
-    await drawPrint(figure);
+  figure.querySelector("select")?.addEventListener("change", () => {
+    later(() => draw(figure));
+    later(() => drawPrint(figure));
   });
 }
 for (const button of document.querySelectorAll("table.sortable th button")) {
   button.addEventListener("click", () => sortBy(button.closest("th")));
 }
-dark.addEventListener("change", drawAll);
-narrow.addEventListener("change", drawAll);
+dark.addEventListener("change", () => later(drawAll));
+narrow.addEventListener("change", () => later(drawAll));
 
-drawAll().then(async () => {
-  for (const figure of figures) await drawPrint(figure);
+later(drawAll);
+for (const figure of figures) later(() => drawPrint(figure));
+later(() => {
   document.documentElement.dataset.ready = "yes";
 });

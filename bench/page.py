@@ -59,10 +59,8 @@ def script_json(record: Any) -> str:
 
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script."""
-    try:
-        import vl_convert
-    except ModuleNotFoundError:
-        raise InputError("the charts need vl-convert-python; install it with 'pip install vl-convert-python'") from None
+    import vl_convert
+
     return str(vl_convert.javascript_bundle(BUNDLE)).replace("</script", "<\\/script")
 
 
@@ -96,7 +94,7 @@ def section_html(section: Section) -> str:
 def figure_html(figure: Figure) -> str:
     """Where the script draws a chart, with its drop-down and its two buttons."""
     options = "".join(f'<option value="{i}">{escape(label)}</option>' for i, label in enumerate(figure.choices))
-    select = f"<label>measured with <select>{options}</select></label>" if len(figure.choices) > 1 else ""
+    select = f"<label>showing <select>{options}</select></label>" if len(figure.choices) > 1 else ""
     if len(figure.choices) == 1 and (only := next(iter(figure.choices))):
         select = f"<span>{escape(only)}</span>"
     title = figure.title

@@ -120,7 +120,7 @@ def where_lost(baseline: Record, peer: Record, speedup_median: float | None, mac
     if not speedup_median or not mac_ratio or speedup_median >= PAID_OUT * mac_ratio:
         return None
     said = (
-        f"{peer['name']} is {speedup_median:.2f} times as fast where its MACs are {mac_ratio:.2f} times fewer "
+        f"{speedup_median:.2f} times as fast where its MACs are {mac_ratio:.2f} times fewer "
         f"({speedup_median / mac_ratio:.2f} paid out)"
     )
     if joined_by(baseline, peer) is None:

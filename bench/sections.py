@@ -60,6 +60,11 @@ def accuracy_section(reports: Sequence[Report]) -> Section:
         for report in reports
         if report.bench is None
     ]
+    words += [
+        f"The bench of {report.name} left top-1 unmeasured; 'wmlc bench --run {report.root}' measures it."
+        for report in reports
+        if report.rows and all(row.get("top1") is None for row in report.rows)
+    ]
     machines = {(e.get("cpu"), e.get("gpu")) for report in reports if (e := (report.bench or {}).get("environment"))}
     if len(machines) > 1:
         words.append("These runs were benched on different machines, so their latencies do not compare.")
@@ -67,7 +72,11 @@ def accuracy_section(reports: Sequence[Report]) -> Section:
     hollow = " Full points are fp32, pale ones fp16, hollow ones int8." if len(precisions) > 1 else ""
     front = "The dotted line is the Pareto front: no network above and left of it."
     numbers = " b is a run's baseline, 1 its smallest peer." if len(reports) > 1 else ""
-    bars = "Bars span the 95 % interval of p50." if _has_intervals(reports) else "This bench has no intervals of p50."
+    bars = (
+        "Bars span the 95 % intervals: of p50, and of top-1 by the number of test images."
+        if _has_intervals(reports)
+        else "This bench has no intervals of p50."
+    )
     size = series.size_points(reports)
     figures = [
         Figure("accuracy-over-latency", "Accuracy over latency", timed, f"{front} {bars}{hollow}{numbers}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from wmlc.accuracy import top1_interval
 from wmlc.bench.profile import compare
 from wmlc.bench.summary import UNKNOWN, Cell, Report, cell_of, cell_words, network_of, short
 from wmlc.bench.terminal import digits, scaled
@@ -20,6 +21,9 @@ def point_of(report: Report, row: Record) -> dict[str, Any]:
     speedup, drop, pruned = row.get("speedup"), row.get("top1_drop"), row.get("achieved_ratio")
     p50, low, high = times.get("p50"), interval.get("low"), interval.get("high")
     ends = "" if low is None else f" [{low:.3g}, {high:.3g}]"
+    images = report.test_images
+    bounds = top1_interval(row["top1"], images) if images else (None, None)
+    top1_ends = f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if images else ""
     return {
         "run": report.name,
         "network": network_of(row),
@@ -32,7 +36,9 @@ def point_of(report: Report, row: Record) -> dict[str, Any]:
         "low": low,
         "high": high,
         "top1": row.get("top1"),
-        "top1_text": f"{row['top1']:.2f} %" + ("" if drop is None else f" (drop {drop:.2f})"),
+        "top1_low": bounds[0],
+        "top1_high": bounds[1],
+        "top1_text": f"{row['top1']:.2f} %{top1_ends}" + ("" if drop is None else f" (drop {drop:.2f})"),
         "p50_text": "not measured" if p50 is None else f"{p50:.3g} ms{ends}",
         "speedup_text": interval_text(speedup) if speedup else "not measured",
         "params_text": short(row.get("params")),
@@ -62,11 +68,12 @@ def latency_points(reports: Iterable[Report], cell: Cell) -> list[dict[str, Any]
 
 
 def size_points(reports: Iterable[Report]) -> list[dict[str, Any]]:
-    """Every network with a top-1 once, in its first cell; without a bench, as the training left it."""
+    """Every network with a top-1 once, in its first cell; where no bench measured it, as the training left it."""
     found = []
     for report in reports:
         rows: dict[str, Record] = {}
-        for row in report.rows or family_rows(report):
+        benched = [row for row in report.rows if row.get("top1") is not None]
+        for row in benched or family_rows(report):
             if row.get("top1") is not None and row.get("params") and row.get("macs"):
                 rows.setdefault(str(row["name"]), row)
         found += [point_of(report, row) for row in rows.values()]

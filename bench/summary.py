@@ -43,6 +43,12 @@ class Report:
         ]
 
     @property
+    def test_images(self) -> int | None:
+        """How many images its top-1 was measured on."""
+        benched = ((self.bench or {}).get("data") or {}).get("test_images")
+        return benched or (self.family.get("data") or {}).get("test")
+
+    @property
     def networks(self) -> list[str]:
         """The networks that a colour stands for, in one order on the whole page."""
         own = ["baseline", *(peer_name(peer["peer"]) for peer in self.family["peers"]), "ensemble"]

@@ -302,7 +302,7 @@ PEER = record(
 def test_the_stage_where_it_was_lost_is_named() -> None:
     """Lost: 0.1 in stage2, 0.9 in stage3, 0.27 - 0.3 x 0.6 = 0.09 without MACs, nothing by cutting unevenly."""
     assert where_lost(BASE, PEER, 3.3 / 3.07, 300 / 180) == (
-        "peer1 is 1.07 times as fast where its MACs are 1.67 times fewer (0.64 paid out); lost: 83 % in stage3, 9 % in "
+        "1.07 times as fast where its MACs are 1.67 times fewer (0.64 paid out); lost: 83 % in stage3, 9 % in "
         "stage2, 8 % in operators without MACs (Add); no faster: stage3.0.conv1"
     )
 
@@ -319,7 +319,7 @@ def test_cutting_where_it_costs_little_is_a_loss_too() -> None:
     base = record("baseline", ("a.conv", "Conv", 100, 9.0), ("b.conv", "Conv", 100, 1.0))
     peer = record("peer1", ("a.conv", "Conv", 100, 9.0), ("b.conv", "Conv", 10, 0.1))
     assert where_lost(base, peer, 10 / 9.1, 200 / 110) == (
-        "peer1 is 1.10 times as fast where its MACs are 1.82 times fewer (0.60 paid out); lost: 100 % by cutting where a "
+        "1.10 times as fast where its MACs are 1.82 times fewer (0.60 paid out); lost: 100 % by cutting where a "
         "MAC takes less time than elsewhere"
     )
 
