@@ -72,6 +72,7 @@ class Found:
     scenarios: dict[Key, dict[str, Any]] = field(default_factory=dict)
     unprofiled: dict[Key, str] = field(default_factory=dict)  # why there is no time a layer
     failures: dict[Key, str] = field(default_factory=dict)
+    refuses: bool = True  # a file at fault ends the bench; False: it costs the cell, as others were measured before
 
     @contextmanager
     def failing(self, key: Key) -> Iterator[None]:
@@ -80,6 +81,10 @@ class Found:
             yield
         except EngineFailed as error:
             self.failures[key] = str(error)
+        except InputError as error:
+            if self.refuses:
+                raise
+            self.failures[key] = str(error)
 
     def live(self, things: Mapping[Key, Value]) -> dict[Key, Value]:
         """Those of `things` that did not fail."""
@@ -87,10 +92,10 @@ class Found:
 
 
 def measure_cell(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, *, with_top1: bool
+    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, *, with_top1: bool, refuses: bool
 ) -> Found:
-    """Everything that is measured in a cell; `InputError` where a file is at fault."""
-    found = Found()
+    """Everything that is measured in a cell; `InputError` where a file is at fault, if it `refuses` such."""
+    found = Found(refuses=refuses)
     for subject in subjects:
         if subject.batch not in (None, cell.batch):
             found.failures[subject.key] = f"the file takes batches of {subject.batch} only"

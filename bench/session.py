@@ -86,7 +86,7 @@ def _bench(
         top1: dict[Key, float] = {}
         for cell in _cells(engine, devices[engine], config):
             wanted = config.accuracy and len(top1) < len(subjects[engine])
-            found = measure_cell(cell, subjects[engine], config, images, with_top1=wanted)
+            found = measure_cell(cell, subjects[engine], config, images, with_top1=wanted, refuses=not rows)
             top1 = {**found.top1, **top1}
             found_rows = make_rows(cell, subjects[engine], found, top1, config)
             notes += indistinct_notes(cell, subjects[engine], found, config.seed)

@@ -24,7 +24,8 @@ import numpy as np
 
 from wmlc.bench import measure
 from wmlc.bench.engines import Engine, one_line
-from wmlc.bench.scenarios import Load, run_load
+from wmlc.bench.loadgen import LONGEST_TEST, run_load
+from wmlc.bench.scenarios import Load
 from wmlc.errors import EngineFailed, InputError
 
 TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
@@ -106,7 +107,7 @@ class Worker:
 
     def ready(self) -> Opened:
         """Wait until the engine is loaded, once."""
-        return self._receive()
+        return self._receive(self._timeout_s)
 
     def first(self, pixels_NHWC: np.ndarray) -> float:
         """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
@@ -130,7 +131,7 @@ class Worker:
 
     def load(self, load: Load) -> dict[str, Any]:
         """The result of one of LoadGen's tests on the images given to `first`."""
-        return self._ask("load", load)
+        return self._ask("load", load, timeout_s=max(self._timeout_s, LONGEST_TEST * load.seconds))
 
     def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
         """(node, operator, median milliseconds) of each node on those images; None if the engine cannot tell."""
@@ -140,15 +141,15 @@ class Worker:
         """uint8 [N, H, W, C] -> float32 logits [N, C], in one call, or in calls of the seat's `batch`."""
         return self._ask("logits", pixels_NHWC)
 
-    def _ask(self, *command: Any) -> Any:
+    def _ask(self, *command: Any, timeout_s: float | None = None) -> Any:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` tells why
             self._pipe.send(command)
-        return self._receive()
+        return self._receive(timeout_s or self._timeout_s)
 
-    def _receive(self) -> Any:
-        if not wait([self._pipe, self._process.sentinel], self._timeout_s):
+    def _receive(self, timeout_s: float) -> Any:
+        if not wait([self._pipe, self._process.sentinel], timeout_s):
             self._process.kill()
-            raise EngineFailed(f"its engine gave no answer in {self._timeout_s:g} s and was ended")
+            raise EngineFailed(f"its engine gave no answer in {timeout_s:g} s and was ended")
         try:
             answer = self._pipe.recv() if self._pipe.poll() else None
         except (EOFError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""What bench/scenarios.py promises: LoadGen's tests of an engine, and the search for the highest rate."""
+"""What bench/scenarios.py and bench/loadgen.py promise: LoadGen's tests of an engine, and the search for the highest rate."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from wmlc.bench import scenarios
+import wmlc.bench.loadgen
+from wmlc.bench.loadgen import _Samples, _System, plan_test, run_load
 from wmlc.bench.ort_engine import OrtEngine
 from wmlc.bench.scenarios import (
     MOST_TRIALS,
     NEARNESS,
     SCENARIOS,
     Load,
-    _Samples,
-    _System,
     highest_rate,
     measure_scenario,
-    plan_test,
     require_loadgen,
-    run_load,
 )
 from wmlc.errors import InputError
 
@@ -46,7 +43,7 @@ def loadgen() -> Any:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch) -> None:
     """No test here is cut short because the machine stood still for a moment."""
-    monkeypatch.setattr(scenarios, "GIVE_UP", 1000)
+    monkeypatch.setattr(wmlc.bench.loadgen, "GIVE_UP", 1000)
 
 
 @pytest.fixture
@@ -341,7 +338,7 @@ def test_a_hopeless_test_is_cut_short(answered, scenario, monkeypatch):
                 threading.Event().wait(0.02)  # 50 of them take 1 s, and the test at most 0.15 s
             return super().infer(images_NCHW)
 
-    monkeypatch.setattr(scenarios, "GIVE_UP", 3)
+    monkeypatch.setattr(wmlc.bench.loadgen, "GIVE_UP", 3)
     result = run_quickly(Slow(), scenario, batch=1, rate_per_s=1000.0, seconds=0.05)
     assert not result["valid"]
     assert result["n"] == len(answered) == len(set(answered)) >= 20

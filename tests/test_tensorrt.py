@@ -79,8 +79,9 @@ RUNTIME_API: dict[str, set[str]] = {
         "get_tensor_profile_shape", "num_io_tensors",
     },
     "IExecutionContext": {
-        "execute_async_v3", "get_tensor_shape", "infer_shapes", "set_input_shape", "set_tensor_address",
+        "execute_async_v3", "get_tensor_shape", "infer_shapes", "profiler", "set_input_shape", "set_tensor_address",
     },
+    "IProfiler": {"__init__"},
     "DataType": {"FLOAT", "UINT8"},
     "TensorIOMode": {"INPUT", "OUTPUT"},
     "LayerInformationFormat": {"JSON"},
