@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from wmlc.bench.machine import pinned_cpus
 from wmlc.bench.profile import merge, profile_record
 from wmlc.bench.scenarios import measure_scenario
 from wmlc.bench.subjects import Key, Subject
-from wmlc.bench.worker import Memory, Opened, Seat, Worker
+from wmlc.bench.worker import Memory, Opened, Seat, Worker, in_calls
 from wmlc.console import progress
 from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, InputError
@@ -70,7 +70,7 @@ class Found:
     bursts: dict[Key, list[list[np.ndarray]]] = field(default_factory=dict)  # milliseconds [L][R][calls]
     compute: dict[Key, np.ndarray] = field(default_factory=dict)  # milliseconds [calls], no transfers
     scenarios: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    unprofiled: dict[Key, str] = field(default_factory=dict)  # why there is no time a layer
+    lacking: dict[Key, list[str]] = field(default_factory=dict)  # what else could not be measured, and why
     failures: dict[Key, str] = field(default_factory=dict)
     refuses: bool = True  # a file at fault ends the bench; False: it costs the cell, as others were measured before
 
@@ -92,14 +92,17 @@ class Found:
 
 
 def measure_cell(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, *, with_top1: bool, refuses: bool
+    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, *, top1_of: Set[Key], refuses: bool
 ) -> Found:
-    """Everything that is measured in a cell; `InputError` where a file is at fault, if it `refuses` such."""
+    """Everything that is measured in a cell; `InputError` where a file is at fault, if it `refuses` such.
+
+    Args: the networks whose top-1 shall be measured too.
+    """
     found = Found(refuses=refuses)
     for subject in subjects:
         if subject.batch not in (None, cell.batch):
             found.failures[subject.key] = f"the file takes batches of {subject.batch} only"
-    _ask(cell, subjects, config, images, found, with_top1)
+    _ask(cell, subjects, config, images, found, top1_of)
     with progress(f"timing {cell}", config.launches, "launches") as advance:
         for launch in range(config.launches):
             _launch(cell, subjects, config, images, found, launch)
@@ -117,19 +120,17 @@ def profile_cell(
     records: dict[Key, list[dict[str, Any]]] = {}
     p50_ms = {key: float(np.median(np.concatenate(bursts))) for key, bursts in _calls(found).items()}
     by_key = {subject.key: subject for subject in subjects if subject.key in p50_ms}
-    cannot: dict[Key, str] = {}
+    again = Found(failures=dict(found.failures), refuses=False)
     with (
-        _open(cell, list(by_key.values()), config, images, Found(failures=dict(found.failures))) as workers,
+        _open(cell, list(by_key.values()), config, images, again) as workers,
         progress(f"profiling {cell}", PROFILE_ROUNDS, "rounds") as advance,
     ):
         for _ in range(PROFILE_ROUNDS):
             for key, worker in workers.items():
-                calls = min(50, max(5, round(PROFILE_MS / p50_ms[key])))
-                try:
-                    nodes = worker.profile(calls) if key not in cannot else None
-                except (EngineFailed, InputError) as error:
-                    cannot[key] = str(error)
-                    continue
+                nodes = None
+                if key not in again.failures:
+                    with again.failing(key):
+                        nodes = worker.profile(min(50, max(5, round(PROFILE_MS / p50_ms[key]))))
                 if nodes is not None:
                     subject = by_key[key]
                     records.setdefault(key, []).append(
@@ -140,8 +141,9 @@ def profile_cell(
                         )
                     )  # fmt: skip
             advance(1)
-    found.unprofiled |= cannot
-    return {key: merge(each) for key, each in records.items() if key not in cannot}
+    for key in again.failures.keys() - found.failures.keys():
+        found.lacking.setdefault(key, []).append(f"time a layer not measured: {again.failures[key]}")
+    return {key: merge(each) for key, each in records.items() if key not in again.failures}
 
 
 def _calls(found: Found) -> dict[Key, list[np.ndarray]]:
@@ -185,7 +187,7 @@ def _seat(subject: Subject, cell: Cell, config: BenchConfig) -> Seat:
 
 
 def _ask(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found, with_top1: bool
+    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found, top1_of: Set[Key]
 ) -> None:
     """Whether each engine agrees with its reference; then its accuracy, and what it does in the scenarios."""
     with _open(cell, subjects, config, images, found) as workers:
@@ -193,10 +195,11 @@ def _ask(
         for key, worker in workers.items():
             with found.failing(key):
                 _check_agreement(by_key[key], worker, images, found)
-        if with_top1 and images.data is not None:
+        asked = {key: worker for key, worker in found.live(workers).items() if key in top1_of}
+        if asked and images.data is not None:
             _, height, width = subjects[0].input_shape
             batches = images.data.test_pixels(images_a_call(height, width))
-            found.top1, failures = top1_percent(found.live(workers), batches, images.data.test_count())
+            found.top1, failures = top1_percent(asked, batches, images.data.test_count())
             found.failures |= failures
         if config.scenarios:
             _ask_scenarios(cell, found.live(workers), config, found)
@@ -208,12 +211,15 @@ def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], config: BenchConfi
         for key, worker in workers.items():
             with found.failing(key):
                 p50_ms = worker.warm_up(config.seconds).median_ms / cell.batch
-                for scenario in config.scenarios:
+            for scenario in config.scenarios if key not in found.failures else ():
+                try:
                     found.scenarios.setdefault(key, {})[scenario] = measure_scenario(
                         worker, scenario, batch=cell.batch, seconds=config.seconds, seed=config.seed, p50_ms=p50_ms,
                         latency_bound_ms=config.latency_bound_ms or math.inf, cpus=pinned_cpus(cell.threads),
                     )  # fmt: skip
-                    advance(1)
+                except (EngineFailed, InputError) as error:
+                    found.lacking.setdefault(key, []).append(f"scenario {scenario} not measured: {error}")
+                advance(1)
 
 
 def _check_agreement(subject: Subject, worker: Worker, images: Images, found: Found) -> None:
@@ -246,11 +252,8 @@ def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, s
             images_NCHW = normalise(torch.from_numpy(pixels_NHWC), spec.mean, spec.std)
             return load_network(subject.directory)(images_NCHW).numpy(), "torch"
     session, images = open_as_written(subject.onnx_file), subject.feed.images(pixels_NHWC)
-    size = subject.batch or len(images)
-    calls = [images[i : i + size] for i in range(0, len(images) - len(images) % size, size)]
     name = session.get_inputs()[0].name
-    logits = np.concatenate([session.run(None, {name: call})[0] for call in calls])
-    return np.asarray(logits, dtype=np.float32), "ONNX Runtime"
+    return in_calls(lambda call: session.run(None, {name: call})[0], images, subject.batch), "ONNX Runtime"
 
 
 def _launch(

@@ -141,6 +141,7 @@ def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], wh
         {"calculate": f"datum.side === 'peer_ms' ? {json.dumps(name)} : 'baseline'", "as": "name"},
     ]
     order = [layer["layer"] for layer in layers]
+    alike = f"datum.side === 'peer_ms' && datum.who === 'baseline' && {json.dumps(who == 'baseline')}"  # in int8, say
     y = {
         "field": "layer",
         "type": "nominal",
@@ -159,7 +160,8 @@ def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], wh
         "mark": "bar",
         "encoding": {
             "y": y,
-            "yOffset": {"field": "who", "type": "nominal", "sort": ["baseline", who]},
+            "yOffset": {"field": "side", "type": "nominal", "sort": ["baseline_ms", "peer_ms"]},
+            "fillOpacity": {"condition": {"test": alike, "value": 0.45}, "value": 1},
             "x": {"field": "ms", "type": "quantitative", "title": "ms an inference"},
             "color": _who("who", domain, ["baseline", who]),
             "tooltip": tips,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def choose(rows: Sequence[Row], bounds: Bounds, **wanted: Any) -> Row:
     if not fitting:
         nearest = min(peers, key=lambda row: max(share for share, _ in bounds.misses(row)))
         words = " and ".join(words for _, words in bounds.misses(nearest))
-        raise GateError(f"none of {len(peers)} peers fits; the nearest, {nearest['name']}, {words}")
+        raise GateError(f"none of {len(peers)} networks fits; the nearest, {nearest['name']}, {words}")
     top1_alone = bounds.min_top1 is not None and bounds == Bounds(min_top1=bounds.min_top1)
     return min(fitting, key=_by_speed if top1_alone else _by_accuracy)
 
@@ -128,25 +129,44 @@ def _by_speed(row: Row) -> tuple[float, float]:
     return row["latency_ms"]["p99"], -(row["top1"] or 0.0)
 
 
-def print_choice(run: Run, bench: Path, bounds: Bounds, *, as_json: bool, **wanted: Any) -> None:
-    """Name the peer to ship, what it gives, and how to ship it; see `choose`."""
-    record = read_json(bench, "bench", f"run 'wmlc bench --run {run.root}' first")
+def print_choice(run: Run | None, bench: Path, bounds: Bounds, *, as_json: bool, **wanted: Any) -> None:
+    """Name the peer to ship, what it gives, and how to ship it, where the bench is that of a `run`; see `choose`."""
+    again = f"run 'wmlc bench{f' --run {run.root}' if run else ''}'"
+    record = read_json(bench, "bench", f"{again} first")
     rows = record.get("rows")
     if not (isinstance(rows, list) and rows and all(row.keys() >= NEEDED for row in rows)):
-        raise InputError(f"{bench} is damaged, or of an older wmlc; run 'wmlc bench --run {run.root}' again")
+        raise InputError(f"{bench} is damaged, or of an older wmlc; {again} again")
     row = choose(rows, bounds, **wanted)
-    command = f"wmlc ship --run {run.root} --peer {row['peer']} --engine {row['engine']} --precision {row['precision']}"
-    can_ship = row["engine"] in SHIPPED
+    command = ship_command(run, record, row) if run and bench == run.bench else None
+    unknown = "top-1 was not measured, so this is the fastest" if row["top1"] is None else None
     if as_json:
-        say(json.dumps({**row, "command": command if can_ship else None}, indent=2))
+        say(json.dumps({**row, "command": command, "note": unknown}, indent=2))
         return
     say(f"{row['name']}: {described(row)}")
-    say(f"measured with {row['engine']} on {row['threads']} thread(s), batch {row['batch']}, by {bench}")
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    say(f"measured with {row['engine']}, {threads}, batch {row['batch']}, in {bench}")
+    if unknown:
+        say(unknown)
     baseline = next((r for r in narrow(rows, **{**wanted, "precision": None}) if r["peer"] == BASELINE), None)
     if baseline and baseline["latency_ms"] and not bounds.misses(baseline):
         say(f"the unpruned baseline fits too: {described(baseline)}")
-    if can_ship:
+    if command:
         say(f"ship it: {command}")
+
+
+def ship_command(run: Run, record: Mapping[str, Any], row: Row) -> str | None:
+    """The command that ships this very row; None where `wmlc ship` would take another one, or none.
+
+    It goes by the first row of a peer, engine and precision at the smallest batch size.
+    """
+    key = ("peer", "engine", "precision")
+    same = [other for other in record["rows"] if all(other[name] == row[name] for name in key)]
+    if row["engine"] not in SHIPPED or row is not min(same, key=lambda other: other["batch"]):
+        return None
+    words = ["wmlc", "ship", "--run", str(run.root), "--peer", str(row["peer"]), "--engine", row["engine"]]
+    words += ["--precision", row["precision"]]
+    target = (record.get("settings") or {}).get("target")
+    return shlex.join(words + (["--target", target] if target and row["precision"] == "int8" else []))
 
 
 def described(row: Row) -> str:

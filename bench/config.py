@@ -57,6 +57,8 @@ class BenchConfig:
             raise InputError(f"seed must be at least 0, got {self.seed}")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
+        if self.max_drop is not None and not self.accuracy:
+            raise InputError("max_drop needs the accuracy; leave --no-accuracy out")
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
             raise InputError(
                 "the scenario server and --latency-bound go together: the highest rate whose 99th percentile stays "

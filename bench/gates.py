@@ -15,8 +15,9 @@ def missed_gates(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> list
     for row in rows:
         if row["peer"] == BASELINE:
             continue
-        if config.max_drop is not None and (row["name"], row["engine"]) not in dropped:
-            dropped.add((row["name"], row["engine"]))  # top-1 is the same at every batch size
+        network = row["peer"], row["precision"], row["engine"]
+        if config.max_drop is not None and network not in dropped:
+            dropped.add(network)  # top-1 is the same at every batch size
             missed += _missed_drop(row, config)
         if config.min_speedup is not None and row["achieved_ratio"] != 0:  # an unpruned peer is as fast as it was
             missed += _missed_speedup(row, config)

@@ -4,7 +4,7 @@ A process keeps for its life what it was dealt when it started (where its memory
 that moves its times by a percent or two, more than the rounds of one process tell. So networks are launched
 several times anew, and an interval is drawn from launches.
 
-L launches, R rounds of one launch, S resamples
+L launches, R rounds of one launch, K blocks, S resamples
 """
 
 from __future__ import annotations
@@ -57,29 +57,35 @@ def paired_ratio(above_LR: Sequence[np.ndarray], below_LR: Sequence[np.ndarray],
 
 
 def median_interval(values_LR: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """The 95 % interval of the median of all values [L][R], by a bootstrap of whole launches.
+    """The 95 % interval of the median of all values [L][R]: t times its bootstrap standard error on either side.
 
-    Rounds of one launch are not independent of each other, so only launches are drawn; of a single one its rounds are.
-    A percentile interval is too narrow for few draws, so its percentiles are moved outwards as Hesterberg has it, to
-    Φ(-√(L / (L - 1)) t) with Student's t for L - 1 degrees of freedom ("What Teachers Should Know About the
-    Bootstrap", 2015, section 4.1.4).
+    Rounds of one launch are not independent of each other, and launches next to each other share the machine's mood; so
+    from six launches on blocks of two are drawn (a block bootstrap), of fewer whole launches, of a single one its
+    rounds. Student's t has as many degrees of freedom as there are blocks, less one.
     """
-    groups_LR = [np.array([value]) for value in values_LR[0]] if len(values_LR) == 1 else values_LR
-    draw, count, rounds = np.random.default_rng(seed), len(groups_LR), max(map(len, groups_LR))
-    padded_LR = np.full((count, rounds), np.nan)
-    for padded_R, values_R in zip(padded_LR, groups_LR, strict=True):
+    blocks = _blocks(values_LR)
+    draw, count, rounds = np.random.default_rng(seed), len(blocks), max(map(len, blocks))
+    padded_KR = np.full((count, rounds), np.nan)
+    for padded_R, values_R in zip(padded_KR, blocks, strict=True):
         padded_R[: len(values_R)] = values_R
-    drawn_S = padded_LR[draw.integers(count, size=(RESAMPLES, count))].reshape(RESAMPLES, -1)
-    medians_S = (np.nanmedian if np.isnan(padded_LR).any() else np.median)(drawn_S, axis=1)
-    low, high = np.percentile(medians_S, [100 * _tail(count), 100 * (1 - _tail(count))])
-    return float(low), float(high)
+    drawn_S = padded_KR[draw.integers(count, size=(RESAMPLES, count))].reshape(RESAMPLES, -1)
+    medians_S = (np.nanmedian if np.isnan(padded_KR).any() else np.median)(drawn_S, axis=1)
+    middle = float(np.median(np.concatenate(blocks)))
+    if count == 1:
+        return middle, middle
+    half = _student_t(count - 1) * float(medians_S.std()) * math.sqrt(count / (count - 1))
+    return middle - half, middle + half
 
 
-def _tail(count: int) -> float:
-    """The share of resamples to leave out on either side, for a median of `count` independent draws."""
-    if count < 2:
-        return (1 - COVERED) / 2
-    return NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student_t(count - 1))
+def _blocks(values_LR: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What is drawn as a whole, see `median_interval`."""
+    launches = len(values_LR)
+    if launches == 1:
+        return [np.array([value]) for value in values_LR[0]]
+    size = 2 if launches >= 6 else 1
+    starts = list(range(0, launches - launches % size, size))
+    ends = [*starts[1:], launches]
+    return [np.concatenate(values_LR[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def _student_t(freedom: int) -> float:

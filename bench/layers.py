@@ -13,7 +13,7 @@ from wmlc.errors import InputError
 
 WEIGHT_AT = {  # operator → which of its inputs is the weight
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3,
-    "QLinearMatMul": 3,
+    "QLinearMatMul": 3, "FusedConv": 1, "FusedGemm": 1, "FusedMatMul": 1,
 }  # fmt: skip
 BIAS_AT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
 SCALED = ("QuantizeLinear", "DequantizeLinear")  # their inputs after the first are scales and zero points

@@ -21,8 +21,17 @@ def allowed_cpus() -> list[int]:
 
 
 def pinned_cpus(threads: int) -> list[int] | None:
-    """The CPUs that engines are pinned to, one a thread; None where the system cannot pin."""
-    return allowed_cpus()[:threads] if hasattr(os, "sched_setaffinity") else None
+    """The CPUs that engines are pinned to, one a thread, on cores of their own first; None where none can be."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    cpus, cores, seconds = allowed_cpus(), set[str](), list[int]()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        core = siblings.read_text(encoding="utf-8").strip() if siblings.exists() else str(cpu)
+        if core in cores:
+            seconds.append(cpu)
+        cores.add(core)
+    return [*(cpu for cpu in cpus if cpu not in seconds), *seconds][:threads]
 
 
 def choose_torch_device(device: str) -> str:

@@ -94,7 +94,6 @@ def interleave(
     calls: Mapping[Key, int],
     seconds: float,
     seed: int,
-    on_round: Callable[[], None] = lambda: None,
     least_calls: int = MIN_CALLS,
 ) -> tuple[dict[Key, list[np.ndarray]], dict[Key, str]]:
     """Time all engines by turns: in a round each runs one burst, in an order drawn anew.
@@ -117,7 +116,6 @@ def interleave(
                 failures[key] = str(error)
         live = [key for key in live if key not in failures]
         rounds += 1
-        on_round()
     return {key: bursts[key] for key in live}, failures
 
 

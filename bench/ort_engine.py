@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wmlc.bench.engines import ONNX, one_line
+from wmlc.bench.layers import file_precision
 from wmlc.bench.machine import choose_torch_device
 from wmlc.errors import InputError
 from wmlc.plan import require_gpu
 
-SETTINGS = {  # of a provider; TF32 is not fp32: the file says what precision it is in
-    "CPUExecutionProvider": {},
-    "CUDAExecutionProvider": {"use_tf32": "0"},
-    "TensorrtExecutionProvider": {},
-}
 CALLS_BEFORE = 10  # a profile, whose first calls are slow
 KERNEL = "_kernel_time"  # how the name of a node's event ends
 
@@ -39,7 +36,7 @@ class OrtEngine:
     def choose_device(device: str) -> str:
         return choose_torch_device(device)
 
-    on_gpu = "CUDAExecutionProvider"
+    on_gpu: ClassVar[str] = "CUDAExecutionProvider"
 
     def __init__(self, path: Path, threads: int, device: str) -> None:
         import onnxruntime as ort
@@ -102,6 +99,10 @@ class OrtEngine:
         self._binding = self._bound = None
         del self._session
 
+    def _settings(self, provider: str) -> dict[str, str]:
+        """TF32 is not fp32: the file says what precision it is in."""
+        return {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
+
     def _open(self, provider: str, profile_to: Path | None = None) -> Any:
         """A session; with `profile_to` one that writes its node times to files whose names begin so."""
         options = self._ort.SessionOptions()
@@ -112,7 +113,9 @@ class OrtEngine:
         if profile_to is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
         try:
-            return self._ort.InferenceSession(str(self._path), options, providers=[(provider, SETTINGS[provider])])
+            return self._ort.InferenceSession(
+                str(self._path), options, providers=[(provider, self._settings(provider))]
+            )
         except Exception as error:  # onnxruntime's errors have no common class of their own
             raise InputError(
                 f"{self._path} is not an ONNX file that onnxruntime can load ({one_line(error)}); extract it again"
@@ -142,7 +145,7 @@ class OrtTensorRtEngine(OrtEngine):
     """The same through the TensorRT provider, which builds its engine for a shape at the first inference of it."""
 
     any_batch: ClassVar[bool] = False
-    on_gpu = "TensorrtExecutionProvider"
+    on_gpu: ClassVar[str] = "TensorrtExecutionProvider"
 
     @staticmethod
     def choose_device(device: str) -> str:
@@ -150,6 +153,12 @@ class OrtTensorRtEngine(OrtEngine):
         if device == "cpu":
             raise InputError("--engine ort-trt runs on a GPU; leave --device out, or use --engine ort")
         return "cuda"
+
+    def _settings(self, provider: str) -> dict[str, str]:
+        """The file's precision and no other: this provider has to be told of fp16 and int8, and the driver of TF32."""
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+        precision = file_precision(self._path)
+        return {f"trt_{precision}_enable": "1"} if precision != "fp32" else {}
 
     def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
         raise InputError(

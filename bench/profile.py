@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from wmlc.bench.layers import OTHER, attribute, read_layers
+from wmlc.console import UNKNOWN, scaled
 
 PAID_OUT = 0.8  # of the MAC ratio, as speed-up; below it, `where_lost` speaks
 NO_FASTER = 0.95  # of the baseline's time, that a layer with fewer MACs has to get under
@@ -19,7 +20,6 @@ LEAST_SHARE = 0.05  # of what was lost, to be named
 MOST_PLACES, MOST_LAYERS = 3, 5  # named in one line
 LONGEST_NAME = 24
 HEADER = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
-UNKNOWN = "-"
 
 Record = Mapping[str, Any]  # one network's profile, as `profile_record` makes it
 
@@ -207,9 +207,9 @@ def profile_table(baseline: Record, peer: Record) -> tuple[tuple[str, ...], list
     rows = compare(baseline, peer)
     return HEADER, [
         (
-            _short(row["layer"].removeprefix(OTHER)),
+            short_name(row["layer"].removeprefix(OTHER)),
             _pair(row["channels"], lambda channels: ",".join(map(str, channels))),
-            _pair([macs or None for macs in row["macs"]], _scaled),
+            _pair([macs or None for macs in row["macs"]], scaled),
             _pair(row["intensity"], lambda value: f"{value:#.3g}".rstrip(".")),
             _pair(row["ms"], _milliseconds),
             UNKNOWN if row["times_faster"] is None else f"{row['times_faster']:.2f}",
@@ -225,19 +225,10 @@ def _pair(values: Sequence[Any], shown: Any) -> str:
     return texts[0] if texts[0] == texts[1] else "→".join(texts)
 
 
-def _short(name: str) -> str:
-    """The end of a long name, which tells layers apart."""
+def short_name(name: str) -> str:
+    """The end of a long name, which tells layers and files apart."""
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
 def _milliseconds(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _scaled(count: float) -> str:
-    """1234567 → 1.23M."""
-    for unit in ("", "k", "M"):
-        if count < 999.5:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g}G"

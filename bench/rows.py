@@ -60,7 +60,7 @@ def _make_row(
         "macs": cost.macs,
         "flops": 2 * cost.macs,
         "mac_ratio": mac_ratio,
-        "file_bytes": subject.weights.stat().st_size,
+        "file_bytes": subject.weights.stat().st_size + subject.more_bytes,
         "file_sha256": sha256(subject.weights),
         "latency_ms": asdict(times) if times else None,
         "p50_interval": _p50_interval(bursts, config.seed) if bursts else None,
@@ -81,6 +81,7 @@ def _make_row(
         "notes": [
             *_missing_notes(subject, baseline, found, config, times, own_top1),
             *_speed_notes(subject == baseline, times, speedup, found.warm_ups.get(key, [])),
+            *found.lacking.get(key, []),
             *(_top1_notes(own_top1, about.get("top1")) if subject.precision == "fp32" else []),
         ],
     }  # fmt: skip

@@ -81,7 +81,8 @@ def measure_scenario(
 
     most_trials = MOST_TRIALS if p50_ms <= latency_bound_ms else 0
     found = highest_rate(run, 1000 / float(p50_ms), latency_bound_ms, most_trials=most_trials)
-    return {"latency_bound_ms": latency_bound_ms, **found}
+    enough = found["n"] is None or found["n"] >= QUERIES
+    return {"latency_bound_ms": latency_bound_ms, "valid": enough, **found}
 
 
 def highest_rate(

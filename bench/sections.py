@@ -10,6 +10,7 @@ from typing import Any
 from wmlc.bench import charts, series, tables
 from wmlc.bench.profile import NO_FASTER
 from wmlc.bench.summary import Cell, Report, all_cells, cell_words, network_of
+from wmlc.bench.terminal import grouped_notes
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,10 @@ def layers_section(reports: Sequence[Report]) -> Section:
             rows = series.layer_rows(baseline, peer)
             choices[label] = charts.profile_chart(rows, peer["name"], report.networks, network_of(peer))
         if not choices:
-            words.append(f"{report.name} has no layer profile; 'wmlc bench --run {report.root} --profile' makes one.")
+            lone = " of a baseline to set one beside" if (report.bench or {}).get("profiles") else ""
+            words.append(
+                f"{report.name} has no layer profile{lone}; 'wmlc bench --run {report.root} --profile' makes one."
+            )
             continue
         caption = (
             f"▲ has fewer MACs and got no faster (took over {NO_FASTER:.0%} of the time), △ was not cut. "
@@ -224,13 +228,9 @@ def table_section(reports: Sequence[Report]) -> Section:
 
 def all_notes(report: Report, several: bool) -> list[str]:
     """Each note of the bench and of the training once, after the rows that it is about."""
-    about: dict[str, dict[str, None]] = {}
-    for row in report.rows:
-        for note in row.get("notes") or []:
-            about.setdefault(note, {})[str(row["name"])] = None
-    everyone = {str(row["name"]) for row in report.rows}
-    lines = [f"{'all' if set(names) == everyone else ', '.join(names)}: {note}" for note, names in about.items()]
-    lines = [*report.family.get("notes", []), *((report.bench or {}).get("notes") or []), *lines]
+    lines = [
+        *report.family.get("notes", []), *((report.bench or {}).get("notes") or []), *grouped_notes(report.rows),
+    ]  # fmt: skip
     return [f"{report.name}: {line}" if several else line for line in lines]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from wmlc.accuracy import top1_interval
 from wmlc.bench.profile import compare
 from wmlc.bench.summary import UNKNOWN, Cell, Report, cell_of, cell_words, network_of, short
-from wmlc.bench.terminal import digits, scaled
+from wmlc.console import digits, scaled
 from wmlc.run import BASELINE, peer_name
 
 Record = Mapping[str, Any]

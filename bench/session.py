@@ -10,10 +10,10 @@ from typing import Any
 from wmlc.bench.cells import Cell, Found, Images, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import ONNX, engine_class
+from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.gates import missed_gates
 from wmlc.bench.machine import read_environment
-from wmlc.bench.profile import where_lost
+from wmlc.bench.profile import PAID_OUT, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
 from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, run_subjects
@@ -23,8 +23,6 @@ from wmlc.data import Data
 from wmlc.errors import GateError, InputError
 from wmlc.files import check_writable, write_json
 from wmlc.run import BASELINE, Run
-
-PAID_OUT = 0.8  # of the ratio of MACs; below it a peer is profiled, asked for or not
 
 
 def bench_run(
@@ -40,6 +38,9 @@ def bench_run(
     devices = choose_devices(config)
     check_writable(out)
     subjects = {engine: run_subjects(run, config, files, engine) for engine in config.engines}
+    for engine in config.engines:
+        if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
+            note(f"{engine} runs the networks as they were trained, in fp32 only")
     return _bench(subjects, devices, config, data, out, shown, command, str(run.root))
 
 
@@ -77,21 +78,29 @@ def _bench(
     command: str,
     what: str,
 ) -> dict[str, Any]:
-    environment = read_environment(devices)
+    environment = {**read_environment(devices), "threads": list(config.threads)}
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
     images = Images(pixels_NHWC=first_pixels(data, first[0], max(config.batches)), data=data)
+    cells = [cell for engine in config.engines for cell in _cells(engine, devices[engine], config)]
     rows, profiles, notes = list[dict[str, Any]](), list[dict[str, Any]](), bench_notes(environment)
-    for engine in config.engines:
-        top1: dict[Key, float] = {}
-        for cell in _cells(engine, devices[engine], config):
-            wanted = config.accuracy and len(top1) < len(subjects[engine])
-            found = measure_cell(cell, subjects[engine], config, images, with_top1=wanted, refuses=not rows)
-            top1 = {**found.top1, **top1}
-            found_rows = make_rows(cell, subjects[engine], found, top1, config)
-            notes += indistinct_notes(cell, subjects[engine], found, config.seed)
-            profiles += _profile(cell, subjects[engine], config, images, found, found_rows)
-            rows += found_rows
+    top1: dict[str, dict[Key, float]] = {engine: {} for engine in config.engines}
+    done, stopped = 0, None
+    try:
+        for cell in cells:
+            inside, known = subjects[cell.engine], top1[cell.engine]
+            lacking = {s.key for s in inside if config.accuracy and s.key not in known}
+            found = measure_cell(cell, inside, config, images, top1_of=lacking, refuses=not rows)
+            known |= found.top1
+            found_rows = make_rows(cell, inside, found, known, config)
+            found_profiles = _profile(cell, inside, config, images, found, found_rows)
+            notes += indistinct_notes(cell, inside, found, config.seed)
+            rows, profiles, done = [*rows, *found_rows], [*profiles, *found_profiles], done + 1
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        stopped = f"stopped after {done} of {len(cells)} cells"
+        notes.append(stopped)
     record = {
         "command": command,
         "environment": environment,
@@ -104,6 +113,8 @@ def _bench(
     }
     write_json(out, record)
     print_bench(record, out, shown)
+    if stopped:
+        raise InputError(f"{stopped}; {out} has what was measured")
     if missed := missed_gates(rows, config):
         raise GateError("; ".join(missed))
     return record
@@ -128,18 +139,17 @@ def _profile(
 
     A network whose saving isn't paid out gets a note that says where it was lost.
     """
-    unpaid = {(row["peer"], row["precision"]) for row in rows if (row["paid_out"] or 1) < PAID_OUT}
+    by_key = {subject.key: row for subject, row in zip(subjects, rows, strict=True)}
+    unpaid = {key for key, row in by_key.items() if (row["paid_out"] or 1) < PAID_OUT}
     wanted = [s for s in subjects if config.profile or (unpaid and (s.peer == BASELINE or s.key in unpaid))]
     if not wanted:
         return []
+    told = {key: len(reasons) for key, reasons in found.lacking.items()}
     records = profile_cell(cell, wanted, config, images, found)
-    for row in rows:
-        if reason := found.unprofiled.get((row["peer"], row["precision"])):
-            row["notes"].append(f"time a layer not measured: {reason}")
     baseline = records.get((BASELINE, subjects[0].precision))
-    for row in rows:
-        own = records.get((row["peer"], row["precision"]))
-        if row["peer"] != BASELINE and baseline and own and row["paid_out"]:
-            lost = where_lost(baseline, own, row["speedup"]["median"], row["mac_ratio"])
+    for key, row in by_key.items():
+        row["notes"] += found.lacking.get(key, [])[told.get(key, 0) :]
+        if baseline and key in records and row["peer"] != BASELINE and row["speedup"]:
+            lost = where_lost(baseline, records[key], row["speedup"]["median"], row["mac_ratio"])
             row["notes"] += [lost] if lost else []
     return list(records.values())

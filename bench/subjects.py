@@ -36,6 +36,7 @@ class Subject:
     precision: str  # as asked for
     source: Path  # what the engine opens: the ONNX file, the plan, or the directory
     weights: Path  # the file whose size and hash count
+    more_bytes: int = 0  # of other files that hold its weights
     onnx_file: Path
     directory: Path | None  # None: a file of unknown origin
     input_shape: tuple[int, int, int]  # C, H, W
@@ -99,6 +100,8 @@ def file_subjects(paths: Sequence[Path], data: Data | None) -> list[Subject]:
     Raises `InputError` for what is no such file, and where two of them take images of different sizes.
     """
     subjects = [_read_file(path, number, data) for number, path in enumerate(paths)]
+    names = _distinct([path.with_suffix("") for path in paths])
+    subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
     shapes = {subject.input_shape for subject in subjects}
     if len(shapes) > 1:
         got = ", ".join(f"{subject.name}: {' x '.join(map(str, subject.input_shape))}" for subject in subjects)
@@ -106,8 +109,17 @@ def file_subjects(paths: Sequence[Path], data: Data | None) -> list[Subject]:
     return subjects
 
 
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """As short a name for each as tells them apart: of as many last parts as that takes, else with a number."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}: {path.name}" for number, path in enumerate(paths)]
+
+
 def _read_file(path: Path, number: int, data: Data | None) -> Subject:
-    shape, dtype, about = _read_onnx(path)
+    shape, dtype, about, more_bytes = _read_onnx(path)
     if len(shape) != 4 or dtype not in ("float32", "float16", "uint8"):
         raise InputError(f"{path} takes {dtype} {shape}; bench needs one input of images, [N, C, H, W] or [N, H, W, C]")
     batch, *sides = shape
@@ -116,6 +128,8 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
     if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
         raise InputError(f"{path} takes images of no fixed size ({shape}); export it for the size that is served")
     params, macs = file_cost(path)
+    if not macs:
+        raise InputError(f"{path} has no convolution or matrix product that is known here; name a classifier with some")
     mean, std = about.get("mean"), about.get("std")
     if dtype == "uint8":
         mean = std = None
@@ -127,6 +141,7 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
         precision=file_precision(path),
         source=path,
         weights=path,
+        more_bytes=more_bytes,
         onnx_file=path,
         directory=None,
         input_shape=(channels, height, width),
@@ -137,13 +152,13 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
     )
 
 
-def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any]]:
-    """The shape (names for open dimensions) and type of the one input, and the metadata, as JSON where it is."""
+def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any], int]:
+    """The shape (names for open dimensions) and type of the one input, the metadata, and bytes of weights elsewhere."""
     import onnx
 
     try:
         model = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))  # by its path, as weights in other files lie beside it
     except Exception as error:  # protobuf's and the checker's errors have no common class
         raise InputError(
             f"{path} is not a readable ONNX file ({type(error).__name__}); name a .onnx classifier"
@@ -154,7 +169,12 @@ def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any]]:
         raise InputError(f"{path} takes {len(inputs)} inputs; bench needs a classifier with one, its images")
     tensor = inputs[0].type.tensor_type
     shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim]
-    return shape, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dict(_metadata(model))
+    elsewhere = {
+        entry.value for value in model.graph.initializer for entry in value.external_data if entry.key == "location"
+    }
+    more_bytes = sum((path.parent / name).stat().st_size for name in elsewhere)
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return shape, dtype, dict(_metadata(model)), more_bytes
 
 
 def _metadata(model: Any) -> Iterator[tuple[str, Any]]:
@@ -168,11 +188,10 @@ def _metadata(model: Any) -> Iterator[tuple[str, Any]]:
 def first_pixels(data: Data | None, subject: Subject, least: int) -> np.ndarray:
     """uint8 [N, H, W, C]: the first test images, or made-up ones; `InputError` where they do not fit the network."""
     channels, height, width = subject.input_shape
-    count = max(least, images_a_call(height, width))
     if data is None:
         shape = (MADE_UP_IMAGES, height, width, channels)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    pixels_NHWC = next(iter(data.test_pixels(count)))[0].numpy()
+    pixels_NHWC = next(iter(data.test_pixels(max(least, images_a_call(height, width)))))[0].numpy()
     if pixels_NHWC.shape[1:] != (height, width, channels):
         got = " x ".join(map(str, pixels_NHWC.shape[1:]))
         raise InputError(

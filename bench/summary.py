@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.bench.terminal import scaled
+from wmlc.console import scaled
 from wmlc.errors import InputError
 from wmlc.files import read_json
 from wmlc.run import BASELINE, Run, peer_name, read_family, read_lines
 
 NEAR = 1.0  # top-1 points below the baseline that count as "within a point"
 TITLES = {"ort": "ONNX Runtime", "torch": "PyTorch", "trt": "TensorRT", "openvino": "OpenVINO"}  # of engines
-UNKNOWN = "–"
+UNKNOWN = "–"  # on a page
 
 Cell = tuple[str, Any, Any]  # engine, threads, batch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from wmlc.bench.series import family_rows, interval_text
 from wmlc.bench.summary import TITLES, UNKNOWN, Report, short
-from wmlc.bench.terminal import digits
+from wmlc.console import digits
 
 Row = Mapping[str, Any]
 Cell = tuple[float | str | None, str]  # what a column is sorted by, what is shown

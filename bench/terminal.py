@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmlc.bench.profile import profile_table
-from wmlc.console import note, say
+from wmlc.bench.profile import profile_table, profiled_words, short_name
+from wmlc.console import UNKNOWN, digits, note, say, scaled
 from wmlc.run import BASELINE
 
 SPEED = ("network", "ratio, %", "params", "MACs", "p50 ms", "±%", "p99 ms", "n", "speed-up", "top-1", "drop")
@@ -21,7 +21,6 @@ LEGEND = (
     "top-1 in %, drop in points; load: opening the file; first: the first inference; memory: the engine's",
     "process at most; MACs saved: times fewer than the baseline's; paid out: speed-up over that",
 )
-UNKNOWN = "-"
 WIDTH = 100  # columns
 UNITS = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # nested records, a CSV column for each field
 
@@ -45,33 +44,41 @@ def _print_tables(record: Mapping[str, Any], markdown: bool) -> None:
     for engine, threads, batch, device in cells:
         machine = environment["gpu"] if device == "cuda" else environment["cpu"]
         title = f"batch {batch}, {engine} on {machine}" + (f", threads: {threads}" if device == "cpu" else "")
-        say(f"\n### {title}\n" if markdown else f"\n{title}")
+        _head(title, markdown)
         inside = [r for r in rows if (r["engine"], r["threads"], r["batch"]) == (engine, threads, batch)]
         print_aligned(SPEED, [speed_cells(row) for row in inside], markdown, [_colour(row) for row in inside])
         say("")
         print_aligned(COST, [cost_cells(row) for row in inside], markdown)
+        front = sorted((row for row in inside if row["on_front"]), key=lambda row: row["latency_ms"]["p50"])
+        if front:
+            say(f"\nPareto front over p50 and top-1: {', '.join(row['name'] for row in front)}")
         _print_scenarios(inside, markdown)
-        for row in inside:
-            if row["compute_ms"]:
-                compute = row["compute_ms"]
-                say(
-                    f"{row['name']}, without transfers: p50 {digits(compute['p50'])} ms, "
-                    f"p99 {digits(compute['p99'])} ms, n = {compute['n']}"
-                )
+        compute = [(row["name"], row["compute_ms"]) for row in inside if row["compute_ms"]]
+        if compute:
+            _head("without transfers", markdown)
+            lines = [(name, digits(each["p50"]), digits(each["p99"]), str(each["n"])) for name, each in compute]
+            print_aligned(("network", "p50 ms", "p99 ms", "n"), lines, markdown)
     if record["settings"]["profile"]:
         _print_profiles(record["profiles"], markdown)
     say("")
     for line in LEGEND:
         say(line)
-    for line in [*record["notes"], *_grouped_notes(rows)]:
+    if markdown:
+        say("")
+    for line in [*record["notes"], *grouped_notes(rows)]:
         say(f"- {line}" if markdown else textwrap.fill(f"note: {line}", WIDTH, subsequent_indent="      "))
+
+
+def _head(title: str, markdown: bool) -> None:
+    """A line above a table; a Markdown table needs an empty line before it."""
+    say(f"\n**{title}**\n" if markdown else f"\n{title}")
 
 
 def speed_cells(row: Row) -> tuple[str, ...]:
     """A row of the first table."""
     times, speedup, interval = row["latency_ms"] or {}, row["speedup"], row["p50_interval"]
     return (
-        row["name"],
+        short_name(row["name"]),
         UNKNOWN if row["peer"] == BASELINE else f"{_percent(row['ratio'])}/{_percent(row['achieved_ratio'])}",
         scaled(row["params"]),
         scaled(row["macs"]),
@@ -88,7 +95,7 @@ def speed_cells(row: Row) -> tuple[str, ...]:
 def cost_cells(row: Row) -> tuple[str, ...]:
     """A row of the second table."""
     return (
-        row["name"],
+        short_name(row["name"]),
         scaled(row["file_bytes"]) + "B",
         digits(row["load_ms"]),
         digits(row["first_ms"]),
@@ -103,22 +110,30 @@ def _print_scenarios(rows: Sequence[Row], markdown: bool) -> None:
     """A table for each scenario of MLPerf Inference that was run."""
     for name in dict.fromkeys(name for row in rows for name in row["scenarios"]):
         results = [(row, row["scenarios"][name]) for row in rows if name in row["scenarios"]]
-        say(f"\n{name}" + (f", p99 ≤ {results[0][1]['latency_bound_ms']:g} ms" if name == "server" else ""))
+        _head(name + (f", p99 ≤ {results[0][1]['latency_bound_ms']:g} ms" if name == "server" else ""), markdown)
         if name == "offline":
-            cells = [(row["name"], digits(found["samples_per_s"]), str(found["n"])) for row, found in results]
+            cells = [(row["name"], _starred(found, "samples_per_s"), str(found["n"])) for row, found in results]
             print_aligned(("network", "img/s", "n"), cells, markdown)
         elif name == "server":
             rates = [
-                (row["name"], digits(found["rate_per_s"]), digits(found["failed_rate_per_s"]), digits(found["p50_ms"]),
-                 digits(found["p99_ms"]), str(found["n"] or UNKNOWN)) for row, found in results
+                (row["name"], _starred(found, "rate_per_s"),
+                 *(digits(found[key]) for key in ("failed_rate_per_s", "p50_ms", "p99_ms")), str(found["n"] or UNKNOWN))
+                for row, found in results
             ]  # fmt: skip
             print_aligned(("network", "held img/s", "failed img/s", "p50 ms", "p99 ms", "n"), rates, markdown)
         else:
             times = [
-                (row["name"], *(digits(found[field]) for field in ("p50_ms", "p90_ms", "p99_ms")), str(found["n"]))
+                (row["name"], *(_starred(found, key) for key in ("p50_ms", "p90_ms", "p99_ms")), str(found["n"]))
                 for row, found in results
             ]
             print_aligned(("network", "p50 ms", "p90 ms", "p99 ms", "n"), times, markdown)
+
+    if any(found.get("valid") is False for row in rows for found in row["scenarios"].values()):
+        say("\n*: of too few queries for LoadGen to vouch for it; raise --seconds")
+
+
+def _starred(found: Row, key: str) -> str:
+    return digits(found[key]) + ("*" if found.get("valid") is False and found[key] is not None else "")
 
 
 def _print_profiles(profiles: Sequence[Mapping[str, Any]], markdown: bool) -> None:
@@ -126,10 +141,12 @@ def _print_profiles(profiles: Sequence[Mapping[str, Any]], markdown: bool) -> No
     for own in profiles:
         same = [p for p in profiles if all(p[key] == own[key] for key in ("engine", "threads", "batch"))]
         baseline = next((p for p in same if p["peer"] == BASELINE), None)
-        if baseline is None or own is baseline:
+        if own is baseline:
             continue
-        say(f"\n{own['name']} beside {baseline['name']}, {own['engine']}, batch {own['batch']}")
-        print_aligned(*profile_table(baseline, own), markdown)
+        beside = f" beside {baseline['name']}" if baseline else ""
+        _head(f"{own['name']}{beside}, {own['engine']}, batch {own['batch']}, threads {own['threads']}", markdown)
+        print_aligned(*profile_table(baseline or own, own), markdown)
+        say(f"\n{profiled_words(own)}")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -183,14 +200,14 @@ def _colour(row: Row) -> str:
     return "green" if speedup["low"] > 1 else "red" if speedup["high"] < 1 else "yellow"
 
 
-def _grouped_notes(rows: Sequence[Row]) -> list[str]:
+def grouped_notes(rows: Sequence[Row]) -> list[str]:
     """Each note once, after the networks that it is about, and the cells if not about all of them."""
     about: dict[str, dict[str, list[str]]] = {}
     cells = dict.fromkeys(_cell(row) for row in rows)
     for row in rows:
-        for line in row["notes"]:
-            about.setdefault(line, {}).setdefault(row["name"], []).append(_cell(row))
-    everyone = {row["name"] for row in rows}
+        for line in row.get("notes") or []:
+            about.setdefault(line, {}).setdefault(str(row["name"]), []).append(_cell(row))
+    everyone = {str(row["name"]) for row in rows}
     shown = _shortest({cell: cell.split(", ") for cell in cells})
     lines = []
     for line, found in about.items():
@@ -203,7 +220,7 @@ def _grouped_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(row: Row) -> str:
-    return f"{row['engine']}, threads {row['threads']}, batch {row['batch']}"
+    return f"{row.get('engine')}, threads {row.get('threads')}, batch {row.get('batch')}"
 
 
 def _shortest(cells: Mapping[str, list[str]]) -> dict[str, str]:
@@ -214,19 +231,3 @@ def _shortest(cells: Mapping[str, list[str]]) -> dict[str, str]:
 
 def _percent(ratio: float | None) -> str:
     return UNKNOWN if ratio is None else f"{100 * ratio:.3g}"
-
-
-def digits(value: float | None) -> str:
-    """Three significant digits or more: 0.120, 12.3, 123.4, 1,234."""
-    if value is None:
-        return UNKNOWN
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:#.3g}"
-
-
-def scaled(count: float) -> str:
-    """1234567 -> 1.23M."""
-    for unit in ("", "k", "M", "G"):
-        if count < 999.5 or unit == "G":
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

@@ -19,7 +19,7 @@ import numpy as np
 
 from wmlc.bench.engines import PLAN
 from wmlc.errors import EngineFailed, InputError
-from wmlc.forms import INPUT, OUTPUT, open_as_written
+from wmlc.forms import INPUT, OUTPUT
 from wmlc.plan import AGAIN, check_record, load_tensorrt, make_logger, read_record, require_tensorrt, this_machine
 
 # In what a layer is, its parameters or its kernel's name: that it computes, and that it only moves or converts.
@@ -216,11 +216,6 @@ class TrtEngine:
                 graph.replay()
 
         return replay
-
-
-def onnx_logits(onnx_file: Path, images_NCHW: np.ndarray) -> np.ndarray:
-    """float32 logits [N, C] that a plan of `onnx_file` has to agree with: ONNX Runtime's, as the file is written."""
-    return np.asarray(open_as_written(onnx_file).run([OUTPUT], {INPUT: images_NCHW})[0])
 
 
 def check_batch(batch: int, smallest: int, largest: int, plan: Path) -> None:

@@ -106,8 +106,8 @@ class Worker:
         self._pipe.close()
 
     def ready(self) -> Opened:
-        """Wait until the engine is loaded, once."""
-        return self._receive(self._timeout_s)
+        """Have the engine loaded, once: processes start side by side, but engines are opened one after the other."""
+        return self._ask("open")
 
     def first(self, pixels_NHWC: np.ndarray) -> float:
         """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
@@ -167,13 +167,17 @@ def _serve(pipe: Connection, seat: Seat) -> None:
     """The life of an engine's process: load, then answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines.py; read once, when torch is imported
+    os.dup2(2, 1)  # what a library prints must not come between the lines of a table or of JSON
     try:
         for library in seat.libraries:  # on any CPU, so that all engines' processes do it at once
             importlib.import_module(library)
+        pipe.recv()  # the word to open
         if seat.cpus is not None:
             os.sched_setaffinity(0, seat.cpus)  # before the engine starts its threads, which inherit it
         before, start = _memory_bytes("VmRSS"), time.perf_counter()
         engine = seat.opener(seat.path, seat.threads, seat.device)
+    except EOFError:  # the parent needs no engine any more
+        return
     except Exception as error:
         pipe.send((_portable(error), None))
         return
@@ -225,12 +229,7 @@ class _Bench:
         return profile(self._taken(), calls) if profile else None
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        images, size = self.feed.images(pixels_NHWC), self.batch or len(pixels_NHWC)
-        calls = [images[i : i + size] for i in range(0, len(images), size)]
-        missing = size - len(calls[-1])  # a file of one batch size takes no other, so the last call is filled up
-        calls[-1] = np.take(calls[-1], range(size), axis=0, mode="wrap")
-        logits = np.concatenate([np.asarray(self.engine.infer(call), dtype=np.float32) for call in calls])
-        return logits[: len(logits) - missing]
+        return in_calls(self.engine.infer, self.feed.images(pixels_NHWC), self.batch)
 
     def _taken(self) -> np.ndarray:
         assert self.images is not None, "give it images first"
@@ -242,6 +241,13 @@ def _memory_bytes(field: str) -> int | None:
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), None)
+
+
+def in_calls(infer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int | None) -> np.ndarray:
+    """float32 logits [N, C] of images [N, …], in calls of `size` images (None: in one), the last one filled up."""
+    size = size or len(images)
+    calls = [np.take(images, range(i, i + size), axis=0, mode="wrap") for i in range(0, len(images), size)]
+    return np.concatenate([np.asarray(infer(call), dtype=np.float32) for call in calls])[: len(images)]
 
 
 def normalise(pixels_NHWC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

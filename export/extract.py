@@ -96,7 +96,7 @@ def bench_forms(
     """The files of all networks that a bench runs: "onnx" and, with `plans`, "plan", by (peer number, precision)."""
     files: dict[str, dict[tuple[int, str], Path]] = {"onnx": {}}
     for name in precisions:
-        form = ExportConfig(precision=name, target=("gpu" if plans else target) if name == "int8" else None)
+        form = ExportConfig(precision=name, target=target if name == "int8" else None)
         files["onnx"] |= {(peer, name): file for peer, file in run_files(run, data, form)}
         if plans:
             made = plan_files(run, data, form, batches)

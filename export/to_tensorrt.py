@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wmlc.console import say
+from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, sha256, write_json
 from wmlc.forms import INPUT, open_as_written
@@ -132,7 +132,7 @@ def _attach_timings(config: Any, file: Path) -> None:
     """Give `config` the timings kept in `file`, or an empty cache, with a word where they are not of this machine."""
     cache = config.create_timing_cache(read_timings(file))
     if cache is None or not config.set_timing_cache(cache, False):
-        say(f"the kept timings {file} do not fit this TensorRT and GPU; starting anew")
+        note(f"the kept timings {file} do not fit this TensorRT and GPU; starting anew")
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
@@ -153,7 +153,7 @@ def extract_plan(
     trt = load_tensorrt(f"building {plan}")
     machine, about = this_machine(), read_metadata(onnx_file)
     _check_buildable(onnx_file, about, machine, hardware_compatible)
-    say(f"building {plan} with TensorRT {trt.__version__} on {machine['gpu']}; the first time may take minutes")
+    note(f"building {plan} with TensorRT {trt.__version__} on {machine['gpu']}; the first time may take minutes")
     start = time.perf_counter()
     with new_file(plan) as aside:
         build_plan(

@@ -162,13 +162,26 @@ def test_students_t_is_the_tables(freedom, t):
     assert intervals._student_t(freedom) == pytest.approx(t, rel=2e-3)
 
 
-def test_intervals_of_eight_launches_cover_the_truth_as_often_as_they_say():
+@pytest.mark.parametrize("mood", [0.0, 0.7])
+def test_intervals_of_eight_launches_cover_the_truth_as_often_as_they_say(mood):
+    """Also where a launch takes over a share `mood` of what disturbed the one before."""
     draw, covered = np.random.default_rng(0), 0
     for _ in range(200):
-        launches = [np.exp(draw.normal(0, 0.015) + draw.normal(0, 0.03, 20)) for _ in range(8)]
+        launches, level = [], draw.normal(0, 0.015)
+        for _ in range(8):
+            level = mood * level + np.sqrt(1 - mood**2) * draw.normal(0, 0.015)
+            launches.append(np.exp(level + draw.normal(0, 0.03, 20)))
         found = intervals.paired_ratio(launches, [np.ones(20)] * 8, seed=0)
         covered += found.low <= 1 <= found.high
-    assert 0.9 <= covered / 200 <= 0.99
+    assert (0.9 if mood == 0 else 0.75) <= covered / 200 <= 0.99
+
+
+def test_blocks_hold_every_round_once():
+    launches = [np.full(3, float(place)) for place in range(9)]
+    for count, blocks in ((1, 3), (2, 2), (5, 5), (6, 3), (9, 4)):
+        found = intervals._blocks(launches[:count])
+        assert len(found) == blocks
+        np.testing.assert_array_equal(np.concatenate(found), np.concatenate(launches[:count]))
 
 
 def test_a_burst_takes_about_20_ms_and_at_least_one_call():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from wmlc.bench.cells import measure_cell
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.session import bench_files
+from wmlc.bench.subjects import file_subjects
 from wmlc.cli import main
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import EngineFailed, InputError
@@ -99,6 +100,58 @@ def test_a_file_of_one_batch_size_costs_only_the_other_cells(tmp_path):
     one, two = bench_files([file], replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json")["rows"]
     assert one["latency_ms"] is None and two["latency_ms"] is not None
     assert one["notes"][0] == "times and speed-up not measured: the file takes batches of 2 only"
+
+
+def test_a_batch_that_does_not_divide_the_images_is_filled_up(tmp_path):
+    file = classifier(tmp_path / "fixed.onnx", 8, batch=7)
+    (row,) = bench_files([file], replace(QUICK, batches=(7,)), None, tmp_path / "bench.json")["rows"]
+    assert row["latency_ms"] is not None and row["logits_apart"] < 1e-3
+
+
+def test_weights_in_a_file_of_their_own_count(tmp_path):
+    whole = classifier(tmp_path / "whole.onnx", 32)
+    apart = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(str(whole)), str(apart), save_as_external_data=True, location="apart.bin", size_threshold=0)
+    (row,) = bench_files([apart], QUICK, None, tmp_path / "bench.json")["rows"]
+    assert row["file_bytes"] == apart.stat().st_size + (tmp_path / "apart.bin").stat().st_size
+    assert row["params"] == 9 * 32 + 320 + 10
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    files = [classifier(tmp_path / folder / "model.onnx", 8) for folder in ("a", "b")]
+    assert [subject.name for subject in file_subjects(files, None)] == ["a/model", "b/model"]
+    assert [subject.name for subject in file_subjects([files[0], files[0]], None)] == ["0: model", "1: model"]
+
+
+def test_a_file_without_a_known_layer_is_refused(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["y"])], "nothing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "flat.onnx"))
+    with pytest.raises(InputError, match=r"flat.onnx has no convolution or matrix product that is known here"):
+        bench_files([tmp_path / "flat.onnx"], QUICK, None, tmp_path / "bench.json")
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(two, tmp_path, monkeypatch):
+    measured = []
+
+    def stopping(cell, *rest, **how):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(cell)
+        return measure_cell(cell, *rest, **how)
+
+    monkeypatch.setattr("wmlc.bench.session.measure_cell", stopping)
+    with pytest.raises(InputError, match=r"stopped after 1 of 2 cells; .*bench.json has what was measured"):
+        bench_files(two, replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json")
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["batch"] for row in record["rows"]] == [1, 1]
+    assert "stopped after 1 of 2 cells" in record["notes"]
 
 
 def test_files_that_do_not_go_together_are_refused(two, tmp_path):
@@ -195,7 +248,18 @@ def test_wrong_words_are_refused_before_anything_runs(two, tmp_path):
     assert "--data and --data-root are for files" in result.output
 
 
-def test_scenarios_are_run_through_loadgen(two, tmp_path, exported: Callable[..., Path]):
+def test_a_scenario_that_fails_costs_no_times(two, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise EngineFailed("no answer")
+
+    monkeypatch.setattr("wmlc.bench.cells.measure_scenario", failing)
+    pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
+    for row in bench_files(two, replace(QUICK, scenarios=("offline",)), None, tmp_path / "bench.json")["rows"]:
+        assert row["latency_ms"] is not None and row["scenarios"] == {}
+        assert "scenario offline not measured: no answer" in row["notes"]
+
+
+def test_scenarios_are_run_through_loadgen(two, tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
     config = replace(QUICK, scenarios=("single-stream", "offline"), seconds=0.1)
     for row in bench_files(two, config, None, tmp_path / "bench.json")["rows"]:

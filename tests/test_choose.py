@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from wmlc.bench.choose import Bounds, choose, pareto
+from wmlc.bench.choose import Bounds, choose, pareto, ship_command
 from wmlc.cli import main
 from wmlc.errors import GateError, InputError
 from wmlc.run import Run
@@ -59,11 +59,11 @@ def test_the_most_accurate_within_the_bounds_is_chosen(bounds, chosen):
 def test_where_none_fits_the_nearest_is_named_and_by_how_much_it_misses():
     with pytest.raises(GateError) as raised:
         choose(ROWS, Bounds(max_latency_ms=1.5))
-    assert str(raised.value) == "none of 4 peers fits; the nearest, peer1, takes 2 ms (p99), 0.5 above 1.5"
+    assert str(raised.value) == "none of 4 networks fits; the nearest, peer1, takes 2 ms (p99), 0.5 above 1.5"
     with pytest.raises(GateError) as raised:
         choose(ROWS, Bounds(max_bytes=500, min_top1=99))
     assert str(raised.value) == (
-        "none of 4 peers fits; the nearest, peer1, has 1,000 bytes, 500 above 500 and has top-1 70.00, 29 points below 99"
+        "none of 4 networks fits; the nearest, peer1, has 1,000 bytes, 500 above 500 and has top-1 70.00, 29 points below 99"
     )
 
 
@@ -94,3 +94,17 @@ def test_the_command_names_a_peer_and_how_to_ship_it(benched_run: Run, tmp_path:
     assert result.output.startswith("Error: none of ") and "above 10" in result.output
     result = invoke("--run", str(benched_run.root), "--bench", str(tmp_path / "no.json"), "--max-bytes", "10")
     assert result.exit_code == 1 and "run 'wmlc bench --run" in result.output
+    alone = invoke("--bench", str(benched_run.bench), "--max-bytes", "100000000")  # which no run is known to belong to
+    assert alone.exit_code == 0 and "ship it" not in alone.output
+
+
+def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
+    record = json.loads(benched_run.bench.read_text())
+    small = next(row for row in record["rows"] if row["peer"] == 1 and row["precision"] == "int8")
+    large = {**small, "batch": 8}
+    record["rows"].append(large)
+    record["settings"]["target"] = "cpu"
+    command = ship_command(Run(Path("my runs/a")), record, small)
+    assert command == "wmlc ship --run 'my runs/a' --peer 1 --engine ort --precision int8 --target cpu"
+    assert ship_command(benched_run, record, large) is None
+    assert ship_command(benched_run, record, {**small, "engine": "openvino"}) is None

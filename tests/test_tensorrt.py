@@ -31,7 +31,7 @@ import torch
 from wmlc import plan as plan_module
 from wmlc.accuracy import disagreement, parity
 from wmlc.bench import trt_engine
-from wmlc.bench.trt_engine import TrtEngine, check_batch, computing_layers, main_precision, onnx_logits
+from wmlc.bench.trt_engine import TrtEngine, check_batch, computing_layers, main_precision
 from wmlc.errors import EngineFailed, InputError
 from wmlc.export import to_tensorrt
 from wmlc.export.to_tensorrt import (
@@ -44,6 +44,7 @@ from wmlc.export.to_tensorrt import (
     run_plainly,
 )
 from wmlc.files import sha256, write_json
+from wmlc.forms import open_as_written
 from wmlc.plan import (
     check_record,
     is_current,
@@ -245,7 +246,7 @@ def test_a_file_with_all_layers_as_outputs_builds_and_runs(
     assert len(names) >= 21 + 19 + 9 + 1 and names[-1] == "logits" and len(set(names)) == len(names)
     outputs = dict(zip(names, run_plainly(marked, images), strict=True))
     # in fp16 ONNX Runtime rounds what is an output, and not what only its next node reads
-    assert distance(outputs["logits"], onnx_logits(exported("resnet20", form), images)) < 1e-3
+    assert distance(outputs["logits"], as_written(exported("resnet20", form), images)) < 1e-3
     build_plan(rtx, marked, tmp_path / "p.plan", batch_range=(2, 2, 2))
 
 
@@ -557,6 +558,11 @@ def test_a_package_that_will_not_do_is_said(
 
 
 # --- the interface -------------------------------------------------------------------------------------------------------
+
+
+def as_written(onnx_file: Path, images_NCHW: np.ndarray) -> np.ndarray:
+    """What a plan of this file has to agree with."""
+    return np.asarray(open_as_written(onnx_file).run(["logits"], {"input": images_NCHW})[0])
 
 
 def used_api() -> dict[str, set[str]]:
@@ -895,7 +901,7 @@ def test_a_gpu_answers_as_onnx_runtime_does(exported: Export, tmp_path: Path, ar
     assert replayed.precision == precision
     images = some_images(32)
     for batch in (1, 8, 32, 8):
-        expected = onnx_logits(source, images[:batch])
+        expected = as_written(source, images[:batch])
         for engine in (replayed, launched):
             difference = parity(engine.infer(images[:batch]), expected, precision)
             assert disagreement(difference, precision) is None

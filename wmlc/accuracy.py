@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from wmlc.console import progress
-from wmlc.errors import EngineFailed
+from wmlc.errors import EngineFailed, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def top1_percent(
             for key in [key for key in engines if key not in failures]:
                 try:
                     right[key] += int((engines[key].logits(pixels).argmax(1) == labels).sum())
-                except EngineFailed as error:
+                except (EngineFailed, InputError) as error:
                     failures[key] = str(error)
             seen += len(labels)
             advance(len(labels))

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 import wmlc
 from wmlc.bench.config import DEVICES, FORMATS, BenchConfig
-from wmlc.bench.engines import ENGINES
+from wmlc.bench.engines import ENGINES, PLAN, engine_class
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
 from wmlc.errors import InputError
@@ -253,7 +253,10 @@ def extract(run_name: Path | None, peer: str, out: Path, batch_range: str, force
 )
 @click.option("--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print.")
 @click.option(
-    "--out", type=PATH, metavar="FILE.json", help="Where to write the record.  [default: bench.json in the run]"
+    "--out",
+    type=PATH,
+    metavar="FILE.json",
+    help="Where to write the record.  [default: bench.json in the run]",
 )
 @force_option
 def bench(
@@ -295,6 +298,8 @@ def bench(
         raise InputError("bench measures a run or files; give --run or FILEs, not both")
     if (data_name or data_root) and not files:
         raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
+    if files and (config.precisions != ("fp32",) or config.target):
+        raise InputError("files run in the precision that is in them; leave --precision and --target out")
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 
@@ -313,9 +318,12 @@ def bench(
 
     run = find_run(run_name)
     data = open_run_data(run)
+    takes = {engine_class(engine).takes for engine in config.engines}
+    on_tensorrt = bool({"trt", "ort-trt"} & set(config.engines))
     made = bench_forms(
-        run, data, config.precisions, config.target, plans="trt" in config.engines, batches=config.batches
-    )
+        run, data, config.precisions, config.target or ("gpu" if on_tensorrt else None), plans=PLAN in takes,
+        batches=config.batches,
+    )  # fmt: skip
     session.bench_run(run, config, made, data, out or run.bench, **how)
 
 
@@ -343,8 +351,8 @@ def choose(
 ) -> None:
     """Name the peer to ship, from what was measured.
 
-    Of the peers within the bounds the most accurate; with --min-top1 alone the fastest. Exits with 3 where none
-    fits, and says by how much the nearest misses.
+    Of the peers within the bounds the most accurate; with --min-top1 alone, or where top-1 was not measured, the
+    fastest. Exits with 3 where none fits, and says by how much the nearest misses.
 
     \b
     wmlc choose --max-latency-ms 3 --engine ort
@@ -354,8 +362,10 @@ def choose(
     from wmlc.run import find_run
 
     bounds = Bounds(max_latency_ms=max_latency_ms, max_bytes=max_bytes, max_macs=max_macs, min_top1=min_top1)
-    run = find_run(run_name)
-    print_choice(run, bench_file or run.bench, bounds, as_json=as_json, **wanted)
+    run = find_run(run_name) if run_name or bench_file is None else None
+    bench_file = bench_file or (run.bench if run else None)
+    assert bench_file is not None
+    print_choice(run, bench_file, bounds, as_json=as_json, **wanted)
 
 
 @main.command()

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+UNKNOWN = "-"  # a number that there is not
 PIPED_WIDTH = 160  # columns of a table that does not go to a terminal
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def say(text: str, style: str = "") -> None:
@@ -57,3 +58,19 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     if not out.is_terminal:
         out.width = PIPED_WIDTH  # rich would take 80 and cut the cells
     out.print(table)
+
+
+def digits(value: float | None) -> str:
+    """Three significant digits or more: 0.120, 12.3, 123.4, 1,234."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:#.3g}"
+
+
+def scaled(count: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit in ("", "k", "M", "G"):
+        if count < 999.5 or unit == "G":
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmlc.console import say
+from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import new_file, read_json, sha256
 
@@ -167,7 +167,7 @@ def read_timings(file: Path) -> bytes:
     digest, timings = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(timings).digest() == digest:
         return timings
-    say(f"the kept timings {file} are damaged; starting anew")
+    note(f"the kept timings {file} are damaged; starting anew")
     return b""
 
 
@@ -177,7 +177,7 @@ def keep_timings(file: Path, timings: bytes) -> None:
         with new_file(file) as aside:
             aside.write_bytes(hashlib.sha256(timings).digest() + timings)
     except (InputError, OSError) as error:
-        say(f"timings are not kept for the next build: {error}")
+        note(f"timings are not kept for the next build: {error}")
 
 
 def make_logger(trt: Any) -> Any:

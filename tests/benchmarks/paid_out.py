@@ -4,6 +4,8 @@ Trains for one epoch on a few random images (widths and speed do not depend on h
 through the same commands' code as a user's run, then benches with ONNX Runtime, batch 1 and 8, one thread.
 
 Run it on an idle machine: `make bench-speedup`. Prints a table and writes JSON with --json.
+
+Our imports are inside, as the engines' processes import this file anew.
 """
 
 from __future__ import annotations
@@ -16,13 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.session import bench_run
-from wmlc.compress.config import TrainConfig
-from wmlc.compress.session import start_run
-from wmlc.export.extract import bench_forms
-from wmlc.run import open_run_data
 
 CASES = {"resnet20": 32, "resnet18": 224}
 
@@ -42,6 +37,13 @@ def make_images(root: Path, pixels: int) -> Path:
 
 def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple[int, ...]) -> list[dict[str, Any]]:
     """The bench's rows for one network and divisor."""
+    from wmlc.bench.config import BenchConfig
+    from wmlc.bench.session import bench_run
+    from wmlc.compress.config import TrainConfig
+    from wmlc.compress.session import start_run
+    from wmlc.export.extract import bench_forms
+    from wmlc.run import open_run_data
+
     with tempfile.TemporaryDirectory() as directory:
         data_root = make_images(Path(directory) / "images", pixels)
         config = TrainConfig(

@@ -1,6 +1,8 @@
 """Does a bench say the same twice? Ten in a row, and how often an interval covers the ratio pooled over all of them.
 
 python tests/benchmarks/repeat.py runs/NAME --benches 10 --json FILE      (on an otherwise idle machine)
+
+Our imports are inside, as the engines' processes import this file anew.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.session import bench_run
-from wmlc.export.extract import bench_forms
-from wmlc.run import find_run, open_run_data
-
 
 def main() -> None:
     """Bench, pool, count, print."""
+    from wmlc.bench.config import BenchConfig
+    from wmlc.bench.session import bench_run
+    from wmlc.export.extract import bench_forms
+    from wmlc.run import find_run, open_run_data
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--benches", type=int, default=10)

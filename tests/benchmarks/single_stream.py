@@ -4,6 +4,8 @@ python tests/benchmarks/single_stream.py FILE.onnx --rounds 20      (on an other
 
 A round starts three processes one after another, in a shuffled order, all pinned to the same CPU: a bare loop that
 knows nothing of wmlc, the bench's own worker, and the worker under LoadGen's single stream.
+
+Our imports are inside, as the engines' processes import this file anew.
 """
 
 from __future__ import annotations
@@ -17,14 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-
-from wmlc.bench.engines import engine_class
-from wmlc.bench.intervals import paired_ratio
-from wmlc.bench.machine import pinned_cpus
-from wmlc.bench.measure import burst_calls
-from wmlc.bench.scenarios import Load
-from wmlc.bench.subjects import file_subjects, first_pixels
-from wmlc.bench.worker import Seat, Worker
 
 BARE = """
 import os, sys, time
@@ -49,6 +43,14 @@ print(1e3 * float(np.median(took)))
 
 def main() -> None:
     """Run the rounds and print the two ratios."""
+    from wmlc.bench.engines import engine_class
+    from wmlc.bench.intervals import paired_ratio
+    from wmlc.bench.machine import pinned_cpus
+    from wmlc.bench.measure import burst_calls
+    from wmlc.bench.scenarios import Load
+    from wmlc.bench.subjects import file_subjects, first_pixels
+    from wmlc.bench.worker import Seat, Worker
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
