@@ -365,7 +365,7 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
     alone.network(1).parent.mkdir(parents=True)
     alone.network(1).symlink_to(run.network(1))
     write_json(alone.family, {**json.loads(run.family.read_text()), "baseline": None})
-    config = replace(QUICK, accuracy=False, max_drop=1.0, min_speedup=1.0)
+    config = replace(QUICK, max_drop=1.0, min_speedup=1.0)
     with pytest.raises(GateError) as raised:
         bench_run(alone, config, {"onnx": {(1, "fp32"): files["onnx"][1, "fp32"]}}, data, tmp_path / "bench.json")
     assert str(raised.value) == (
@@ -373,10 +373,20 @@ def test_a_run_without_a_baseline_says_what_is_missing_and_passes_no_gate(tiny, 
         "peer1 at batch 1: speed-up was not measured, so --min-speedup 1 is not met"
     )
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert row["speedup"] is row["top1"] is row["top1_drop"] is row["mac_ratio"] is None
+    assert row["speedup"] is row["top1_drop"] is row["mac_ratio"] is row["paid_out"] is None and row["top1"] > 0
     assert row["latency_ms"]["n"] >= 100
     assert "speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none" in row["notes"]
-    assert "top-1 and its drop not measured: the accuracy was switched off" in row["notes"]
+
+
+def test_accuracy_that_is_switched_off_is_said_and_cannot_be_a_gate(tiny, data, tmp_path):
+    run, files = tiny
+    record = bench_run(run, replace(QUICK, accuracy=False), files, data, tmp_path / "bench.json")
+    for row in record["rows"]:
+        assert row["top1"] is row["top1_drop"] is row["on_front"] is None
+        assert "top-1 and its drop not measured: the accuracy was switched off" in row["notes"]
+    assert record["pareto"] == []
+    with pytest.raises(InputError, match="max_drop needs the accuracy; leave --no-accuracy out"):
+        BenchConfig(accuracy=False, max_drop=1.0)
 
 
 def test_a_file_that_disagrees_with_its_network_gets_no_numbers(tiny, data, tmp_path):
@@ -396,6 +406,7 @@ def test_a_measured_gate_that_holds_is_not_reported():
         "peer": 1,
         "name": "peer1",
         "engine": "ort",
+        "precision": "fp32",
         "threads": 1,
         "batch": 1,
         "achieved_ratio": 0.5,
