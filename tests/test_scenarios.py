@@ -497,14 +497,14 @@ def test_each_trial_of_a_server_has_its_rate_and_its_own_arrivals():
         (4, 2.0, BOUND_MS, (1,))
     }
     assert list(found) == [
-        "latency_bound_ms", "rate_per_s", "failed_rate_per_s", "p50_ms", "p99_ms", "n", "trials"
+        "latency_bound_ms", "valid", "rate_per_s", "failed_rate_per_s", "p50_ms", "p99_ms", "n", "trials"
     ]  # fmt: skip
 
 
 def test_a_call_above_the_bound_needs_no_test():
     worker = Recording(1.0)
     assert measure_scenario(worker, "server", p50_ms=20.1, **SETTINGS) == {
-        "latency_bound_ms": BOUND_MS, "rate_per_s": None, "failed_rate_per_s": None,
+        "latency_bound_ms": BOUND_MS, "valid": True, "rate_per_s": None, "failed_rate_per_s": None,
         "p50_ms": None, "p99_ms": None, "n": None, "trials": [],
     }  # fmt: skip
     assert worker.loads == []

@@ -211,17 +211,17 @@ def test_timings_are_kept_between_builds(
     kept = read_timings(cache)
     assert kept
     build()
-    assert read_timings(cache) == kept and capsys.readouterr().out == ""
+    assert read_timings(cache) == kept and capsys.readouterr().err == ""
     cache.write_bytes(cache.read_bytes()[:-1])
     build()
-    assert "are damaged; starting anew" in capsys.readouterr().out
+    assert "are damaged; starting anew" in capsys.readouterr().err
     assert read_timings(cache) == kept
 
 
 def test_timings_that_cannot_be_kept_cost_a_word_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     keep_timings(tmp_path / "file" / "gpu.timings", b"timings")
-    assert capsys.readouterr().out.startswith("timings are not kept for the next build: cannot write")
+    assert capsys.readouterr().err.startswith("timings are not kept for the next build: cannot write")
     assert read_timings(tmp_path / "none.timings") == b""
 
 
