@@ -412,7 +412,7 @@ def test_the_search_finds_the_highest_rate(service_ms, guess):
     found = highest_rate(system, guess * 1e3 / service_ms, BOUND_MS)
     highest = system.highest(BOUND_MS)
     assert found["rate_per_s"] <= highest < found["failed_rate_per_s"] <= NEARNESS * found["rate_per_s"]
-    assert len(found["trials"]) <= MOST_TRIALS + 1
+    assert len({trial["rate_per_s"] for trial in found["trials"]}) <= MOST_TRIALS
     assert [trial["rate_per_s"] for trial in found["trials"]] == system.asked
     assert system.asked[-1] == found["rate_per_s"] == max(
         trial["rate_per_s"] for trial in found["trials"] if trial["held"]
@@ -426,7 +426,7 @@ def test_the_search_finds_the_highest_rate(service_ms, guess):
 def test_the_search_ends_where_no_rate_holds():
     found = highest_rate(Queue(21.0), 1e3 / 21, BOUND_MS)
     assert [found[key] for key in ("rate_per_s", "p50_ms", "p99_ms", "n")] == [None] * 4
-    assert [round(1e3 / 21 / trial["rate_per_s"]) for trial in found["trials"]] == [1, 2, 8, 64]
+    assert [round(1e3 / 21 / trial["rate_per_s"]) for trial in found["trials"]] == [1, 1, 2, 2, 8, 8, 64, 64]
     assert found["failed_rate_per_s"] == found["trials"][-1]["rate_per_s"]
     assert not any(trial["held"] for trial in found["trials"])
 
@@ -458,6 +458,21 @@ def test_a_rate_that_is_not_confirmed_is_lowered_until_one_is(refusals):
     assert found["failed_rate_per_s"] > found["rate_per_s"]
 
 
+def test_one_spoiled_trial_fails_no_rate():
+    system = Queue(1.0)
+    undisturbed = highest_rate(system, 1000.0, BOUND_MS)
+    spoiled = system.asked.index(max(rate for rate in system.asked if rate <= undisturbed["rate_per_s"]))
+    system.asked.clear()
+
+    def run(rate: float) -> dict[str, Any]:
+        result = system(rate)
+        return {**result, "p99_ms": 2 * BOUND_MS} if len(system.asked) == spoiled + 1 else result
+
+    found = highest_rate(run, 1000.0, BOUND_MS)
+    assert found["rate_per_s"] == undisturbed["rate_per_s"]
+    assert len(found["trials"]) == len(undisturbed["trials"]) + 1
+
+
 def test_no_rate_is_given_that_nothing_confirmed():
     asked: list[float] = []
 
@@ -468,7 +483,7 @@ def test_no_rate_is_given_that_nothing_confirmed():
 
     found = highest_rate(run, 100.0, BOUND_MS)
     assert found["rate_per_s"] is found["p99_ms"] is None
-    assert len(found["trials"]) == len(asked) <= 2 * MOST_TRIALS + 1
+    assert len(found["trials"]) == len(asked) <= 3 * MOST_TRIALS + 1
     assert found["failed_rate_per_s"] == min(asked) >= 100 / 64
 
 
