@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/wmlc train digits --out runs/demo
 	$(BIN)/wmlc extract --run runs/demo --peer all --out runs/demo/onnx/family.onnx
 	$(BIN)/wmlc bench --run runs/demo --engine ort --profile
-	$(BIN)/wmlc choose --run runs/demo --max-latency-ms 10
+	$(BIN)/wmlc choose --run runs/demo --max-macs 2e6
 	$(BIN)/wmlc report runs/demo
 	$(BIN)/wmlc ship --run runs/demo --peer 2 --to triton --out runs/demo/model_repository --replace
 	@echo "the run, its peers, their ONNX files and Triton's repository: runs/demo/ and peers/, onnx/, model_repository/ in it"
