@@ -194,7 +194,7 @@ def _train_phase(
 
 def _to_tensorboard(writer: Any, record: dict[str, Any]) -> None:
     epoch = record["epoch"]
-    for name in ("train_loss", "ensemble_top1", "images_per_s", "lr"):
+    for name in ("train_loss", "ensemble_top1", "average_ensemble_top1", "images_per_s", "lr"):
         writer.add_scalar(name, record[name], epoch)
     for index, (top1, weight) in enumerate(zip(record["top1"], record["peer_weights"], strict=True)):
         writer.add_scalar(f"top1/peer{index + 1}", top1, epoch)

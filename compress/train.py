@@ -166,7 +166,8 @@ def fit(
                 advance(len(labels))
         seconds = time.perf_counter() - start
         held_out_batches = data.held_out_batches(evaluation_batch(data))
-        top1, (ensemble_top1,) = evaluate(family, held_out_batches, weight_P[None], device)
+        weights_EP = torch.stack([weight_P, torch.full_like(weight_P, 1 / family.peers)])
+        top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weights_EP, device)
         state.epoch, state.peer_weights = epoch + 1, weight_P.tolist()
         state.seconds += seconds
         if sum(top1) / len(top1) > state.best_top1:
@@ -178,7 +179,7 @@ def fit(
                 "epoch": epoch + 1, "seconds": round(seconds, 3),
                 "images_per_s": round(steps * config.batch_size / seconds, 1),
                 "train_loss": loss_sum / steps, "top1": top1, "ensemble_top1": ensemble_top1,
-                "peer_weights": state.peer_weights, "lr": lr,
+                "average_ensemble_top1": average_top1, "peer_weights": state.peer_weights, "lr": lr,
             }
         )  # fmt: skip
 

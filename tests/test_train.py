@@ -49,7 +49,7 @@ def test_a_run_writes_what_its_readers_are_promised(run: Run) -> None:
     assert [line["epoch"] for line in lines] == [1, 2]
     for line in lines:
         assert line.keys() == {
-            "epoch", "seconds", "images_per_s", "train_loss", "top1", "ensemble_top1", "peer_weights", "lr"
+            "epoch", "seconds", "images_per_s", "train_loss", "top1", "ensemble_top1", "average_ensemble_top1", "peer_weights", "lr"
         }  # fmt: skip
         assert len(line["top1"]) == len(line["peer_weights"]) == 2
         assert sum(line["peer_weights"]) == pytest.approx(1)
