@@ -75,6 +75,20 @@ def choose_counts(
     return _round(graph, counts_G, start_G, free_G, size, target, divisor), reach
 
 
+def uniform_counts(graph: ChannelGraph, target: float, unit: str, divisor: int) -> tuple[np.ndarray, float]:
+    """Channels of each group when all lose the same share, so that the network's `unit` comes to `target`.
+
+    Returns the counts, int [G], multiples of `divisor` or untouched, and the least `unit` that the cap P_UP allows.
+    """
+    full_G, free_G = graph.full, np.ones(len(graph.groups), dtype=bool)
+    path = _fill(graph, full_G, np.ones(len(graph.groups)))[:2]  # until the first layer is at its cap
+
+    def size(counts_G: np.ndarray) -> float:
+        return graph.size(counts_G, unit)
+
+    return _round(graph, _bisect(path, size, target), full_G, free_G, size, target, divisor), size(path[-1])
+
+
 def _rates(
     graph: ChannelGraph,
     importance_L: np.ndarray,

@@ -132,6 +132,18 @@ def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> lis
     return totals
 
 
+def group_magnitude(network: nn.Sequential, input_shape: tuple[int, int, int], graph: ChannelGraph) -> list[Tensor]:
+    """torch-pruning's group magnitude of each channel (Fang et al., CVPR 2023, with p = 2), per group of `graph`."""
+    dependencies, measure = _dependency_graph(network, input_shape), torch_pruning.importance.GroupMagnitudeImportance()
+    scores = []
+    for group in graph.groups:
+        module = network.get_submodule(group.root)
+        pruner = dependencies.get_pruner_of_module(module)
+        members = dependencies.get_pruning_group(module, pruner.prune_out_channels, list(range(group.channels)))
+        scores.append(measure(members))
+    return scores
+
+
 def cut_channels(
     network: nn.Sequential, input_shape: tuple[int, int, int], kept: Mapping[str, Tensor]
 ) -> nn.Sequential:

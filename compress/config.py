@@ -16,8 +16,39 @@ from wmlc.data import DataConfig
 from wmlc.errors import InputError
 from wmlc.run import data_config
 
+FAMILY_RATIOS = (0.7, 0.5, 0.3, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a method's own paper sets: the default shape of its family and the constants of its loss."""
+
+    ratios: tuple[float, ...] = FAMILY_RATIOS
+    share: str = "tree"
+    alpha: float | None = None  # weight of the teaching against the labels; None: the loss has none
+    temperature: float | None = None  # None: nothing is softened, as nobody teaches
+    feature_weight: float | None = None  # of a feature term that belongs to the method
+    fixed_shape: bool = False  # the method itself says what is shared
+
+
+METHODS = {
+    "wml": Method(alpha=0.1, temperature=1.0),  # weighted mutual learning
+    "wml-p": Method(alpha=0.1, temperature=1.0),  # the same with fixed, equal weights
+    "dml": Method(share="none", temperature=1.0),  # deep mutual learning
+    "one": Method(ratios=(0.0,) * 4, share="branches", temperature=3.0),  # on-the-fly native ensemble
+    "cl": Method(ratios=(0.0,) * 4, alpha=0.5, temperature=2.0),  # collaborative learning
+    "self-distillation": Method(  # the exits of one network
+        ratios=(), share="exits", alpha=0.1, temperature=3.0, feature_weight=1e-4, fixed_shape=True
+    ),
+    "independent": Method(share="none"),
+    "prune-finetune": Method(share="none", fixed_shape=True),  # train, cut by magnitude, fine-tune
+}
+
+FEATURE_WEIGHTS = {"none": None, "hints": 100.0, "attention": 1000.0}  # of mean squares
+
 CHOICES = {
-    "method": ("wml", "wml-p", "independent"),
+    "method": tuple(METHODS),
+    "feature_loss": tuple(FEATURE_WEIGHTS),
     "saliency": ("snip", "synflow", "grasp"),
     "ratio_of": ("params", "macs"),
     "schedule": ("cosine", "one-cycle", "step"),
@@ -39,17 +70,23 @@ class TrainConfig:
     workers: int = 2
 
     arch: str = "resnet20"
-    ratios: tuple[float, ...] = (0.7, 0.5, 0.3, 0.0)
+    ratios: tuple[float, ...] = ()  # empty, or None below: the method's own
     ratio_of: str = "params"
     saliency: str = "snip"
-    share: str | None = None  # None: "tree", or "none" for independent peers
+    share: str | None = None
     trunk_ratio: float = 0.0
     divisor: int = 8
 
     method: str = "wml"
-    alpha: float = 0.1
+    alpha: float | None = None
+    temperature: float | None = None
+    feature_loss: str = "none"
+    feature_weight: float | None = None
     weight_lr: float = 0.1  # η, the step of mirror descent on the peer weights
     reweigh_every: int = 50  # training steps between two updates of the peer weights
+
+    finetune_epochs: int | None = None  # None: as many as make all training take as long as a `wml` family's
+    finetune_lr: float | None = None
 
     epochs: int = 200
     batch_size: int = 128
@@ -76,22 +113,20 @@ class TrainConfig:
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{field.name} must be a finite number, got {value}")
-        if not 1 <= len(self.ratios) <= MAX_PEERS or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise InputError(
-                f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(self.ratios)}"
-            )
-        object.__setattr__(self, "ratios", tuple(sorted(self.ratios, reverse=True)))  # the smallest peer first
+        self._settle_method()
         at_least = {
             "epochs": 1, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
-            "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0,
+            "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
+            "finetune_epochs": 1,
         }  # fmt: skip
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.alpha <= 1:
+            if (value := getattr(self, name)) is not None and not value >= least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.alpha is not None and not self.alpha <= 1:
             raise InputError(f"alpha must be from 0 to 1, got {self.alpha:g}")
-        if not self.lr > 0:
-            raise InputError(f"lr must be above 0, got {self.lr:g}")
+        for name in ("lr", "temperature", "finetune_lr"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} must be above 0, got {value:g}")
         if not self.momentum < 1:
             raise InputError(f"momentum must be from 0 up to, not including, 1, got {self.momentum:g}")
         if not self.trunk_ratio <= 0.9:
@@ -102,16 +137,60 @@ class TrainConfig:
             raise InputError("nesterov needs a momentum above 0, got 0")
         if not self.seed < 2**32:
             raise InputError(f"seed must be below {2**32}, got {self.seed}")
-        if self.trunk_ratio and (self.sharing == "none" or len(self.ratios) == 1):
+        if self.trunk_ratio and (self.sharing in ("none", "exits") or len(self.ratios) == 1):
             raise InputError("trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share")
         if self.baseline_from is not None and not self.baseline:
             raise InputError("--baseline and --no-baseline exclude each other; pass one of them")
         self.data_config()
 
+    def _settle_method(self) -> None:
+        """Put the method's own values where none were given, and refuse what the method has no use for."""
+        own = METHODS[self.method]
+        if self.ratios and not own.ratios:
+            raise InputError(
+                f"{self.method} has an exit at each stage and cuts nothing; leave out ratios, got {list(self.ratios)}"
+            )
+        ratios = tuple(sorted(self.ratios or own.ratios, reverse=True))  # the smallest peer first
+        if len(ratios) > MAX_PEERS or not all(0 <= ratio < 1 for ratio in ratios):
+            raise InputError(
+                f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(self.ratios)}"
+            )
+        object.__setattr__(self, "ratios", ratios)
+        for name in ("alpha", "temperature"):
+            if getattr(self, name) is not None and getattr(own, name) is None:
+                having = ", ".join(method for method, its in METHODS.items() if getattr(its, name) is not None)
+                raise InputError(f"{self.method} has no {name}; leave it out, or choose a method that has: {having}")
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(own, name))
+        if own.fixed_shape and self.share not in (None, own.share):
+            raise InputError(f"{self.method} says itself what is shared; leave out share, got {self.share!r}")
+        if self.feature_loss != "none" and (own.temperature is None or own.feature_weight is not None):
+            why = "teaches nobody" if own.temperature is None else "has a feature term of its own"
+            raise InputError(f"{self.method} {why}; leave out feature_loss, got {self.feature_loss!r}")
+        weight = own.feature_weight if self.feature_loss == "none" else FEATURE_WEIGHTS[self.feature_loss]
+        if self.feature_weight is not None and weight is None:
+            raise InputError("feature_weight weighs a feature term; pass feature_loss hints or attention with it")
+        if self.feature_weight is None:
+            object.__setattr__(self, "feature_weight", weight)
+        if self.method != "prune-finetune" and (self.finetune_epochs or self.finetune_lr):
+            raise InputError(f"finetune_epochs and finetune_lr are for prune-finetune, and the method is {self.method}")
+        if self.method == "prune-finetune" and self.finetune_lr is None:
+            object.__setattr__(self, "finetune_lr", self.lr / 10)
+        if self.method == "prune-finetune" and not self.baseline:
+            raise InputError("prune-finetune cuts the trained baseline; leave out --no-baseline")
+
     @property
     def sharing(self) -> str:
         """The value of `--share` in force."""
-        return self.share or ("none" if self.method == "independent" else "tree")
+        return self.share or METHODS[self.method].share
+
+    def finetuning(self) -> TrainConfig:
+        """The settings of `prune-finetune`'s second half: each cut network alone, at its own rate, without warm-up."""
+        assert self.finetune_epochs is not None and self.finetune_lr is not None
+        return dataclasses.replace(
+            self, method="independent", epochs=self.finetune_epochs, lr=self.finetune_lr, warmup_epochs=0.0,
+            finetune_epochs=None, finetune_lr=None,
+        )  # fmt: skip
 
     def data_config(self) -> DataConfig:
         """The part that says which images."""

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from wmlc.compress.budget import P_UP
-from wmlc.compress.config import TrainConfig
+from wmlc.compress.config import METHODS, TrainConfig
 from wmlc.compress.family import PeerFamily
 from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
 from wmlc.compress.tree import share_choices
-from wmlc.console import print_table, say
+from wmlc.console import UNKNOWN, print_table, say
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.
 SUITED = (("fp32 on AVX2 CPUs", 8), ("fp16 on GPUs", 8), ("fp32 on AVX-512 CPUs", 16), ("int8 on CPUs and GPUs", 32))
@@ -48,7 +48,7 @@ def print_family(records: list[dict[str, Any]], scored: Scored, config: TrainCon
         [
             str(r["peer"]), f"{r['ratio']:.1%}", f"{r['achieved_ratio']:.1%}", f"{r['params']:,}",
             f"{r['macs'] / 1e6:,.2f} M", f"{r['macs'] / graph.macs:.3f}",
-            *(_span(r["stage_channels"][name]) + ("*" if name in r["shared_with"] else "") for name in stages),
+            *(_stage_cell(r, name) for name in stages),
         ]
         for r in records
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def family_notes(records: list[dict[str, Any]], config: TrainConfig) -> list[str
     for first, second in itertools.pairwise(records):
         if first["stage_channels"] == second["stage_channels"] and first["params"] == second["params"]:
             notes.append(
-                f"peers {first['peer']} and {second['peer']} have the same widths and the same initial weights"
+                f"peers {first['peer']} and {second['peer']} have the same widths; they differ in their initial weights"
             )
     return notes
 
@@ -121,8 +121,13 @@ def print_targets(records: list[dict[str, Any]], full: nn.Module) -> None:
 
 
 def share_records(scored: Scored, config: TrainConfig) -> list[dict[str, Any]]:
-    """What each `--share` would make of the smallest peer, under the same ratios; null where out of reach."""
-    records = []
+    """What each `--share` would make of the smallest peer, under the same ratios; null where out of reach.
+
+    Empty for a method that says itself what is shared.
+    """
+    records: list[dict[str, Any]] = []
+    if METHODS[config.method].fixed_shape:
+        return records
     for share in share_choices(scored.stages):
         record: dict[str, Any] = {"share": share, "macs": None, "of_full": None, "params": None}
         with contextlib.suppress(OutOfReachError):
@@ -147,6 +152,12 @@ def print_share_choices(records: list[dict[str, Any]], config: TrainConfig) -> N
 
 def _channels(stage: nn.Module) -> list[int]:
     return [m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _stage_cell(record: dict[str, Any], stage: str) -> str:
+    if stage not in record["stage_channels"]:  # an exit before it
+        return UNKNOWN
+    return _span(record["stage_channels"][stage]) + ("*" if stage in record["shared_with"] else "")
 
 
 def _span(channels: list[int]) -> str:

@@ -5,14 +5,20 @@ Shape legend: P peers, B batch, C classes.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmlc.compress.channels import cut_channels
 from wmlc.compress.prune import PeerPlan
 from wmlc.compress.tree import Partition
+from wmlc.models.exits import end_at_exit, exit_stages
 
 
 @dataclass(frozen=True)
@@ -26,21 +32,47 @@ class Branch:
 
 
 class PeerFamily(nn.Module):
-    """M peers as one module; `forward` gives all their logits and runs each shared stage once."""
+    """M peers as one module; `forward` gives all their logits and runs each shared stage once.
 
-    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module]) -> None:
+    `rescale` divides the gradient by the number of branches wherever they join (Song & Chai, NeurIPS 2018, section
+    3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum. What a method
+    needs for teaching alone (a gate, hints' regressors) is in `extras` and belongs to no peer.
+    """
+
+    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], rescale: bool = False) -> None:
         super().__init__()
         self.branches = branches
         self.parts = nn.ModuleDict(modules)
+        self.extras = nn.ModuleDict()
         self.peers = max(peer for branch in branches for peer in branch.peers)
+        self.joins = Counter(branch.parent for branch in branches if branch.parent) if rescale else Counter()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images, float32 [B, C, H, W] → logits [P, B, C], the smallest peer first."""
-        outputs: dict[str | None, Tensor] = {None: images_BCHW}
+        return self.walk(images_BCHW)[0]
+
+    def walk(self, images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits [P, B, C], and each branch's output by name: a stage's [B, C, H, W], a head's features [B, C]."""
+        entering: dict[str | None, Tensor] = {None: images_BCHW}
+        outputs: dict[str, Tensor] = {}
+        heads: dict[int, Tensor] = {}
         for branch in self.branches:
-            outputs[branch.name] = self.parts[branch.name](outputs[branch.parent])
-        heads = {branch.peers[0]: outputs[branch.name] for branch in self.branches if branch.stage == "head"}
-        return torch.stack([heads[peer] for peer in sorted(heads)])
+            part, now = self.parts[branch.name], entering[branch.parent]
+            if branch.stage == "head":
+                *layers, fc = part.children()
+                for layer in layers:
+                    now = layer(now)
+                heads[branch.peers[0]] = fc(now)
+            else:
+                now = part(now)
+                copies = self.joins[branch.name]
+                entering[branch.name] = _ScaledGradient.apply(now, 1 / copies) if copies > 1 else now
+            outputs[branch.name] = now
+        return torch.stack([heads[peer] for peer in sorted(heads)]), outputs
+
+    def branch(self, stage: str, peer: int) -> Branch:
+        """The copy of `stage` that peer `peer` (from 1) goes through."""
+        return next(branch for branch in self.branches if branch.stage == stage and peer in branch.peers)
 
     def peer(self, peer: int) -> nn.Sequential:
         """Peer `peer` (from 1) as a plain sequence of stages; the modules are shared, not copied."""
@@ -51,15 +83,51 @@ class PeerFamily(nn.Module):
         return network
 
 
+class Gate(nn.Module):
+    """ONE's gate (Lan et al., NeurIPS 2018, section 3.1): shared features → a weight for each branch, each image."""
+
+    def __init__(self, channels: int, peers: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, peers)
+        self.bn = nn.BatchNorm1d(peers)
+
+    def forward(self, shared_BCHW: Tensor) -> Tensor:
+        """Features [B, C, H, W] → weights on the simplex [B, P]: pooling, linear, batch norm, ReLU, softmax."""
+        pooled_BC = F.adaptive_avg_pool2d(shared_BCHW, 1).flatten(1)
+        return F.softmax(F.relu(self.bn(self.fc(pooled_BC))).float(), dim=1)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
 def build_family(
-    full: nn.Sequential, input_shape: tuple[int, int, int], plans: list[PeerPlan], tree: list[Partition]
+    full: nn.Sequential,
+    input_shape: tuple[int, int, int],
+    plans: list[PeerPlan],
+    tree: list[Partition],
+    rescale: bool = False,
+    fresh: Callable[[], nn.Sequential] | None = None,
 ) -> PeerFamily:
     """Cut `full` once per peer and join the copies along the tree.
 
-    All peers start from the same initial weights. A shared stage is its least pruned peer's; the
-    plans make its outputs fit every stage that follows it.
+    All peers start from the same weights, but one that keeps the very channels of a larger peer is cut from a
+    network that `fresh` draws anew: twins that start alike would get the same gradients and stay alike. A shared
+    stage is its least pruned peer's; the plans make its outputs fit every stage that follows it.
     """
-    networks = [cut_channels(full, input_shape, plan.kept) for plan in plans]
+    networks = []
+    for index, plan in enumerate(plans):
+        twin = fresh is not None and any(_same_channels(plan, larger) for larger in plans[index + 1 :])
+        networks.append(cut_channels(fresh() if twin and fresh else full, input_shape, plan.kept))
     branches: list[Branch] = []
     modules: dict[str, nn.Module] = {}
     former: str | None = None
@@ -70,4 +138,26 @@ def build_family(
             branches.append(Branch(name, stage, peers, parent))
             modules[name] = networks[peers[-1] - 1].get_submodule(stage)
         former = stage
+    return PeerFamily(branches, modules, rescale)
+
+
+def _same_channels(plan: PeerPlan, other: PeerPlan) -> bool:
+    return all(torch.equal(kept, other.kept[root]) for root, kept in plan.kept.items())
+
+
+def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerFamily:
+    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network."""
+    full = copy.deepcopy(full)
+    stages = exit_stages(full)
+    peers = tuple(range(1, len(stages) + 1))
+    branches = [Branch(f"stem_of_{'_'.join(map(str, peers))}", "stem", peers, None)]
+    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule("stem")}
+    trunk = branches[0].name
+    for number, stage in enumerate(stages, 1):
+        serves = peers[number - 1 :]
+        name, head = f"{stage}_of_{'_'.join(map(str, serves))}", f"head_of_{number}"
+        branches += [Branch(name, stage, serves, trunk), Branch(head, "head", (number,), name)]
+        modules[name] = full.get_submodule(stage)
+        modules[head] = end_at_exit(full, number, input_shape).get_submodule("head")
+        trunk = name
     return PeerFamily(branches, modules)

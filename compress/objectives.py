@@ -1,4 +1,7 @@
-"""The losses of weighted mutual learning: tensors in, tensors out (paper, section 3.2; PAPER 3).
+"""The losses that teach a family, one a method: tensors in, tensors out (PAPER 3 and 6).
+
+A distribution that teaches is detached everywhere: the gradient reaches the student alone. T is the temperature: logits
+are divided by it before the softmax, and the divergence is multiplied by T², so that its gradient keeps its size.
 
 Shape legend: P peers (i teaches, j learns), B batch, C classes.
 """
@@ -17,31 +20,96 @@ def cross_entropies(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     return each_PB.view(peers, batch).mean(1)
 
 
-def teaching_divergences(logits_PBC: Tensor) -> Tensor:
-    """KL(p_i ‖ p_j) for every teacher i and student j, mean over the batch; [P, P], zero diagonal.
-
-    The teaching distribution p_i is detached: the gradient reaches the student alone.
-    """
+def teaching_divergences(logits_PBC: Tensor, temperature: float = 1.0) -> Tensor:
+    """T² KL(p_i ‖ p_j) for every teacher i and student j, mean over the batch; [P, P], zero diagonal."""
     peers, batch, classes = logits_PBC.shape
-    logp_PX = F.log_softmax(logits_PBC, dim=-1).reshape(peers, batch * classes)
+    logp_PX = F.log_softmax(logits_PBC / temperature, dim=-1).reshape(peers, batch * classes)
     teacher_PX = logp_PX.detach()
     p_PX = teacher_PX.exp()
     entropy_P = (p_PX * teacher_PX).sum(1)
-    divergence_PP = (entropy_P[:, None] - p_PX @ logp_PX.T) / batch
+    divergence_PP = (entropy_P[:, None] - p_PX @ logp_PX.T) * (temperature**2 / batch)
     return divergence_PP - torch.diag(divergence_PP.diagonal())
 
 
-def wml_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float) -> Tensor:
-    """What each peer's weight multiplies; [P].
+def divergence_from(teacher_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(teacher / T) ‖ softmax(z / T)) of logits, mean over the batch; scalar."""
+    target_BC = F.log_softmax(teacher_BC.detach() / temperature, dim=-1)
+    student_BC = F.log_softmax(logits_BC / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True)
 
-        ℓ_i = (1 − α) CE(z_i, Y) + α Σ_{j≠i} KL(p_i ‖ p_j)
+
+def wml_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+    """Weighted mutual learning (paper, section 3.2): what each peer's weight multiplies; [P].
+
+        ℓ_i = (1 − α) CE(z_i, Y) + α Σ_{j≠i} T² KL(p_i ‖ p_j)
 
     so peer i pays for its own fit and teaches every other peer. Args: logits [P, B, C], class ids int64
-    [B], α in [0, 1]. The inner objective is L1 = Σ_i ω_i ℓ_i.
+    [B], α in [0, 1]; the paper's T is 1. The inner objective is L1 = Σ_i ω_i ℓ_i.
     """
-    return (1 - alpha) * cross_entropies(logits_PBC, labels_B) + alpha * teaching_divergences(logits_PBC).sum(1)
+    taught_P = teaching_divergences(logits_PBC, temperature).sum(1)
+    return (1 - alpha) * cross_entropies(logits_PBC, labels_B) + alpha * taught_P
 
 
 def ensemble_loss(logits_PBC: Tensor, labels_B: Tensor, weight_P: Tensor) -> Tensor:
     """The outer objective L2 = CE(Σ_i ω_i z_i, Y), scalar; weight_P lies on the simplex."""
     return F.cross_entropy(torch.einsum("p,pbc->bc", weight_P, logits_PBC), labels_B)
+
+
+def dml_losses(logits_PBC: Tensor, labels_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """Deep mutual learning (Zhang et al., CVPR 2018, eq. 8): each peer learns from all others; [P].
+
+        ℓ_j = CE(z_j, Y) + 1 / (P − 1) Σ_{i≠j} T² KL(p_i ‖ p_j)
+
+    With one peer it is the cross-entropy alone. The paper's T is 1, and all peers step at once here where it lets
+    them step in turn.
+    """
+    mean_P = teaching_divergences(logits_PBC, temperature).sum(0) / max(len(logits_PBC) - 1, 1)
+    return cross_entropies(logits_PBC, labels_B) + mean_P
+
+
+def gated_ensemble(logits_PBC: Tensor, gate_BP: Tensor) -> Tensor:
+    """ONE's teacher Σ_i g_i(x) z_i(x), the gate's weights on the simplex for each image; [B, C]."""
+    return torch.einsum("bp,pbc->bc", gate_BP, logits_PBC)
+
+
+def one_losses(logits_PBC: Tensor, labels_B: Tensor, gate_BP: Tensor, temperature: float = 3.0) -> Tensor:
+    """On-the-fly native ensemble (Lan et al., NeurIPS 2018, eq. 6): the branches learn from their gated mix; [P + 1].
+
+        ℓ_i = CE(z_i, Y) + T² KL(p_e ‖ p_i),  ℓ_{P+1} = CE(z_e, Y),  z_e = Σ_i g_i z_i
+
+    The labels train the teacher z_e, and with it gate and branches; its teaching does not.
+    """
+    teacher_BC = gated_ensemble(logits_PBC, gate_BP)
+    taught_P = torch.stack([divergence_from(teacher_BC, z_BC, temperature) for z_BC in logits_PBC])
+    own_P = cross_entropies(logits_PBC, labels_B) + taught_P
+    return torch.cat([own_P, F.cross_entropy(teacher_BC, labels_B)[None]])
+
+
+def cl_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float = 0.5, temperature: float = 2.0) -> Tensor:
+    """Collaborative learning (Song & Chai, NeurIPS 2018, eq. 3 and 4): a head learns from the other heads' mean; [P].
+
+        ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(q_j ‖ p_j),  q_j = softmax(Σ_{i≠j} z_i / ((P − 1) T))
+
+    The paper's β is 1 − α. Its rescaling of gradients where branches join is the family's part (`PeerFamily`).
+    With one peer there is nobody to learn from: the cross-entropy alone.
+    """
+    own_P = cross_entropies(logits_PBC, labels_B)
+    if len(logits_PBC) == 1:
+        return own_P
+    others_PBC = (logits_PBC.sum(0) - logits_PBC) / (len(logits_PBC) - 1)
+    pairs = zip(others_PBC, logits_PBC, strict=True)
+    taught_P = torch.stack([divergence_from(q_BC, z_BC, temperature) for q_BC, z_BC in pairs])
+    return (1 - alpha) * own_P + alpha * taught_P
+
+
+def self_distillation_losses(
+    logits_PBC: Tensor, labels_B: Tensor, alpha: float = 0.1, temperature: float = 3.0
+) -> Tensor:
+    """Be your own teacher (Zhang et al., ICCV 2019, eq. 2 and 3): the deepest exit, the last one, teaches; [P].
+
+        ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(p_P ‖ p_j)
+
+    The paper's third term, on features, is `features.pooled_distance`.
+    """
+    taught_P = torch.stack([divergence_from(logits_PBC[-1], z_BC, temperature) for z_BC in logits_PBC])
+    return (1 - alpha) * cross_entropies(logits_PBC, labels_B) + alpha * taught_P

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wmlc.compress.budget import P_UP, choose_counts
-from wmlc.compress.channels import ChannelGraph, channel_importance
+from wmlc.compress.budget import P_UP, choose_counts, uniform_counts
+from wmlc.compress.channels import ChannelGraph, channel_importance, group_magnitude
 from wmlc.compress.saliency import importance
 from wmlc.compress.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -81,6 +81,38 @@ def plan_family(
                 + (_advice(scored, ratios, share, ratio_of, divisor, trunk_ratio) if advise else "ask for less")
             )
     return [_peer_plan(scored, c, ratio, ratio_of) for c, ratio in zip(counts, ratios, strict=True)]
+
+
+def plan_by_magnitude(
+    network: nn.Sequential,
+    input_shape: tuple[int, int, int],
+    scored: Scored,
+    ratios: list[float],
+    unit: str,
+    divisor: int,
+) -> list[PeerPlan]:
+    """One-shot pruning of the trained `network`, as torch-pruning's users do it.
+
+    Every group loses the same share of its channels, those of least group magnitude, until the peer has lost its ratio
+    of params or macs (`unit`).
+
+    The widths do not depend on the weights, so an untrained network gives the widths to come. Raises
+    `OutOfReachError` where the cap on a layer allows less.
+    """
+    graph = scored.graph
+    magnitudes = group_magnitude(network, input_shape, graph)
+    ranked = replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
+    plans = []
+    for ratio in ratios:
+        full = getattr(graph, unit)
+        counts_G, least = uniform_counts(graph, (1 - ratio) * full, unit, divisor) if ratio else (graph.full, 0.0)
+        if 1 - least / full < ratio - TOLERANCE:
+            raise OutOfReachError(
+                f"a uniform cut reaches {1 - least / full:.1%} of the {unit}, and {ratio:.0%} was asked for "
+                f"(no layer may lose more than {P_UP:.0%}); ask for less"
+            )
+        plans.append(_peer_plan(ranked, counts_G, ratio, unit))
+    return plans
 
 
 def _plan_counts(

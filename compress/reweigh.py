@@ -26,6 +26,7 @@ def peer_weight_gradient(
     inner_gradients: dict[str, Tensor],
     *,
     alpha: float,
+    temperature: float = 1.0,
     inner_lr: float,
     autocast: Callable[[], torch.autocast] | None = None,
 ) -> Tensor:
@@ -42,7 +43,9 @@ def peer_weight_gradient(
     hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included; its
     parameters, gradients, running statistics and the random state are left as they were.
     """
-    parameters = {name: parameter.detach() for name, parameter in family.named_parameters()}
+    parameters = {  # what serves teaching alone is no part of the logits
+        name: parameter.detach() for name, parameter in family.named_parameters() if not name.startswith("extras.")
+    }
     devices = [weight_P.device] if weight_P.device.type == "cuda" else []
     autocast = autocast or (lambda: torch.autocast(weight_P.device.type, enabled=False))
 
@@ -64,7 +67,7 @@ def peer_weight_gradient(
             name: forward_ad.make_dual(parameter, tangent)
             for (name, parameter), tangent in zip(parameters.items(), direction, strict=True)
         }
-        losses_P = wml_losses(logits(duals, train[0]), train[1], alpha)
+        losses_P = wml_losses(logits(duals, train[0]), train[1], alpha, temperature)
         aligned_P = forward_ad.unpack_dual(losses_P).tangent
     assert aligned_P is not None
     return direct_P - inner_lr * aligned_P

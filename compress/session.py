@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from wmlc import run as runs
-from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.describe import (
     family_notes,
@@ -24,19 +23,17 @@ from wmlc.compress.describe import (
     share_records,
     target_records,
 )
-from wmlc.compress.family import Branch, PeerFamily, build_family
-from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
-from wmlc.compress.saliency import parameter_saliency
+from wmlc.compress.family import PeerFamily
+from wmlc.compress.finetune import measure_steps
+from wmlc.compress.planning import Planned, cut_peers, cut_trained, family_of_one, plan
 from wmlc.compress.state import TrainState, load_state, peek_phase, save_state
 from wmlc.compress.train import Device, check_compiler, choose_device, evaluate, evaluation_batch, fit, make_optimizer
-from wmlc.compress.tree import sharing_tree
 from wmlc.console import say
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError
 from wmlc.files import clear_asides, new_directory, refuse_existing, write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
-from wmlc.models.zoo import build_network
 from wmlc.run import BASELINE, Run
 
 # A baseline from another run must agree in these: they make it what it is.
@@ -44,33 +41,6 @@ BASELINE_SETTINGS = (
     "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
     "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A family before its first step."""
-
-    full: nn.Sequential
-    scored: Scored
-    plans: list[PeerPlan]
-    family: PeerFamily
-
-
-def plan(config: TrainConfig, data: Data, device: Device) -> Planned:
-    """Initialise the full network from the seed, score it on a training batch and cut the peers."""
-    record = data.record
-    torch.manual_seed(config.seed)
-    full = build_network(config.arch, len(record.class_names), record.input_shape).to(device.name)
-    graph = read_channels(full, record.input_shape)
-    images, labels = next(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0))
-    stages = list(dict(full.named_children()))
-    scores = parameter_saliency(full, images, labels, config.saliency)
-    scored = score_channels(graph, scores, config.saliency, stages)
-    plans = plan_family(
-        scored, list(config.ratios), config.sharing, config.ratio_of, config.divisor, config.trunk_ratio
-    )
-    tree = sharing_tree(len(plans), stages, config.sharing)
-    return Planned(full, scored, plans, build_family(full, record.input_shape, plans, tree))
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:
@@ -93,7 +63,8 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
         )
         return
     print_family(records, planned.scored, config)
-    print_share_choices(choices, config)
+    if choices:
+        print_share_choices(choices, config)
     print_targets(records, planned.full)
 
 
@@ -116,6 +87,8 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
     data.test_count()
     if config.compile:
         check_compiler(device)
+    if config.method == "prune-finetune" and config.finetune_epochs is None:
+        config = _as_long_as_a_family(config, planned, data, device)
     baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
     settings = asdict(config)
     if config.data_root is not None:  # the run must find its data from any working directory
@@ -149,15 +122,39 @@ def _train(run: Run, config: TrainConfig, data: Data, planned: Planned, device: 
     records = peer_records(planned.family, planned.plans)
     say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(records, planned.scored, config)
-    if reached != "baseline":
-        state = _train_phase(run, "family", planned.family, config, data, device, resume=reached == "family")
+    if config.method == "prune-finetune":
+        if reached != "family" and config.baseline_from is None:
+            _baseline_phase(run, config, data, planned, device, resume=reached == "baseline")
+        planned = cut_trained(planned, run.network(BASELINE), config, data.record, device)
+        state = _train_phase(run, "family", cut_peers(planned), config.finetuning(), data, device, reached == "family")
+        state.seconds += read_spec(run.network(BASELINE)).about["seconds"]
         _save_peers(run, planned.family, config, data, records, state, device)
-    if config.baseline and config.baseline_from is None:
-        alone = _family_of_one(planned.full)
-        state = _train_phase(run, "baseline", alone, config, data, device, resume=reached == "baseline")
-        _save_baseline(run, alone, config, data, planned, state, device)
+    else:
+        if reached != "baseline":
+            state = _train_phase(run, "family", planned.family, config, data, device, reached == "family")
+            _save_peers(run, planned.family, config, data, records, state, device)
+        if config.baseline and config.baseline_from is None:
+            _baseline_phase(run, config, data, planned, device, resume=reached == "baseline")
     _finish(run, config, data, planned, records)
     return run
+
+
+def _baseline_phase(run: Run, config: TrainConfig, data: Data, planned: Planned, device: Device, resume: bool) -> None:
+    """Train the unpruned network alone, and save it."""
+    alone = family_of_one(planned.full)
+    state = _train_phase(run, "baseline", alone, config, data, device, resume)
+    _save_baseline(run, alone, config, data, planned, state, device)
+
+
+def _as_long_as_a_family(config: TrainConfig, planned: Planned, data: Data, device: Device) -> TrainConfig:
+    """`config` with the epochs of fine-tuning that make all training take as long as a `wml` family's."""
+    seconds = measure_steps(config, planned, data, device)
+    epochs = seconds.epochs(config.epochs)
+    say(
+        f"a step takes {seconds.family:.3g} s for a wml family, {seconds.unpruned:.3g} s unpruned, {seconds.cut:.3g} s "
+        f"for the cut networks together; {epochs} epochs of fine-tuning make all training take as long as the family's"
+    )
+    return dataclasses.replace(config, finetune_epochs=epochs)
 
 
 def _train_phase(
@@ -211,14 +208,14 @@ def _save_peers(
     device: Device,
 ) -> None:
     """Report on the test set once, and write every peer as a network of its own."""
-    omega_P = torch.tensor(state.best_peer_weights, device=device.name)
-    weights_EP = torch.stack([omega_P, torch.full_like(omega_P, 1 / family.peers)])
-    top1, (ensemble_top1, average_top1) = evaluate(
-        family, data.test_batches(evaluation_batch(data)), weights_EP, device
-    )
+    weights = state.best_peer_weights
+    if len(weights) < family.peers:  # `prune-finetune` trains its uncut peers with the baseline
+        weights = [1 / family.peers] * family.peers
+    omega_P = torch.tensor(weights, device=device.name)
+    top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
     family_about = {
         "ensemble_top1": ensemble_top1, "average_ensemble_top1": average_top1,
-        "peer_weights": state.best_peer_weights, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
+        "peer_weights": weights, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
     }  # fmt: skip
     with new_directory(run.root / "peers") as aside:
         for record, accuracy in zip(records, top1, strict=True):
@@ -233,8 +230,8 @@ def _save_peers(
 def _save_baseline(
     run: Run, alone: PeerFamily, config: TrainConfig, data: Data, planned: Planned, state: TrainState, device: Device
 ) -> None:
-    weights_EP = torch.ones(1, 1, device=device.name)
-    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weights_EP, device)
+    weight_P = torch.ones(1, device=device.name)
+    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
     graph = planned.scored.graph
     about = {
         **_about(config, data), "peer": BASELINE, "ratio": 0.0, "achieved_ratio": 0.0, "params": graph.params,
@@ -280,14 +277,6 @@ def _spec(network: nn.Module, config: TrainConfig, data: Data, about: dict[str, 
         arch=config.arch, class_names=record.class_names, input_shape=list(record.input_shape), mean=record.mean,
         std=record.std, widths=read_widths(network), about=about,
     )  # fmt: skip
-
-
-def _family_of_one(full: nn.Sequential) -> PeerFamily:
-    """The unpruned network as a family with one peer, so that one loop trains both."""
-    stages = dict(full.named_children())
-    names = [None, *stages]
-    branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
-    return PeerFamily(branches, stages)
 
 
 def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:

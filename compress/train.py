@@ -17,9 +17,9 @@ from torch import Tensor
 
 from wmlc.compress.config import TrainConfig
 from wmlc.compress.family import PeerFamily
-from wmlc.compress.objectives import cross_entropies, wml_losses
 from wmlc.compress.reweigh import mirror_step, peer_weight_gradient
 from wmlc.compress.state import TrainState
+from wmlc.compress.teaching import ensembles, train_loss
 from wmlc.console import progress
 from wmlc.data import Data
 from wmlc.errors import InputError
@@ -74,33 +74,23 @@ def lr_factor(schedule: str, done: float, epochs: int, warmup_epochs: float) -> 
     return _cosine((done - warmup_epochs) / (epochs - warmup_epochs))
 
 
-def train_loss(logits_PBC: Tensor, labels_B: Tensor, weight_P: Tensor, method: str, alpha: float) -> Tensor:
-    """The scalar that a step descends: P · Σ_i ω_i ℓ_i, or for independent peers Σ_i CE_i.
-
-    The factor P keeps the minimiser and gives a private stage, at uniform weights, the same gradient
-    as a network trained alone: without it more peers would mean smaller steps.
-    """
-    if method == "independent" or len(weight_P) == 1:
-        return cross_entropies(logits_PBC, labels_B).sum()
-    return len(weight_P) * (weight_P @ wml_losses(logits_PBC, labels_B, alpha))
-
-
 @torch.no_grad()
 def evaluate(
-    family: PeerFamily, batches: Iterable[tuple[Tensor, Tensor]], weights_EP: Tensor, device: Device
-) -> tuple[list[float], list[float]]:
-    """Top-1 in percent of each peer, and of each ensemble Σ_i ω_i z_i (a row of weights_EP); leaves eval mode."""
+    family: PeerFamily, batches: Iterable[tuple[Tensor, Tensor]], weight_P: Tensor, device: Device
+) -> tuple[list[float], tuple[float, float]]:
+    """Top-1 in percent of each peer, and of the method's ensemble and the plain average; leaves eval mode."""
     family.eval()
-    right_P, right_E, images_seen = torch.zeros(family.peers), torch.zeros(len(weights_EP)), 0
+    right_P, right_E, images_seen = torch.zeros(family.peers), torch.zeros(2), 0
     for images, labels in batches:
         with device.autocast():
-            logits_PBC = family(images)
+            logits_PBC, outputs = family.walk(images)
         logits_PBC = logits_PBC.float()
-        ensembles_EBC = torch.einsum("ep,pbc->ebc", weights_EP, logits_PBC)
+        ensembles_EBC = torch.stack(ensembles(family, logits_PBC, outputs, weight_P))
         right_P += (logits_PBC.argmax(-1) == labels).sum(1).cpu()
         right_E += (ensembles_EBC.argmax(-1) == labels).sum(1).cpu()
         images_seen += len(labels)
-    return (100 * right_P / images_seen).tolist(), (100 * right_E / images_seen).tolist()
+    own, average = (100 * right_E / images_seen).tolist()
+    return (100 * right_P / images_seen).tolist(), (own, average)
 
 
 def evaluation_batch(data: Data) -> int:
@@ -134,7 +124,7 @@ def fit(
     not finite.
     """
     weight_P = torch.tensor(state.peer_weights, device=device.name)
-    forward = torch.compile(family) if config.compile else family
+    walk = torch.compile(family.walk) if config.compile else family.walk
     steps = data.train_steps(config.batch_size)
     for epoch in range(state.epoch, config.epochs):
         start, loss_sum = time.perf_counter(), 0.0
@@ -146,8 +136,8 @@ def fit(
                 lr = config.lr * factor
                 optimizer.param_groups[0]["lr"] = lr
                 with device.autocast():
-                    logits_PBC = forward(images)
-                loss = train_loss(logits_PBC.float(), labels, weight_P, method, config.alpha)
+                    logits_PBC, outputs = walk(images)
+                loss = train_loss(family, logits_PBC.float(), outputs, labels, weight_P, config, method)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.clip is not None:
@@ -166,8 +156,7 @@ def fit(
                 advance(len(labels))
         seconds = time.perf_counter() - start
         held_out_batches = data.held_out_batches(evaluation_batch(data))
-        weights_EP = torch.stack([weight_P, torch.full_like(weight_P, 1 / family.peers)])
-        top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weights_EP, device)
+        top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weight_P, device)
         state.epoch, state.peer_weights = epoch + 1, weight_P.tolist()
         state.seconds += seconds
         if sum(top1) / len(top1) > state.best_top1:
@@ -200,7 +189,7 @@ def _reweigh(
     gradient_P = peer_weight_gradient(
         family, train, held_out, weight_P,
         {name: gradient / peers for name, gradient in gradients.items() if gradient is not None},
-        alpha=config.alpha, inner_lr=lr * peers, autocast=device.autocast,
+        alpha=config.alpha or 0.0, temperature=config.temperature or 1.0, inner_lr=lr * peers, autocast=device.autocast,
     )  # fmt: skip
     if not bool(gradient_P.isfinite().all()):
         raise InputError(

@@ -18,13 +18,15 @@ def sharing_tree(peers: int, stages: list[str], share: str) -> list[Partition]:
 
     `tree` is the paper's: stem and first stage are everybody's, each stage after it is shared by half as
     many peers, the last stage and the head are private. `none` shares nothing; a stage's name shares
-    everything up to that stage among all peers. Raises `InputError` for any other name.
+    everything up to that stage among all peers, and `branches` everything but the last stage and the head.
+    Raises `InputError` for any other name.
     """
     everybody: Partition = (tuple(range(1, peers + 1)),)
     private: Partition = tuple((peer,) for peer in everybody[0])
+    share = stages[-3] if share == "branches" else share
     if share not in share_choices(stages):
         raise InputError(
-            f"unknown --share {share!r} for this network; choose one of {', '.join(share_choices(stages))}"
+            f"unknown --share {share!r} for this network; choose one of {', '.join(share_choices(stages))}, branches"
         )
     if share == "none":
         return [private] * len(stages)

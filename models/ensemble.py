@@ -14,13 +14,12 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Σ_i ω_i z_i over the peers' logits z_i [B, C] (PAPER.md §3, the network of the outer problem).
 
-    Args: peers with the same stages, whose stages may be equal in every tensor (those run once), and ω [P].
+    Args: peers, whose stages may be equal in every tensor (those run once), and ω [P].
     """
 
     def __init__(self, peers: Sequence[nn.Sequential], weight_P: Sequence[float]) -> None:
         super().__init__()
         assert len(peers) == len(weight_P)
-        self.stages = [name for name, _ in peers[0].named_children()]
         self.branches = nn.ModuleDict()
         self.paths: list[list[str]] = []  # of each peer, the branch it takes at each stage
         for number, peer in enumerate(peers, 1):
@@ -31,7 +30,7 @@ class Ensemble(nn.Module):
         """Add the peer's stages that no earlier peer brought along, and yield the branch of each stage."""
         together = self.paths.copy()
         for depth, (stage, module) in enumerate(peer.named_children()):
-            together = [path for path in together if _equal(self.branches[path[depth]], module)]
+            together = [p for p in together if depth < len(p) and _equal(self.branches[p[depth]], module)]
             if together:
                 yield together[0][depth]
                 continue

@@ -48,7 +48,7 @@ def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
         kind["type"] = type(default)
     return click.option(
         f"--{name.replace('_', '-')}", name, default=None, help=text,
-        show_default=str(shown) if shown not in (None, False, True) else False, **kind,
+        show_default=str(shown) if shown not in (None, False, True, "") else False, **kind,
     )  # fmt: skip
 
 
@@ -77,20 +77,44 @@ def main() -> None:
 @setting("held_out", "Share of train held out for choosing checkpoints and for the peer weights.")
 @setting("workers", "Processes that decode large images.")
 @setting("arch", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2.")
-@setting("ratios", "Pruning ratio of each peer, up to 8.", metavar="R,R,…", callback=lambda c, p, v: ratios(v))
+@setting(
+    "ratios",
+    "Pruning ratio of each peer, up to 8.  [default: 0.7,0.5,0.3,0; 0,0,0,0 for one and cl]",
+    metavar="R,R,…",
+    callback=lambda c, p, v: ratios(v),
+)
 @setting("ratio_of", "What a ratio is a share of.")
 @setting("saliency", "Score that decides what is cut.")
 @setting(
     "share",
-    "tree, none, or the last stage that all peers share (stem, stage1, …).  [default: tree; none if independent]",
+    "tree, none, branches (all but the last stage), or the last stage that all peers share (stem, stage1, …).  "
+    "[default: tree; branches for one; none for dml and independent]",
 )
 @setting("trunk_ratio", "Cut the shared stages too, by this share, for every peer.")
 @setting("divisor", "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.")
-@setting("method", "How the peers learn.")
-@setting("alpha", "Weight of the mutual teaching against the labels.")
+@setting(
+    "method",
+    "How the peers learn: wml, weighted mutual learning; wml-p, the same with equal weights; dml, one, cl and "
+    "self-distillation, the methods that the paper compares with; independent, nobody teaches; "
+    "prune-finetune, the unpruned network trained, cut by magnitude and fine-tuned.",
+)
+@setting(
+    "alpha",
+    "Weight of the teaching against the labels.  [default: 0.1; 0.5 for cl]",
+    type=float,
+)
+@setting("temperature", "Softens what is taught.  [default: 1; 2 for cl; 3 for one and self-distillation]", type=float)
+@setting("feature_loss", "Let the largest peer's stages teach too: by FitNets' hints or by attention transfer.")
+@setting("feature_weight", "Weight of that term.  [default: 100 for hints, 1000 for attention]", type=float)
 @setting("weight_lr", "Step of the mirror descent on the peer weights.")
 @setting("reweigh_every", "Training steps between two updates of the peer weights.")
 @setting("epochs", "Passes over the training images.")
+@setting(
+    "finetune_epochs",
+    "Of prune-finetune, after the cut.  [default: so many that all takes as long as a wml family]",
+    type=int,
+)
+@setting("finetune_lr", "Peak learning rate of fine-tuning.  [default: lr / 10]", type=float)
 @setting("batch_size", "Images a step.")
 @setting("lr", "Peak learning rate.")
 @setting("momentum", "SGD momentum.")
@@ -110,6 +134,7 @@ def main() -> None:
 @click.option("--out", type=PATH, help="The run's directory.  [default: runs/ARCH-DATA-METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run at --out (or the newest) from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the family and train nothing.")
+@click.option("--list", "list_recipes", is_flag=True, help="List the recipes that came with wmlc.")
 @json_option
 @force_option
 def train(
@@ -117,6 +142,7 @@ def train(
     out: Path | None,
     resume: bool,
     dry_run: bool,
+    list_recipes: bool,
     force: bool,
     as_json: bool,
     no_baseline: bool,
@@ -124,8 +150,13 @@ def train(
 ) -> None:
     """Train a family of peers, and the unpruned baseline.
 
-    RECIPE is a YAML file, or the name of one that came with wmlc ('digits'); options override it.
+    RECIPE is a YAML file, or the name of one that came with wmlc ('digits'; --list shows them); options override it.
     """
+    if list_recipes:
+        from wmlc.compress.recipes import print_recipes
+
+        print_recipes(as_json)
+        return
     given = {name: value for name, value in settings.items() if value is not None}
     from wmlc.compress import session
     from wmlc.run import RUNS, find_run

@@ -27,7 +27,8 @@ from wmlc.compress.family import PeerFamily, build_family
 from wmlc.compress.prune import plan_family, score_channels
 from wmlc.compress.reweigh import peer_weight_gradient
 from wmlc.compress.saliency import parameter_saliency
-from wmlc.compress.train import choose_device, train_loss
+from wmlc.compress.teaching import train_loss
+from wmlc.compress.train import choose_device
 from wmlc.compress.tree import sharing_tree
 from wmlc.models.zoo import build_network
 from wmlc.run import provenance
@@ -66,8 +67,8 @@ def steps_of(family: PeerFamily, batch: int, config: TrainConfig) -> dict[str, C
 
     def together(optimizer: torch.optim.SGD) -> None:
         with device.autocast():
-            logits_PBC = family(images)
-        loss = train_loss(logits_PBC.float(), labels, weight_P, "wml", config.alpha)
+            logits_PBC, outputs = family.walk(images)
+        loss = train_loss(family, logits_PBC.float(), outputs, labels, weight_P, config, "wml")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loss.item()  # the training loop reads it every step
@@ -76,7 +77,7 @@ def steps_of(family: PeerFamily, batch: int, config: TrainConfig) -> dict[str, C
     def reweigh() -> None:
         gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
         peer_weight_gradient(
-            family, (images, labels), (images, labels), weight_P, gradients, alpha=config.alpha, inner_lr=1e-3,
+            family, (images, labels), (images, labels), weight_P, gradients, alpha=config.alpha or 0.0, inner_lr=1e-3,
             autocast=device.autocast,
         )  # fmt: skip
 

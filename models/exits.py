@@ -1,0 +1,68 @@
+"""Early exits: a network that stops after a stage and classifies there (Zhang et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torchvision.ops import Conv2dNormActivation
+
+from wmlc.errors import InputError
+
+MARK = "-exit"  # resnet20-exit1 is a resnet20 that ends after its stage1
+
+
+def exit_stages(network: nn.Sequential) -> list[str]:
+    """The stages after which a network can end: all but the stem and the head, whose own end is the last stage's."""
+    return [name for name, _ in network.named_children()][1:-1]
+
+
+def end_at_exit(full: nn.Sequential, number: int, input_shape: tuple[int, int, int]) -> nn.Sequential:
+    """`full` up to its stage `number` (from 1), with a head of its own: stem, stage1 … stageK, head.
+
+    The head is the paper's bottleneck (1 × 1 convolution to a quarter of the channels, k × k with stride k to the last
+    stage's resolution, 1 × 1 to the width of the full network's features), pooling and a linear layer. The last
+    stage's exit is `full` itself. Raises `InputError` for a number that names no stage.
+    """
+    stages = exit_stages(full)
+    if not 1 <= number <= len(stages):
+        raise InputError(f"an exit must be from 1 to {len(stages)} for this network, got {number}")
+    if number == len(stages):
+        return full
+    sizes = _output_sizes(full, input_shape)
+    (into, side), (_, last_side) = sizes[stages[number - 1]], sizes[stages[-1]]
+    kept = OrderedDict(list(full.named_children())[: number + 1])
+    fc = full.get_submodule("head.fc")
+    assert isinstance(fc, nn.Linear)
+    kept["head"] = _exit_head(into, fc.in_features, fc.out_features, max(1, side // last_side))
+    return nn.Sequential(kept)
+
+
+def _exit_head(into: int, features: int, classes: int, factor: int) -> nn.Sequential:
+    middle = features // 4
+    head = nn.Sequential(
+        OrderedDict(
+            reduce=Conv2dNormActivation(into, middle, 1),
+            shrink=Conv2dNormActivation(middle, middle, factor, stride=factor, padding=0),
+            widen=Conv2dNormActivation(middle, features, 1),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(1),
+            fc=nn.Linear(features, classes),
+        )
+    )
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return head
+
+
+def _output_sizes(network: nn.Sequential, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+    """Channels and smaller side of what each stage but the head puts out."""
+    now, sizes = torch.empty(1, *input_shape, device="meta"), {}
+    with torch.no_grad():
+        for name, stage in list(network.named_children())[:-1]:
+            now = copy.deepcopy(stage).to("meta").eval()(now)
+            sizes[name] = (now.shape[1], min(now.shape[2:]))
+    return sizes
