@@ -110,4 +110,4 @@ def _exit_plan(network: nn.Module, scored: Scored, config: TrainConfig, record: 
     """What an exit costs, in the words of a cut: the share of the full network that it does without."""
     cost = total_cost(network, record.input_shape)
     ratio = 1 - getattr(cost, config.ratio_of) / getattr(scored.graph, config.ratio_of)
-    return PeerPlan({}, cost.params, cost.macs, ratio, ratio)
+    return PeerPlan({}, cost.params, cost.macs, round(ratio, 3), ratio)

@@ -33,6 +33,7 @@ from wmlc.data import Data, open_data
 from wmlc.errors import InputError
 from wmlc.files import clear_asides, new_directory, refuse_existing, write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
+from wmlc.models.exits import exit_name
 from wmlc.models.widths import read_widths
 from wmlc.run import BASELINE, Run
 
@@ -222,9 +223,10 @@ def _save_peers(
             directory = aside / str(record["peer"])
             directory.mkdir()
             about = {**_about(config, data), **record, "top1": accuracy, "family": family_about}
-            save_network(
-                family.peer(record["peer"]), _spec(family.peer(record["peer"]), config, data, about), directory
-            )
+            network, arch = family.peer(record["peer"]), config.arch
+            if config.method == "self-distillation" and record["peer"] < family.peers:
+                arch = exit_name(arch, record["peer"])
+            save_network(network, _spec(network, arch, data, about), directory)
 
 
 def _save_baseline(
@@ -238,7 +240,7 @@ def _save_baseline(
         "macs": graph.macs, "top1": top1, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 1),
     }  # fmt: skip
     with new_directory(run.network(BASELINE)) as aside:
-        save_network(alone.peer(1), _spec(alone.peer(1), config, data, about), aside)
+        save_network(alone.peer(1), _spec(alone.peer(1), config.arch, data, about), aside)
 
 
 def _finish(run: Run, config: TrainConfig, data: Data, planned: Planned, records: list[dict[str, Any]]) -> None:
@@ -271,10 +273,10 @@ def _about(config: TrainConfig, data: Data) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _spec(network: nn.Module, config: TrainConfig, data: Data, about: dict[str, Any]) -> NetworkSpec:
+def _spec(network: nn.Module, arch: str, data: Data, about: dict[str, Any]) -> NetworkSpec:
     record = data.record
     return NetworkSpec(
-        arch=config.arch, class_names=record.class_names, input_shape=list(record.input_shape), mean=record.mean,
+        arch=arch, class_names=record.class_names, input_shape=list(record.input_shape), mean=record.mean,
         std=record.std, widths=read_widths(network), about=about,
     )  # fmt: skip
 

@@ -14,6 +14,11 @@ from wmlc.errors import InputError
 MARK = "-exit"  # resnet20-exit1 is a resnet20 that ends after its stage1
 
 
+def exit_name(arch: str, number: int) -> str:
+    """The zoo's name of the network `arch` that ends after its stage `number` (from 1)."""
+    return f"{arch}{MARK}{number}"
+
+
 def exit_stages(network: nn.Sequential) -> list[str]:
     """The stages after which a network can end: all but the stem and the head, whose own end is the last stage's."""
     return [name for name, _ in network.named_children()][1:-1]
