@@ -174,6 +174,8 @@ class TrainConfig:
             object.__setattr__(self, "feature_weight", weight)
         if self.method != "prune-finetune" and (self.finetune_epochs or self.finetune_lr):
             raise InputError(f"finetune_epochs and finetune_lr are for prune-finetune, and the method is {self.method}")
+        if self.method == "prune-finetune" and not any(ratios):
+            raise InputError(f"prune-finetune needs a ratio above 0 to cut, got {list(ratios)}")
         if self.method == "prune-finetune" and self.finetune_lr is None:
             object.__setattr__(self, "finetune_lr", self.lr / 10)
         if self.method == "prune-finetune" and not self.baseline:

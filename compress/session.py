@@ -25,16 +25,17 @@ from wmlc.compress.describe import (
 )
 from wmlc.compress.family import PeerFamily
 from wmlc.compress.finetune import measure_steps
-from wmlc.compress.planning import Planned, cut_peers, cut_trained, family_of_one, plan
+from wmlc.compress.planning import Images, Planned, cut_peers, cut_trained, family_of_one, plan
 from wmlc.compress.state import TrainState, load_state, peek_phase, save_state
 from wmlc.compress.train import Device, check_compiler, choose_device, evaluate, evaluation_batch, fit, make_optimizer
-from wmlc.console import say
+from wmlc.console import note, say
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError
 from wmlc.files import clear_asides, new_directory, refuse_existing, write_json
 from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
 from wmlc.models.exits import exit_name
 from wmlc.models.widths import read_widths
+from wmlc.noise import stand_in
 from wmlc.run import BASELINE, Run
 
 # A baseline from another run must agree in these: they make it what it is.
@@ -45,9 +46,21 @@ BASELINE_SETTINGS = (
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:
-    """Print the family that `config` would train, and what the other sharing trees would do to it."""
+    """Print the family that `config` would train, and what the other sharing trees would do to it.
+
+    Without the data on disk noise takes the images' place, in CIFAR's and ImageNet's shapes, and a note says so.
+    """
     device = choose_device(config.device, config.precision)
-    planned = plan(config, open_data(config.data_config(), device.name), device)
+    images: Images
+    try:
+        images = open_data(config.data_config(), device.name)
+    except InputError as error:
+        noise = stand_in(config.data_config(), device.name)
+        if noise is None:
+            raise
+        note(f"{error}; this plan is made on noise instead, so a saliency that looks at images may cut other layers")
+        images = noise
+    planned = plan(config, images, device)
     records, choices = peer_records(planned.family, planned.plans), share_records(planned.scored, config)
     if as_json:
         notes = family_notes(records, config)

@@ -180,6 +180,8 @@ def _stage_ensemble(
     environment: Mapping[str, Any],
 ) -> Model:  # fmt: skip
     """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
+    if family.get("method") == "one":
+        raise InputError("the ensemble of one is mixed by a gate that no peer holds; drop --ensemble, and ship a peer")
     weights = family.get("peer_weights")
     if not isinstance(weights, list) or len(weights) != len(family["peers"]):
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")

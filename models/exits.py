@@ -28,8 +28,9 @@ def end_at_exit(full: nn.Sequential, number: int, input_shape: tuple[int, int, i
     """`full` up to its stage `number` (from 1), with a head of its own: stem, stage1 … stageK, head.
 
     The head is the paper's bottleneck (1 × 1 convolution to a quarter of the channels, k × k with stride k to the last
-    stage's resolution, 1 × 1 to the width of the full network's features), pooling and a linear layer. The last
-    stage's exit is `full` itself. Raises `InputError` for a number that names no stage.
+    stage's resolution, 1 × 1 to the width of the full network's features), pooling and a linear layer. In a network of
+    depthwise convolutions the k × k is one too: dense, it would be larger than the network. The last stage's exit is
+    `full` itself. Raises `InputError` for a number that names no stage.
     """
     stages = exit_stages(full)
     if not 1 <= number <= len(stages):
@@ -41,16 +42,18 @@ def end_at_exit(full: nn.Sequential, number: int, input_shape: tuple[int, int, i
     kept = OrderedDict(list(full.named_children())[: number + 1])
     fc = full.get_submodule("head.fc")
     assert isinstance(fc, nn.Linear)
-    kept["head"] = _exit_head(into, fc.in_features, fc.out_features, max(1, side // last_side))
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in full.modules())
+    kept["head"] = _exit_head(into, fc.in_features, fc.out_features, max(1, side // last_side), depthwise)
     return nn.Sequential(kept)
 
 
-def _exit_head(into: int, features: int, classes: int, factor: int) -> nn.Sequential:
+def _exit_head(into: int, features: int, classes: int, factor: int, depthwise: bool) -> nn.Sequential:
     middle = features // 4
+    groups = middle if depthwise else 1
     head = nn.Sequential(
         OrderedDict(
             reduce=Conv2dNormActivation(into, middle, 1),
-            shrink=Conv2dNormActivation(middle, middle, factor, stride=factor, padding=0),
+            shrink=Conv2dNormActivation(middle, middle, factor, stride=factor, padding=0, groups=groups),
             widen=Conv2dNormActivation(middle, features, 1),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(1),

@@ -1,0 +1,471 @@
+"""The methods that the paper compares with: their losses by hand, what may not learn from what, and their families."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import wmlc
+from wmlc.compress import session
+from wmlc.compress.config import METHODS, TrainConfig
+from wmlc.compress.family import Gate, PeerFamily, build_exits
+from wmlc.compress.features import attention_distance, hint_distance, pooled_distance
+from wmlc.compress.finetune import StepSeconds
+from wmlc.compress.objectives import (
+    cl_losses,
+    cross_entropies,
+    divergence_from,
+    dml_losses,
+    gated_ensemble,
+    one_losses,
+    self_distillation_losses,
+    teaching_divergences,
+    wml_losses,
+)
+from wmlc.compress.planning import cut_peers, plan
+from wmlc.compress.prune import plan_by_magnitude
+from wmlc.compress.teaching import feature_pairs, train_loss
+from wmlc.compress.train import Device
+from wmlc.data import open_data
+from wmlc.errors import InputError
+from wmlc.models.cost import total_cost
+from wmlc.models.zoo import build_network
+from wmlc.run import Run, read_family, read_lines, read_settings
+
+CPU = Device("cpu", bf16=False)
+TINY = {"train_images": 260, "epochs": 2, "batch_size": 64, "warmup_epochs": 0.5, "lr": 0.05}
+
+# Two peers, one image of class 0. At T = 1: p_1 = (1/2, 1/2), p_2 = (3/4, 1/4); twice the logits at T = 2 give the same.
+Z_PBC = torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]], dtype=torch.float64)
+Y_B = torch.tensor([0])
+CE_1, CE_2 = math.log(2), math.log(4 / 3)
+KL_12 = math.log(4 / 3) / 2
+KL_21 = 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2)
+CE_2_DOUBLED = math.log(10 / 9)  # of the logits 2 ln 3 and 0
+
+
+def close(got: Tensor, *expected: float) -> None:
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64).reshape(got.shape))
+
+
+def some_logits(peers: int = 4) -> tuple[Tensor, Tensor]:
+    """Logits of five images and six classes, and their classes."""
+    draw = torch.Generator().manual_seed(0)
+    return 3 * torch.randn(peers, 5, 6, generator=draw, dtype=torch.float64), torch.tensor([3, 1, 4, 1, 5])
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)[0]
+
+
+# --- values worked by hand
+
+
+def test_dml_by_hand() -> None:
+    close(dml_losses(Z_PBC, Y_B), CE_1 + KL_21, CE_2 + KL_12)
+
+
+def test_dml_takes_the_mean_over_its_teachers() -> None:
+    logits_PBC, labels_B = some_logits()
+    divergence_PP = teaching_divergences(logits_PBC)
+    expected_P = cross_entropies(logits_PBC, labels_B) + divergence_PP.sum(0) / 3
+    torch.testing.assert_close(dml_losses(logits_PBC, labels_B), expected_P)
+
+
+def test_cl_by_hand_at_its_temperature() -> None:
+    # of two heads the others' mean is the other head; T² = 4 keeps the gradient's size
+    expected = (0.5 * CE_1 + 0.5 * 4 * KL_21, 0.5 * CE_2_DOUBLED + 0.5 * 4 * KL_12)
+    close(cl_losses(2 * Z_PBC, Y_B, alpha=0.5, temperature=2.0), *expected)
+
+
+def test_cl_teaches_with_the_mean_of_the_other_heads() -> None:
+    logits_PBC, labels_B = some_logits(3)
+    mean_BC = (logits_PBC[0] + logits_PBC[2]) / 2
+    taught = divergence_from(mean_BC, logits_PBC[1], 2.0)
+    expected = 0.5 * F.cross_entropy(logits_PBC[1], labels_B) + 0.5 * taught
+    torch.testing.assert_close(cl_losses(logits_PBC, labels_B)[1], expected)
+
+
+def test_one_by_hand() -> None:
+    # a gate that listens to peer 2 alone: it is the teacher, and has nothing to learn from itself
+    gate_BP = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    close(one_losses(2 * Z_PBC, Y_B, gate_BP, temperature=2.0), CE_1 + 4 * KL_21, CE_2_DOUBLED, CE_2_DOUBLED)
+
+
+def test_the_gate_mixes_each_image_by_itself() -> None:
+    logits_PBC = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    gate_BP = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    torch.testing.assert_close(gated_ensemble(logits_PBC, gate_BP), torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+
+
+def test_self_distillation_by_hand() -> None:
+    losses = self_distillation_losses(2 * Z_PBC, Y_B, alpha=0.1, temperature=2.0)
+    close(losses, 0.9 * CE_1 + 0.1 * 4 * KL_21, 0.9 * CE_2_DOUBLED)
+
+
+def test_wml_at_a_temperature_by_hand() -> None:
+    losses = wml_losses(2 * Z_PBC, Y_B, alpha=0.1, temperature=2.0)
+    close(losses, 0.9 * CE_1 + 0.1 * 4 * KL_12, 0.9 * CE_2_DOUBLED + 0.1 * 4 * KL_21)
+
+
+def test_feature_terms_by_hand() -> None:
+    teacher = torch.tensor([[[[3.0, 4.0]]]])  # one image, one channel, 1 × 2 pixels
+    assert hint_distance(torch.tensor([[[[1.0, 0.0]]]]), teacher).item() == pytest.approx((4 + 16) / 2)
+    # attention: (9, 16) / √337 against two channels that look at the right pixel alone, (0, 1)
+    student = torch.tensor([[[[0.0, 1.0]], [[0.0, -2.0]]]])
+    norm = math.sqrt(9**2 + 16**2)
+    expected = ((9 / norm) ** 2 + (1 - 16 / norm) ** 2) / 2
+    assert attention_distance(student, teacher).item() == pytest.approx(expected)
+    assert pooled_distance(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])).item() == (
+        pytest.approx((4 + 25) / 2)
+    )
+
+
+def test_step_costs_become_epochs() -> None:
+    # six epochs of the family take 3.6 s a step; unpruned 2.4; the rest is six epochs at 0.2
+    assert StepSeconds(family=0.6, unpruned=0.4, cut=0.2).epochs(6) == 6
+    assert StepSeconds(family=0.3, unpruned=0.4, cut=0.2).epochs(6) == 1
+
+
+# --- identities
+
+GATE_BP = torch.full((5, 4), 0.25, dtype=torch.float64)
+LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {  # and the weight of the labels
+    "dml": (dml_losses, 1.0),
+    "one": (lambda z, y: one_losses(z, y, GATE_BP)[:-1], 1.0),
+    "cl": (cl_losses, 0.5),
+    "self-distillation": (self_distillation_losses, 0.9),
+    "wml": (lambda z, y: wml_losses(z, y, 0.1), 0.9),
+}
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_equal_peers_leave_only_cross_entropy(method: str) -> None:
+    losses, weight = LOSSES[method]
+    logits_PBC, labels_B = some_logits(1)
+    equal_PBC = logits_PBC.expand(4, 5, 6)
+    torch.testing.assert_close(losses(equal_PBC, labels_B), weight * cross_entropies(equal_PBC, labels_B))
+
+
+@pytest.mark.parametrize("losses", [dml_losses, cl_losses])
+def test_one_peer_alone_learns_from_the_labels(losses: Callable[[Tensor, Tensor], Tensor]) -> None:
+    logits_PBC, labels_B = some_logits(1)
+    torch.testing.assert_close(losses(logits_PBC, labels_B), cross_entropies(logits_PBC, labels_B))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("independent", "prune-finetune")])
+def test_with_one_peer_every_method_is_independent(method: str) -> None:
+    logits_PBC, labels_B = some_logits(1)
+    nobody: Any = None
+    loss = train_loss(nobody, logits_PBC, {}, labels_B, torch.ones(1), TrainConfig(method=method), method)
+    torch.testing.assert_close(loss, cross_entropies(logits_PBC, labels_B).sum())
+
+
+# --- what may not learn from what
+
+
+@pytest.mark.parametrize("method", ["dml", "cl", "one"])
+def test_a_loss_reaches_its_student_alone(method: str) -> None:
+    losses, _ = LOSSES[method]
+    logits_PBC, labels_B = some_logits()
+    logits_PBC.requires_grad_()
+    for student, loss in enumerate(losses(logits_PBC, labels_B)):
+        reached = gradient(loss, logits_PBC).abs().sum((1, 2)) > 0
+        assert reached.tolist() == [peer == student for peer in range(4)]
+
+
+def test_the_deepest_exit_learns_from_the_labels_alone() -> None:
+    logits_PBC, labels_B = some_logits()
+    logits_PBC.requires_grad_()
+    own = gradient(self_distillation_losses(logits_PBC, labels_B).sum(), logits_PBC)[-1]
+    labels = gradient(0.9 * F.cross_entropy(logits_PBC[-1], labels_B), logits_PBC)[-1]
+    torch.testing.assert_close(own, labels)
+
+
+def test_the_gate_learns_from_the_labels_alone() -> None:
+    logits_PBC, labels_B = some_logits()
+    gate_BP = GATE_BP.clone().requires_grad_()
+    *taught, teacher = one_losses(logits_PBC, labels_B, gate_BP)
+    assert not any(gradient(loss, gate_BP).any() for loss in taught)
+    assert gradient(teacher, gate_BP).abs().sum() > 0
+
+
+@pytest.mark.parametrize("term", [hint_distance, attention_distance])
+def test_a_feature_term_leaves_its_teacher_alone(term: Callable[[Tensor, Tensor], Tensor]) -> None:
+    student, teacher = torch.rand(2, 3, 4, 4, requires_grad=True), torch.rand(2, 3, 4, 4, requires_grad=True)
+    loss = term(student, teacher)
+    assert gradient(loss, student).abs().sum() > 0
+    assert gradient(loss, teacher) is None
+
+
+# --- families
+
+
+def planned_family(method: str, **settings: Any) -> PeerFamily:
+    config = TrainConfig(method=method, train_images=260, batch_size=32, **settings)
+    return plan(config, open_data(config.data_config()), CPU).family
+
+
+def shared_stages(family: PeerFamily) -> dict[str, list[tuple[int, ...]]]:
+    stages: dict[str, list[tuple[int, ...]]] = {}
+    for branch in family.branches:
+        stages.setdefault(branch.stage, []).append(branch.peers)
+    return stages
+
+
+def test_each_method_has_the_shape_of_its_paper() -> None:
+    everybody, private = [(1, 2, 3, 4)], [(1,), (2,), (3,), (4,)]
+    halves = [(1, 2), (3, 4)]
+    assert shared_stages(planned_family("one")) == {
+        "stem": everybody, "stage1": everybody, "stage2": everybody, "stage3": private, "head": private,
+    }  # fmt: skip
+    assert shared_stages(planned_family("cl")) == {
+        "stem": everybody, "stage1": everybody, "stage2": halves, "stage3": private, "head": private,
+    }  # fmt: skip
+    assert shared_stages(planned_family("dml")) == dict.fromkeys(
+        ["stem", "stage1", "stage2", "stage3", "head"], private
+    )
+    assert shared_stages(planned_family("self-distillation")) == {
+        "stem": [(1, 2, 3)], "stage1": [(1, 2, 3)], "stage2": [(2, 3)], "stage3": [(3,)], "head": [(1,), (2,), (3,)],
+    }  # fmt: skip
+
+
+def test_equal_peers_start_from_weights_of_their_own() -> None:
+    family = planned_family("cl")
+    private = [family.parts[f"stage3_of_{peer}"].state_dict() for peer in (1, 2, 3, 4)]
+    name = "0.conv1.weight"
+    assert all(not torch.equal(private[a][name], private[b][name]) for a in range(4) for b in range(a))
+    full = planned_family("independent", ratios=(0.0,))  # the largest peer starts as the baseline does
+    assert torch.equal(private[3][name], full.parts["stage3_of_1"].state_dict()[name])
+
+
+def test_cl_rescales_gradients_where_branches_join() -> None:
+    family = planned_family("cl", ratios=(0.5, 0.0), share="stem").eval()
+    images, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+
+    def gradients() -> dict[str, Tensor]:
+        family.zero_grad()
+        cross_entropies(family(images), labels).sum().backward()
+        return {name: p.grad.clone() for name, p in family.parts.named_parameters() if p.grad is not None}
+
+    rescaled = gradients()
+    family.joins.clear()
+    for name, plain in gradients().items():
+        factor = 0.5 if name.startswith("stem") else 1.0
+        torch.testing.assert_close(rescaled[name], factor * plain)
+
+
+def test_the_gate_gives_weights_on_the_simplex() -> None:
+    weight_BP = Gate(channels=6, peers=3)(torch.randn(5, 6, 2, 2))
+    torch.testing.assert_close(weight_BP.sum(1), torch.ones(5))
+    assert weight_BP.shape == (5, 3) and bool((weight_BP > 0).all())
+
+
+def test_one_without_a_shared_stage_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="the gate of one looks at a stage that all peers share, and nothing is shared"
+    ):
+        planned_family("one", share="none")
+
+
+@pytest.mark.parametrize("kind", ["hints", "attention"])
+def test_feature_terms_train_students_and_regressors(kind: str) -> None:
+    config = TrainConfig(method="wml", ratios=(0.5, 0.0), feature_loss=kind, train_images=260, batch_size=32)
+    family = plan(config, open_data(config.data_config()), CPU).family
+    assert [student.stage for student, _ in feature_pairs(family)] == ["stage2", "stage3"]
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
+    logits_PBC, outputs = family.walk(images)
+    with_term, without = (
+        train_loss(family, logits_PBC, outputs, labels, torch.full((2,), 0.5), own, "wml")
+        for own in (config, TrainConfig(method="wml", ratios=(0.5, 0.0)))
+    )
+    assert with_term > without
+    reached = torch.autograd.grad(with_term - without, list(family.parameters()), allow_unused=True)
+    moved = [
+        g is not None and bool((g.abs() > 1e-5).any()) for g in reached
+    ]  # the labels' part cancels but for rounding
+    names = [name for (name, _), learns in zip(family.named_parameters(), moved, strict=True) if learns]
+    assert not [name for name in names if "_of_2." in name and "hint" not in name]  # the teacher
+    assert any(name.startswith("parts.stage3_of_1") for name in names)
+    assert any("extras.hint_stage3" in name for name in names) == (kind == "hints")
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
+def test_exits_are_networks_of_the_zoo(arch: str) -> None:
+    shape = (3, 32, 32)
+    full = build_network(arch, 10, shape)
+    family = build_exits(full, shape).eval()
+    images = torch.randn(2, *shape)
+    costs = []
+    for peer in range(1, family.peers):
+        own = build_network(f"{arch}-exit{peer}", 10, shape).eval()
+        own.load_state_dict(family.peer(peer).state_dict())
+        torch.testing.assert_close(own(images), family(images)[peer - 1])
+        costs.append(total_cost(own, shape).macs)
+    costs.append(total_cost(full, shape).macs)
+    assert costs == sorted(costs)
+    torch.testing.assert_close(full.eval()(images), family(images)[-1])
+
+
+def test_an_exit_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        build_network("resnet20-exit4", 10, (3, 32, 32))
+    assert str(caught.value) == "an exit must be from 1 to 3 for this network, got 4"
+
+
+def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any) -> None:
+    net = scored_network("resnet20")
+    network = copy.deepcopy(net.full)
+    group = next(g for g in net.scored.graph.groups if g.root == "stage1.0.conv1")
+    loud = [1, 4, 6, 7, 8, 11, 13, 15]
+    with torch.no_grad():
+        for name in group.producers + group.consumers:
+            weight = network.get_submodule(name).weight
+            channels = weight if name in group.producers else weight.transpose(0, 1)
+            channels[loud] *= 10
+    (cut,) = plan_by_magnitude(network, net.input_shape, net.scored, [0.7], "params", 1)
+    assert set(loud) <= set(cut.kept[group.root].tolist()) < set(range(16))
+    assert cut.achieved_ratio == pytest.approx(0.7, abs=0.02)
+
+
+# --- whole runs
+
+
+def train(root: Path, **settings: Any) -> Run:
+    return session.start_run(TrainConfig(**{**TINY, **settings}), root, force=False)
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(directory / "weights.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("method", ["one", "cl", "dml"])
+def test_a_run_of_each_method_trains_and_loads(tmp_path: Path, method: str) -> None:
+    run = train(tmp_path / "run", method=method, ratios=(0.5, 0.0), epochs=1, baseline=False)
+    family = read_family(run)
+    assert family["method"] == method and len(family["peers"]) == 2
+    assert family["peer_weights"] == [0.5, 0.5]
+    for peer in (1, 2):
+        logits = wmlc.load(run.network(peer))(torch.zeros(1, 1, 8, 8))
+        assert logits.shape == (1, 10)
+    assert not any("gate" in name for name in weights(run.network(1)))
+
+
+@pytest.fixture(scope="module")
+def exits(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("exits") / "run", method="self-distillation")
+
+
+def test_exits_load_by_their_own_names(exits: Run) -> None:
+    stages = [[name for name, _ in wmlc.load(exits.network(peer)).named_children()] for peer in (1, 2, 3)]
+    assert stages == [["stem", *[f"stage{k}" for k in range(1, peer + 1)], "head"] for peer in (1, 2, 3)]
+    ratios = [peer["ratio"] for peer in read_family(exits)["peers"]]
+    assert ratios[2] == 0 and ratios == sorted(ratios, reverse=True)
+
+
+def test_the_baseline_does_not_depend_on_the_method(exits: Run, tmp_path: Path) -> None:
+    other = train(tmp_path / "run", method="independent", ratios=(0.0,))
+    assert_same_weights(exits.network(0), other.network(0))
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("finetuned") / "run"
+    return train(root, method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
+
+
+def test_an_uncut_peer_of_prune_finetune_is_the_baseline(finetuned: Run) -> None:
+    assert_same_weights(finetuned.network(3), finetuned.network(0))
+
+
+def test_prune_finetune_trains_unpruned_then_the_cut_networks(finetuned: Run) -> None:
+    assert len(read_lines(finetuned.metrics("baseline"))) == 2
+    (tuned,) = read_lines(finetuned.metrics("family"))
+    assert len(tuned["top1"]) == 2  # the cut ones
+    family = read_family(finetuned)
+    assert family["seconds"] >= family["baseline"]["seconds"]
+    assert [round(peer["achieved_ratio"], 1) for peer in family["peers"]] == [0.5, 0.3, 0.0]
+    assert read_settings(finetuned)["finetune_lr"] == pytest.approx(TINY["lr"] / 10)
+
+
+def test_prune_finetune_takes_another_runs_baseline(exits: Run, tmp_path: Path) -> None:
+    run = train(
+        tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), finetune_epochs=1, baseline_from=str(exits.root)
+    )
+    assert_same_weights(run.network(2), exits.network(0))
+    assert not run.metrics("baseline").exists()
+    trained, kept = weights(exits.network(0)), weights(run.network(1))
+    assert kept["head.fc.weight"].shape[1] < trained["head.fc.weight"].shape[1]
+
+
+def test_prune_finetune_goes_on_after_a_kill_between_its_halves(
+    finetuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "cut_trained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
+    run = session.resume_run(Run(tmp_path / "run"))
+    for peer in (0, 1, 2, 3):
+        assert_same_weights(run.network(peer), finetuned.network(peer))
+
+
+def test_prune_finetune_chooses_its_epochs_by_what_steps_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "measure_steps", lambda *_: StepSeconds(family=0.8, unpruned=0.4, cut=0.4))
+    run = train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), epochs=1)
+    assert read_settings(run)["finetune_epochs"] == 1
+
+
+def test_only_cut_peers_are_fine_tuned() -> None:
+    config = TrainConfig(method="prune-finetune", train_images=260, batch_size=32)
+    planned = plan(config, open_data(config.data_config()), CPU)
+    assert planned.family.peers == 4 and cut_peers(planned).peers == 3
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "dml", "alpha": 0.2}, "dml has no alpha; leave it out, or choose a method that has: wml, wml-p, cl, self-distillation"),
+        ({"method": "self-distillation", "ratios": (0.5, 0.0)}, "self-distillation has an exit at each stage and cuts nothing; leave out ratios, got [0.5, 0.0]"),
+        ({"method": "prune-finetune", "share": "tree"}, "prune-finetune says itself what is shared; leave out share, got 'tree'"),
+        ({"method": "prune-finetune", "baseline": False}, "prune-finetune cuts the trained baseline; leave out --no-baseline"),
+        ({"method": "prune-finetune", "ratios": (0.0,)}, "prune-finetune needs a ratio above 0 to cut, got [0.0]"),
+        ({"method": "wml", "finetune_epochs": 3}, "finetune_epochs and finetune_lr are for prune-finetune, and the method is wml"),
+        ({"method": "independent", "feature_loss": "hints"}, "independent teaches nobody; leave out feature_loss, got 'hints'"),
+        ({"method": "self-distillation", "feature_loss": "hints"}, "self-distillation has a feature term of its own; leave out feature_loss, got 'hints'"),
+        ({"feature_weight": 2.0}, "feature_weight weighs a feature term; pass feature_loss hints or attention with it"),
+        ({"method": "cl", "temperature": 0.0}, "temperature must be above 0, got 0"),
+    ],
+)  # fmt: skip
+def test_settings_that_a_method_has_no_use_for_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**settings)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settled_settings_settle_to_themselves(method: str) -> None:
+    config = TrainConfig(method=method)
+    assert TrainConfig(**vars(config)) == config
