@@ -73,7 +73,7 @@ def median_interval(values_LR: Sequence[np.ndarray], seed: int) -> tuple[float, 
     middle = float(np.median(np.concatenate(blocks)))
     if count == 1:
         return middle, middle
-    half = _student_t(count - 1) * float(medians_S.std()) * math.sqrt(count / (count - 1))
+    half = student_t(count - 1) * float(medians_S.std()) * math.sqrt(count / (count - 1))
     return middle - half, middle + half
 
 
@@ -88,7 +88,7 @@ def _blocks(values_LR: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(values_LR[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
-def _student_t(freedom: int) -> float:
+def student_t(freedom: int) -> float:
     """Student's t that is exceeded with probability 2.5 %: exact for 1 and 2 degrees of freedom.
 
     From 3 on the expansion of its quantile around the normal one (Abramowitz and Stegun 26.7.5), off by 0.1 % at most.

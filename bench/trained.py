@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc.errors import InputError
-from wmlc.run import find_run, read_family, read_lines, read_settings
+from wmlc.run import Run, find_run, read_family, read_lines, read_settings
 
 # Settings that say where and how a run was computed, or which of several like it it is; not what was trained.
 INCIDENTAL = ("seed", "device", "workers", "download", "data_root", "baseline", "baseline_from", "compile")
@@ -27,7 +27,7 @@ class Trained:
 
 def read_trained(names: Sequence[Path]) -> list[Trained]:
     """The finished runs called `names`; `InputError` where one is missing, unfinished, damaged or named twice."""
-    runs = []
+    runs: list[Run] = []
     for name in names:
         run = find_run(name)
         if any(other.root.resolve() == run.root.resolve() for other in runs):

@@ -159,7 +159,7 @@ def test_an_interval_of_launches_is_wider_than_their_rounds_say():
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (7, 2.365), (30, 2.042)])
 def test_students_t_is_the_tables(freedom, t):
-    assert intervals._student_t(freedom) == pytest.approx(t, rel=2e-3)
+    assert intervals.student_t(freedom) == pytest.approx(t, rel=2e-3)
 
 
 @pytest.mark.parametrize("mood", [0.0, 0.7])

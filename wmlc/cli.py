@@ -64,6 +64,9 @@ def main() -> None:
     wmlc choose --max-latency-ms 3             the peer to ship, by what was measured
     wmlc report                                all of it on one page
     wmlc ship --peer 2 --to triton             into a server's model repository
+    wmlc sweep study --set seed=0,1,2          a grid of runs
+    wmlc compare runs/study/*                  methods side by side
+    wmlc plot runs/study/*                     the paper's figures from them
     """
 
 
@@ -495,6 +498,83 @@ def ship(
     from wmlc.export.ship import print_shipped
 
     print_shipped(find_run(run_name), peer, out, config, as_json)
+
+
+@main.command()
+@click.argument("recipe", required=False)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=V,V,…",
+    help="Values of a setting, one or several; again for other settings. A list's own values take colons: "
+    "ratios=0.7:0.5:0.3:0,0.3:0.2:0.1:0.",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="Where the runs go.  [default: runs/RECIPE]")
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="Runs at once on a machine.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    metavar="local|ray",
+    help="This machine, or the machines and GPUs of a Ray cluster, which must share a file system.",
+)
+@click.option("--address", metavar="auto|HOST:PORT", help="Ray's cluster.  [default: a Ray of this machine]")
+@click.option("--dry-run", is_flag=True, help="Print the grid and how far each run is; train nothing.")
+@json_option
+def sweep(
+    recipe: str | None, sets: tuple[str, ...], out: Path | None, jobs: int, engine: str, address: str | None,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a grid of runs: every combination of the values given with --set, over RECIPE.
+
+    What is finished is skipped and what was killed goes on, so the same command again completes a sweep. One failed
+    run does not stop the others; the end lists it with its cause. Runs that need the same baseline train it once.
+
+    \b
+    wmlc sweep study --set data_root=DIR --set method=wml,wml-p,dml --set seed=0,1,2 --jobs 2
+    """
+    from wmlc.compress.sweep import run_sweep
+    from wmlc.run import RUNS
+
+    out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
+    run_sweep(recipe, sets, out, jobs, engine, address, dry_run, as_json)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--paper", metavar="table6|table7|table8", help="Set the paper's published numbers beside the measured.")
+@click.option("--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print.")
+@click.option("--out", type=PATH, metavar="FILE.md|csv|json", help="Write the comparison to a file too.")
+@force_option
+def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | None, force: bool) -> None:
+    """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
+
+    Runs whose data, epochs or baselines differ get tables of their own, and a line that says what separates them.
+
+    \b
+    wmlc compare runs/study/* --out study.md
+    wmlc compare runs/table6-* --paper table6
+    """
+    from wmlc.bench.compare import compare_runs
+
+    compare_runs(runs, paper, out, shown, force)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--figure", "figures", metavar="NAME,…", help="Some of the figures only; a wrong name lists them.")
+@click.option("--out", type=PATH, default=Path("plots"), show_default=True, metavar="DIR", help="Where they go.")
+@force_option
+def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) -> None:
+    """Draw the paper's figures from finished runs, each as SVG, PNG and the numbers as JSON.
+
+    Average against weighted ensemble over epochs (Figure 5), accuracy over ratio, MACs and η, the trace of the
+    peer weights (Figures 6 and 7). Seeds of one configuration become one line with its spread.
+    """
+    from wmlc.bench.figures import plot_runs
+
+    plot_runs(runs, out, names(figures) if figures else (), force)
 
 
 @main.command("list")

@@ -1,0 +1,360 @@
+"""Runs beside each other: means and spreads by hand, no table that mixes what cannot be compared, the paper's numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmlc import console
+from wmlc.bench.compare import compare_runs
+from wmlc.bench.comparison import comparable, spread
+from wmlc.bench.published import TABLES, beside_paper
+from wmlc.bench.trained import read_trained
+from wmlc.errors import InputError
+from wmlc.run import Run
+
+SETTINGS: dict[str, Any] = {
+    "data": "cifar10", "data_root": "data", "image_size": None, "train_images": None, "held_out": 0.1, "arch": "resnet20",
+    "ratios": [0.7, 0.0], "ratio_of": "params", "saliency": "snip", "share": None, "method": "wml", "alpha": 0.1,
+    "weight_lr": 0.1, "epochs": 6, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "nesterov": False,
+    "weight_decay": 0.0005, "schedule": "cosine", "warmup_epochs": 1.0, "clip": None, "baseline": True, "seed": 0,
+}  # fmt: skip
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a run of peers with the given top-1, as `wmlc train` leaves it, without its networks."""
+
+    def write(
+        name: str, top1: tuple[float, ...], baseline: float | None = 80.0, images: int = 900, test: int = 10_000,
+        macs: tuple[int, ...] = (), seconds: float = 600.0, finished: bool = True, **settings: Any,
+    ) -> Path:  # fmt: skip
+        root = tmp_path / name
+        (root / "peers" / "1").mkdir(parents=True)
+        own = {**SETTINGS, "ratios": [0.7] * (len(top1) - 1) + [0.0], **settings}
+        device = {"name": "cpu", "bf16": False}
+        (root / "config.json").write_text(json.dumps({"settings": own, "device": device, "threads": 1}))
+        (root / "peers" / "1" / "spec.json").write_text(json.dumps({"about": {"test_images": test}}))
+        sizes = macs or (*[400] * (len(top1) - 1), 1000)
+        peers = [
+            {"peer": k, "ratio": r, "achieved_ratio": r, "params": 10 * m, "macs": m, "top1": t,
+             "stage_channels": {"stem": [16]}}
+            for k, (t, r, m) in enumerate(zip(top1, own["ratios"], sizes, strict=True), 1)
+        ]  # fmt: skip
+        family = {
+            "arch": own["arch"], "method": own["method"], "share": own["share"] or "tree", "epochs": own["epochs"],
+            "data": {"name": own["data"], "class_names": ["cat", "dog"], "input_shape": [3, 32, 32], "train": images,
+                     "held_out": 100},
+            "full": {"params": 10_000, "macs": 1000}, "peers": peers, "ensemble_top1": top1[-1] + 1,
+            "average_ensemble_top1": top1[-1], "seconds": seconds,
+            "baseline": None if baseline is None else {"top1": baseline, "test_images": test},
+        }  # fmt: skip
+        if finished:
+            (root / "family.json").write_text(json.dumps(family))
+        return root
+
+    return write
+
+
+@pytest.fixture
+def three_seeds(make: Make) -> list[Path]:
+    """Two methods, three seeds each; wml is 2 points ahead in every seed, the baselines 80, 82, 84."""
+    return [
+        make(f"{method}{seed}", (70.0 + seed + ahead, 74.0 + 3 * seed + ahead), 80.0 + 2 * seed, method=method, seed=seed,
+             seconds=600.0 + 60 * seed)
+        for method, ahead in (("wml", 2.0), ("wml-p", 0.0))
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *names: Path, paper: str | None = None) -> Any:
+    compare_runs(names, paper, None, "json", force=False)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_spread_is_mean_and_deviation_of_what_is_known() -> None:
+    assert (spread([1.0, None, 3.0]).mean, spread([1.0, None, 3.0]).n) == (2.0, 2)
+    assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).sd == pytest.approx((32 / 7) ** 0.5)
+    assert spread([5.0]).sd is None and spread([None]).mean is None
+
+
+def test_seeds_of_a_configuration_are_one_row(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (table,) = as_json(capsys, *three_seeds)["tables"]
+    wml, wml_p = table["rows"]
+    assert (wml["name"], wml["n"], wml["seeds"], wml_p["name"]) == ("wml", 3, [0, 1, 2], "wml-p")
+    assert wml["peers"][0]["top1"] == {"mean": 73.0, "sd": 1.0, "n": 3, "values": [72.0, 73.0, 74.0]}
+    assert (wml["peers"][1]["top1"]["mean"], wml["peers"][1]["top1"]["sd"]) == (79.0, 3.0)
+    assert wml["mean"]["values"] == [74.0, 76.0, 78.0]
+    assert (wml["baseline"]["mean"], wml["baseline"]["sd"], wml["ensemble"]["mean"]) == (82.0, 2.0, 80.0)
+    assert wml["peers"][0]["flops_drop"]["mean"] == pytest.approx(60) and wml["flops_drop"]["mean"] == pytest.approx(30)
+    assert (wml["seconds"]["mean"], wml["seconds"]["sd"]) == (660.0, 60.0)
+
+
+def test_a_drop_is_paired_by_seed(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (table,) = as_json(capsys, *three_seeds)["tables"]
+    wml = table["rows"][0]
+    # baselines and means both rise by 2 a seed: unpaired the drop would spread, paired it does not
+    assert wml["top1_drop"] == {"mean": 6.0, "sd": 0.0, "n": 3, "values": [6.0, 6.0, 6.0]}
+    assert wml["peers"][1]["top1_drop"]["values"] == [4.0, 3.0, 2.0]
+
+
+def test_a_method_with_different_settings_is_two_rows_named_by_them(make: Make) -> None:
+    names = [
+        make("a", (70.0, 74.0)),
+        make("b", (71.0, 74.0), share="none"),
+        make("c", (72.0, 74.0), share="tree", seed=1),
+    ]
+    (runs,) = comparable(read_trained(names))
+    assert [(row.name, row.n) for row in runs.rows] == [("wml share=tree", 2), ("wml share=none", 1)]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"epochs": 10}, "epochs (6 / 10)"),
+        ({"images": 450}, "training images (900 / 450)"),
+        ({"lr": 0.05}, "lr (0.1 / 0.05)"),
+        ({"data": "digits", "test": 359}, "data (cifar10 / digits), test images (10,000 / 359)"),
+    ],
+)
+def test_runs_that_differ_get_a_table_each(
+    make: Make, other: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = as_json(capsys, make("a", (70.0, 74.0)), make("b", (70.0, 74.0), **other), make("c", (71.0, 75.0), seed=1))
+    assert found["separated_by"] == f"2 tables, not to be compared with each other: their runs differ in {words}"
+    assert [[row["n"] for row in table["rows"]] for table in found["tables"]] == [[2], [1]]
+
+
+def test_tables_apart_are_numbered_and_the_reason_comes_first(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_runs([make("a", (70.0, 74.0)), make("b", (70.0, 74.0), epochs=10)], None, None, "table", False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert lines[0] == "note: 2 tables, not to be compared with each other: their runs differ in epochs (6 / 10)"
+    assert lines[1] == "1 of 2: resnet20, cifar10 (900 training images of 32×32), 6 epochs, batch 64"
+    assert "2 of 2: resnet20, cifar10 (900 training images of 32×32), 10 epochs, batch 64" in lines
+
+
+def test_the_table_in_a_terminal(three_seeds: list[Path], make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    more = make("exits", (60.0, 65.0, 70.0), method="self-distillation", share="exits", macs=(200, 500, 1000))
+    compare_runs([*three_seeds, more], None, None, "table", False)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["wml", "3", "82.00", "73.00", "79.00", "-", "76.00", "80.00", "6.00", "30.0", "11.0"] in lines
+    assert ["±2.00", "±1.00", "±3.00", "±2.00", "±3.00", "±0.00", "±0.0", "±1.0"] in lines
+    assert ["self-", "1", "80.00", "60.00", "65.00", "70.00", "65.00", "71.00", "15.00", "43.3", "10.0"] in lines
+    assert ["wml", "1", "70/70", "4k", "400", "60.0", "±0.0", "73.00", "±1.00", "9.00", "±1.00"] in lines
+
+
+def test_four_peers_with_spread_and_a_long_name_fit(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    tops = (70.12, 71.23, 72.34, 73.45)
+    names = [make(f"{share}{s}", tuple(t + s for t in tops), 79.0 + s, share=share, method="prune-finetune", seed=s)
+             for share in ("none", "stage1") for s in range(3)]  # fmt: skip
+    for paper in (None, "table6", "table7", "table8"):
+        compare_runs(names, paper, None, "table", False)
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+def notes(capsys: pytest.CaptureFixture[str], *names: Path) -> list[str]:
+    return as_json(capsys, *names)["tables"][0]["notes"]
+
+
+def test_a_lead_that_every_seed_shows_is_said(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    said = "paired by seed +2.00 (95 %: +2.00 to +2.00, n = 3): more than the seeds' spread"
+    assert f"wml leads the mean over peers by 2.00 points before wml-p; {said}" in notes(capsys, *three_seeds)
+
+
+def test_a_lead_within_the_spread_is_no_difference(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [make(f"{m}{s}", (top, top), method=m, seed=s)
+             for m, tops in (("wml", (70.0, 74.0)), ("dml", (71.0, 71.0))) for s, top in enumerate(tops)]  # fmt: skip
+    # differences -1 and 3: mean 1, standard error 2, t of one degree of freedom 12.706
+    said = "paired by seed +1.00 (95 %: -24.41 to +26.41, n = 2): no difference that these n could show"
+    assert f"wml leads the mean over peers by 1.00 points before dml; {said}" in notes(capsys, *names)
+
+
+def test_single_runs_and_the_test_set_are_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    found = notes(capsys, make("a", (70.0, 80.0)), make("b", (60.0, 70.0), method="dml"))
+    assert found[0] == "wml, dml: n = 1, so no spread is known"
+    # sqrt(0.75 × 0.25 / 10000) = 0.433 %
+    assert found[1].startswith("one top-1 near 75 % on 10,000 test images has a standard error of 0.43 points")
+    assert found[2].endswith("with 1 seed in common, that it is more than chance cannot be shown")
+
+
+def test_equal_ratios_are_told_apart_by_macs(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    found = notes(capsys, make("a", (70.0, 80.0)), make("b", (60.0, 70.0), share="none", macs=(300, 1000)))
+    assert (
+        "the means are over families of different size; mean FLOPs drop: wml share=tree 30.0 %, wml share=none 35.0 %"
+        in found
+    )
+    assert (
+        "equal ratios are not equal MACs: the FLOPs drop of a peer with ratio 0.7 is 60.0 % in wml share=tree; "
+        "70.0 % in wml share=none"
+    ) in found
+
+
+def test_a_baseline_of_the_same_seed_stands_in(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make("a", (70.0, 80.0), 81.0), make("b", (60.0, 70.0), None, method="dml")
+    c = make("c", (60.0, 70.0), None, method="dml", seed=1)
+    (table,) = as_json(capsys, a, b, c)["tables"]
+    assert table["rows"][1]["top1_drop"] == {"mean": 16.0, "sd": None, "n": 1, "values": [16.0, None]}
+    assert f"no baseline of their own: {b}; that of the same seed and settings stands in" in table["notes"]
+    assert f"no baseline: {c}; drops are over the other runs" in table["notes"]
+
+
+def test_baselines_of_one_seed_that_differ_are_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make("a", (70.0, 80.0), 81.0), make("b", (60.0, 70.0), 82.5, method="dml")
+    assert f"baselines of seed 0 differ: 81.00 in {a}, 82.50 in {b}; each run's drop is to its own" in notes(
+        capsys, a, b
+    )
+
+
+def test_runs_of_one_seed_are_not_taken_for_seeds(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    found = notes(capsys, make("a", (70.0, 80.0)), make("b", (71.0, 80.0)))
+    assert "wml: several runs of seed 0, so its ± is not that of as many seeds" in found
+
+
+def test_csv_has_a_line_a_method(three_seeds: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    compare_runs(three_seeds, "table6", out, "table", False)
+    lines = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    measured = [line for line in lines if line["source"] == "measured"]
+    assert [[line[key] for key in ("method", "n", "seeds")] for line in measured] == [
+        ["wml", "3", "0 1 2"], ["wml-p", "3", "0 1 2"],
+    ]  # fmt: skip
+    numbers = {"peer1": "73.0", "peer1_sd": "1.0", "peer1_macs": "400.0", "mean": "76.0", "top1_drop": "6.0"}
+    assert numbers.items() <= measured[0].items()
+    assert "epochs 6 (paper: 200)" in measured[0]["differs"]
+    (paper,) = (line for line in lines if line["network"] == "resnet50" and line["method"] == "WML-S")
+    assert (paper["baseline"], paper["peer4"], paper["ensemble"]) == ("77.68", "81.25", "82.78")
+
+
+def test_markdown_is_whole_tables(three_seeds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.md"
+    compare_runs(three_seeds, None, out, "md", False)
+    text = out.read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() == f"{text.strip()}\nwrote {out}"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["method", "n", "baseline", "peer 1", "peer 2", "mean", "ensemble", "drop", "FLOPs −%", "min"]
+    assert rows[2][:5] == ["wml", "3", "82.00 ±2.00", "73.00 ±1.00", "79.00 ±3.00"]
+    assert all(len(row) == 10 for row in rows[:4]) and all(len(row) == 8 for row in rows[4:])
+
+
+def test_a_json_file_is_what_json_prints(
+    three_seeds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    compare_runs(three_seeds, "table6", out, "json", False)
+    printed = capsys.readouterr()
+    assert json.loads(out.read_text(encoding="utf-8"))["tables"] == json.loads(printed.out)["tables"]
+    assert printed.err == f"wrote {out}\n"
+
+
+def test_what_is_refused(make: Make, tmp_path: Path) -> None:
+    run, there = make("a", (70.0, 80.0)), tmp_path / "there.md"
+    there.write_text("mine")
+    for names, paper, out, form, words in (
+        ([run], "table9", None, "table", "--paper must be one of table6, table7, table8, got 'table9'"),
+        ([run], None, tmp_path / "out.txt", "table", f"--out must end in .md, .csv, .json, got {tmp_path / 'out.txt'}"),
+        ([run], None, None, "xml", "format must be one of table, md, csv, json, got 'xml'"),
+        ([run], None, there, "table", f"{there} exists already; choose another --out, or pass --force to replace it"),
+        ([run, run], None, None, "table", f"{run} is named twice; name each run once"),
+        ([], None, None, "table", "compare needs runs; name them ('wmlc list' shows what there is)"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as refused:
+            compare_runs(names, paper, out, form, force=False)
+        assert str(refused.value) == words
+    assert there.read_text() == "mine"
+    compare_runs([run], None, there, "table", force=True)
+    assert there.read_text().startswith("**resnet20")
+
+
+def test_an_unfinished_run_is_refused(make: Make) -> None:
+    run = make("a", (70.0, 80.0), finished=False)
+    with pytest.raises(InputError, match="is not finished; finish the run with 'wmlc train --resume"):
+        compare_runs([run], None, None, "table", False)
+
+
+def test_the_papers_tables_are_whole() -> None:
+    tables = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
+    six, seven, eight = (tables[f"table{number}"]["rows"] for number in (6, 7, 8))
+    assert (len(six), len(seven), len(eight)) == (12, 6, 20)
+    assert all(len(row["peers"]) == 4 for row in six)
+    found = {(row["network"], row["method"]): row for row in six}
+    assert found["resnet18", "wml"]["peers"] == [77.40, 78.69, 79.05, 79.50]
+    assert found["resnet101", "cl"]["ensemble"] == 81.37 and found["resnet50", "one"]["baseline"] == 77.68
+    # printed drops are the differences of the printed accuracies, but for the one that is left out
+    assert [row["name"] for row in seven if row["top1_drop"] is None] == ["GraSP"]
+    for row in seven:
+        if row["top1_drop"] is not None:
+            assert row["top1_drop"] == pytest.approx(row["baseline"] - row["peers"][0], abs=0.005)
+    assert {(row["network"], row["name"]): row["top1"] for row in eight}["resnet34", "BAKE"] == 79.61
+
+
+def test_every_setting_that_differs_from_the_paper_is_marked(make: Make) -> None:
+    (runs,) = comparable(read_trained([make("a", (70.0, 80.0)), make("b", (60.0, 70.0), method="dml")]))
+    found = beside_paper("table6", runs)
+    assert found.differs == [
+        "network resnet20 (paper: resnet18, resnet50, resnet101)", "data cifar10 (paper: cifar100)",
+        "training images 900 (paper: 50,000)", "epochs 6 (paper: 200)", "batch size 64 (paper: 128)",
+        "filters 16 (paper: 64)", "ratios 0.7, 0 (paper: 0.3, 0.2, 0.1, 0)",
+    ]  # fmt: skip
+    assert [(line.name, line.network, line.measured) for line in found.lines] == [
+        ("wml", "resnet20", True), ("WML-S", "resnet18", False), ("WML-S", "resnet50", False),
+        ("WML-S", "resnet101", False),
+    ]  # fmt: skip
+    assert "dml: no such row in the paper's table" in found.notes
+
+
+def test_the_same_settings_leave_nothing_to_mark(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    same: dict[str, Any] = {"data": "cifar100", "images": 50_000, "epochs": 200, "batch_size": 128, "arch": "resnet50"}
+    run = make("a", (80.0, 80.5, 81.0, 81.5), 78.0, ratios=[0.3, 0.2, 0.1, 0.0], **same)
+    (runs,) = comparable(read_trained([run]))
+    found = beside_paper("table6", runs)
+    assert found.differs == ["filters 16 (paper: 64)"]
+    assert [line.name for line in found.lines] == ["wml", "WML-S"]
+    assert found.lines[1].mean.mean == pytest.approx((80.16 + 80.58 + 80.85 + 81.25) / 4)
+    compare_runs([run], "table6", None, "table", False)
+    assert "note: differs: filters 16 (paper: 64)\n" in capsys.readouterr().out
+
+
+def test_only_what_one_row_has_is_told_of_it_alone(make: Make) -> None:
+    names = [make("a", (70.0, 80.0)), make("b", (60.0, 70.0), method="cl", ratios=[0.0, 0.0])]
+    (runs,) = comparable(read_trained(names))
+    wml, cl = (line for line in beside_paper("table6", runs).lines if line.measured)
+    assert wml.differs == ["ratios 0.7, 0 (paper: 0.3, 0.2, 0.1, 0)"]
+    assert cl.differs == ["ratios 0, 0 (paper: 0, 0, 0, 0)"]
+
+
+def test_table_7_is_about_the_smallest_peer_by_saliency(make: Make) -> None:
+    names = [
+        make("a", (92.0, 93.0), 92.5, arch="resnet56", saliency="grasp"),
+        make("b", (92.0, 93.0), arch="resnet56", method="one", ratios=[0.0, 0.0]),
+    ]
+    (runs,) = comparable(read_trained(names))
+    found = beside_paper("table7", runs)
+    measured, published = found.lines
+    assert (measured.top1_drop.mean, measured.flops_drop.mean) == (0.5, pytest.approx(60))
+    assert (published.network, published.peers[0].mean, published.top1_drop.mean) == ("resnet56", 93.70, None)
+    assert found.notes[0].startswith("the paper prints a drop of 0.56 for resnet56 with GraSP")
+    assert found.notes[1] == "one: no such row in the paper's table"
+
+
+def test_table_8_shows_methods_that_are_not_to_be_had_here(make: Make) -> None:
+    (runs,) = comparable(read_trained([make("a", (78.0, 79.0), arch="resnet18")]))
+    lines = beside_paper("table8", runs).lines
+    assert (lines[0].top1.mean, lines[1].name, lines[1].top1.mean) == (79.0, "WML", 79.38)
+    assert [line.network for line in lines] == ["resnet18"] * 11
+
+
+def test_a_real_run_is_compared(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    family = json.loads(run.family.read_text(encoding="utf-8"))
+    found = as_json(capsys, run.root, paper="table6")
+    (row,) = found["tables"][0]["rows"]
+    assert [peer["top1"]["mean"] for peer in row["peers"]] == [peer["top1"] for peer in family["peers"]]
+    assert row["top1_drop"]["mean"] == pytest.approx(family["baseline"]["top1"] - row["mean"]["mean"])
+    assert found["tables"][0]["settings"]["data"] == "digits" and console.UNKNOWN not in found["tables"][0]["notes"]
