@@ -42,12 +42,11 @@ def setting(name: str, text: str, **kind: Any) -> Callable[[Any], Any]:
     shown = ",".join(f"{v:g}" for v in default) if isinstance(default, tuple) else default
     if name in CHOICES:
         kind["metavar"] = "|".join(CHOICES[name])
-    elif isinstance(default, bool):
-        kind |= {"is_flag": True, "flag_value": True}
-    elif isinstance(default, int | float) and "type" not in kind:
+    elif isinstance(default, int | float) and not isinstance(default, bool) and "type" not in kind:
         kind["type"] = type(default)
+    word = name.replace("_", "-")
     return click.option(
-        f"--{name.replace('_', '-')}", name, default=None, help=text,
+        f"--{word}/--no-{word}" if isinstance(default, bool) else f"--{word}", name, default=None, help=text,
         show_default=str(shown) if shown not in (None, False, True, "") else False, **kind,
     )  # fmt: skip
 
@@ -171,7 +170,8 @@ def train(
         return
     if as_json and not dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    given |= {"baseline": False} if no_baseline else {}
+    if no_baseline or "baseline_from" in given:
+        given["baseline"] = not no_baseline
     config = config_from({**(read_recipe(recipe) if recipe else {}), **given}, recipe or "options")
     if dry_run:
         session.dry_run(config, as_json)
