@@ -56,6 +56,12 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 
+# A baseline from another run must agree in these: they make it what it is.
+BASELINE_SETTINGS = (
+    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
+    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from wmlc import run as runs
-from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.config import BASELINE_SETTINGS, TrainConfig, config_from
 from wmlc.compress.describe import (
     family_notes,
     peer_records,
@@ -37,12 +37,6 @@ from wmlc.models.exits import exit_name
 from wmlc.models.widths import read_widths
 from wmlc.noise import stand_in
 from wmlc.run import BASELINE, Run
-
-# A baseline from another run must agree in these: they make it what it is.
-BASELINE_SETTINGS = (
-    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
-)  # fmt: skip
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:

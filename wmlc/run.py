@@ -83,9 +83,10 @@ def find_run(name: Path | None) -> Run:
 
 
 def all_runs() -> Iterator[Run]:
-    """Every run under `runs/`, by name."""
-    for config in sorted(RUNS.glob("*/config.json")):
-        if not config.parent.name.startswith(".") and config.parent.suffix != FORMER:
+    """Every run under `runs/`, those of a sweep in its directory among them, by name."""
+    for config in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("*/*/config.json")]):
+        within = config.parent.relative_to(RUNS).parts
+        if not any(part.startswith(".") or part.endswith(FORMER) for part in within):
             yield Run(config.parent)
 
 
