@@ -6,10 +6,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from wmlc.compress.tree import MAX_PEERS
 from wmlc.data import DataConfig
@@ -217,22 +214,6 @@ def config_from(record: dict[str, Any], source: str) -> TrainConfig:
             raise InputError(f"{source}: unknown setting {key!r}; {hint}")
         values[name] = _typed(name, value, str(allowed[name].type), source)
     return TrainConfig(**values)
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The settings in a recipe: a YAML file, or the name of one that came with wmlc."""
-    own = Path(__file__).resolve().parent.parent / "recipes"
-    path = next((p for p in (Path(name), own / f"{name}.yaml") if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in own.glob("*.yaml")))
-        raise InputError(f"no recipe {name!r}; give a YAML file or one of {known}")
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} must hold settings as 'name: value', got {type(record).__name__}")
-    return record
 
 
 def _typed(name: str, value: Any, wanted: str, source: str) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import TrainConfig, config_from, read_recipe
+from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.recipes import read_recipe
 from wmlc.errors import InputError
 
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}

@@ -31,8 +31,8 @@ def add_extras(family: PeerFamily, config: TrainConfig) -> None:
         family.extras["gate"] = Gate(_out_channels(family.parts[_trunk(family).name]), family.peers)
     if config.feature_loss == "hints":
         for student, teacher in feature_pairs(family):
-            widths = [_out_channels(family.parts[branch.name]) for branch in (student, teacher)]
-            family.extras[f"hint_{student.name}"] = nn.Conv2d(*widths, kernel_size=1)
+            narrow, wide = (_out_channels(family.parts[branch.name]) for branch in (student, teacher))
+            family.extras[f"hint_{student.name}"] = nn.Conv2d(narrow, wide, kernel_size=1)
 
 
 def train_loss(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
@@ -37,7 +38,10 @@ from wmlc.compress.teaching import feature_pairs, train_loss
 from wmlc.compress.train import Device
 from wmlc.data import open_data
 from wmlc.errors import InputError
+from wmlc.export.config import ExportConfig
+from wmlc.export.extract import extract
 from wmlc.models.cost import total_cost
+from wmlc.models.ensemble import Ensemble
 from wmlc.models.zoo import build_network
 from wmlc.run import Run, read_family, read_lines, read_settings
 
@@ -377,6 +381,21 @@ def test_exits_load_by_their_own_names(exits: Run) -> None:
     assert stages == [["stem", *[f"stage{k}" for k in range(1, peer + 1)], "head"] for peer in (1, 2, 3)]
     ratios = [peer["ratio"] for peer in read_family(exits)["peers"]]
     assert ratios[2] == 0 and ratios == sorted(ratios, reverse=True)
+
+
+def test_an_exit_exports_like_any_peer(exits: Run, tmp_path: Path) -> None:
+    list(extract(exits, "1", tmp_path / "exit.onnx", ExportConfig(), force=False))
+    images = torch.randn(3, 1, 8, 8)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "exit.onnx").run(None, {"input": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), wmlc.load(exits.network(1))(images), rtol=1e-4, atol=1e-4)
+
+
+def test_exits_make_an_ensemble_that_runs_what_they_share_once(exits: Run) -> None:
+    networks = [wmlc.load(exits.network(peer)) for peer in (1, 2, 3)]
+    together, images = Ensemble(networks, [0.2, 0.3, 0.5]).eval(), torch.randn(2, 1, 8, 8)
+    expected = sum(w * network(images) for w, network in zip((0.2, 0.3, 0.5), networks, strict=True))
+    torch.testing.assert_close(together(images), expected)
+    assert len(together.branches) == len({"stem", "stage1", "stage2", "stage3"}) + 3
 
 
 def test_the_baseline_does_not_depend_on_the_method(exits: Run, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from wmlc.compress.config import TrainConfig, config_from, read_recipe
+from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.recipes import read_recipe
 from wmlc.compress.sweep import Entry, plan_sweep, run_sweep
 from wmlc.compress.sweep_engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, train_job
 from wmlc.compress.sweep_grid import parse_set, read_grid

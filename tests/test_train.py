@@ -17,7 +17,7 @@ from torch import nn
 
 import wmlc
 from wmlc.compress import session
-from wmlc.compress.config import TrainConfig, config_from, read_recipe
+from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.family import PeerFamily
 from wmlc.compress.state import TrainState, load_state, save_state
 from wmlc.compress.teaching import train_loss
@@ -278,10 +278,6 @@ def test_a_recipe_with_a_fault_is_refused(record: dict[str, Any], message: str) 
     with pytest.raises(InputError) as caught:
         config_from(record, "test")
     assert str(caught.value) == message
-
-
-def test_own_recipes_are_complete() -> None:
-    assert config_from(read_recipe("digits"), "digits").arch == "resnet20"
 
 
 def test_a_family_is_rebuilt_for_evaluation_in_eval_mode(run: Run) -> None:

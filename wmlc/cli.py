@@ -13,7 +13,8 @@ import wmlc
 from wmlc.bench.config import DEVICES, FORMATS, BenchConfig
 from wmlc.bench.engines import ENGINES, PLAN, engine_class
 from wmlc.bench.scenarios import SCENARIOS
-from wmlc.compress.config import CHOICES, TrainConfig, config_from, read_recipe
+from wmlc.compress.config import CHOICES, TrainConfig, config_from
+from wmlc.compress.recipes import print_recipes, read_recipe
 from wmlc.errors import InputError
 from wmlc.export.config import CALIBRATORS, SERVERS, SHIP_DEVICES, SHIPPED_ENGINES, ExportConfig, ShipConfig
 from wmlc.forms import PRECISIONS
@@ -155,8 +156,6 @@ def train(
     RECIPE is a YAML file, or the name of one that came with wmlc ('digits'; --list shows them); options override it.
     """
     if list_recipes:
-        from wmlc.compress.recipes import print_recipes
-
         print_recipes(as_json)
         return
     given = {name: value for name, value in settings.items() if value is not None}

@@ -1,0 +1,232 @@
+"""Every recipe that comes with wmlc: what it says, that it is installed, and that its family can be planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from test_house import HOUSE, packaging
+
+from wmlc.cli import main
+from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.recipes import own_recipes, read_recipe, recipe_records
+from wmlc.data import DataConfig
+from wmlc.errors import InputError
+from wmlc.noise import NoiseData, stand_in
+
+RECIPES = {name: config_from(read_recipe(name), name) for name in own_recipes()}
+TABLE7_DROPS = (0.40, 0.46)  # of FLOPs, as PAPER.md's table has them
+
+
+def of(start: str) -> dict[str, TrainConfig]:
+    return {name: config for name, config in RECIPES.items() if name.startswith(start)}
+
+
+def shape(config: TrainConfig) -> tuple[Any, ...]:
+    """All that a plan's outcome hangs on; CIFAR's two sets differ in the last layer's classes only."""
+    images = "cifar" if config.data.startswith("cifar") else config.data
+    return (
+        images, config.arch, config.ratios, config.ratio_of, config.saliency, config.sharing, config.trunk_ratio,
+        config.divisor,
+    )  # fmt: skip
+
+
+# One name for each distinct plan, without the sets whose classes only a folder tells.
+DISTINCT = {shape(config): name for name, config in RECIPES.items() if config.data != "imagefolder"}
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def dry_run(*arguments: object) -> list[dict[str, Any]]:
+    """The peers that `wmlc train … --dry-run` plans."""
+    result = train(*arguments, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    peers: list[dict[str, Any]] = json.loads(result.stdout)["peers"]
+    return peers
+
+
+@pytest.mark.parametrize("name", DISTINCT.values())
+def test_every_family_can_be_planned_without_its_data(name: str, tmp_path: Path) -> None:
+    peers = dry_run(name, "--data-root", tmp_path)
+    assert [peer["ratio"] for peer in peers] == list(RECIPES[name].ratios)
+    for peer in peers:
+        assert peer["achieved_ratio"] == pytest.approx(peer["ratio"], abs=0.01)
+    if name.startswith("table7"):
+        assert TABLE7_DROPS[0] <= peers[0]["achieved_ratio"] <= TABLE7_DROPS[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", of("study"))
+def test_a_study_can_be_planned_on_a_folder_of_images(name: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(20):
+            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    peers = dry_run(name, "--data-root", tmp_path, "--train-images", 40, "--batch-size", 8)
+    assert [peer["ratio"] for peer in peers] == list(RECIPES[name].ratios)
+
+
+def test_noise_is_said_where_the_data_are_missing(tmp_path: Path) -> None:
+    result = train("table7-resnet32-snip", "--data-root", tmp_path, "--dry-run")
+    folder = tmp_path / "cifar-10-batches-py"
+    assert result.exit_code == 0 and f"cifar10 is not in {tmp_path} (there is no {folder})" in result.stderr
+    assert "noise" in result.stderr
+
+
+def test_where_only_the_folder_tells_the_classes_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    result = train("study", "--data-root", tmp_path / "none", "--dry-run")
+    assert result.exit_code == 1 and f"Error: {tmp_path / 'none'} is not a folder; " in result.stderr
+
+
+def test_every_experiment_of_the_paper_has_its_recipe() -> None:
+    nets, methods = ("resnet18", "resnet50", "resnet101"), ("one", "cl", "wml-p", "wml")
+    assert set(of("table6")) == {f"table6-{net}-{method}" for net in nets for method in methods}
+    mains = {f"main-{data}-{net}" for data in ("cifar10", "cifar100", "imagenet") for net in nets}
+    assert set(of("main")) == mains | {"main-cifar10-resnet32", "main-cifar10-resnet56"}
+    scores = ("snip", "synflow", "grasp")
+    assert set(of("table7")) == {f"table7-{net}-{score}" for net in ("resnet32", "resnet56") for score in scores}
+    assert set(of("table8")) == {"table8-resnet18", "table8-resnet34"}
+    assert {"figure6-resnet18", "figure7-resnet101", "imagenet-mobilenet_v2", "study", "study-table7"} <= set(RECIPES)
+
+
+def test_a_recipe_is_what_its_name_says() -> None:
+    for name, config in RECIPES.items():
+        kind, *rest = name.split("-", 2)
+        if kind == "table6":
+            assert [config.data, config.arch, config.method] == ["cifar100", *rest]
+            assert config.ratios == ((0.3, 0.2, 0.1, 0.0) if config.method.startswith("wml") else (0.0,) * 4)
+        elif kind == "main":
+            assert [config.data, config.arch] == rest and config.ratios == (0.7, 0.5, 0.3, 0.0)
+        elif kind == "table7":
+            assert [config.data, config.arch, config.saliency] == ["cifar10", *rest] and config.ratio_of == "macs"
+        elif kind in ("table8", "figure6", "figure7"):
+            assert [config.data, config.arch] == ["cifar100", *rest]
+
+
+@pytest.mark.parametrize("name", [name for name, config in RECIPES.items() if config.data in ("cifar10", "cifar100")])
+def test_optimiser_and_distillation_are_the_papers(name: str) -> None:
+    config = RECIPES[name]
+    assert (config.momentum, config.weight_decay, config.batch_size, config.epochs) == (0.9, 5e-4, 128, 200)
+    if config.method.startswith("wml"):
+        assert config.alpha == config.weight_lr == 0.1
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet101"])
+def test_the_ablation_on_the_ratio_is_the_main_setting_with_other_ratios(arch: str) -> None:
+    figure = {"resnet18": "figure6-resnet18", "resnet101": "figure7-resnet101"}[arch]
+    for other in (f"main-cifar100-{arch}", f"table6-{arch}-wml"):
+        assert {**read_recipe(other), "ratios": None} == {**read_recipe(figure), "ratios": None}
+
+
+def test_all_recipes_are_in_the_package_data() -> None:
+    patterns = packaging()["package-data"]["wmlc.recipes"]  # type: ignore[index]
+    installed = {path.name for pattern in patterns for path in (HOUSE / "recipes").glob(pattern)}
+    assert installed == {path.name for path in (HOUSE / "recipes").iterdir() if path.suffix in (".yaml", ".yml")}
+    assert {f"{name}.yaml" for name in RECIPES} == installed
+
+
+def test_the_list_shows_every_recipe_in_one_line_uncut() -> None:
+    result = train("--list")
+    assert result.exit_code == 0 and "…" not in result.output
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == sorted(RECIPES)
+    row = next(line for line in lines if line.startswith("table7-resnet56-grasp"))
+    said = "Table 7: ResNet-56 less 42 % of its MACs by GraSP resnet56 cifar10 wml 0.42,0 200"
+    assert " ".join(row.split()) == f"table7-resnet56-grasp {said}"
+
+
+def test_the_list_as_json() -> None:
+    records = {record["recipe"]: record for record in json.loads(train("--list", "--json").stdout)}
+    assert records.keys() == RECIPES.keys() and all(record["what"] for record in records.values())
+    assert records["table6-resnet18-one"] == {
+        "recipe": "table6-resnet18-one", "what": "Table 6, ResNet-18, ONE: four equal branches", "arch": "resnet18",
+        "data": "cifar100", "method": "one", "ratios": [0.0] * 4, "epochs": 200,
+    }  # fmt: skip
+
+
+def test_a_file_of_the_same_name_does_not_change_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").write_text("epochs: 3\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("digits") == {"epochs": 3}
+    assert next(record for record in recipe_records() if record["recipe"] == "digits")["epochs"] == 20
+
+
+def test_a_flag_overrides_the_recipe(tmp_path: Path) -> None:
+    peers = dry_run("main-cifar10-resnet32", "--arch", "resnet20", "--ratios", "0.5,0", "--data-root", tmp_path)
+    assert [peer["ratio"] for peer in peers] == [0.5, 0.0]
+    assert set(peers[1]["stage_channels"]["stage1"]) == {16} and len(peers[1]["stage_channels"]["stage1"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "{path}: unknown setting 'epoch'; did you mean epochs?"),
+        ("weight-decai: 3", "{path}: unknown setting 'weight-decai'; did you mean weight_decay?"),
+        ("epochs: many", "{path}: epochs must be a whole number, got 'many'"),
+        ("lr: 1e-1", "{path}: lr must be a number, got '1e-1'"),
+        ("ratios: 0.5", "{path}: ratios must be a list of numbers, got 0.5"),
+        ("nesterov: 1", "{path}: nesterov must be true or false, got 1"),
+        ("[1, 2]", "{path} must hold settings as 'name: value', got list"),
+        ("method: wmlp", "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, prune-finetune, got 'wmlp'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_is_refused_in_words(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    result = train(path, "--dry-run")
+    assert result.exit_code == 1 and result.output == f"Error: {message.format(path=path)}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("table7-resnet32-synflo", "no recipe 'table7-resnet32-synflo'; did you mean table7-resnet32-synflow? "
+         "('wmlc train --list' shows them all)"),
+        ("no-such-recipe", "no recipe 'no-such-recipe'; give a YAML file or a recipe's name ('wmlc train --list' shows them all)"),
+    ],
+)  # fmt: skip
+def test_an_unknown_recipe_gets_the_nearest_name(name: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_recipe(name)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "classes"),
+    [
+        (DataConfig(name="cifar10"), (3, 32, 32), 10),
+        (DataConfig(name="cifar100"), (3, 32, 32), 100),
+        (DataConfig(name="imagenet", root=Path("none")), (3, 224, 224), 1000),
+        (DataConfig(name="imagenet", root=Path("none"), image_size=96), (3, 96, 96), 1000),
+    ],
+)
+def test_noise_has_the_sets_shape_and_comes_again_from_its_seed(
+    config: DataConfig, shape: tuple[int, int, int], classes: int
+) -> None:
+    noise = stand_in(config, "cpu")
+    assert isinstance(noise, NoiseData)
+    assert noise.record.input_shape == shape and len(noise.record.class_names) == classes
+    assert noise.record.small == config.name.startswith("cifar")
+    images_BCHW, labels_B = next(noise.train_batches(128, epoch=0))
+    assert images_BCHW.shape == (4, *shape) and images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert images_BCHW.dtype == torch.float32 and labels_B.dtype == torch.int64
+    assert labels_B.min() >= 0 and labels_B.max() < classes
+    assert torch.equal(next(noise.train_batches(128, epoch=0))[0], images_BCHW)
+    assert not torch.equal(next(noise.train_batches(128, epoch=1))[0], images_BCHW)
+    assert len(next(noise.train_batches(2, epoch=0))[0]) == 2
+
+
+def test_no_noise_for_a_set_whose_shape_is_not_known() -> None:
+    assert stand_in(DataConfig(name="imagefolder", root=Path("none")), "cpu") is None
+    assert stand_in(DataConfig(name="digits"), "cpu") is None
+    assert stand_in(DataConfig(name="cifar10", image_size=64), "cpu") is None
