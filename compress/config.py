@@ -25,6 +25,7 @@ class Method:
     alpha: float | None = None  # weight of the teaching against the labels; None: the loss has none
     temperature: float | None = None  # None: nothing is softened, as nobody teaches
     feature_weight: float | None = None  # of a feature term that belongs to the method
+    join: str = "sum"
     fixed_shape: bool = False  # the method itself says what is shared
 
 
@@ -33,7 +34,7 @@ METHODS = {
     "wml-p": Method(alpha=0.1, temperature=1.0),  # the same with fixed, equal weights
     "dml": Method(share="none", temperature=1.0),  # deep mutual learning
     "one": Method(ratios=(0.0,) * 4, share="branches", temperature=3.0),  # on-the-fly native ensemble
-    "cl": Method(ratios=(0.0,) * 4, alpha=0.5, temperature=2.0),  # collaborative learning
+    "cl": Method(ratios=(0.0,) * 4, alpha=0.5, temperature=2.0, join="mean"),  # collaborative learning
     "self-distillation": Method(  # the exits of one network
         ratios=(), share="exits", alpha=0.1, temperature=3.0, feature_weight=1e-4, fixed_shape=True
     ),
@@ -48,6 +49,7 @@ CHOICES = {
     "feature_loss": tuple(FEATURE_WEIGHTS),
     "saliency": ("snip", "synflow", "grasp"),
     "ratio_of": ("params", "macs"),
+    "join": ("sum", "mean"),
     "schedule": ("cosine", "one-cycle", "step"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "bf16"),
@@ -77,6 +79,7 @@ class TrainConfig:
     ratio_of: str = "params"
     saliency: str = "snip"
     share: str | None = None
+    join: str | None = None  # of its peers' gradients, what a shared stage gets
     trunk_ratio: float = 0.0
     divisor: int = 8
 
@@ -110,7 +113,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in (*allowed, None):
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -167,6 +170,10 @@ class TrainConfig:
                 object.__setattr__(self, name, getattr(own, name))
         if own.fixed_shape and self.share not in (None, own.share):
             raise InputError(f"{self.method} says itself what is shared; leave out share, got {self.share!r}")
+        if own.fixed_shape and self.join not in (None, own.join):
+            raise InputError(f"{self.method} has no choice of join; leave it out, got {self.join!r}")
+        if self.join is None:
+            object.__setattr__(self, "join", own.join)
         if self.feature_loss != "none" and (own.temperature is None or own.feature_weight is not None):
             why = "teaches nobody" if own.temperature is None else "has a feature term of its own"
             raise InputError(f"{self.method} {why}; leave out feature_loss, got {self.feature_loss!r}")

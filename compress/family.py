@@ -34,18 +34,18 @@ class Branch:
 class PeerFamily(nn.Module):
     """M peers as one module; `forward` gives all their logits and runs each shared stage once.
 
-    `rescale` divides the gradient by the number of branches wherever they join (Song & Chai, NeurIPS 2018, section
-    3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum. What a method
-    needs for teaching alone (a gate, hints' regressors) is in `extras` and belongs to no peer.
+    `mean_joins` divides the gradient by the number of branches wherever they join (Song & Chai, NeurIPS 2018,
+    section 3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum, which acts
+    on it like a learning rate as many times as high. What a method needs for teaching alone (a gate, hints' regressors) is in `extras` and belongs to no peer.
     """
 
-    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], rescale: bool = False) -> None:
+    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False) -> None:
         super().__init__()
         self.branches = branches
         self.parts = nn.ModuleDict(modules)
         self.extras = nn.ModuleDict()
         self.peers = max(peer for branch in branches for peer in branch.peers)
-        self.joins = Counter(branch.parent for branch in branches if branch.parent) if rescale else Counter()
+        self.joins = Counter(branch.parent for branch in branches if branch.parent) if mean_joins else Counter()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images, float32 [B, C, H, W] → logits [P, B, C], the smallest peer first."""
@@ -98,12 +98,16 @@ class Gate(nn.Module):
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient comes back multiplied."""
+    """The identity, whose gradient comes back multiplied; forward mode sees the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, factor: None) -> Tensor:
+        return tangent.view_as(tangent)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -115,7 +119,7 @@ def build_family(
     input_shape: tuple[int, int, int],
     plans: list[PeerPlan],
     tree: list[Partition],
-    rescale: bool = False,
+    mean_joins: bool = False,
     fresh: Callable[[], nn.Sequential] | None = None,
 ) -> PeerFamily:
     """Cut `full` once per peer and join the copies along the tree.
@@ -138,7 +142,7 @@ def build_family(
             branches.append(Branch(name, stage, peers, parent))
             modules[name] = networks[peers[-1] - 1].get_submodule(stage)
         former = stage
-    return PeerFamily(branches, modules, rescale)
+    return PeerFamily(branches, modules, mean_joins)
 
 
 def _same_channels(plan: PeerPlan, other: PeerPlan) -> bool:

@@ -68,7 +68,7 @@ def plan(config: TrainConfig, data: Images, device: Device) -> Planned:
     tree = sharing_tree(len(plans), stages, config.sharing)
     family = build_family(
         full, record.input_shape, plans, tree,
-        rescale=config.method == "cl", fresh=lambda: _fresh(config, record, device),
+        mean_joins=config.join == "mean", fresh=lambda: _fresh(config, record, device),
     )  # fmt: skip
     add_extras(family, config)
     return Planned(full, scored, plans, family.to(device.name))

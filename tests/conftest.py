@@ -54,8 +54,10 @@ class ScoredNetwork:
     ) -> list[PeerPlan]:  # fmt: skip
         return plan_family(self.scored, list(ratios), share, of, divisor, trunk_ratio, advise)
 
-    def family(self, plans: list[PeerPlan], share: str = "tree") -> PeerFamily:
-        return build_family(self.full, self.input_shape, plans, sharing_tree(len(plans), self.stages, share))
+    def family(self, plans: list[PeerPlan], share: str = "tree", mean_joins: bool = False) -> PeerFamily:
+        return build_family(
+            self.full, self.input_shape, plans, sharing_tree(len(plans), self.stages, share), mean_joins=mean_joins
+        )
 
     def images(self, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
         generator = torch.Generator().manual_seed(1)

@@ -93,6 +93,11 @@ def main() -> None:
     "tree, none, branches (all but the last stage), or the last stage that all peers share (stem, stage1, …).  "
     "[default: tree; branches for one; none for dml and independent]",
 )
+@setting(
+    "join",
+    "What a shared stage gets of its peers' gradients: the mean keeps its steps as large as a network's trained alone, "
+    "the sum takes them P times as large.  [default: sum; mean for cl]",
+)
 @setting("trunk_ratio", "Cut the shared stages too, by this share, for every peer.")
 @setting("divisor", "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.")
 @setting(
