@@ -47,13 +47,11 @@ def read_trained(names: Sequence[Path]) -> list[Trained]:
 
 def configuration(run: Trained) -> dict[str, Any]:
     """What makes a run what it is, its seed and machine apart, without what is unset; `share` as it came out."""
-    settings = {**run.settings, "share": run.family.get("share", run.settings.get("share"))}
-    unset = {"feature_loss": "none"}  # older runs have no such setting
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in INCIDENTAL and value is not None and value != unset.get(name)
-    }
+    method = run.settings["method"]
+    older = {"feature_loss": "none", "join": "mean" if method == "cl" else "sum"}  # runs from before these settings
+    older |= {"temperature": 1.0} if method in ("wml", "wml-p") else {}
+    settings = {**older, **run.settings, "share": run.family.get("share", run.settings.get("share"))}
+    return {name: value for name, value in settings.items() if name not in INCIDENTAL and value is not None}
 
 
 def alike(runs: Sequence[Trained]) -> dict[str, list[Trained]]:

@@ -36,7 +36,8 @@ class PeerFamily(nn.Module):
 
     `mean_joins` divides the gradient by the number of branches wherever they join (Song & Chai, NeurIPS 2018,
     section 3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum, which acts
-    on it like a learning rate as many times as high. What a method needs for teaching alone (a gate, hints' regressors) is in `extras` and belongs to no peer.
+    on it like a learning rate as many times as high. What a method needs for teaching alone (a gate, hints'
+    regressors) is in `extras` and belongs to no peer.
     """
 
     def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False) -> None:

@@ -96,6 +96,20 @@ def test_seeds_of_a_configuration_are_one_row(three_seeds: list[Path], capsys: p
     assert (wml["seconds"]["mean"], wml["seconds"]["sd"]) == (660.0, 60.0)
 
 
+@pytest.mark.parametrize(("method", "join"), [("wml", "sum"), ("cl", "mean")])
+def test_a_run_from_before_a_setting_was_there_is_like_one_that_has_it(
+    method: str, join: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = make("older", (70.0, 80.0), method=method, seed=0)
+    settings: dict[str, Any] = {"method": method, "join": join, "feature_loss": "none"}
+    newer = make("newer", (70.0, 80.0), seed=1, **settings)
+    other = make("other", (70.0, 80.0), seed=1, **{**settings, "join": {"sum": "mean", "mean": "sum"}[join]})
+    (table,) = as_json(capsys, older, newer, other)["tables"]
+    assert [(row["name"].split()[-1], row["n"]) for row in table["rows"]] == [
+        (f"join={join}", 2), (f"join={'mean' if join == 'sum' else 'sum'}", 1),
+    ]  # fmt: skip
+
+
 def test_a_drop_is_paired_by_seed(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     (table,) = as_json(capsys, *three_seeds)["tables"]
     wml = table["rows"][0]
