@@ -51,6 +51,8 @@ def configuration(run: Trained) -> dict[str, Any]:
     older = {"feature_loss": "none", "join": "mean" if method == "cl" else "sum"}  # runs from before these settings
     older |= {"temperature": 1.0} if method in ("wml", "wml-p") else {}
     settings = {**older, **run.settings, "share": run.family.get("share", run.settings.get("share"))}
+    if settings["share"] == "none":
+        del settings["join"]  # nothing joins
     return {name: value for name, value in settings.items() if name not in INCIDENTAL and value is not None}
 
 

@@ -25,7 +25,7 @@ class Method:
     alpha: float | None = None  # weight of the teaching against the labels; None: the loss has none
     temperature: float | None = None  # None: nothing is softened, as nobody teaches
     feature_weight: float | None = None  # of a feature term that belongs to the method
-    join: str = "sum"
+    join: str = "mean"  # of its peers' gradients, what a shared stage gets
     fixed_shape: bool = False  # the method itself says what is shared
 
 
@@ -33,10 +33,10 @@ METHODS = {
     "wml": Method(alpha=0.1, temperature=1.0),  # weighted mutual learning
     "wml-p": Method(alpha=0.1, temperature=1.0),  # the same with fixed, equal weights
     "dml": Method(share="none", temperature=1.0),  # deep mutual learning
-    "one": Method(ratios=(0.0,) * 4, share="branches", temperature=3.0),  # on-the-fly native ensemble
-    "cl": Method(ratios=(0.0,) * 4, alpha=0.5, temperature=2.0, join="mean"),  # collaborative learning
+    "one": Method(ratios=(0.0,) * 4, share="branches", temperature=3.0, join="sum"),  # on-the-fly native ensemble
+    "cl": Method(ratios=(0.0,) * 4, alpha=0.5, temperature=2.0),  # collaborative learning
     "self-distillation": Method(  # the exits of one network
-        ratios=(), share="exits", alpha=0.1, temperature=3.0, feature_weight=1e-4, fixed_shape=True
+        ratios=(), share="exits", alpha=0.1, temperature=3.0, feature_weight=1e-4, join="sum", fixed_shape=True
     ),
     "independent": Method(share="none"),
     "prune-finetune": Method(share="none", fixed_shape=True),  # train, cut by magnitude, fine-tune

@@ -6,7 +6,6 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +33,10 @@ class Branch:
 class PeerFamily(nn.Module):
     """M peers as one module; `forward` gives all their logits and runs each shared stage once.
 
-    `mean_joins` divides the gradient by the number of branches wherever they join (Song & Chai, NeurIPS 2018,
-    section 3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum, which acts
-    on it like a learning rate as many times as high. What a method needs for teaching alone (a gate, hints'
-    regressors) is in `extras` and belongs to no peer.
+    `mean_joins` weighs the gradient of each branch by its share of the peers wherever branches join (Song & Chai,
+    NeurIPS 2018, section 3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum,
+    which acts on it like a learning rate as many times as high. What a method needs for teaching alone (a
+    gate, hints' regressors) is in `extras` and belongs to no peer.
     """
 
     def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False) -> None:
@@ -46,7 +45,11 @@ class PeerFamily(nn.Module):
         self.parts = nn.ModuleDict(modules)
         self.extras = nn.ModuleDict()
         self.peers = max(peer for branch in branches for peer in branch.peers)
-        self.joins = Counter(branch.parent for branch in branches if branch.parent) if mean_joins else Counter()
+        serves = {branch.name: len(branch.peers) for branch in branches}
+        self.shares = {
+            branch.name: len(branch.peers) / serves[branch.parent] if mean_joins and branch.parent else 1.0
+            for branch in branches
+        }
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images, float32 [B, C, H, W] → logits [P, B, C], the smallest peer first."""
@@ -58,16 +61,16 @@ class PeerFamily(nn.Module):
         outputs: dict[str, Tensor] = {}
         heads: dict[int, Tensor] = {}
         for branch in self.branches:
-            part, now = self.parts[branch.name], entering[branch.parent]
+            part, now, share = self.parts[branch.name], entering[branch.parent], self.shares[branch.name]
+            if share < 1:
+                now = _ScaledGradient.apply(now, share)
             if branch.stage == "head":
                 *layers, fc = part.children()
                 for layer in layers:
                     now = layer(now)
                 heads[branch.peers[0]] = fc(now)
             else:
-                now = part(now)
-                copies = self.joins[branch.name]
-                entering[branch.name] = _ScaledGradient.apply(now, 1 / copies) if copies > 1 else now
+                entering[branch.name] = now = part(now)
             outputs[branch.name] = now
         return torch.stack([heads[peer] for peer in sorted(heads)]), outputs
 

@@ -107,9 +107,10 @@ def self_distillation_losses(
 ) -> Tensor:
     """Be your own teacher (Zhang et al., ICCV 2019, eq. 2 and 3): the deepest exit, the last one, teaches; [P].
 
-        ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(p_P ‖ p_j)
+        ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(p_P ‖ p_j) for j < P,  ℓ_P = CE(z_P, Y)
 
-    The paper's third term, on features, is `features.pooled_distance`.
+    as the deepest is taught by the labels alone. The paper's third term, on features, is `features.pooled_distance`.
     """
-    taught_P = torch.stack([divergence_from(logits_PBC[-1], z_BC, temperature) for z_BC in logits_PBC])
-    return (1 - alpha) * cross_entropies(logits_PBC, labels_B) + alpha * taught_P
+    own_P = cross_entropies(logits_PBC, labels_B)
+    taught = [divergence_from(logits_PBC[-1], z_BC, temperature) for z_BC in logits_PBC[:-1]]
+    return torch.stack([*((1 - alpha) * own_P[:-1] + alpha * torch.stack(taught)), own_P[-1]]) if taught else own_P

@@ -20,8 +20,10 @@ WEIGHT_P = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
 class Problem:
     """A family in float64 with a training and a held-out batch; each pass restarts the random state."""
 
-    def __init__(self, net: Any, batch: int, mean_joins: bool = False) -> None:
-        self.family = net.family(net.plans(), mean_joins=mean_joins).double().train()
+    def __init__(
+        self, net: Any, batch: int, ratios: tuple[float, ...] = (0.7, 0.5, 0.3, 0.0), mean_joins: bool = False
+    ) -> None:
+        self.family = net.family(net.plans(ratios), mean_joins=mean_joins).double().train()
         draw = torch.Generator().manual_seed(2)
         images = torch.randn(2 * batch, *net.input_shape, generator=draw, dtype=torch.float64)
         labels = torch.randint(10, (2 * batch,), generator=draw)
@@ -81,8 +83,8 @@ def mobilenet(scored_network: Callable[..., Any]) -> Problem:
 
 @pytest.fixture(scope="module")
 def mean_joins(scored_network: Callable[..., Any]) -> Problem:
-    """Its shared stages step by the mean of their peers' gradients."""
-    return Problem(scored_network("resnet20"), batch=8, mean_joins=True)
+    """Its shared stages step by the mean of their peers' gradients, in a tree that is not even."""
+    return Problem(scored_network("resnet20"), batch=8, ratios=(0.7, 0.5, 0.0), mean_joins=True)
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
@@ -97,12 +99,13 @@ def test_one_jvp_equals_a_backward_pass_for_each_peer(name: str, request: pytest
 @pytest.mark.parametrize("name", ["resnet", "mean_joins"])
 def test_it_is_the_slope_of_the_outer_loss_after_one_inner_step(name: str, request: pytest.FixtureRequest) -> None:
     problem = request.getfixturevalue(name)
-    got = problem.by_jvp(WEIGHT_P)
-    for peer in range(4):
-        nudge = torch.zeros(4, dtype=torch.float64)
+    weight_P = WEIGHT_P[-problem.family.peers :]
+    got = problem.by_jvp(weight_P)
+    for peer in range(problem.family.peers):
+        nudge = torch.zeros_like(weight_P)
         nudge[peer] = 1e-6
-        above, _ = problem.outer(WEIGHT_P + nudge, WEIGHT_P + nudge)
-        below, _ = problem.outer(WEIGHT_P - nudge, WEIGHT_P - nudge)
+        above, _ = problem.outer(weight_P + nudge, weight_P + nudge)
+        below, _ = problem.outer(weight_P - nudge, weight_P - nudge)
         assert got[peer].item() == pytest.approx(((above - below) / 2e-6).item(), rel=1e-5)
 
 

@@ -95,8 +95,8 @@ def main() -> None:
 )
 @setting(
     "join",
-    "What a shared stage gets of its peers' gradients: the mean keeps its steps as large as a network's trained alone, "
-    "the sum takes them P times as large.  [default: sum; mean for cl]",
+    "What a shared stage gets of its peers' gradients: with the mean its steps are as large as those of a network "
+    "trained alone, with the sum as many times as large as peers share it.  [default: mean; sum for one]",
 )
 @setting("trunk_ratio", "Cut the shared stages too, by this share, for every peer.")
 @setting("divisor", "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.")
