@@ -19,7 +19,7 @@ from wmlc.bench.trained import read_trained
 from wmlc.console import UNKNOWN, note, say, scaled
 from wmlc.console import out as screen
 from wmlc.errors import InputError
-from wmlc.files import new_file, refuse_existing
+from wmlc.files import check_writable, new_file, refuse_existing
 from wmlc.run import provenance
 
 SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json"}
@@ -28,8 +28,8 @@ MOST = 4  # peers that fit beside a method; of more only the second table tells
 LEGEND = (
     "top-1 in % on the test set; mean: over the peers; drop: baseline less mean, in points; FLOPs −%:",
     "percent less than the unpruned network's, mean over the peers; min: minutes to train all peers, the",
-    "baseline apart, but with it for prune-finetune, which cuts it; ±: standard deviation over seeds;",
-    "ratio: pruned, asked/got; FLOPs are twice the MACs",
+    "baseline apart, but with it for prune-finetune, which cuts it, beside whatever else ran then;",
+    "±: standard deviation over seeds; ratio: pruned, asked/got; FLOPs are twice the MACs",
 )
 
 
@@ -59,6 +59,7 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
         if out.suffix not in SUFFIXES:
             raise InputError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
         refuse_existing(out, force)
+        check_writable(out)
     sets = comparable(read_trained(names))
     sections = [Section(each, findings(each), beside_paper(paper, each) if paper else None) for each in sets]
     apart = separation(sets)

@@ -90,7 +90,10 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
     if max(cuts.values()) - min(cuts.values()) > WITHIN:
         shown = ", ".join(f"{name} {cut:.1f} %" for name, cut in cuts.items())
         notes.append(f"the means are over families of different size; mean FLOPs drop: {shown}")
-    ratio = max(peer.ratio for row in rows for peer in row.peers)
+    common = [
+        ratio for ratio in {p.ratio for row in rows for p in row.peers} if sum(_has(row, ratio) for row in rows) > 1
+    ]
+    ratio = max(common, default=0.0)
     if ratio == 0:
         return notes
     found = [(row, peer) for row in rows for peer in row.peers if peer.ratio == ratio]
@@ -99,6 +102,10 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
         by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(row.name)
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
+
+
+def _has(row: Row, ratio: float) -> bool:
+    return any(peer.ratio == ratio for peer in row.peers)
 
 
 def _baselines(runs: Comparable) -> list[str]:
@@ -110,7 +117,8 @@ def _baselines(runs: Comparable) -> list[str]:
     if lent:
         notes.append(f"no baseline of their own: {', '.join(lent)}; that of the same seed and settings stands in")
     if none:
-        notes.append(f"no baseline: {', '.join(none)}; drops are over the other runs")
+        rest = "; drops are over the other runs" if len(none) < len(runs.runs) else ""
+        notes.append(f"no baseline: {', '.join(none)}{rest}")
     by_seed: dict[Any, dict[float, str]] = {}
     for run in runs.runs:
         own = own_baseline(run)

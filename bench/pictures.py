@@ -65,14 +65,18 @@ def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
         "height": PANEL_HEIGHT if several else HEIGHT,
         "layer": _layers(figure),
     }
+    rows = [row for line in figure.lines for row in _rows(line)]
     whole: Spec = {
         "title": {"text": figure.title, "subtitle": small},
-        "data": {"values": [row for line in figure.lines for row in _rows(line)]},
+        "data": {"values": rows},
     }
     if not panels:
         return whole | plot
-    header = {"title": None, "labelLimit": PANEL_WIDTH if several else WIDTH, "labelAnchor": "start"}
-    facet = {"field": "panel", "type": "nominal", "sort": panels, "header": header}
+    room = PANEL_WIDTH if several else WIDTH
+    header = {"title": None, "labelLimit": room, "labelAnchor": "start", "labelExpr": "split(datum.label, '\\n')"}
+    wrapped = {panel: "\n".join(wrap(panel, room // LETTER)) for panel in panels}
+    whole["data"] = {"values": [{**row, "panel": wrapped[row["panel"]]} for row in rows]}
+    facet = {"field": "panel", "type": "nominal", "sort": list(wrapped.values()), "header": header}
     return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot}
 
 

@@ -79,7 +79,8 @@ def beside_paper(name: str, runs: Comparable) -> Published:
 
 def _counterparts(row: Row, name: str, runs: Comparable, published: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The published rows for one of ours: of its network, or of any where the table lacks that."""
-    if name == "table7" and row.peers[0].achieved_ratio.mean == 0:  # of pruned networks only
+    pruned = row.settings.get("method") in ("wml", "wml-p") and row.peers[0].achieved_ratio.mean != 0
+    if name == "table7" and not pruned:  # it has networks pruned by saliency only
         return []
     same = [theirs for theirs in published if theirs.get(KEYS[name]) == row.settings.get(KEYS[name])]
     return [theirs for theirs in same if theirs["network"] == runs.settings["network"]] or same

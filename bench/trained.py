@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.run import Run, find_run, read_family, read_lines, read_settings
 
@@ -26,13 +27,20 @@ class Trained:
 
 
 def read_trained(names: Sequence[Path]) -> list[Trained]:
-    """The finished runs called `names`; `InputError` where one is missing, unfinished, damaged or named twice."""
+    """The finished runs called `names`; of those that are not finished a note says that they were left out.
+
+    Raises `InputError` where one is missing, damaged or named twice, and where none is finished.
+    """
     runs: list[Run] = []
     for name in names:
         run = find_run(name)
         if any(other.root.resolve() == run.root.resolve() for other in runs):
             raise InputError(f"{run.root} is named twice; name each run once")
         runs.append(run)
+    finished = [run for run in runs if run.family.exists()]
+    for run in runs:
+        if finished and run not in finished:
+            note(f"left out {run.root}: not finished; go on with 'wmlc train --resume --out {run.root}'")
     return [
         Trained(
             run.root,
@@ -41,18 +49,15 @@ def read_trained(names: Sequence[Path]) -> list[Trained]:
             read_lines(run.metrics("family")),
             read_lines(run.metrics("baseline")),
         )
-        for run in runs
+        for run in finished or runs
     ]
 
 
 def configuration(run: Trained) -> dict[str, Any]:
     """What makes a run what it is, its seed and machine apart, without what is unset; `share` as it came out."""
-    method = run.settings["method"]
-    older = {"feature_loss": "none", "join": "mean" if method == "cl" else "sum"}  # runs from before these settings
-    older |= {"temperature": 1.0} if method in ("wml", "wml-p") else {}
-    settings = {**older, **run.settings, "share": run.family.get("share", run.settings.get("share"))}
+    settings = {**run.settings, "share": run.family.get("share", run.settings.get("share"))}
     if settings["share"] == "none":
-        del settings["join"]  # nothing joins
+        settings.pop("join", None)  # nothing joins
     return {name: value for name, value in settings.items() if name not in INCIDENTAL and value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -189,7 +190,7 @@ class TrainConfig:
         if self.method == "prune-finetune" and self.finetune_lr is None:
             object.__setattr__(self, "finetune_lr", self.lr / 10)
         if self.method == "prune-finetune" and not self.baseline:
-            raise InputError("prune-finetune cuts the trained baseline; leave out --no-baseline")
+            raise InputError("prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false")
 
     @property
     def sharing(self) -> str:
@@ -238,7 +239,17 @@ def _typed(name: str, value: Any, wanted: str, source: str) -> Any:
         return value
     words = {"tuple[float, ...]": "a list of numbers", "float": "a number", "int": "a whole number"}
     words |= {"bool": "true or false", "str": "a text"}
-    raise InputError(f"{source}: {name} must be {words[kind]}, got {value!r}")
+    hint = (
+        " (YAML reads that as a text; write it with a point, as 1.0e-3)" if kind == "float" and _in_text(value) else ""
+    )
+    raise InputError(f"{source}: {name} must be {words[kind]}, got {value!r}{hint}")
+
+
+def _in_text(value: Any) -> bool:
+    """Whether it is a number in quotes, or one that YAML 1.1 takes for a text, like 1e-3."""
+    with contextlib.suppress(ValueError):
+        return isinstance(value, str) and math.isfinite(float(value))
+    return False
 
 
 def _number(value: Any) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import config_from
+from wmlc.compress.config import METHODS, config_from
 from wmlc.console import UNKNOWN, print_table, say
 from wmlc.errors import InputError
 
+OF_A_METHOD = ("alpha", "temperature", "join", "feature_loss", "feature_weight", "finetune_epochs", "finetune_lr")
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -34,6 +35,21 @@ def read_recipe(name: str) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else "give a YAML file or a recipe's name"
         raise InputError(f"no recipe {name!r}; {hint} ('wmlc train --list' shows them all)")
     return _read(path)
+
+
+def override(recipe: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's settings with `given` over them, and the names of those that were left out.
+
+    What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
+    family that the other has no choice of.
+    """
+    method = given.get("method", recipe.get("method"))
+    left: list[str] = []
+    if method in METHODS and method != recipe.get("method", "wml"):
+        own = METHODS[method]
+        not_its = [*OF_A_METHOD, *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
+        left = [name for name in recipe if name in not_its and name not in given]
+    return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
 
 
 def _read(path: Path) -> dict[str, Any]:

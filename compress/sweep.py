@@ -128,6 +128,8 @@ def _entry(point: Point, run: Run) -> Entry:
     except InputError as error:
         return Entry(point, run, REFUSED, str(error))
     wanted = _compared(point.config)
+    if wanted["finetune_epochs"] is None:  # then a run measures how many, and records that
+        del wanted["finetune_epochs"]
     if differing := [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]:
         return Entry(point, run, REFUSED, f"{run.root} has other settings ({'; '.join(differing)}); {remedy}")
     with contextlib.suppress(InputError):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.recipes import read_recipe
+from wmlc.compress.recipes import override, read_recipe
 from wmlc.errors import InputError
 
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
@@ -37,7 +37,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
     """
     if not recipe and not sets:
         raise InputError("there is nothing to sweep; name a recipe, or pass --set KEY=VALUE,VALUE,…, like seed=0,1,2")
-    base = {str(key).replace("-", "_"): value for key, value in (read_recipe(recipe) if recipe else {}).items()}
+    base = read_recipe(recipe) if recipe else {}
     axes: dict[str, list[Any]] = {}
     for text in sets:
         key, values = parse_set(text)
@@ -52,7 +52,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         if name in points:
             raise InputError(f"two runs of the grid would be called {name}; leave out the value that is named twice")
         try:
-            points[name] = Point(name, varied, config_from({**base, **varied}, source))
+            points[name] = Point(name, varied, config_from(override(base, varied)[0], source))
         except InputError as error:
             raise InputError(f"{error} (run {name})") from None
     return list(points.values())
@@ -67,6 +67,11 @@ def parse_set(text: str) -> tuple[str, list[Any]]:
     key, parts = key.strip().replace("-", "_"), [part.strip() for part in listed.split(",")]
     if not key or not all(parts):
         raise InputError(f"--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got {text!r}")
+    if key == "ratios" and len(parts) > 1 and not any(":" in part for part in parts):
+        one = f"{key}={':'.join(parts)}"
+        raise InputError(
+            f"--set {text} would be {len(parts)} families of one peer; for one of {len(parts)} write {one}"
+        )
     return key, [_value(part, _TYPES.get(key, "str")) for part in parts]
 
 

@@ -102,6 +102,7 @@ def test_a_run_from_before_a_setting_was_there_is_like_one_that_has_it(
 ) -> None:
     older = make("older", (70.0, 80.0), method=method, seed=0)
     settings: dict[str, Any] = {"method": method, "join": join, "feature_loss": "none"}
+    settings |= {"temperature": 1.0} if method == "wml" else {}
     newer = make("newer", (70.0, 80.0), seed=1, **settings)
     other = make("other", (70.0, 80.0), seed=1, **{**settings, "join": {"sum": "mean", "mean": "sum"}[join]})
     (table,) = as_json(capsys, older, newer, other)["tables"]
@@ -291,6 +292,16 @@ def test_an_unfinished_run_is_refused(make: Make) -> None:
     run = make("a", (70.0, 80.0), finished=False)
     with pytest.raises(InputError, match="is not finished; finish the run with 'wmlc train --resume"):
         compare_runs([run], None, None, "table", False)
+
+
+def test_beside_finished_runs_an_unfinished_one_is_left_out_in_words(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, killed = make("done", (70.0, 80.0)), make("killed", (70.0, 80.0), seed=1, finished=False)
+    compare_runs([done, killed], None, None, "json", False)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["tables"][0]["rows"][0]["n"] == 1
+    assert printed.err == f"left out {killed}: not finished; go on with 'wmlc train --resume --out {killed}'\n"
 
 
 def test_the_papers_tables_are_whole() -> None:

@@ -245,8 +245,9 @@ def test_no_run_and_an_unfinished_one_are_refused(two_seeds, tmp_path):
     with pytest.raises(InputError) as raised:
         plot_runs([], tmp_path / "plots", (), False)
     assert str(raised.value) == "no run is named; name one or several, such as runs/NAME ('wmlc list' shows them)"
-    (two_seeds[1] / "family.json").unlink()
-    with pytest.raises(InputError, match="b is not finished; finish the run with 'wmlc train --resume --out"):
+    for run in two_seeds:
+        (run / "family.json").unlink()
+    with pytest.raises(InputError, match="a is not finished; finish the run with 'wmlc train --resume --out"):
         plot_runs(two_seeds, tmp_path / "plots", (), False)
 
 

@@ -471,7 +471,7 @@ def test_only_cut_peers_are_fine_tuned() -> None:
         ({"method": "dml", "alpha": 0.2}, "dml has no alpha; leave it out, or choose a method that has: wml, wml-p, cl, self-distillation"),
         ({"method": "self-distillation", "ratios": (0.5, 0.0)}, "self-distillation has an exit at each stage and cuts nothing; leave out ratios, got [0.5, 0.0]"),
         ({"method": "prune-finetune", "share": "tree"}, "prune-finetune says itself what is shared; leave out share, got 'tree'"),
-        ({"method": "prune-finetune", "baseline": False}, "prune-finetune cuts the trained baseline; leave out --no-baseline"),
+        ({"method": "prune-finetune", "baseline": False}, "prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false"),
         ({"method": "prune-finetune", "ratios": (0.0,)}, "prune-finetune needs a ratio above 0 to cut, got [0.0]"),
         ({"method": "wml", "finetune_epochs": 3}, "finetune_epochs and finetune_lr are for prune-finetune, and the method is wml"),
         ({"method": "independent", "feature_loss": "hints"}, "independent teaches nobody; leave out feature_loss, got 'hints'"),

@@ -15,7 +15,7 @@ from test_house import HOUSE, packaging
 
 from wmlc.cli import main
 from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.recipes import own_recipes, read_recipe, recipe_records
+from wmlc.compress.recipes import override, own_recipes, read_recipe, recipe_records
 from wmlc.data import DataConfig
 from wmlc.errors import InputError
 from wmlc.noise import NoiseData, stand_in
@@ -168,12 +168,33 @@ def test_a_flag_overrides_the_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "alpha", "ratios", "left"),
+    [
+        ("dml", None, (0.7, 0.5, 0.3, 0.0), {"alpha", "join"}),
+        ("cl", 0.5, (0.7, 0.5, 0.3, 0.0), {"alpha", "join"}),
+        ("self-distillation", 0.1, (), {"alpha", "join", "ratios"}),
+        ("wml", 0.1, (0.7, 0.5, 0.3, 0.0), set()),
+    ],
+)
+def test_another_method_brings_the_constants_of_its_own_loss(
+    method: str, alpha: float | None, ratios: tuple[float, ...], left: set[str]
+) -> None:
+    settings, names = override(read_recipe("main-cifar10-resnet32"), {"method": method, "lr": 0.2})
+    config = config_from(settings, "test")
+    assert (config.alpha, config.ratios, config.lr, set(names)) == (alpha, ratios, 0.2, left)
+
+
+def test_what_is_given_stays_whatever_the_method() -> None:
+    assert override({"alpha": 0.2}, {"method": "cl", "alpha": 0.3}) == ({"method": "cl", "alpha": 0.3}, [])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epoch: 3", "{path}: unknown setting 'epoch'; did you mean epochs?"),
         ("weight-decai: 3", "{path}: unknown setting 'weight-decai'; did you mean weight_decay?"),
         ("epochs: many", "{path}: epochs must be a whole number, got 'many'"),
-        ("lr: 1e-1", "{path}: lr must be a number, got '1e-1'"),
+        ("lr: 1e-1", "{path}: lr must be a number, got '1e-1' (YAML reads that as a text; write it with a point, as 1.0e-3)"),
         ("ratios: 0.5", "{path}: ratios must be a list of numbers, got 0.5"),
         ("nesterov: 1", "{path}: nesterov must be true or false, got 1"),
         ("[1, 2]", "{path} must hold settings as 'name: value', got list"),

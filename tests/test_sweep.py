@@ -125,6 +125,7 @@ def test_a_value_is_read_by_its_setting(text: str, key: str, values: list[Any]) 
         (["lr=0.1,1e-1"], "two runs of the grid would be called lr-0.1; leave out the value that is named twice"),
         (["seed="], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed='"),
         (["seed"], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed'"),
+        (["ratios=0.5,0"], "--set ratios=0.5,0 would be 2 families of one peer; for one of 2 write ratios=0.5:0"),
         (["seed=0,,1"], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed=0,,1'"),
     ],
 )  # fmt: skip
@@ -170,6 +171,13 @@ def test_how_far_a_run_is_its_directory_says(tmp_path: Path) -> None:
     other = f"{tmp_path}/seed-2 has other settings (epochs 3 there, 20 here); move it away, or choose another --out"
     assert entries[2].cause == other
     assert entries[4].cause == f"{tmp_path}/seed-4 exists and is no run; move it away, or choose another --out"
+
+
+def test_a_run_that_measured_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:
+    points = read_grid("digits", ["method=prune-finetune", "finetune_epochs=null,3"])
+    held(tmp_path / points[0].name, dataclasses.replace(points[0].config, finetune_epochs=2), finished=True)
+    held(tmp_path / points[1].name, dataclasses.replace(points[1].config, finetune_epochs=2), finished=True)
+    assert list(states(plan_sweep(points, tmp_path)).values()) == ["finished", "refused"]
 
 
 def baselines(entries: Sequence[Entry]) -> dict[str, tuple[str | None, str | None]]:

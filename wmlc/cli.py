@@ -14,7 +14,8 @@ from wmlc.bench.config import DEVICES, FORMATS, BenchConfig
 from wmlc.bench.engines import ENGINES, PLAN, engine_class
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.compress.config import CHOICES, TrainConfig, config_from
-from wmlc.compress.recipes import print_recipes, read_recipe
+from wmlc.compress.recipes import override, print_recipes, read_recipe
+from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.export.config import CALIBRATORS, SERVERS, SHIP_DEVICES, SHIPPED_ENGINES, ExportConfig, ShipConfig
 from wmlc.forms import PRECISIONS
@@ -174,9 +175,14 @@ def train(
         return
     if as_json and not dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    if no_baseline or "baseline_from" in given:
-        given["baseline"] = not no_baseline
-    config = config_from({**(read_recipe(recipe) if recipe else {}), **given}, recipe or "options")
+    if no_baseline:
+        given = {"baseline_from": None, **given, "baseline": False}
+    elif "baseline_from" in given:
+        given["baseline"] = True
+    chosen, left = override(read_recipe(recipe) if recipe else {}, given)
+    config = config_from(chosen, recipe or "options")
+    if left:
+        note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     if dry_run:
         session.dry_run(config, as_json)
         return

@@ -143,7 +143,16 @@ def read_settings(run: Run) -> dict[str, Any]:
     settings = read_json(run.config, "run record", remedy).get("settings")
     if not isinstance(settings, dict):
         raise InputError(f"{run.config} is damaged: it holds no settings; {remedy}")
-    return settings
+    return _from_older(settings) if "join" not in settings else settings
+
+
+def _from_older(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run from before shared stages had a choice of `join`, with what was done then."""
+    method = settings.get("method")
+    summed = method in ("wml", "wml-p", "one", "self-distillation")
+    then: dict[str, Any] = {"join": "sum" if summed else "mean", "feature_loss": "none"}
+    then |= {"temperature": 1.0} if method in ("wml", "wml-p") else {}
+    return {**then, **settings, **({"alpha": None} if method == "independent" else {})}
 
 
 def open_run_data(run: Run) -> Data:
