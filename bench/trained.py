@@ -79,7 +79,11 @@ def alike(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
 def _name(run: Trained, others: Sequence[Trained]) -> str:
     method, mine = run.settings["method"], configuration(run)
     rivals = [configuration(other) for other in others if other.settings["method"] == method]
-    varying = [name for name in mine if any(rival.get(name) != mine[name] for rival in rivals)]
+    joining = [rival for rival in rivals if "join" in rival]  # without shared stages there is none
+    varying = [
+        name for name in mine
+        if any(rival.get(name) != mine[name] for rival in (joining if name == "join" else rivals))
+    ]  # fmt: skip
     return " ".join([method, *(f"{name}={_shown(mine[name])}" for name in varying)])
 
 
