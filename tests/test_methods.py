@@ -10,9 +10,9 @@ from typing import Any
 
 import onnxruntime
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from test_train import assert_same_weights, weights
 from torch import Tensor
 
 import wmlc
@@ -348,17 +348,6 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
 
 def train(root: Path, **settings: Any) -> Run:
     return session.start_run(TrainConfig(**{**TINY, **settings}), root, force=False)
-
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(directory / "weights.safetensors")
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.parametrize("method", ["one", "cl", "dml"])
