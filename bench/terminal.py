@@ -184,7 +184,7 @@ def print_aligned(
         for r in [header, *rows]
     ]
     if markdown:
-        rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+        rule = ["-" * width if i == 0 else "-" * max(width - 1, 1) + ":" for i, width in enumerate(widths)]
         for line in [lines[0], rule, *lines[1:]]:
             say(f"| {' | '.join(line)} |")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,7 @@ def test_markdown_is_whole_tables(three_seeds: list[Path], tmp_path: Path, capsy
     assert capsys.readouterr().out.strip() == f"{text.strip()}\nwrote {out}"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["method", "n", "baseline", "peer 1", "peer 2", "mean", "ensemble", "drop", "FLOPs −%", "min"]
+    assert all(re.fullmatch("-+:?", cell) for cell in rows[1])  # a reader of Markdown wants a dash in each
     assert rows[2][:5] == ["wml", "3", "82.00 ±2.00", "73.00 ±1.00", "79.00 ±3.00"]
     assert all(len(row) == 10 for row in rows[:4]) and all(len(row) == 8 for row in rows[4:])
 
