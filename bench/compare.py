@@ -226,8 +226,12 @@ def _print_published(found: Published, markdown: bool) -> None:
 def _paper_columns(found: Published) -> tuple[list[str], list[list[str]]]:
     peers = max((len(line.peers) for line in found.lines), default=0)
     names = "saliency" if found.table == "table7" else "method"
+
+    def unnamed(line: Line) -> bool:
+        return names == "saliency" and f"saliency={line.key}" not in line.name
+
     columns: dict[str, Callable[[Line], str]] = {
-        names: lambda line: line.name if names == "method" or not line.measured else f"{line.key} {line.name}",
+        names: lambda line: f"{line.key} {line.name}" if line.measured and unnamed(line) else line.name,
         "network": lambda line: line.network,
         "whose": lambda line: "measured" if line.measured else "paper",
     }
