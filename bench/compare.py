@@ -227,11 +227,12 @@ def _paper_columns(found: Published) -> tuple[list[str], list[list[str]]]:
     peers = max((len(line.peers) for line in found.lines), default=0)
     names = "saliency" if found.table == "table7" else "method"
 
-    def unnamed(line: Line) -> bool:
-        return names == "saliency" and f"saliency={line.key}" not in line.name
+    def named(line: Line) -> str:
+        told = names == "method" or not line.measured or f"saliency={line.key}" in line.name
+        return line.name if told else f"{line.key} {line.name}"
 
     columns: dict[str, Callable[[Line], str]] = {
-        names: lambda line: f"{line.key} {line.name}" if line.measured and unnamed(line) else line.name,
+        names: named,
         "network": lambda line: line.network,
         "whose": lambda line: "measured" if line.measured else "paper",
     }

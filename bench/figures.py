@@ -10,26 +10,22 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from wmlc.bench.comparison import spread
 from wmlc.bench.pictures import Figure, Line, figure_spec, level_text, render
 from wmlc.bench.trained import Trained, alike, read_trained
 from wmlc.console import note, say
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing, write_json
-from wmlc.run import provenance
+from wmlc.run import BASELINE_SETTINGS, provenance
 
 Groups = dict[str, list[Trained]]
 Point = dict[str, Any]
 
 HELD_OUT, TEST = "top-1 on held-out images, %", "top-1 on test images, %"
 NO_EPOCHS, FIXED = "no epochs in metrics.jsonl", "peer weights equal throughout"
-# What an unpruned network trained alone depends on, its seed apart.
-OF_BASELINE = (
-    "data", "train_images", "arch", "epochs", "image_size", "held_out", "batch_size", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "warmup_epochs", "clip",
-)  # fmt: skip
 
 
 def plot_runs(names: Sequence[Path], out: Path, which: tuple[str, ...], force: bool) -> None:
@@ -159,8 +155,7 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
 
 def point(x: float, values: Sequence[float]) -> Point:
     """A point of a line: the mean of `values`, and their standard deviation where there are several."""
-    sd = stdev(values) if len(values) > 1 else None
-    return {"x": x, "mean": fmean(values), "sd": sd, "n": len(values), "values": list(values)}
+    return {"x": x, **asdict(spread(values))}
 
 
 def over_epochs(runs: Sequence[Trained], value: Callable[[Mapping[str, Any]], float]) -> list[Point]:
@@ -282,7 +277,7 @@ def baselines(runs: Sequence[Trained]) -> list[dict[str, Any]]:
     found: dict[tuple[tuple[str, str], ...], dict[tuple[Any, ...], float]] = {}
     for run in runs:
         if baseline := run.family.get("baseline"):
-            settings = {name: str(run.settings.get(name)) for name in OF_BASELINE} | _facts(run)
+            settings = {name: str(run.settings.get(name)) for name in BASELINE_SETTINGS if name != "seed"} | _facts(run)
             which = tuple(baseline.get(name) for name in ("seed", "top1", "best_epoch"))
             found.setdefault(tuple(settings.items()), {})[which] = baseline["top1"]
     common = set.intersection(*map(set, found)) if found else set()

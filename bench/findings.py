@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,8 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
     if max(cuts.values()) - min(cuts.values()) > WITHIN:
         shown = ", ".join(f"{name} {cut:.1f} %" for name, cut in cuts.items())
         notes.append(f"the means are over families of different size; mean FLOPs drop: {shown}")
-    common = [
-        ratio for ratio in {p.ratio for row in rows for p in row.peers} if sum(_has(row, ratio) for row in rows) > 1
-    ]
-    ratio = max(common, default=0.0)
+    held = Counter(ratio for row in rows for ratio in {peer.ratio for peer in row.peers})
+    ratio = max((ratio for ratio, rows_with_it in held.items() if rows_with_it > 1), default=0.0)
     if ratio == 0:
         return notes
     found = [(row, peer) for row in rows for peer in row.peers if peer.ratio == ratio]
@@ -102,10 +101,6 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
         by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(row.name)
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
-
-
-def _has(row: Row, ratio: float) -> bool:
-    return any(peer.ratio == ratio for peer in row.peers)
 
 
 def _baselines(runs: Comparable) -> list[str]:

@@ -57,33 +57,32 @@ def render(spec: Spec) -> tuple[bytes, bytes]:
 
 def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
     """Vega-Lite's specification of a figure under its title and the sentences of `subtitle`."""
-    panels = list(dict.fromkeys(line.configuration for line in figure.lines)) if figure.panels else []
-    several = len(panels) > 1
+    several = figure.panels and len({line.configuration for line in figure.lines}) > 1
+    width = PANEL_WIDTH if several else WIDTH
     small = [text for sentence in subtitle for text in wrap(sentence, LETTERS)]
     plot = {
-        "width": PANEL_WIDTH if several else WIDTH,
+        "width": width,
         "height": PANEL_HEIGHT if several else HEIGHT,
         "layer": _layers(figure),
     }
-    rows = [row for line in figure.lines for row in _rows(line)]
+    rows = [row for line in figure.lines for row in _rows(line, width // LETTER)]
     whole: Spec = {
         "title": {"text": figure.title, "subtitle": small},
         "data": {"values": rows},
     }
-    if not panels:
+    if not figure.panels:
         return whole | plot
-    room = PANEL_WIDTH if several else WIDTH
-    header = {"title": None, "labelLimit": room, "labelAnchor": "start", "labelExpr": "split(datum.label, '\\n')"}
-    wrapped = {panel: "\n".join(wrap(panel, room // LETTER)) for panel in panels}
-    whole["data"] = {"values": [{**row, "panel": wrapped[row["panel"]]} for row in rows]}
-    facet = {"field": "panel", "type": "nominal", "sort": list(wrapped.values()), "header": header}
+    header = {"title": None, "labelLimit": width, "labelAnchor": "start", "labelExpr": "split(datum.label, '\\n')"}
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    facet = {"field": "panel", "type": "nominal", "sort": panels, "header": header}
     return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot}
 
 
-def _rows(line: Line) -> list[dict[str, Any]]:
-    """The points with the ends of their spread."""
+def _rows(line: Line, letters: int) -> list[dict[str, Any]]:
+    """The points with the ends of their spread; a panel's name in lines of so many letters."""
+    panel = "\n".join(wrap(line.configuration, letters))
     return [
-        {"panel": line.configuration, "line": line.name, "x": point["x"], "mean": point["mean"]}
+        {"panel": panel, "line": line.name, "x": point["x"], "mean": point["mean"]}
         | ({} if point["sd"] is None else {"low": point["mean"] - point["sd"], "high": point["mean"] + point["sd"]})
         for point in line.points
     ]

@@ -56,12 +56,6 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 
-# A baseline from another run must agree in these: they make it what it is.
-BASELINE_SETTINGS = (
-    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -163,7 +157,7 @@ class TrainConfig:
                 f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(self.ratios)}"
             )
         object.__setattr__(self, "ratios", ratios)
-        for name in ("alpha", "temperature"):
+        for name in ("alpha", "temperature", "join"):
             if getattr(self, name) is not None and getattr(own, name) is None:
                 having = ", ".join(method for method, its in METHODS.items() if getattr(its, name) is not None)
                 raise InputError(f"{self.method} has no {name}; leave it out, or choose a method that has: {having}")
@@ -173,8 +167,6 @@ class TrainConfig:
             raise InputError(f"{self.method} says itself what is shared; leave out share, got {self.share!r}")
         if own.fixed_shape and self.join not in (None, own.join):
             raise InputError(f"{self.method} has no choice of join; leave it out, got {self.join!r}")
-        if self.join is None:
-            object.__setattr__(self, "join", own.join)
         if self.feature_loss != "none" and (own.temperature is None or own.feature_weight is not None):
             why = "teaches nobody" if own.temperature is None else "has a feature term of its own"
             raise InputError(f"{self.method} {why}; leave out feature_loss, got {self.feature_loss!r}")
@@ -183,14 +175,17 @@ class TrainConfig:
             raise InputError("feature_weight weighs a feature term; pass feature_loss hints or attention with it")
         if self.feature_weight is None:
             object.__setattr__(self, "feature_weight", weight)
-        if self.method != "prune-finetune" and (self.finetune_epochs or self.finetune_lr):
+        if self.method == "prune-finetune":
+            if not any(ratios):
+                raise InputError(f"prune-finetune needs a ratio above 0 to cut, got {list(ratios)}")
+            if not self.baseline:
+                raise InputError(
+                    "prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false"
+                )
+            if self.finetune_lr is None:
+                object.__setattr__(self, "finetune_lr", self.lr / 10)
+        elif self.finetune_epochs or self.finetune_lr:
             raise InputError(f"finetune_epochs and finetune_lr are for prune-finetune, and the method is {self.method}")
-        if self.method == "prune-finetune" and not any(ratios):
-            raise InputError(f"prune-finetune needs a ratio above 0 to cut, got {list(ratios)}")
-        if self.method == "prune-finetune" and self.finetune_lr is None:
-            object.__setattr__(self, "finetune_lr", self.lr / 10)
-        if self.method == "prune-finetune" and not self.baseline:
-            raise InputError("prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false")
 
     @property
     def sharing(self) -> str:

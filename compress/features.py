@@ -35,7 +35,7 @@ def attention_distance(student_BSHW: Tensor, teacher_BTHW: Tensor) -> Tensor:
 def pooled_distance(exit_BC: Tensor, deepest_BC: Tensor) -> Tensor:
     """Self-distillation's hint (Zhang et al., ICCV 2019, eq. 4): ‖F_i − F_P‖² of pooled features, mean over the batch.
 
-    The deepest exit's features are detached. The authors' code weighs the sum over a batch of 128 by 1e-6: about
-    1e-4 of this mean.
+    The deepest exit's features are detached. A widely used implementation weighs the sum over a batch of 128 by 1e-6:
+    about 1e-4 of this mean.
     """
     return (exit_BC - deepest_BC.detach()).square().sum(1).mean()

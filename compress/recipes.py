@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import METHODS, config_from
+from wmlc.compress.config import METHODS, TrainConfig, config_from
 from wmlc.console import UNKNOWN, print_table, say
 from wmlc.errors import InputError
 
@@ -43,9 +43,9 @@ def override(recipe: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, A
     What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
     family that the other has no choice of.
     """
-    method = given.get("method", recipe.get("method"))
-    left: list[str] = []
-    if method in METHODS and method != recipe.get("method", "wml"):
+    former = recipe.get("method", TrainConfig.method)
+    method, left = given.get("method", former), list[str]()
+    if method in METHODS and method != former:
         own = METHODS[method]
         not_its = [*OF_A_METHOD, *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
         left = [name for name in recipe if name in not_its and name not in given]

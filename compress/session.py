@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from wmlc import run as runs
-from wmlc.compress.config import BASELINE_SETTINGS, TrainConfig, config_from
+from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.describe import (
     family_notes,
     peer_records,
@@ -36,7 +36,7 @@ from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_ne
 from wmlc.models.exits import exit_name
 from wmlc.models.widths import read_widths
 from wmlc.noise import stand_in
-from wmlc.run import BASELINE, Run
+from wmlc.run import BASELINE, BASELINE_SETTINGS, Run
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:

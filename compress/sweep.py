@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import BASELINE_SETTINGS, TrainConfig, config_from
+from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.sweep_engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep_grid import Point, read_grid
 from wmlc.console import UNKNOWN, print_table, say
 from wmlc.errors import InputError
 from wmlc.files import new_file
-from wmlc.run import BASELINE, Run, read_family, read_settings
+from wmlc.run import BASELINE, BASELINE_SETTINGS, Run, read_family, read_settings
 
 ENGINES = ("local", "ray")
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
@@ -147,7 +147,7 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
 
 def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
     settings = _compared(config)
-    return tuple(settings[name] for name in ("data_root", *(n for n in BASELINE_SETTINGS if n != "data_root")))
+    return tuple(settings[name] for name in ("data_root", *BASELINE_SETTINGS))
 
 
 def _train_all(

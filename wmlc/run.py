@@ -17,6 +17,11 @@ from wmlc.files import FORMER, new_file, read_json
 
 RUNS = Path("runs")
 BASELINE = 0  # the peer number that stands for the unpruned network trained alone
+# What makes a baseline what it is; one from another run must agree in these.
+BASELINE_SETTINGS = (
+    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
+    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
