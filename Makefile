@@ -64,7 +64,7 @@ bench-training: $(VENV)/.installed
 bench-speedup: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/paid_out.py
 bench-overhead: $(VENV)/.installed
-	$(BIN)/python -m wmlc.bench.overhead runs/demo/onnx/family-baseline.onnx
+	$(BIN)/python tests/benchmarks/overhead.py runs/demo/onnx/family-baseline.onnx
 	$(BIN)/python tests/benchmarks/single_stream.py runs/demo/onnx/family-baseline.onnx
 bench-repeat: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/repeat.py runs/demo

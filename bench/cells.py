@@ -19,15 +19,16 @@ from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, Engine, engine_class
-from wmlc.bench.machine import pinned_cpus
+from wmlc.bench.engines.machine import pinned_cpus
+from wmlc.bench.engines.worker import Memory, Opened, Seat, Worker, in_calls
 from wmlc.bench.profile import merge, profile_record
 from wmlc.bench.scenarios import measure_scenario
 from wmlc.bench.subjects import Key, Subject
-from wmlc.bench.worker import Memory, Opened, Seat, Worker, in_calls
 from wmlc.console import progress
 from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import open_as_written
+from wmlc.records import WarmUp
 
 WARM_UP = 4  # times as long as a launch is timed: the most that its warm-up takes
 PROFILE_ROUNDS, PROFILE_MS = 8, 100.0  # rounds, and about as long a network in each
@@ -66,7 +67,7 @@ class Found:
     memory: dict[Key, Memory] = field(default_factory=dict)
     parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with the reference
     top1: dict[Key, float] = field(default_factory=dict)  # percent
-    warm_ups: dict[Key, list[measure.WarmUp]] = field(default_factory=dict)
+    warm_ups: dict[Key, list[WarmUp]] = field(default_factory=dict)
     bursts: dict[Key, list[list[np.ndarray]]] = field(default_factory=dict)  # milliseconds [L][R][calls]
     compute: dict[Key, np.ndarray] = field(default_factory=dict)  # milliseconds [calls], no transfers
     scenarios: dict[Key, dict[str, Any]] = field(default_factory=dict)

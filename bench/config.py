@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wmlc.bench.engines import ENGINES, NETWORK, PLAN, engine_class
-from wmlc.bench.machine import allowed_cpus
+from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS

@@ -11,24 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
+from wmlc.records import Speedup
+from wmlc.stats import student_t
+
 RESAMPLES = 4000
-COVERED = 0.95
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Times as fast: the median over `n` rounds in `launches`, with its 95 % interval from `low` to `high`."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-    launches: int
 
 
 def speedup(
@@ -52,7 +41,8 @@ def paired_ratio(above_LR: Sequence[np.ndarray], below_LR: Sequence[np.ndarray],
     low, high = median_interval(log_LR, seed)
     pooled = np.concatenate(log_LR)
     return Speedup(
-        float(np.exp(np.median(pooled))), float(np.exp(low)), float(np.exp(high)), len(pooled), len(log_LR)
+        median=float(np.exp(np.median(pooled))), low=float(np.exp(low)), high=float(np.exp(high)),
+        n=len(pooled), launches=len(log_LR),
     )  # fmt: skip
 
 
@@ -86,23 +76,3 @@ def _blocks(values_LR: Sequence[np.ndarray]) -> list[np.ndarray]:
     starts = list(range(0, launches - launches % size, size))
     ends = [*starts[1:], launches]
     return [np.concatenate(values_LR[start:end]) for start, end in zip(starts, ends, strict=True)]
-
-
-def student_t(freedom: int) -> float:
-    """Student's t that is exceeded with probability 2.5 %: exact for 1 and 2 degrees of freedom.
-
-    From 3 on the expansion of its quantile around the normal one (Abramowitz and Stegun 26.7.5), off by 0.1 % at most.
-    """
-    z = NormalDist().inv_cdf(0.5 + COVERED / 2)
-    if freedom == 1:
-        return math.tan(math.pi * COVERED / 2)
-    if freedom == 2:
-        return math.sqrt(2 * COVERED**2 / (1 - COVERED**2))
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))

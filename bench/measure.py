@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from wmlc.bench.engines import Engine
 from wmlc.errors import EngineFailed
+from wmlc.records import Latency, WarmUp
 
 BURST_MS = 20.0
 MIN_CALLS = 100  # of each engine, however long they take
@@ -21,29 +21,6 @@ WINDOW_S = 0.1
 SETTLED = 0.02  # successive medians this near to each other, relatively
 
 Key = TypeVar("Key")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds a call, over `n` calls; percentiles are interpolated linearly, `std` is the sample's."""
-
-    mean: float
-    min: float
-    p50: float
-    p90: float
-    p99: float
-    std: float
-    n: int
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """What it took until the times settled, if they did, and the median of the last window in milliseconds."""
-
-    calls: int
-    seconds: float
-    settled: bool
-    median_ms: float
 
 
 class Timed(Protocol):
@@ -81,7 +58,7 @@ def warm_up(engine: Engine, images_NCHW: np.ndarray, most_s: float) -> WarmUp:
         still = still + 1 if abs(median - former) <= SETTLED * former else 0
         seconds = time.perf_counter() - start
         if still >= 2 or seconds >= most_s:
-            return WarmUp(calls + 1, seconds, still >= 2, median)
+            return WarmUp(calls=calls + 1, seconds=seconds, settled=still >= 2, median_ms=median)
 
 
 def burst_calls(median_ms: float) -> int:

@@ -15,6 +15,7 @@ from wmlc.bench.cells import Cell, Found
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.subjects import Key, Subject
 from wmlc.files import sha256
+from wmlc.records import Latency, Speedup, WarmUp
 from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
@@ -48,8 +49,8 @@ def _make_row(
     return {
         "peer": subject.peer,
         "name": subject.name,
-        "ratio": about.get("ratio"),
-        "achieved_ratio": about.get("achieved_ratio"),
+        "ratio": about.ratio,
+        "achieved_ratio": about.achieved_ratio,
         "engine": cell.engine,
         "precision": opened[0].precision or subject.precision if opened else subject.precision,
         "threads": cell.threads,
@@ -82,12 +83,12 @@ def _make_row(
             *_missing_notes(subject, baseline, found, config, times, own_top1),
             *_speed_notes(subject == baseline, times, speedup, found.warm_ups.get(key, [])),
             *found.lacking.get(key, []),
-            *(_top1_notes(own_top1, about.get("top1")) if subject.precision == "fp32" else []),
+            *(_top1_notes(own_top1, about.top1) if subject.precision == "fp32" else []),
         ],
     }  # fmt: skip
 
 
-def _speedup(subject: Subject, baseline: Subject | None, found: Found, seed: int) -> intervals.Speedup | None:
+def _speedup(subject: Subject, baseline: Subject | None, found: Found, seed: int) -> Speedup | None:
     """Against the baseline's bursts of the same rounds; the baseline's own is 1 by definition."""
     if baseline is None or {subject.key, baseline.key} & found.failures.keys():
         return None
@@ -104,7 +105,7 @@ def _missing_notes(
     baseline: Subject | None,
     found: Found,
     config: BenchConfig,
-    times: measure.Latency | None,
+    times: Latency | None,
     top1: float | None,
 ) -> list[str]:
     """Why cells are null."""
@@ -126,9 +127,9 @@ def _missing_notes(
 
 def _speed_notes(
     is_baseline: bool,
-    times: measure.Latency | None,
-    speedup: intervals.Speedup | None,
-    warm_ups: Sequence[measure.WarmUp],
+    times: Latency | None,
+    speedup: Speedup | None,
+    warm_ups: Sequence[WarmUp],
 ) -> list[str]:
     notes = []
     if times and not all(warm.settled for warm in warm_ups):

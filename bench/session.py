@@ -11,13 +11,12 @@ from wmlc.bench.cells import Cell, Found, Images, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
+from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.gates import missed_gates
-from wmlc.bench.machine import read_environment
 from wmlc.bench.profile import PAID_OUT, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
 from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, run_subjects
-from wmlc.bench.terminal import print_bench
 from wmlc.console import note
 from wmlc.data import Data
 from wmlc.errors import GateError, InputError
@@ -78,7 +77,7 @@ def _bench(
     command: str,
     what: str,
 ) -> dict[str, Any]:
-    environment = {**read_environment(devices), "threads": list(config.threads)}
+    environment: dict[str, Any] = {**read_environment(devices), "threads": list(config.threads)}
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
     images = Images(pixels_NHWC=first_pixels(data, first[0], max(config.batches)), data=data)
@@ -102,6 +101,7 @@ def _bench(
         stopped = f"stopped after {done} of {len(cells)} cells"
         notes.append(stopped)
     record = {
+        "schema_version": 1,
         "command": command,
         "environment": environment,
         "settings": asdict(config),
@@ -112,6 +112,8 @@ def _bench(
         "profiles": profiles,
     }
     write_json(out, record)
+    from wmlc.report.terminal import print_bench
+
     print_bench(record, out, shown)
     if stopped:
         raise InputError(f"{stopped}; {out} has what was measured")

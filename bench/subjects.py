@@ -13,12 +13,13 @@ import numpy as np
 from wmlc.accuracy import images_a_call
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
+from wmlc.bench.engines.worker import Feed
 from wmlc.bench.layers import file_cost, file_precision
-from wmlc.bench.worker import Feed
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
-from wmlc.models.cost import Cost, total_cost
+from wmlc.models.cost import total_cost
+from wmlc.records import About, Cost
 from wmlc.run import Run, peer_name, read_family, select_peers
 
 MADE_UP_IMAGES = 64  # where there is no data set
@@ -43,7 +44,7 @@ class Subject:
     batch: int | None  # the only batch size that it takes, if so
     feed: Feed
     cost: Cost
-    about: Mapping[str, Any] = field(default_factory=dict)  # ratio, achieved_ratio, top1
+    about: About = field(default_factory=About)
 
     @property
     def key(self) -> Key:
@@ -77,7 +78,6 @@ def _read_network(run: Run, peer: int) -> Subject:
     """A network of the run as torch takes it."""
     directory = run.network(peer)
     spec = read_spec(directory)
-    channels, height, width = spec.input_shape
     return Subject(
         peer=peer,
         name=peer_name(peer),
@@ -86,10 +86,10 @@ def _read_network(run: Run, peer: int) -> Subject:
         weights=directory / WEIGHTS_FILE,
         onnx_file=directory,
         directory=directory,
-        input_shape=(channels, height, width),
+        input_shape=spec.input_shape,
         batch=None,
         feed=Feed(mean=spec.mean, std=spec.std),
-        cost=total_cost(load_network(directory), (channels, height, width)),
+        cost=total_cost(load_network(directory), spec.input_shape),
         about=spec.about,
     )
 
@@ -148,8 +148,14 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
         batch=batch if isinstance(batch, int) else None,
         feed=Feed(mean=mean, std=std, dtype=dtype, channels_last=channels_last),
         cost=Cost(params, macs),
-        about={key: about.get(key) for key in ("ratio", "achieved_ratio", "top1")},
+        about=_about(about),
     )
+
+
+def _about(said: Mapping[str, Any]) -> About:
+    """What the metadata tells of ratio and accuracy; a value that cannot be is not ours."""
+    told = {key: said[key] for key in ("ratio", "achieved_ratio", "top1") if isinstance(said.get(key), float)}
+    return About(**told)
 
 
 def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any], int]:

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from wmlc.compress.tree import MAX_PEERS
+from wmlc import settings
+from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data import DataConfig
 from wmlc.errors import InputError
 from wmlc.run import data_config
@@ -58,53 +59,8 @@ CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings of one run, as `config.json` records them; a recipe names any of them."""
-
-    data: str = "digits"
-    data_root: str | None = None
-    download: bool = False
-    image_size: int | None = None
-    train_images: int | None = None
-    held_out: float = 0.1
-    workers: int = 2
-
-    arch: str = "resnet20"
-    ratios: tuple[float, ...] = ()  # empty, or None below: the method's own
-    ratio_of: str = "params"
-    saliency: str = "snip"
-    share: str | None = None
-    join: str | None = None  # of its peers' gradients, what a shared stage gets
-    trunk_ratio: float = 0.0
-    divisor: int = 8
-
-    method: str = "wml"
-    alpha: float | None = None
-    temperature: float | None = None
-    feature_loss: str = "none"
-    feature_weight: float | None = None
-    weight_lr: float = 0.1  # η, the step of mirror descent on the peer weights
-    reweigh_every: int = 50  # training steps between two updates of the peer weights
-
-    finetune_epochs: int | None = None  # None: as many as make all training take as long as a `wml` family's
-    finetune_lr: float | None = None
-
-    epochs: int = 200
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    warmup_epochs: float = 1.0
-    clip: float | None = None
-
-    baseline: bool = True
-    baseline_from: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool = False
+class TrainConfig(settings.TrainConfig):
+    """The settings of one run, checked, with the method's own values where none were given."""
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -202,7 +158,7 @@ class TrainConfig:
 
     def data_config(self) -> DataConfig:
         """The part that says which images."""
-        return data_config(vars(self))
+        return data_config(self)
 
 
 def config_from(record: dict[str, Any], source: str) -> TrainConfig:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from wmlc.compress.budget import P_UP
 from wmlc.compress.config import METHODS, TrainConfig
-from wmlc.compress.family import PeerFamily
-from wmlc.compress.prune import OutOfReachError, PeerPlan, Scored, plan_family
-from wmlc.compress.tree import share_choices
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.widths.budget import P_UP
+from wmlc.compress.widths.plan import OutOfReachError, PeerPlan, Scored, plan_family
+from wmlc.compress.widths.tree import share_choices
 from wmlc.console import UNKNOWN, print_table, say
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.

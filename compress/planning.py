@@ -10,18 +10,18 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig
-from wmlc.compress.family import Branch, PeerFamily, build_exits, build_family
-from wmlc.compress.prune import PeerPlan, Scored, plan_by_magnitude, plan_family, score_channels
-from wmlc.compress.saliency import parameter_saliency
-from wmlc.compress.teaching import add_extras
-from wmlc.compress.train import Device
-from wmlc.compress.tree import sharing_tree
-from wmlc.data import DataRecord
+from wmlc.compress.learn.family import PeerFamily, build_exits, build_family
+from wmlc.compress.learn.methods import add_extras
+from wmlc.compress.learn.train import Device
+from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.plan import PeerPlan, Scored, plan_by_magnitude, plan_family, score_channels
+from wmlc.compress.widths.saliency import parameter_saliency
+from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.checkpoint import load_network
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import build_network
+from wmlc.records import Branch, DataRecord
 
 
 class Images(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 from wmlc.export.config import ShipConfig
 from wmlc.files import sha256
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.models.checkpoint import NetworkSpec
+from wmlc.records import NetworkSpec
 from wmlc.run import Run, provenance
 
 CARD_FILE = "model_card.md"
@@ -24,7 +24,8 @@ def make_manifest(
     precision, _, target = config.form.partition("-")
     pixels = config.with_preprocess
     said = {
-        key: spec.about.get(key) for key in ("peer", "ratio", "achieved_ratio", "ratio_of", "method", "data", "seed")
+        key: getattr(spec.about, key)
+        for key in ("peer", "ratio", "achieved_ratio", "ratio_of", "method", "data", "seed")
     }
     return {
         "model": name,
@@ -59,8 +60,9 @@ def make_manifest(
         "accuracy": dict(accuracy),
         "latency": None if latency is None else dict(latency),
         "run": run.root.resolve().name,
-        "trained_at_commit": spec.about.get("commit"),
-        "shipped": provenance(),
+        "trained_at_commit": spec.about.commit,
+        "shipped": vars(provenance()),
+        "schema_version": 1,
     }
 
 

@@ -20,7 +20,8 @@ from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
 from wmlc.files import check_writable, new_directory, new_file, refuse_existing
 from wmlc.forms import INPUT, OUTPUT, open_as_written
-from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, NetworkSpec, load_network, read_spec, save_network
+from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_spec, save_network
+from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 MOST_LAYERS = 20  # printed by --compare
@@ -182,7 +183,7 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
         raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:
         return config
-    from wmlc.plan import require_tensorrt
+    from wmlc.tensorrt import require_tensorrt
 
     require_tensorrt(f"--out {out}", "--out FILE.onnx")
     if config.compare and config.with_preprocess:

@@ -22,10 +22,11 @@ from wmlc.export.extract import OnnxFile, load, run_file, write_file
 from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
 from wmlc.export.publish import MANIFEST_FILE, check_same_interface, newest_version, publish, staging_beside
 from wmlc.files import new_file, read_json, sha256
-from wmlc.models.checkpoint import NetworkSpec, read_spec
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
-from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_family, read_settings, select_peers
+from wmlc.records import Family, NetworkSpec
+from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_config, read_family, select_peers
 
 CHECKED_IMAGES = 64
 BENCHED = {
@@ -89,12 +90,12 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
 
 def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     """resnet20_cifar10_p05: architecture, data set and ratio, and the precision if it is not fp32."""
-    data = str(spec.about.get("data"))
+    data = str(spec.about.data)
     if data == "imagefolder":
-        data = Path(read_settings(run).get("data_root") or data).resolve().name
-    peer, ratio = spec.about.get("peer"), spec.about.get("ratio")
+        data = Path(read_config(run).settings.data_root or data).resolve().name
+    peer, ratio = spec.about.peer, spec.about.ratio
     which = "baseline" if peer == BASELINE else "ensemble" if peer is None else f"p{ratio:g}".replace(".", "")
-    if peer and sum(p["ratio"] == ratio for p in read_family(run)["peers"]) > 1:
+    if peer and sum(p.ratio == ratio for p in read_family(run).peers) > 1:
         which += f"-{peer}"
     parts = [spec.arch, data, which, *([] if form == "fp32" else [form.removesuffix("-cpu")])]
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
@@ -176,19 +177,18 @@ def _stage_peer(
 
 
 def _stage_ensemble(
-    run: Run, family: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig,
+    run: Run, family: Family, data: Data, staging: Path, out: Path, config: ShipConfig,
     environment: Mapping[str, Any],
 ) -> Model:  # fmt: skip
     """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
-    if family.get("method") == "one":
+    if family.method == "one":
         raise InputError("the ensemble of one is mixed by a gate that no peer holds; drop --ensemble, and ship a peer")
-    weights = family.get("peer_weights")
-    if not isinstance(weights, list) or len(weights) != len(family["peers"]):
+    weights = family.peer_weights
+    if len(weights) != len(family.peers):
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
-    peers = [load(run.network(peer["peer"])) for peer in family["peers"]]
+    peers = [load(run.network(peer.peer)) for peer in family.peers]
     spec = peers[-1][1]
-    about = spec.about | {"peer": None, "ratio": None, "achieved_ratio": None}
-    spec = replace(spec, about=about)
+    spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
     network = Ensemble([network for network, _ in peers], weights).eval()
     file = staging / "ensemble.onnx"
     write_file(network, spec, file, data, _export_config(config), measured=False)
@@ -197,8 +197,7 @@ def _stage_ensemble(
         expected_NC = network(normalise(pixels_NHWC, spec.mean, spec.std)).numpy()
     _check_equal(file, expected_NC, pixels_NHWC.numpy(), spec, config, "torch")
     accuracy = _measure(file, spec, data, config, "ensemble")
-    baseline = (family.get("baseline") or {}).get("top1")
-    accuracy["top1_drop"] = None if baseline is None else baseline - accuracy["top1"]
+    accuracy["top1_drop"] = family.baseline.top1 - accuracy["top1"] if family.baseline else None
     channels, height, width = spec.input_shape
     cost = total_cost(network, (channels, height, width))
     costs = {"params": cost.params, "macs": cost.macs}
@@ -273,7 +272,7 @@ def _stage(
 
 def _plan_batch(plan: Path, config: ShipConfig) -> int:
     """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes."""
-    from wmlc.plan import read_record
+    from wmlc.tensorrt import read_record
 
     batches = read_record(plan)["batch_range"]
     if config.max_batch > batches[2]:

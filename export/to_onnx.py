@@ -20,8 +20,8 @@ from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.files import new_file
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.models.checkpoint import NetworkSpec
 from wmlc.models.cost import total_cost
+from wmlc.records import NetworkSpec
 
 OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
 PARITY = 1e-4  # float32, absolute, between the network in torch and its file in ONNX Runtime
@@ -95,7 +95,7 @@ def _metadata(network: nn.Module, spec: NetworkSpec, model: onnx.ModelProto, wit
     cost = total_cost(network, (channels, height, width))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     about = {
-        key: spec.about.get(key)
+        key: getattr(spec.about, key)
         for key in ("data", "method", "peer", "ratio", "achieved_ratio", "ratio_of", "top1", "commit")
     }
     record = {

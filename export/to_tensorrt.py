@@ -23,7 +23,8 @@ from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, sha256, write_json
 from wmlc.forms import INPUT, open_as_written
-from wmlc.plan import (
+from wmlc.run import provenance
+from wmlc.tensorrt import (
     AMPERE,
     MOST_MESSAGES,
     is_current,
@@ -38,7 +39,6 @@ from wmlc.plan import (
     timings_file,
     version_numbers,
 )
-from wmlc.run import provenance
 
 COMPARED_OPS = ("Conv", "Gemm", "Relu", "Clip", "Add")  # whose outputs `compare_layers` looks at
 
@@ -165,7 +165,7 @@ def extract_plan(
             "hardware_compatible": hardware_compatible, "precision": about.get("precision", "fp32"),
             "target": about.get("target"), "onnx_sha256": sha256(onnx_file), "plan_sha256": sha256(aside),
             "plan_bytes": aside.stat().st_size, "build_seconds": round(time.perf_counter() - start, 2),
-            "network": about, **provenance(),
+            "network": about, **vars(provenance()), "schema_version": 1,
         }  # fmt: skip
         with new_file(record_path(plan)) as record_aside:
             write_json(record_aside, record)

@@ -22,7 +22,8 @@ from wmlc.export.config import ExportConfig
 from wmlc.export.extract import OnnxFile, fed_pixels, run_file
 from wmlc.export.publish import MANIFEST_FILE, models_in, newest_version
 from wmlc.files import read_json, sha256
-from wmlc.models.checkpoint import NetworkSpec, read_spec
+from wmlc.models.checkpoint import read_spec
+from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data
 
 IMAGES = 32

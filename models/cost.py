@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Parameters, and MACs for one image; FLOPs are twice the MACs."""
-
-    params: int
-    macs: int
+from wmlc.records import Cost
 
 
 def layer_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Cost]:
@@ -37,7 +30,7 @@ def layer_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[s
     with torch.no_grad():
         walked(torch.empty(1, *input_shape, device="meta"))
     return {
-        name: Cost(params, macs.get(name, 0))
+        name: Cost(params=params, macs=macs.get(name, 0))
         for name, module in walked.named_modules()
         if (params := sum(p.numel() for p in module.parameters(recurse=False)))
     }
@@ -46,4 +39,4 @@ def layer_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[s
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """Parameters and MACs of the whole network for one image [C, H, W]."""
     costs = layer_costs(network, input_shape).values()
-    return Cost(sum(cost.params for cost in costs), sum(cost.macs for cost in costs))
+    return Cost(params=sum(cost.params for cost in costs), macs=sum(cost.macs for cost in costs))

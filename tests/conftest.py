@@ -16,19 +16,20 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.session import bench_run
-from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig
-from wmlc.compress.family import PeerFamily, build_family
-from wmlc.compress.prune import PeerPlan, Scored, plan_family, score_channels
-from wmlc.compress.saliency import parameter_saliency
+from wmlc.compress.learn.family import PeerFamily, build_family
 from wmlc.compress.session import start_run
-from wmlc.compress.tree import sharing_tree
+from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.plan import PeerPlan, Scored, plan_family, score_channels
+from wmlc.compress.widths.saliency import parameter_saliency
+from wmlc.compress.widths.tree import sharing_tree
 from wmlc.export.extract import bench_forms
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import export_onnx
-from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
+from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
+from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data
 
 RATIOS = (0.7, 0.5, 0.3, 0.0)

@@ -19,23 +19,25 @@ from wmlc.accuracy import disagreement, top1_percent
 from wmlc.bench import intervals, measure
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
+from wmlc.bench.engines.machine import choose_torch_device, pinned_cpus
+from wmlc.bench.engines.ort_engine import OrtEngine
+from wmlc.bench.engines.torch_engine import TorchEngine
+from wmlc.bench.engines.worker import Feed, Seat, Worker, normalise
 from wmlc.bench.gates import missed_gates
-from wmlc.bench.machine import choose_torch_device, pinned_cpus
-from wmlc.bench.ort_engine import OrtEngine
 from wmlc.bench.overhead import measure_overhead
 from wmlc.bench.session import bench_run
-from wmlc.bench.terminal import print_bench
-from wmlc.bench.torch_engine import TorchEngine
-from wmlc.bench.worker import Feed, Seat, Worker, normalise
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.data import normalise as torch_normalise
 from wmlc.errors import EngineFailed, GateError, InputError
 from wmlc.files import write_json
-from wmlc.models.checkpoint import NetworkSpec, load_network, save_network
+from wmlc.models.checkpoint import load_network, save_network
 from wmlc.models.cost import total_cost
 from wmlc.models.widths import Widths, cut_to_widths, read_widths
 from wmlc.models.zoo import build_network
+from wmlc.records import Latency, NetworkSpec, Speedup
+from wmlc.report.terminal import print_bench
 from wmlc.run import Run
+from wmlc.stats import student_t
 
 SHAPE = (1, 8, 8)
 MEAN, STD = [0.3], [0.4]
@@ -121,12 +123,12 @@ def test_latency_of_known_times():
     found = measure.latency(times)
     assert (found.mean, found.min, found.p50, found.p90, found.p99, found.n) == (51, 1, 51, 91, 100, 101)
     assert found.std == pytest.approx(np.sqrt(101 * 102 / 12))
-    assert measure.latency(np.array([2.0])) == measure.Latency(2, 2, 2, 2, 2, 0, 1)
+    assert measure.latency(np.array([2.0])) == Latency(mean=2, min=2, p50=2, p90=2, p99=2, std=0, n=1)
 
 
 def test_identical_samples_are_exactly_as_fast():
     launches = [[np.array([1.0, 3.0, 2.0]), np.array([5.0, 4.0])], [np.array([7.0])]]
-    assert intervals.speedup(launches, launches, seed=0) == intervals.Speedup(1, 1, 1, n=3, launches=2)
+    assert intervals.speedup(launches, launches, seed=0) == Speedup(median=1, low=1, high=1, n=3, launches=2)
 
 
 def test_a_constant_ratio_is_found_whatever_the_machine_does_between_rounds():
@@ -136,7 +138,7 @@ def test_a_constant_ratio_is_found_whatever_the_machine_does_between_rounds():
 
 
 def test_the_interval_holds_the_median_narrows_with_launches_and_is_reproducible():
-    def found(launches: int) -> intervals.Speedup:
+    def found(launches: int) -> Speedup:
         draw = np.random.default_rng(1)
         above = [draw.lognormal(0.5 + draw.normal(0, 0.05), 0.1, 40) for _ in range(launches)]
         return intervals.paired_ratio(above, [np.ones(40)] * launches, seed=0)
@@ -159,7 +161,7 @@ def test_an_interval_of_launches_is_wider_than_their_rounds_say():
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (7, 2.365), (30, 2.042)])
 def test_students_t_is_the_tables(freedom, t):
-    assert intervals.student_t(freedom) == pytest.approx(t, rel=2e-3)
+    assert student_t(freedom) == pytest.approx(t, rel=2e-3)
 
 
 @pytest.mark.parametrize("mood", [0.0, 0.7])
@@ -438,7 +440,7 @@ def test_data_of_another_shape_is_refused(tiny, tmp_path):
 FAKES = """
 import os, sys, time
 import numpy as np
-from wmlc.bench.ort_engine import OrtEngine
+from wmlc.bench.engines.ort_engine import OrtEngine
 
 class Imports(OrtEngine):
     precision = ""

@@ -185,7 +185,7 @@ def test_a_sweep_has_a_cell_for_each_engine_and_batch(two, tmp_path):
 
 
 def test_an_engine_that_fails_in_one_launch_costs_its_cell_only(two, tmp_path, monkeypatch):
-    from wmlc.bench.worker import Worker
+    from wmlc.bench.engines.worker import Worker
 
     first, calls = Worker.first, []
 

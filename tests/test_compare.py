@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from wmlc import console
-from wmlc.bench.compare import compare_runs
-from wmlc.bench.comparison import comparable, spread
-from wmlc.bench.published import TABLES, beside_paper
-from wmlc.bench.trained import read_trained
 from wmlc.errors import InputError
+from wmlc.report.compare import compare_runs
+from wmlc.report.comparison import comparable, spread
+from wmlc.report.paper import TABLES, beside_paper
+from wmlc.report.trained import read_trained
 from wmlc.run import Run
 
 SETTINGS: dict[str, Any] = {

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from wmlc.compress.prune import OutOfReachError
-from wmlc.compress.tree import MAX_PEERS, share_choices, sharing_tree
+from wmlc.compress.widths.plan import OutOfReachError
+from wmlc.compress.widths.tree import MAX_PEERS, share_choices, sharing_tree
 from wmlc.errors import InputError
 
 RATIOS = (0.7, 0.5, 0.3, 0.0)

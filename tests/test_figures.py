@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from wmlc.bench import figures as module
-from wmlc.bench.figures import FIGURES, plot_runs
 from wmlc.errors import InputError
+from wmlc.report import plots
+from wmlc.report.plots import FIGURES, plot_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -274,7 +274,7 @@ def test_a_failure_while_drawing_leaves_nothing(two_seeds, tmp_path, monkeypatch
         except StopIteration:
             raise RuntimeError("no picture") from None
 
-    monkeypatch.setattr(module, "render", failing)
+    monkeypatch.setattr(plots, "render", failing)
     with pytest.raises(RuntimeError, match="no picture"):
         plot_runs(two_seeds, tmp_path / "plots", (), False)
     assert list((tmp_path / "plots").iterdir()) == []

@@ -18,10 +18,10 @@ from torch import Tensor
 import wmlc
 from wmlc.compress import session
 from wmlc.compress.config import METHODS, TrainConfig
-from wmlc.compress.family import Gate, PeerFamily, build_exits
-from wmlc.compress.features import attention_distance, hint_distance, pooled_distance
-from wmlc.compress.finetune import StepSeconds
-from wmlc.compress.objectives import (
+from wmlc.compress.learn.family import Gate, PeerFamily, build_exits
+from wmlc.compress.learn.features import attention_distance, hint_distance, pooled_distance
+from wmlc.compress.learn.finetune import StepSeconds
+from wmlc.compress.learn.losses import (
     cl_losses,
     cross_entropies,
     divergence_from,
@@ -32,10 +32,10 @@ from wmlc.compress.objectives import (
     teaching_divergences,
     wml_losses,
 )
+from wmlc.compress.learn.methods import feature_pairs, train_loss
+from wmlc.compress.learn.train import Device
 from wmlc.compress.planning import cut_peers, plan
-from wmlc.compress.prune import plan_by_magnitude
-from wmlc.compress.teaching import feature_pairs, train_loss
-from wmlc.compress.train import Device
+from wmlc.compress.widths.plan import plan_by_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig

@@ -17,12 +17,13 @@ import torchvision
 from torch import nn
 
 import wmlc
-from wmlc.compress.channels import cut_channels
+from wmlc.compress.widths.graph import cut_channels
 from wmlc.errors import InputError
-from wmlc.models.checkpoint import NetworkSpec, load_network, read_spec, save_network
-from wmlc.models.cost import Cost, layer_costs, total_cost
+from wmlc.models.checkpoint import load_network, read_spec, save_network
+from wmlc.models.cost import layer_costs, total_cost
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import ARCHITECTURES, build_network
+from wmlc.records import Cost, NetworkSpec
 
 IMAGENET, CIFAR = (3, 224, 224), (3, 32, 32)
 

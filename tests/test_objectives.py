@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmlc.compress.objectives import cross_entropies, ensemble_loss, teaching_divergences, wml_losses
+from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, teaching_divergences, wml_losses
 
 ALPHA = 0.1
 

@@ -15,9 +15,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from wmlc.bench.engines.openvino_engine import OpenVinoEngine
+from wmlc.bench.engines.ort_engine import OrtEngine, OrtTensorRtEngine, node_times
+from wmlc.bench.engines.torch_engine import CompiledEngine, TorchEngine
+from wmlc.bench.engines.trt_engine import TrtEngine, layer_labels, median_times
 from wmlc.bench.layers import attribute, file_cost, file_precision, read_layers
-from wmlc.bench.openvino_engine import OpenVinoEngine
-from wmlc.bench.ort_engine import OrtEngine, OrtTensorRtEngine, node_times
 from wmlc.bench.profile import (
     compare,
     joined_by,
@@ -27,8 +29,6 @@ from wmlc.bench.profile import (
     profiled_words,
     where_lost,
 )
-from wmlc.bench.torch_engine import CompiledEngine, TorchEngine
-from wmlc.bench.trt_engine import TrtEngine, layer_labels, median_times
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_network
 from wmlc.models.cost import layer_costs, total_cost

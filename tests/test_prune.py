@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from wmlc.compress.budget import P_UP, layer_budgets
-from wmlc.compress.channels import cut_channels
 from wmlc.compress.config import CHOICES
-from wmlc.compress.prune import OutOfReachError, PeerPlan
-from wmlc.compress.tree import sharing_tree
+from wmlc.compress.widths.budget import P_UP, layer_budgets
+from wmlc.compress.widths.graph import cut_channels
+from wmlc.compress.widths.plan import OutOfReachError, PeerPlan
+from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import ARCHITECTURES
 

@@ -17,8 +17,8 @@ from wmlc.cli import main
 from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.recipes import override, own_recipes, read_recipe, recipe_records
 from wmlc.data import DataConfig
+from wmlc.data.noise import NoiseData, stand_in
 from wmlc.errors import InputError
-from wmlc.noise import NoiseData, stand_in
 
 RECIPES = {name: config_from(read_recipe(name), name) for name in own_recipes()}
 TABLE7_DROPS = (0.40, 0.46)  # of FLOPs, as PAPER.md's table has them

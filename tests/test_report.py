@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from wmlc.bench.charts import accuracy_chart, line_chart
-from wmlc.bench.page import make_page, script_json, write_report
-from wmlc.bench.sections import all_notes, all_sections
-from wmlc.bench.series import latency_points, layer_rows, pareto_front, profile_pairs, size_points, width_bars
-from wmlc.bench.summary import Report, all_cells, cell_words, headline, read_reports
-from wmlc.bench.tables import all_rows, row_table, scenario_table
 from wmlc.errors import InputError
 from wmlc.files import write_json
+from wmlc.report.charts import accuracy_chart, line_chart
+from wmlc.report.page import make_page, script_json, write_report
+from wmlc.report.sections import all_notes, all_sections
+from wmlc.report.series import latency_points, layer_rows, pareto_front, profile_pairs, size_points, width_bars
+from wmlc.report.summary import Report, all_cells, cell_words, headline, read_reports
+from wmlc.report.tables import all_rows, row_table, scenario_table
 from wmlc.run import Run
 
 SECTIONS = ("accuracy", "training", "weights", "widths", "layers", "scenarios", "table", "environment")

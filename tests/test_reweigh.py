@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.objectives import ensemble_loss, wml_losses
-from wmlc.compress.reweigh import mirror_step, peer_weight_gradient
+from wmlc.compress.learn.losses import ensemble_loss, wml_losses
+from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
 
 ALPHA, INNER_LR = 0.1, 0.05
 WEIGHT_P = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wmlc.compress.config import CHOICES
-from wmlc.compress.saliency import importance, parameter_saliency
+from wmlc.compress.widths.saliency import importance, parameter_saliency
 from wmlc.models.zoo import build_network
 
 

@@ -17,9 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import wmlc.bench.loadgen
-from wmlc.bench.loadgen import _Samples, _System, plan_test, run_load
-from wmlc.bench.ort_engine import OrtEngine
+import wmlc.bench.scenarios.loadgen
+from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.scenarios import (
     MOST_TRIALS,
     NEARNESS,
@@ -29,6 +28,7 @@ from wmlc.bench.scenarios import (
     measure_scenario,
     require_loadgen,
 )
+from wmlc.bench.scenarios.loadgen import _Samples, _System, plan_test, run_load
 from wmlc.errors import InputError
 
 BOUND_MS = 20.0
@@ -43,7 +43,7 @@ def loadgen() -> Any:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch) -> None:
     """No test here is cut short because the machine stood still for a moment."""
-    monkeypatch.setattr(wmlc.bench.loadgen, "GIVE_UP", 1000)
+    monkeypatch.setattr(wmlc.bench.scenarios.loadgen, "GIVE_UP", 1000)
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_a_hopeless_test_is_cut_short(answered, scenario, monkeypatch):
                 threading.Event().wait(0.02)  # 50 of them take 1 s, and the test at most 0.15 s
             return super().infer(images_NCHW)
 
-    monkeypatch.setattr(wmlc.bench.loadgen, "GIVE_UP", 3)
+    monkeypatch.setattr(wmlc.bench.scenarios.loadgen, "GIVE_UP", 3)
     result = run_quickly(Slow(), scenario, batch=1, rate_per_s=1000.0, seconds=0.05)
     assert not result["valid"]
     assert result["n"] == len(answered) == len(set(answered)) >= 20

@@ -22,9 +22,9 @@ import yaml
 
 from wmlc.compress.config import TrainConfig, config_from
 from wmlc.compress.recipes import read_recipe
-from wmlc.compress.sweep import Entry, plan_sweep, run_sweep
-from wmlc.compress.sweep_engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, train_job
-from wmlc.compress.sweep_grid import parse_set, read_grid
+from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, train_job
+from wmlc.compress.sweep.grid import parse_set, read_grid
+from wmlc.compress.sweep.session import Entry, plan_sweep, run_sweep
 from wmlc.errors import InputError
 from wmlc.run import Run, read_family, read_lines, read_settings
 
@@ -33,7 +33,7 @@ GRID = (
     "ratios=0.9:0,0.5:0,0.3:0",
 )  # 0.9 of the MACs is out of reach under the sharing tree, which only training finds
 SWEEP = """
-import sys; from pathlib import Path; from wmlc.compress.sweep import run_sweep
+import sys; from pathlib import Path; from wmlc.compress.sweep.session import run_sweep
 try: run_sweep(sys.argv[1], sys.argv[4:], Path(sys.argv[2]), 1, sys.argv[3], None, False, False)
 except ValueError as error: print(error)
 """
@@ -338,7 +338,7 @@ def engine_that(work: Callable[[Sequence[Job], Callable[[Outcome], None]], None]
 def test_a_run_that_finished_elsewhere_is_not_trained_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("wmlc.compress.sweep.local_engine", engine_that(
+    monkeypatch.setattr("wmlc.compress.sweep.session.local_engine", engine_that(
         lambda jobs, report: [report(Outcome(job.name, FINISHED)) for job in jobs] and None
     ))  # fmt: skip
     with pytest.raises(InputError, match=r"^1 of 1 runs failed"):
@@ -352,7 +352,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def stop(jobs: Sequence[Job], report: Callable[[Outcome], None]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wmlc.compress.sweep.local_engine", engine_that(stop))
+    monkeypatch.setattr("wmlc.compress.sweep.session.local_engine", engine_that(stop))
     with pytest.raises(InputError, match=r"^stopped; the same command goes on where it was$"):
         sweep("digits", ["seed=3"], tmp_path)
     settings = config_from(yaml.safe_load((tmp_path / ".sweep" / "seed-3.yaml").read_text()), "recipe")

@@ -28,10 +28,10 @@ import onnx
 import pytest
 import torch
 
-from wmlc import plan as plan_module
+from wmlc import tensorrt as plan_module
 from wmlc.accuracy import disagreement, parity
-from wmlc.bench import trt_engine
-from wmlc.bench.trt_engine import TrtEngine, check_batch, computing_layers, main_precision
+from wmlc.bench.engines import trt_engine
+from wmlc.bench.engines.trt_engine import TrtEngine, check_batch, computing_layers, main_precision
 from wmlc.errors import EngineFailed, InputError
 from wmlc.export import to_tensorrt
 from wmlc.export.to_tensorrt import (
@@ -45,7 +45,8 @@ from wmlc.export.to_tensorrt import (
 )
 from wmlc.files import sha256, write_json
 from wmlc.forms import open_as_written
-from wmlc.plan import (
+from wmlc.run import Run
+from wmlc.tensorrt import (
     check_record,
     is_current,
     keep_timings,
@@ -57,7 +58,6 @@ from wmlc.plan import (
     this_machine,
     timings_file,
 )
-from wmlc.run import Run
 
 HOUSE = Path(__file__).resolve().parent.parent
 Export = Callable[[str, str], Path]  # (architecture, form) -> ONNX file
@@ -501,10 +501,10 @@ def test_no_entrance_touches_tensorrt_without_a_gpu(trap: dict[str, str], tmp_pa
 import sys
 from pathlib import Path
 import numpy as np
-from wmlc.bench.trt_engine import TrtEngine
+from wmlc.bench.engines.trt_engine import TrtEngine
 from wmlc.errors import InputError
 from wmlc.export.to_tensorrt import compare_layers, extract_plan, plan_for
-from wmlc.plan import this_machine
+from wmlc.tensorrt import this_machine
 file, plan = Path({str(tmp_path / "p.onnx")!r}), Path({str(tmp_path / "p.plan")!r})
 for enter in (
     this_machine,

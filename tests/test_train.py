@@ -18,10 +18,10 @@ from torch import nn
 import wmlc
 from wmlc.compress import session
 from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.family import PeerFamily
-from wmlc.compress.state import TrainState, load_state, save_state
-from wmlc.compress.teaching import train_loss
-from wmlc.compress.train import choose_device, lr_factor
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.methods import train_loss
+from wmlc.compress.learn.state import TrainState, load_state, save_state
+from wmlc.compress.learn.train import choose_device, lr_factor
 from wmlc.data import normalise, open_data
 from wmlc.errors import InputError
 from wmlc.files import new_directory, new_file, recover_directory

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "compress", "export", "bench", "recipes")
+ROOMS = ("models", "compress", "export", "bench", "report", "recipes")
 
 
 def main() -> int:

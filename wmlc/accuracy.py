@@ -5,7 +5,6 @@ B batch, C channels or classes, H height, W width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -58,14 +57,6 @@ def top1_percent(
             seen += len(labels)
             advance(len(labels))
     return {key: 100 * count / seen for key, count in right.items() if key not in failures}, failures
-
-
-def top1_interval(percent: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a top-1 in percent that was measured on so many images (Wilson's score interval, 1927)."""
-    share, z = percent / 100, 1.96
-    centre, widen = share + z**2 / (2 * images), 1 + z**2 / images
-    half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return 100 * (centre - half) / widen, 100 * (centre + half) / widen
 
 
 def parity(logits_BC: np.ndarray, expected_BC: np.ndarray, precision: str) -> float:

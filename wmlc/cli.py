@@ -422,7 +422,7 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     Self-contained and without the network: accuracy over latency, parameters and MACs, training, peer
     weights, widths, layer times, the whole table, the machine and the commands. Several runs come on one page.
     """
-    from wmlc.bench.page import write_report
+    from wmlc.report.page import write_report
     from wmlc.run import find_run
 
     runs = [find_run(name) for name in run_names or (None,)]
@@ -544,7 +544,7 @@ def sweep(
     \b
     wmlc sweep study --set data_root=DIR --set method=wml,wml-p,dml --set seed=0,1,2 --jobs 2
     """
-    from wmlc.compress.sweep import run_sweep
+    from wmlc.compress.sweep.session import run_sweep
     from wmlc.run import RUNS
 
     out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
@@ -566,7 +566,7 @@ def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | N
     wmlc compare runs/study/* --out study.md
     wmlc compare runs/table6-* --paper table6
     """
-    from wmlc.bench.compare import compare_runs
+    from wmlc.report.compare import compare_runs
 
     compare_runs(runs, paper, out, shown, force)
 
@@ -582,7 +582,7 @@ def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) ->
     Average against weighted ensemble over epochs (Figure 5), accuracy over ratio, MACs and η, the trace of the
     peer weights (Figures 6 and 7). Seeds of one configuration become one line with its spread.
     """
-    from wmlc.bench.figures import plot_runs
+    from wmlc.report.plots import plot_runs
 
     plot_runs(runs, out, names(figures) if figures else (), force)
 
@@ -591,7 +591,7 @@ def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) ->
 @json_option
 def list_runs(as_json: bool) -> None:
     """Show the runs and their peers."""
-    from wmlc.listing import print_runs
+    from wmlc.report.listing import print_runs
 
     print_runs(as_json)
 

@@ -89,6 +89,28 @@ def clear_asides(directory: Path, name: str = "*") -> None:
             _discard(aside)
 
 
+MOST_BYTES = 64 << 20  # of a file of text that is read; ours have some hundred kilobytes at most
+
+
+def read_text(path: Path, what: str, remedy: str) -> str:
+    """The text in a regular file of bounded size, or an `InputError` that names `what` it should be and the `remedy`.
+
+    A pipe or a device in its place is refused, as reading one may never end.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file, so there is no {what} in it; {remedy}")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InputError(f"{path} has {size:,} bytes, a {what} has at most {MOST_BYTES:,}; {remedy}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, so there is no {what} here; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a readable {what} (it is no UTF-8: {error.reason}); {remedy}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
+
+
 def write_json(path: Path, record: Any) -> None:
     """Write `record` as indented JSON, whole or not at all."""
     with new_file(path) as aside:

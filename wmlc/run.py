@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from wmlc import records
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
-from wmlc.files import FORMER, new_file, read_json
+from wmlc.files import FORMER, new_file
+from wmlc.records import Epoch, Family, Provenance, RunRecord
+from wmlc.settings import TrainConfig
 
 RUNS = Path("runs")
 BASELINE = 0  # the peer number that stands for the unpruned network trained alone
-# What makes a baseline what it is; one from another run must agree in these.
-BASELINE_SETTINGS = (
-    "data", "image_size", "train_images", "held_out", "arch", "epochs", "batch_size", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "warmup_epochs", "clip", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,21 +91,27 @@ def all_runs() -> Iterator[Run]:
             yield Run(config.parent)
 
 
-def read_family(run: Run) -> dict[str, Any]:
+def read_family(run: Run) -> Family:
     """The record of a finished run; `InputError` where it is not finished or damaged."""
     remedy = f"finish the run with 'wmlc train --resume --out {run.root}'"
     if not run.family.exists():
         raise InputError(f"{run.root} is not finished; {remedy}")
-    family = read_json(run.family, "family record", f"train again, or {remedy}")
-    peers, fields = family.get("peers"), {"peer", "ratio", "achieved_ratio", "params", "macs", "top1"}
-    if not (isinstance(peers, list) and peers and all(isinstance(p, dict) and fields <= p.keys() for p in peers)):
-        raise InputError(f"{run.family} is damaged: it lists no peers; {remedy}")
-    return family
+    return records.read(run.family, Family, "family record", f"train again, or {remedy}")
 
 
-def select_peers(family: dict[str, Any], wanted: str) -> list[int]:
+def read_config(run: Run) -> RunRecord:
+    """What the run was started with; `InputError` where its record is damaged."""
+    return records.read(run.config, RunRecord, "run record", "start the run again with 'wmlc train --force'")
+
+
+def read_epochs(run: Run, phase: str) -> list[Epoch]:
+    """The epochs of a phase that are done, none before the first; a line cut short by a kill is dropped."""
+    return records.read_lines(run.metrics(phase), Epoch, "record of an epoch", "train the run again with --force")
+
+
+def select_peers(family: Family, wanted: str) -> list[int]:
     """The peers meant by `--peer K|all|baseline`, the baseline as 0; `InputError` if there is none."""
-    count, has_baseline = len(family["peers"]), family.get("baseline") is not None
+    count, has_baseline = len(family.peers), family.baseline is not None
     allowed = f"1 to {count}, all{', or baseline' if has_baseline else ''}"
     if wanted == "all":
         return [*([BASELINE] if has_baseline else []), *range(1, count + 1)]
@@ -127,73 +129,39 @@ def peer_name(peer: int) -> str:
     return "baseline" if peer == BASELINE else f"peer{peer}"
 
 
-def data_config(settings: Mapping[str, Any]) -> DataConfig:
-    """Which images a run's settings (`TrainConfig`'s fields) are about."""
-    root = settings["data_root"]
+def data_config(settings: TrainConfig) -> DataConfig:
+    """Which images a run's settings are about."""
     return DataConfig(
-        name=settings["data"],
-        root=None if root is None else Path(root),
-        download=settings["download"],
-        image_size=settings["image_size"],
-        train_images=settings["train_images"],
-        held_out=settings["held_out"],
-        seed=settings["seed"],
-        workers=settings["workers"],
+        name=settings.data,
+        root=None if settings.data_root is None else Path(settings.data_root),
+        download=settings.download,
+        image_size=settings.image_size,
+        train_images=settings.train_images,
+        held_out=settings.held_out,
+        seed=settings.seed,
+        workers=settings.workers,
     )
-
-
-def read_settings(run: Run) -> dict[str, Any]:
-    """The settings that the run was started with; `InputError` where its record is damaged."""
-    remedy = "start the run again with 'wmlc train --force'"
-    settings = read_json(run.config, "run record", remedy).get("settings")
-    if not isinstance(settings, dict):
-        raise InputError(f"{run.config} is damaged: it holds no settings; {remedy}")
-    return _from_older(settings) if "join" not in settings else settings
-
-
-def _from_older(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run from before shared stages had a choice of `join`, with what was done then."""
-    method = settings.get("method")
-    summed = method in ("wml", "wml-p", "one", "self-distillation")
-    then: dict[str, Any] = {"join": "sum" if summed else "mean", "feature_loss": "none"}
-    then |= {"temperature": 1.0} if method in ("wml", "wml-p") else {}
-    return {**then, **settings, **({"alpha": None} if method == "independent" else {})}
 
 
 def open_run_data(run: Run) -> Data:
     """The data set that the run was trained on, on the CPU."""
-    try:
-        config = data_config(read_settings(run))
-    except KeyError as error:
-        raise InputError(f"{run.config} is damaged: no setting {error}; start the run again with --force") from None
-    return open_data(config)
+    return open_data(data_config(read_config(run).settings))
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one JSON line to `path`."""
-    with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(record, allow_nan=False) + "\n")
+def append_epoch(run: Run, phase: str, epoch: Epoch) -> None:
+    """Add an epoch to those of a phase."""
+    with run.metrics(phase).open("a", encoding="utf-8") as lines:
+        lines.write(records.text(epoch) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of `path`, none if it does not exist; a line cut short by a kill is dropped."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def keep_epochs(run: Run, phase: str, count: int) -> None:
+    """Cut the epochs of a phase back to the first `count`."""
+    kept = read_epochs(run, phase)[:count]
+    with new_file(run.metrics(phase)) as aside:
+        aside.write_text("".join(records.text(epoch) + "\n" for epoch in kept), encoding="utf-8")
 
 
-def keep_lines(path: Path, count: int) -> None:
-    """Cut `path` back to its first `count` lines."""
-    records = read_lines(path)[:count]
-    with new_file(path) as aside:
-        aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
-def provenance() -> dict[str, Any]:
+def provenance() -> Provenance:
     """Commit, time and library versions, for every record that holds a number."""
     import importlib.metadata as metadata
     import platform
@@ -207,11 +175,11 @@ def provenance() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions,
-    }
+    return Provenance(
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=commit(),
+        versions=versions,
+    )
 
 
 @functools.cache  # as it stood when this process first asked: a long run is of the code it started with

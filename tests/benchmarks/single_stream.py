@@ -44,12 +44,12 @@ print(1e3 * float(np.median(took)))
 def main() -> None:
     """Run the rounds and print the two ratios."""
     from wmlc.bench.engines import engine_class
+    from wmlc.bench.engines.machine import pinned_cpus
+    from wmlc.bench.engines.worker import Seat, Worker
     from wmlc.bench.intervals import paired_ratio
-    from wmlc.bench.machine import pinned_cpus
     from wmlc.bench.measure import burst_calls
     from wmlc.bench.scenarios import Load
     from wmlc.bench.subjects import file_subjects, first_pixels
-    from wmlc.bench.worker import Seat, Worker
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wmlc.compress.channels import read_channels
 from wmlc.compress.config import TrainConfig
-from wmlc.compress.family import PeerFamily, build_family
-from wmlc.compress.prune import plan_family, score_channels
-from wmlc.compress.reweigh import peer_weight_gradient
-from wmlc.compress.saliency import parameter_saliency
-from wmlc.compress.teaching import train_loss
-from wmlc.compress.train import choose_device
-from wmlc.compress.tree import sharing_tree
+from wmlc.compress.learn.family import PeerFamily, build_family
+from wmlc.compress.learn.methods import train_loss
+from wmlc.compress.learn.reweigh import peer_weight_gradient
+from wmlc.compress.learn.train import choose_device
+from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.plan import plan_family, score_channels
+from wmlc.compress.widths.saliency import parameter_saliency
+from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.zoo import build_network
 from wmlc.run import provenance
 

@@ -1,0 +1,68 @@
+"""The engines there are, one file each, behind two methods: `infer` and `close`.
+
+To add one, write its file and its line in `ENGINES`. An engine's libraries are imported when it is opened, so that ONNX
+Runtime is timed without torch beside it; this file is free of them all, so that `--help` is quick. Threads
+never spin while they wait, as an idle engine's would take the CPU of the one that is timed.
+
+N images, C channels or classes, H height, W width
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENGINES = {  # name → file in this room and class
+    "torch": "torch_engine.TorchEngine",
+    "torch-compile": "torch_engine.CompiledEngine",
+    "ort": "ort_engine.OrtEngine",
+    "ort-trt": "ort_engine.OrtTensorRtEngine",
+    "openvino": "openvino_engine.OpenVinoEngine",
+    "trt": "trt_engine.TrtEngine",
+}
+NETWORK, ONNX, PLAN = "network", "onnx", "plan"  # what an engine opens: a network's directory, an ONNX file, a plan
+
+
+class Engine(Protocol):
+    """A loaded network; `provider` is what really computes, `precision` what it computes in ("" if it can't tell).
+
+    It may also have a clock of its own (CUDA events), `time_call(images_NCHW) -> milliseconds`, and where it can tell
+    them apart `time_compute`, the same without the transfers; and `profile(images_NCHW, calls)`, the
+    median milliseconds of each node as [(node, operator, ms)].
+    """
+
+    takes: ClassVar[str]  # NETWORK, ONNX or PLAN
+    libraries: ClassVar[tuple[str, ...]]  # what opening it imports; a process may import them sooner
+    any_batch: ClassVar[bool]  # that it runs one batch size after another without building something anew
+    provider: str
+    precision: str
+
+    def __init__(self, path: Path, threads: int, device: str) -> None:
+        """Open what is at `path`; `device` is "cpu" or "cuda"."""
+
+    @staticmethod
+    def choose_device(device: str) -> str:
+        """ "cpu" or "cuda" for "auto", "cpu" or "cuda"; `InputError` naming what is missing, and nothing instead."""
+
+    def infer(self, images_NCHW: np.ndarray) -> np.ndarray:
+        """Images [N, C, H, W], as the network takes them -> float32 logits [N, C], in host memory on return."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The class of the engine called `name` in `ENGINES`."""
+    module, kind = ENGINES[name].split(".")
+    found: type[Engine] = getattr(importlib.import_module(f"wmlc.bench.engines.{module}"), kind)
+    return found
+
+
+def one_line(error: Exception, most: int = 300) -> str:
+    """An error's message without line breaks, cut to `most` characters; its class where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,271 @@
+"""An engine in a process of its own: loaded, pinned and timed there, so that no engine disturbs another.
+
+The clock runs inside the process, around `infer`; what goes through the pipe is never timed.
+
+N images, C channels or classes, H height, W width
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from wmlc.bench import measure
+from wmlc.bench.engines import Engine, one_line
+from wmlc.bench.scenarios import Load
+from wmlc.bench.scenarios.loadgen import LONGEST_TEST, run_load
+from wmlc.errors import EngineFailed, InputError
+from wmlc.records import WarmUp
+
+TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How pixels become what a network takes; without `mean` and `std` it takes them as they are."""
+
+    mean: Sequence[float] | None = None  # per channel, of pixels in 0..1
+    std: Sequence[float] | None = None
+    dtype: str = "float32"
+    channels_last: bool = False
+
+    def images(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] -> [N, C, H, W] (or [N, H, W, C]), contiguous, of the network's type."""
+        if self.mean is None or self.std is None:
+            images = pixels_NHWC if self.channels_last else pixels_NHWC.transpose(0, 3, 1, 2)
+        else:
+            images = normalise(pixels_NHWC, self.mean, self.std)
+            images = images.transpose(0, 2, 3, 1) if self.channels_last else images
+        return np.ascontiguousarray(images, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """What an engine's process is given: the network, and its place on the machine."""
+
+    opener: Callable[[Path, int, str], Engine]
+    path: Path
+    feed: Feed
+    threads: int = 1
+    device: str = "cpu"
+    cpus: Sequence[int] | None = None  # to pin to; None where the system cannot
+    libraries: Sequence[str] = ()  # to import before that
+    batch: int | None = None  # the only size of a call that it shall run; None: any
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an engine says of itself when it is loaded, and how long that took, its libraries not counted."""
+
+    provider: str
+    precision: str
+    load_ms: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of main memory that a process held before its engine was opened, and at most since it started."""
+
+    before: int
+    peak: int
+
+
+class Worker:
+    """The parent's end of one engine's process; a context manager that ends it.
+
+    All methods raise `EngineFailed` where the process crashed, gave no answer in time or its engine
+    raised, and `InputError` where its file is at fault.
+    """
+
+    def __init__(self, seat: Seat, timeout_s: float = TIMEOUT_S) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would take over this process's torch
+        self._timeout_s = timeout_s
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, seat), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the process does
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+
+    def ready(self) -> Opened:
+        """Have the engine loaded, once: processes start side by side, but engines are opened one after the other."""
+        return self._ask("open")
+
+    def first(self, pixels_NHWC: np.ndarray) -> float:
+        """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
+        return self._ask("first", pixels_NHWC)
+
+    def warm_up(self, most_s: float) -> WarmUp:
+        """Run the images given to `first` until the times settle."""
+        return self._ask("warm_up", most_s)
+
+    def burst(self, calls: int) -> np.ndarray:
+        """The milliseconds of each of `calls` calls, after one that is not timed; `warm_up` comes first."""
+        return self._ask("burst", calls)
+
+    def compute_times(self, calls: int) -> np.ndarray | None:
+        """The milliseconds of each of `calls` calls without its transfers; None if the engine cannot tell."""
+        return self._ask("compute_times", calls)
+
+    def memory(self) -> Memory | None:
+        """What the process holds of main memory; None where the system does not tell."""
+        return self._ask("memory")
+
+    def load(self, load: Load) -> dict[str, Any]:
+        """The result of one of LoadGen's tests on the images given to `first`."""
+        return self._ask("load", load, timeout_s=max(self._timeout_s, LONGEST_TEST * load.seconds))
+
+    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
+        """(node, operator, median milliseconds) of each node on those images; None if the engine cannot tell."""
+        return self._ask("profile", calls)
+
+    def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] -> float32 logits [N, C], in one call, or in calls of the seat's `batch`."""
+        return self._ask("logits", pixels_NHWC)
+
+    def _ask(self, *command: Any, timeout_s: float | None = None) -> Any:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` tells why
+            self._pipe.send(command)
+        return self._receive(timeout_s or self._timeout_s)
+
+    def _receive(self, timeout_s: float) -> Any:
+        if not wait([self._pipe, self._process.sentinel], timeout_s):
+            self._process.kill()
+            raise EngineFailed(f"its engine gave no answer in {timeout_s:g} s and was ended")
+        try:
+            answer = self._pipe.recv() if self._pipe.poll() else None
+        except (EOFError, ConnectionResetError):
+            answer = None
+        if answer is None:
+            self._process.join()
+            raise EngineFailed(f"its engine's process ended ({_end(self._process.exitcode)})")
+        error, value = answer
+        if error is not None:
+            raise error
+        return value
+
+
+def _serve(pipe: Connection, seat: Seat) -> None:
+    """The life of an engine's process: load, then answer until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines.py; read once, when torch is imported
+    os.dup2(2, 1)  # what a library prints must not come between the lines of a table or of JSON
+    try:
+        for library in seat.libraries:  # on any CPU, so that all engines' processes do it at once
+            importlib.import_module(library)
+        pipe.recv()  # the word to open
+        if seat.cpus is not None:
+            os.sched_setaffinity(0, seat.cpus)  # before the engine starts its threads, which inherit it
+        before, start = _memory_bytes("VmRSS"), time.perf_counter()
+        engine = seat.opener(seat.path, seat.threads, seat.device)
+    except EOFError:  # the parent needs no engine any more
+        return
+    except Exception as error:
+        pipe.send((_portable(error), None))
+        return
+    load_ms = 1e3 * (time.perf_counter() - start)
+    pipe.send((None, Opened(engine.provider, engine.precision, load_ms)))
+    bench = _Bench(engine, seat, before)
+    with contextlib.suppress(EOFError), contextlib.closing(engine):
+        while True:
+            name, *args = pipe.recv()
+            try:
+                pipe.send((None, getattr(bench, name)(*args)))
+            except Exception as error:  # whatever it is, the parent shall say it in one line
+                pipe.send((_portable(error), None))
+
+
+class _Bench:
+    """What a process answers: the methods of `Worker`, on this side of the pipe."""
+
+    def __init__(self, engine: Engine, seat: Seat, before_bytes: int | None) -> None:
+        self.engine, self.feed, self.batch, self.before_bytes = engine, seat.feed, seat.batch, before_bytes
+        self.images: np.ndarray | None = None
+
+    def first(self, pixels_NHWC: np.ndarray) -> float:
+        self.images = self.feed.images(pixels_NHWC)
+        start = time.perf_counter()
+        self.engine.infer(self.images)
+        return 1e3 * (time.perf_counter() - start)
+
+    def warm_up(self, most_s: float) -> WarmUp:
+        return measure.warm_up(self.engine, self._taken(), most_s)
+
+    def burst(self, calls: int) -> np.ndarray:
+        self.engine.infer(self._taken())  # another engine ran since, and the caches are its own
+        return measure.time_calls(self.engine, self._taken(), calls)
+
+    def compute_times(self, calls: int) -> np.ndarray | None:
+        time_compute = getattr(self.engine, "time_compute", None)
+        return np.array([time_compute(self._taken()) for _ in range(calls)]) if time_compute else None
+
+    def memory(self) -> Memory | None:
+        peak = _memory_bytes("VmHWM")
+        return None if peak is None or self.before_bytes is None else Memory(self.before_bytes, peak)
+
+    def load(self, load: Load) -> dict[str, Any]:
+        return run_load(self.engine, self._taken(), load)
+
+    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
+        profile = getattr(self.engine, "profile", None)
+        return profile(self._taken(), calls) if profile else None
+
+    def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        return in_calls(self.engine.infer, self.feed.images(pixels_NHWC), self.batch)
+
+    def _taken(self) -> np.ndarray:
+        assert self.images is not None, "give it images first"
+        return self.images
+
+
+def _memory_bytes(field: str) -> int | None:
+    """VmRSS (now) or VmHWM (at most) of this process as Linux tells it: getrusage's would count the parent's too."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), None)
+
+
+def in_calls(infer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int | None) -> np.ndarray:
+    """float32 logits [N, C] of images [N, …], in calls of `size` images (None: in one), the last one filled up."""
+    size = size or len(images)
+    calls = [np.take(images, range(i, i + size), axis=0, mode="wrap") for i in range(0, len(images), size)]
+    return np.concatenate([np.asarray(infer(call), dtype=np.float32) for call in calls])[: len(images)]
+
+
+def normalise(pixels_NHWC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """uint8 [N, H, W, C] -> contiguous float32 [N, C, H, W]: (x / 255 - mean) / std, as `wmlc.data.normalise`."""
+    mean_C, std_C = np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
+    images_NHWC = pixels_NHWC.astype(np.float32) * (1 / (255 * std_C)) - mean_C / std_C
+    return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as one of the two that the parent knows; others may not survive pickling."""
+    if isinstance(error, InputError):
+        return InputError(str(error))
+    return EngineFailed(f"its engine raised: {one_line(error)}")
+
+
+def _end(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"

@@ -1,0 +1,1 @@
+"""How a family learns: networks, losses, methods, the loop."""

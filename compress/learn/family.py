@@ -1,0 +1,161 @@
+"""The family: a tree of dense stages, walked once per forward (paper, section 3.1).
+
+Shape legend: P peers, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmlc.compress.widths.graph import cut_channels
+from wmlc.compress.widths.plan import PeerPlan
+from wmlc.compress.widths.tree import Partition
+from wmlc.models.exits import end_at_exit, exit_stages
+from wmlc.records import Branch
+
+
+class PeerFamily(nn.Module):
+    """M peers as one module; `forward` gives all their logits and runs each shared stage once.
+
+    `mean_joins` weighs the gradient of each branch by its share of the peers wherever branches join (Song & Chai,
+    NeurIPS 2018, section 3.3): a shared stage then learns from the mean of its peers' gradients, not from their sum,
+    which acts on it like a learning rate as many times as high. What a method needs for teaching alone (a
+    gate, hints' regressors) is in `extras` and belongs to no peer.
+    """
+
+    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False) -> None:
+        super().__init__()
+        self.branches = branches
+        self.parts = nn.ModuleDict(modules)
+        self.extras = nn.ModuleDict()
+        self.peers = max(peer for branch in branches for peer in branch.peers)
+        serves = {branch.name: len(branch.peers) for branch in branches}
+        self.shares = {
+            branch.name: len(branch.peers) / serves[branch.parent] if mean_joins and branch.parent else 1.0
+            for branch in branches
+        }
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised images, float32 [B, C, H, W] → logits [P, B, C], the smallest peer first."""
+        return self.walk(images_BCHW)[0]
+
+    def walk(self, images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits [P, B, C], and each branch's output by name: a stage's [B, C, H, W], a head's features [B, C]."""
+        entering: dict[str | None, Tensor] = {None: images_BCHW}
+        outputs: dict[str, Tensor] = {}
+        heads: dict[int, Tensor] = {}
+        for branch in self.branches:
+            part, now, share = self.parts[branch.name], entering[branch.parent], self.shares[branch.name]
+            if share < 1:
+                now = _ScaledGradient.apply(now, share)
+            if branch.stage == "head":
+                *layers, fc = part.children()
+                for layer in layers:
+                    now = layer(now)
+                heads[branch.peers[0]] = fc(now)
+            else:
+                entering[branch.name] = now = part(now)
+            outputs[branch.name] = now
+        return torch.stack([heads[peer] for peer in sorted(heads)]), outputs
+
+    def branch(self, stage: str, peer: int) -> Branch:
+        """The copy of `stage` that peer `peer` (from 1) goes through."""
+        return next(branch for branch in self.branches if branch.stage == stage and peer in branch.peers)
+
+    def peer(self, peer: int) -> nn.Sequential:
+        """Peer `peer` (from 1) as a plain sequence of stages; the modules are shared, not copied."""
+        path = [branch for branch in self.branches if peer in branch.peers]
+        network = nn.Sequential()
+        for branch in path:
+            network.add_module(branch.stage, self.parts[branch.name])
+        return network
+
+
+class Gate(nn.Module):
+    """ONE's gate (Lan et al., NeurIPS 2018, section 3.1): shared features → a weight for each branch, each image."""
+
+    def __init__(self, channels: int, peers: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, peers)
+        self.bn = nn.BatchNorm1d(peers)
+
+    def forward(self, shared_BCHW: Tensor) -> Tensor:
+        """Features [B, C, H, W] → weights on the simplex [B, P]: pooling, linear, batch norm, ReLU, softmax."""
+        pooled_BC = F.adaptive_avg_pool2d(shared_BCHW, 1).flatten(1)
+        return F.softmax(F.relu(self.bn(self.fc(pooled_BC))).float(), dim=1)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back multiplied; forward mode sees the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, factor: None) -> Tensor:
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def build_family(
+    full: nn.Sequential,
+    input_shape: tuple[int, int, int],
+    plans: list[PeerPlan],
+    tree: list[Partition],
+    mean_joins: bool = False,
+    fresh: Callable[[], nn.Sequential] | None = None,
+) -> PeerFamily:
+    """Cut `full` once per peer and join the copies along the tree.
+
+    All peers start from the same weights, but one that keeps the very channels of a larger peer is cut from a
+    network that `fresh` draws anew: twins that start alike would get the same gradients and stay alike. A shared
+    stage is its least pruned peer's; the plans make its outputs fit every stage that follows it.
+    """
+    networks = []
+    for index, plan in enumerate(plans):
+        twin = fresh is not None and any(_same_channels(plan, larger) for larger in plans[index + 1 :])
+        networks.append(cut_channels(fresh() if twin and fresh else full, input_shape, plan.kept))
+    branches: list[Branch] = []
+    modules: dict[str, nn.Module] = {}
+    former: str | None = None
+    for stage, level in zip(dict(full.named_children()), tree, strict=True):
+        for peers in level:
+            name = f"{stage}_of_{'_'.join(map(str, peers))}"
+            parent = next((b.name for b in branches if peers[0] in b.peers and b.stage == former), None)
+            branches.append(Branch(name, stage, peers, parent))
+            modules[name] = networks[peers[-1] - 1].get_submodule(stage)
+        former = stage
+    return PeerFamily(branches, modules, mean_joins)
+
+
+def _same_channels(plan: PeerPlan, other: PeerPlan) -> bool:
+    return all(torch.equal(kept, other.kept[root]) for root, kept in plan.kept.items())
+
+
+def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerFamily:
+    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network."""
+    full = copy.deepcopy(full)
+    stages = exit_stages(full)
+    peers = tuple(range(1, len(stages) + 1))
+    branches = [Branch(f"stem_of_{'_'.join(map(str, peers))}", "stem", peers, None)]
+    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule("stem")}
+    trunk = branches[0].name
+    for number, stage in enumerate(stages, 1):
+        serves = peers[number - 1 :]
+        name, head = f"{stage}_of_{'_'.join(map(str, serves))}", f"head_of_{number}"
+        branches += [Branch(name, stage, serves, trunk), Branch(head, "head", (number,), name)]
+        modules[name] = full.get_submodule(stage)
+        modules[head] = end_at_exit(full, number, input_shape).get_submodule("head")
+        trunk = name
+    return PeerFamily(branches, modules)

@@ -1,0 +1,81 @@
+"""How much each peer's teaching counts: the outer problem, for one backward and one JVP (PAPER 3).
+
+Shape legend: P peers, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.losses import ensemble_loss, wml_losses
+
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W], labels int64 [B]
+
+
+def peer_weight_gradient(
+    family: PeerFamily,
+    train: Batch,
+    held_out: Batch,
+    weight_P: Tensor,
+    inner_gradients: dict[str, Tensor],
+    *,
+    alpha: float,
+    temperature: float = 1.0,
+    inner_lr: float,
+    autocast: Callable[[], torch.autocast] | None = None,
+) -> Tensor:
+    """The gradient of the outer objective with respect to the peer weights; [P].
+
+        θ' = θ − γ ∇_θ L1(θ, ω)
+        g_i = ∂L2(θ', ω)/∂ω_i − γ ⟨∇_θ L2(θ'), ∇_θ ℓ_i(θ)⟩
+
+    L1 is linear in ω, so this is exact, without a Hessian. ℓ_i depends on θ through the logits
+    only, so with v = ∇_θ L2 all P inner products are one directional derivative of (ℓ_1 … ℓ_P)
+    along v: one forward-mode pass, whatever the number of peers.
+
+    Args: `inner_gradients` is ∇_θ L1 by parameter name, on the batch `train` (a training step has it at
+    hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included; its
+    parameters, gradients, running statistics and the random state are left as they were.
+    """
+    parameters = {  # what serves teaching alone is no part of the logits
+        name: parameter.detach() for name, parameter in family.named_parameters() if not name.startswith("extras.")
+    }
+    devices = [weight_P.device] if weight_P.device.type == "cuda" else []
+    autocast = autocast or (lambda: torch.autocast(weight_P.device.type, enabled=False))
+
+    def logits(at: dict[str, Tensor], images: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in family.named_buffers()}
+        with torch.random.fork_rng(devices), autocast():
+            result = functional_call(family, (at, buffers), (images,))
+        return result if result.dtype == torch.float64 else result.float()
+
+    stepped = {
+        name: (parameter - inner_lr * inner_gradients[name]).requires_grad_() for name, parameter in parameters.items()
+    }
+    omega_P = weight_P.detach().clone().requires_grad_()
+    outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
+    direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
+
+    with forward_ad.dual_level(), torch.no_grad():
+        duals = {
+            name: forward_ad.make_dual(parameter, tangent)
+            for (name, parameter), tangent in zip(parameters.items(), direction, strict=True)
+        }
+        losses_P = wml_losses(logits(duals, train[0]), train[1], alpha, temperature)
+        aligned_P = forward_ad.unpack_dual(losses_P).tangent
+    assert aligned_P is not None
+    return direct_P - inner_lr * aligned_P
+
+
+def mirror_step(weight_P: Tensor, gradient_P: Tensor, step: float) -> Tensor:
+    """One step of mirror descent on the simplex; [P] → [P].
+
+    ω_i ← ω_i exp(−η g_i) / Σ_k ω_k exp(−η g_k), η = `step`.
+    """
+    return torch.softmax(weight_P.log() - step * gradient_P, dim=0)

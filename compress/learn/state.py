@@ -1,0 +1,103 @@
+"""Training state on disk: complete or absent, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from wmlc import records
+from wmlc.errors import InputError
+from wmlc.files import new_directory, recover_directory
+from wmlc.records import Progress
+
+STATE_FILE, MODEL_FILE, BEST_FILE, MOMENTUM_FILE = (
+    "state.json", "model.safetensors", "best.safetensors", "momentum.safetensors"
+)  # fmt: skip
+
+
+Phase = Literal["family", "baseline"]
+
+
+@dataclass
+class TrainState:
+    """Where one phase of a run stands, besides the network's own weights."""
+
+    phase: Phase
+    peer_weights: list[float]
+    epoch: int = 0  # epochs done
+    step: int = 0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_top1: float = -1.0  # mean over peers, on the held-out images
+    best_peer_weights: list[float] = field(default_factory=list)  # ω at the end of that epoch
+    best: dict[str, Tensor] = field(default_factory=dict)  # the network's weights at the end of that epoch
+
+    def progress(self) -> Progress:
+        """All but the tensors, as it is written."""
+        return Progress(**{f.name: getattr(self, f.name) for f in fields(self) if f.name != "best"})
+
+
+def save_state(directory: Path, state: TrainState, network: nn.Module, optimizer: torch.optim.SGD) -> None:
+    """Replace the checkpoint in `directory`; a kill or a full disk leaves the former one good."""
+    momentum = {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in network.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
+    with new_directory(directory) as aside:
+        _write(aside / MODEL_FILE, network.state_dict())
+        _write(aside / BEST_FILE, state.best)
+        _write(aside / MOMENTUM_FILE, momentum)
+        records.write(aside / STATE_FILE, state.progress())
+
+
+def peek_phase(directory: Path) -> str | None:
+    """The phase that the checkpoint in `directory` belongs to, None where there is none."""
+    recover_directory(directory)
+    if not directory.is_dir():
+        return None
+    return _read_state(directory).phase
+
+
+def load_state(directory: Path, network: nn.Module, optimizer: torch.optim.SGD) -> TrainState:
+    """Put a checkpoint's weights and momentum into `network` and `optimizer`; `InputError` where damaged."""
+    progress = _read_state(directory)
+    state = TrainState(**{f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "schema_version"})
+    expected = network.state_dict()
+    model = _read(directory / MODEL_FILE, expected)
+    state.best = _read(directory / BEST_FILE, expected)
+    network.load_state_dict(model)
+    parameters = dict(network.named_parameters())
+    for name, buffer in _read(directory / MOMENTUM_FILE, parameters, complete=False).items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = torch.empty_like(parameters[name].data).copy_(buffer)
+    return state
+
+
+_REMEDY = "delete the checkpoint directory to train from the start"
+
+
+def _read_state(directory: Path) -> Progress:
+    return records.read(directory / STATE_FILE, Progress, "training state", _REMEDY)
+
+
+def _write(path: Path, tensors: dict[str, Any]) -> None:
+    # copied: a shared stage's best weights may be the very tensors of the model, which safetensors refuses
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(ready))
+
+
+def _read(path: Path, expected: dict[str, Any], complete: bool = True) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or missing ({error}); {_REMEDY}") from None
+    fits = all(name in expected and tensor.shape == expected[name].shape for name, tensor in tensors.items())
+    if not fits or (complete and tensors.keys() != expected.keys()):
+        raise InputError(f"{path} does not belong to the run's networks; {_REMEDY}")
+    return tensors

@@ -1,0 +1,259 @@
+"""`wmlc sweep`: a grid of runs in one directory. What is finished is left, what was killed goes on, what fails is told.
+
+How far a run is, its directory alone says; a sweep keeps no record of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
+from wmlc.compress.sweep.grid import Point, read_grid
+from wmlc.console import UNKNOWN, print_table, say
+from wmlc.errors import InputError
+from wmlc.files import new_file
+from wmlc.run import BASELINE, Run, read_config, read_family
+from wmlc.settings import OF_A_BASELINE, names_of
+
+ENGINES = ("local", "ray")
+SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
+UNFINISHED, TO_DO, REFUSED = "unfinished", "to do", "refused"  # how far a run is, besides FINISHED
+MAY_DIFFER = ("baseline_from", "download", "workers")  # settings that change nothing about what is learned
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of the grid, how far it is, and where its baseline comes from."""
+
+    point: Point
+    run: Run
+    state: str
+    cause: str = ""  # why it is refused
+    baseline: Path | None = None  # the run of the sweep whose baseline it takes
+    after: str | None = None  # the name of the run that trains that one now
+
+
+def run_sweep(
+    recipe: str | None, sets: Sequence[str], out: Path, jobs: int, engine: str, address: str | None,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Train every run of a grid that is not finished yet in `out`/NAME, and say how each ended.
+
+    Args: a recipe's name or file; texts KEY=VALUE,VALUE,… (see `read_grid`); runs at once on a machine; `local` or
+    `ray`, for which every machine must see `out`, the data and the working directory under the same paths; Ray's
+    address, none for a Ray of this machine. In `out`/.sweep lie NAME.yaml, a run's settings, and NAME.log, what it
+    printed. Raises `InputError` before anything starts for settings that cannot be, and at the end where a run failed.
+    """
+    _check_options(jobs, engine, address, dry_run, as_json)
+    points = read_grid(recipe, sets)
+    entries = plan_sweep(points, out)
+    if dry_run:
+        _print_json(entries, out) if as_json else _print_plan(entries, out)
+        return
+    failed = {entry.point.name: entry.cause for entry in entries if entry.state == REFUSED}
+    for entry in entries:
+        if entry.state == FINISHED:
+            say(f"skipped {entry.point.name}: finished")
+    try:
+        with _ending_is_interrupt():
+            _train_all(points, entries, out, jobs, engine, address, failed)
+    except KeyboardInterrupt:
+        raise InputError("stopped; the same command goes on where it was") from None
+    done = [shlex.quote(str(out / point.name)) for point in points if point.name not in failed]
+    if done:
+        say(f"side by side: wmlc compare {' '.join(done)}")
+    if failed:
+        for name, cause in failed.items():
+            say(f"failed {name}: {cause}", "red")
+        raise InputError(
+            f"{len(failed)} of {len(points)} runs failed, their logs are {out / SIDE}/NAME.log; "
+            "mend the cause and pass the same command again"
+        )
+
+
+def plan_sweep(points: Sequence[Point], out: Path, failed: Collection[str] = ()) -> list[Entry]:
+    """How far each run is, and whose baseline it takes; of runs that `failed`, none is waited for.
+
+    Runs that agree in all that makes a baseline train it once: the first of them, unless one has it already or is
+    about to go on with its own.
+    """
+    entries = [_entry(point, Run(out / point.name)) for point in points]
+    groups: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        if entry.point.config.baseline and entry.point.config.baseline_from is None and entry.state != REFUSED:
+            groups.setdefault(_makes_baseline(entry.point.config), []).append(entry)
+    takes: dict[str, Entry] = {}
+    for members in groups.values():
+        there = next((m for m in members if m.run.network(BASELINE).is_dir()), None)
+        able = [m for state in (UNFINISHED, TO_DO) for m in members if m.state == state and m.point.name not in failed]
+        for first in [there] if there else able[:1]:
+            for member in members:
+                if member.state == TO_DO and member is not first:
+                    after = None if there else first.point.name
+                    takes[member.point.name] = replace(member, baseline=first.run.root, after=after)
+    return [takes.get(entry.point.name, entry) for entry in entries]
+
+
+def _check_options(jobs: int, engine: str, address: str | None, dry_run: bool, as_json: bool) -> None:
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {jobs}")
+    if engine not in ENGINES:
+        raise InputError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if address is not None and engine != "ray":
+        raise InputError("--address is where a Ray cluster is; pass --engine ray with it")
+    if as_json and not dry_run:
+        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
+
+
+def _entry(point: Point, run: Run) -> Entry:
+    """A run as its directory shows it; refused where that holds something else."""
+    remedy = "move it away, or choose another --out"
+    if not run.root.exists():
+        return Entry(point, run, TO_DO)
+    if not run.config.exists():
+        return Entry(point, run, REFUSED, f"{run.root} exists and is no run; {remedy}")
+    try:
+        held = _compared(config_from(vars(read_config(run).settings), str(run.config)))
+    except InputError as error:
+        return Entry(point, run, REFUSED, str(error))
+    wanted = _compared(point.config)
+    if wanted["finetune_epochs"] is None:  # then a run measures how many, and records that
+        del wanted["finetune_epochs"]
+    if differing := [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]:
+        return Entry(point, run, REFUSED, f"{run.root} has other settings ({'; '.join(differing)}); {remedy}")
+    with contextlib.suppress(InputError):
+        read_family(run)
+        return Entry(point, run, FINISHED)
+    return Entry(point, run, UNFINISHED)
+
+
+def _compared(config: TrainConfig) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
+    if config.data_root is not None:  # a run records it so
+        settings["data_root"] = str(Path(config.data_root).expanduser().resolve())
+    return settings
+
+
+def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
+    settings = _compared(config)
+    return tuple(settings[name] for name in ("data_root", *names_of(*OF_A_BASELINE)))
+
+
+def _train_all(
+    points: Sequence[Point], entries: Sequence[Entry], out: Path, at_once: int, engine: str, address: str | None,
+    failed: dict[str, str],
+) -> None:  # fmt: skip
+    """Do all that is to do; a run whose baseline failed to come is planned again, until none is left."""
+    done = 0
+
+    def open_entries() -> list[Entry]:
+        planned = plan_sweep(points, out, failed)
+        return [e for e in planned if e.state in (UNFINISHED, TO_DO) and e.point.name not in failed]
+
+    def report(outcome: Outcome) -> None:
+        nonlocal done
+        if outcome.state == NO_BASELINE:
+            say(f"{outcome.name} waits: the run that was to train its baseline failed")
+            return
+        done += 1
+        if outcome.state == FINISHED and not Run(out / outcome.name).family.exists():  # it would be trained for ever
+            why = f"finished where {out} is another directory; choose an --out that every machine sees"
+            outcome = replace(outcome, state=FAILED, text=why)
+        if outcome.state == FAILED:
+            failed[outcome.name] = outcome.text
+        say(f"[{done}/{total}] {outcome.state} {outcome.name} after {outcome.minutes:.1f} minutes: {outcome.text}")
+
+    todo = open_entries()
+    total = len(todo)
+    if not todo:
+        return
+    _say_counts(entries, at_once, engine)
+    with ray_engine(address, at_once) if engine == "ray" else local_engine(at_once) as work:
+        while todo:
+            first = [e for e in todo if e.after is None] + [e for e in todo if e.after is not None]
+            work([_job(entry, out) for entry in first], report)
+            todo = open_entries()
+
+
+def _say_counts(entries: Sequence[Entry], at_once: int, engine: str) -> None:
+    states = [entry.state for entry in entries]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in (FINISHED, UNFINISHED, TO_DO, REFUSED) if s in states)
+    how = ""
+    if engine == "local" and at_once > 1:
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores() // at_once)
+        how = f"; {at_once} at once, OMP_NUM_THREADS {threads} each"
+    say(f"{len(entries)} runs: {counts}{how}")
+
+
+def _job(entry: Entry, out: Path) -> Job:
+    """What an engine needs to know; writes the recipe of a run that is not there yet."""
+    root, config = out.resolve(), entry.point.config
+    name, baseline = entry.point.name, entry.baseline and entry.baseline.resolve()
+    recipe = root / SIDE / f"{name}.yaml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    if entry.state == TO_DO:
+        settings = {**asdict(config), "ratios": list(config.ratios)}
+        settings |= {"baseline_from": str(baseline)} if baseline else {}
+        with new_file(recipe) as aside:
+            aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return Job(
+        name=name, root=root / name, recipe=recipe, log=root / SIDE / f"{name}.log", folder=Path.cwd(),
+        baseline=baseline, after=entry.after, on_gpu=config.device != "cpu",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _ending_is_interrupt() -> Iterator[None]:
+    """Being ended from outside is as Ctrl-C, so that the runs' own processes are ended too."""
+    kinds = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    former = {kind: handler for kind in kinds if (handler := signal.getsignal(kind)) != signal.SIG_IGN}  # nohup's stays
+    for kind in former:
+        signal.signal(kind, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for kind, handler in former.items():
+            signal.signal(kind, handler)
+
+
+def _baseline_words(entry: Entry) -> str:
+    config = entry.point.config
+    if not config.baseline:
+        return "none"
+    if config.baseline_from is not None:
+        return f"of {config.baseline_from}"
+    if entry.baseline is not None:
+        return f"of {entry.baseline.name}"
+    return UNKNOWN if entry.state == REFUSED else "there" if entry.run.network(BASELINE).is_dir() else "trains it"
+
+
+def _print_plan(entries: Sequence[Entry], out: Path) -> None:
+    rows = [[entry.point.name, entry.state, _baseline_words(entry)] for entry in entries]
+    print_table(f"{len(entries)} runs in {out}", ["run", "state", "baseline"], rows, left=3)
+    for entry in entries:
+        if entry.cause:
+            say(f"{entry.point.name}: {entry.cause}")
+
+
+def _print_json(entries: Sequence[Entry], out: Path) -> None:
+    rows = [
+        {
+            "run": str(out / entry.point.name), "settings": entry.point.varied, "state": entry.state,
+            "cause": entry.cause or None, "baseline": _baseline_words(entry),
+            "baseline_from": str(entry.baseline) if entry.baseline else entry.point.config.baseline_from,
+        }
+        for entry in entries
+    ]  # fmt: skip
+    say(json.dumps(rows, indent=2))

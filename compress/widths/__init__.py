@@ -1,0 +1,1 @@
+"""How wide each layer of each peer is, chosen before the first step."""

@@ -1,0 +1,1 @@
+"""Records become what people look at: tables, figures, pages."""

@@ -1,0 +1,261 @@
+"""Charts as Vega-Lite specifications: plain dicts. Colours by name only, as the page sets them for light and dark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wmlc.report.series import Lines, pareto_front
+
+Spec = dict[str, Any]
+Record = Mapping[str, Any]
+
+FEW_EPOCHS = 40  # up to here every epoch gets a mark on its line
+GREY, ALARM = "#8a8a8a", "#d55e00"  # readable on white and on the dark page
+FILLS = {"fp16": 0.4, "int8": 0.0}  # how full a point is, other than fp32's: precision without colour
+DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [12, 4], [1, 3], [6, 2, 1, 2, 1, 2]]
+COLUMNS = {"speed": 10, "channels": 82, "macs": 202, "intensity": 302}  # pixels right of the layers' bars
+
+
+def accuracy_chart(points: Sequence[Record], cost: str, title: str, domain: Sequence[str], by: str) -> Spec:
+    """Top-1 over `cost` ("p50", "params" or "macs"), with intervals where there are any, and the Pareto front.
+
+    Args: `by` names what colour and shape stand for, "network" or "run", and `domain` lists all of these.
+    """
+    x: Spec = {"field": cost, "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 16}}
+    if cost != "p50":
+        x["axis"] = {"format": "~s"}
+    y = {"field": "top1", "type": "quantitative", "title": "top-1, %", "scale": {"zero": False, "padding": 16}}
+    who = _who(by, domain, [point[by] for point in points], least=1 if by == "run" else 2)
+    hollow = [{"test": f"datum.precision === '{name}'", "value": fill} for name, fill in FILLS.items()]
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{cost: p[cost], "top1": p["top1"]} for p in pareto_front(map(dict, points), cost)]},
+            "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [3, 3], "strokeWidth": 1.5},
+            "encoding": {"x": x, "y": y, "color": {"value": GREY}},
+        },
+        {
+            "mark": {"type": "point", "size": 110, "strokeWidth": 2, "opacity": 1},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "shape": who,
+                "stroke": who,
+                "fill": who,
+                "fillOpacity": {"condition": hollow, "value": 1},
+                "tooltip": _point_tips(by),
+            },
+        },
+    ]
+    if cost == "p50" and any(point["low"] is not None for point in points):
+        ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "stroke": who}
+        layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends})
+    if any(point["top1_low"] is not None for point in points):
+        ends = {"x": x, "y": {**y, "field": "top1_low"}, "y2": {"field": "top1_high"}, "stroke": who}
+        layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
+    if by == "run":
+        words = {"x": x, "y": y, "text": {"field": "number"}}
+        layers.append({"mark": {"type": "text", "dy": -13, "fontSize": 11}, "encoding": words})
+    return {**_frame(330), "data": {"values": list(points)}, "layer": layers}
+
+
+def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level: float | None = None) -> Spec:
+    """A line a name over the epochs; hovering tells all values of the nearest epoch, in d3's format `form`.
+
+    Args: a dotted line at `level`, if given.
+    """
+    names = list(lines)
+    values = [{"epoch": epoch, "who": who, "value": value} for who in names for epoch, value in lines[who]]
+    wide: dict[int, dict[str, float]] = {}
+    for index, who in enumerate(names):
+        for epoch, value in lines[who]:
+            wide.setdefault(epoch, {"epoch": epoch})[f"n{index}"] = value
+    x = _epochs()
+    colour = _who("who", domain, names)
+    if colour["legend"]:
+        colour["legend"] |= {"symbolType": "stroke", "symbolSize": 300, "symbolStrokeWidth": 2}
+    dashes = {**colour, "scale": {**colour["scale"], "range": [DASHES[i % len(DASHES)] for i in range(len(domain))]}}
+    few = {"point": {"size": 24, "filled": True}} if len(wide) <= FEW_EPOCHS else {}
+    drawn = {
+        "data": {"values": values},
+        "mark": {"type": "line", "strokeWidth": 2, **few},
+        "encoding": {
+            "x": x,
+            "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 8}},
+            "color": colour,
+            "strokeDash": dashes,
+        },
+    }
+    nearest = {"type": "point", "fields": ["epoch"], "nearest": True, "on": "pointerover", "clear": "pointerout"}
+    pointer = {
+        "data": {"values": list(wide.values())},
+        "params": [{"name": "hover", "select": nearest}],
+        "mark": {"type": "rule", "strokeWidth": 1},
+        "encoding": {
+            "x": x,
+            "color": {"value": GREY},
+            "opacity": {"condition": {"param": "hover", "empty": False, "value": 0.9}, "value": 0},
+            "tooltip": [_tip("epoch", "epoch", "d"), *(_tip(f"n{i}", name, form) for i, name in enumerate(names))],
+        },
+    }
+    dotted = {"type": "rule", "strokeDash": [3, 3], "color": GREY}
+    levels = [] if level is None else [{"data": {"values": [{}]}, "mark": dotted, "encoding": {"y": {"datum": level}}}]
+    return {**_frame(270), "layer": [*levels, drawn, pointer]}
+
+
+def widths_chart(bars: Sequence[Record], domain: Sequence[str]) -> Spec:
+    """Bars a stage and network: mean channels of the stage's layers, a rule from the narrowest to the widest."""
+    present = list(dict.fromkeys(bar["who"] for bar in bars))
+    axis = {"labelAngle": 0, "labelPadding": 20, "ticks": False}
+    stages = list(dict.fromkeys(bar["stage"] for bar in bars))
+    mean = {"field": "mean", "type": "quantitative", "title": "channels a layer"}
+    tips = [_tip("who", "network"), _tip("stage", "stage"), _tip("layers", "channels, layer by layer")]
+    layers = [
+        {"mark": "bar", "encoding": {"y": mean, "color": _who("who", domain, present), "tooltip": tips}},
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {"y": {"field": "least", "type": "quantitative"}, "y2": {"field": "most"}},
+        },
+        {
+            "mark": {"type": "text", "dy": 10, "fontSize": 10},
+            "encoding": {"y": {"datum": 0}, "text": {"field": "number"}},
+        },
+    ]
+    shared = {
+        "x": {"field": "stage", "type": "nominal", "sort": stages, "title": None, "axis": axis},
+        "xOffset": {"field": "who", "type": "nominal", "sort": present, "scale": {"paddingInner": 0.08}},
+    }
+    return {**_frame(290), "data": {"values": list(bars)}, "encoding": shared, "layer": layers}
+
+
+def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], who: str) -> Spec:
+    """Two bars a layer, the baseline's time and that of the network called `name`, with numbers beside them.
+
+    Args: `layers` as of `series.layer_rows`; `who` is the network of `domain` whose colour the second bar takes.
+    """
+    folded = [
+        {"fold": ["baseline_ms", "peer_ms"], "as": ["side", "ms"]},
+        {"filter": "isValid(datum.ms)"},
+        {"calculate": f"datum.side === 'peer_ms' ? {json.dumps(who)} : 'baseline'", "as": "who"},
+        {"calculate": f"datum.side === 'peer_ms' ? {json.dumps(name)} : 'baseline'", "as": "name"},
+    ]
+    order = [layer["layer"] for layer in layers]
+    alike = f"datum.side === 'peer_ms' && datum.who === 'baseline' && {json.dumps(who == 'baseline')}"  # in int8, say
+    y = {
+        "field": "layer",
+        "type": "nominal",
+        "sort": order,
+        "title": None,
+        "axis": {"ticks": False, "labelLimit": 190},
+        "scale": {"paddingInner": 0.25},
+    }
+    tips = [
+        _tip("layer", "layer"), _tip("op", "operator"), _tip("name", "network"), _tip("ms", "ms", ".4f"),
+        _tip("speed", "times as fast"), _tip("channels", "channels, baseline | peer"),
+        _tip("macs", "MACs, baseline | peer"), _tip("intensity", "FLOPs a byte, baseline | peer"),
+    ]  # fmt: skip
+    drawn = {
+        "transform": folded,
+        "mark": "bar",
+        "encoding": {
+            "y": y,
+            "yOffset": {"field": "side", "type": "nominal", "sort": ["baseline_ms", "peer_ms"]},
+            "fillOpacity": {"condition": {"test": alike, "value": 0.45}, "value": 1},
+            "x": {"field": "ms", "type": "quantitative", "title": "ms an inference"},
+            "color": _who("who", domain, ["baseline", who]),
+            "tooltip": tips,
+        },
+    }
+    columns = [_column(y, key, dx) for key, dx in COLUMNS.items()]
+    heads = {"speed": "speed", "channels": "channels", "macs": "MACs", "intensity": "FLOPs/byte"}
+    titles = [
+        {
+            "data": {"values": [{}]},
+            "mark": {"type": "text", "align": "left", "dx": COLUMNS[key], "fontSize": 11, "fontWeight": "bold"},
+            "encoding": {"x": {"value": "width"}, "y": {"value": -8}, "text": {"value": title}},
+        }
+        for key, title in heads.items()
+    ]
+    return {
+        **_frame(24 * len(layers)),
+        "data": {"values": list(layers)},
+        "layer": [drawn, *columns, *titles],
+    }
+
+
+def _column(y: Spec, key: str, dx: int) -> Spec:
+    """A column of words at the right of the bars."""
+    encoding: Spec = {"y": y, "x": {"value": "width"}, "text": {"field": key, "type": "nominal"}}
+    if key == "speed":
+        alarm = {"test": "datum.no_faster", "value": ALARM}
+        encoding["color"] = {"condition": alarm}
+    return {
+        "mark": {"type": "text", "align": "left", "dx": dx, "fontSize": 11},
+        "encoding": encoding,
+    }
+
+
+def bar_chart(bars: Sequence[Record], domain: Sequence[str], by: str, title: str) -> Spec:
+    """A bar a network with its value written at the end; without a value, the words alone."""
+    names = [f"{bar['run']}: {bar['label']}" if by == "run" else bar["label"] for bar in bars]
+    values = [
+        {**bar, "name": name, "by": bar["run"] if by == "run" else bar["who"]}
+        for bar, name in zip(bars, names, strict=True)
+    ]
+    y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "labelLimit": 160}}
+    most = max((bar["value"] or 0 for bar in bars), default=0)
+    x = {
+        "field": "value",
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domainMax": 1.15 * most or 1},
+        "axis": {"format": "~s"},
+    }
+    tips = [_tip("name", "network"), _tip("text", title)]
+    color = {**_who("by", domain, []), "legend": None}
+    layers: list[Spec] = [
+        {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": {"x": x, "color": color, "tooltip": tips}},
+        {
+            "transform": [{"calculate": "datum.value === null ? 0 : datum.value", "as": "end"}],
+            "mark": {"type": "text", "align": "left", "dx": 5},
+            "encoding": {"x": {**x, "field": "end"}, "text": {"field": "text"}},
+        },
+    ]
+    return {**_frame(26 * len(values)), "data": {"values": values}, "encoding": {"y": y}, "layer": layers}
+
+
+def _frame(height: int) -> Spec:
+    """As wide as the page allows."""
+    return {"width": "container", "height": height}
+
+
+def _who(field: str, domain: Sequence[str], present: Sequence[str], least: int = 2) -> Spec:
+    """The colour (or shape, or dash) of `field`: the same for a name in every chart, told if `least` are present."""
+    shown = [name for name in domain if name in set(present)]
+    legend = {"title": None, "values": shown} if len(shown) >= least else None
+    return {"field": field, "type": "nominal", "scale": {"domain": list(domain)}, "legend": legend}
+
+
+def _epochs() -> Spec:
+    return {
+        "field": "epoch",
+        "type": "quantitative",
+        "title": "epoch",
+        "axis": {"tickMinStep": 1, "format": "d"},
+        "scale": {"nice": False, "zero": False, "padding": 8},
+    }
+
+
+def _point_tips(by: str) -> list[Spec]:
+    titles = {
+        "run": "run", "label": "network", "top1_text": "top-1", "p50_text": "p50 [95 %]",
+        "speedup_text": "speed-up [95 %]", "pruned_text": "pruned", "params_text": "parameters", "macs_text": "MACs",
+    }  # fmt: skip
+    return [_tip(field, title) for field, title in titles.items() if field != "run" or by == "run"]
+
+
+def _tip(field: str, title: str, form: str | None = None) -> Spec:
+    """A line of a tooltip: words as they are, or a number in d3's format `form`."""
+    kind = {"type": "nominal"} if form is None else {"type": "quantitative", "format": form}
+    return {"field": field, "title": title, **kind}

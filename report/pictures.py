@@ -1,0 +1,186 @@
+"""A figure's numbers as a picture that stands alone: white, about 700 pixels wide, with its legend and what n was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from textwrap import wrap
+from typing import Any
+
+from wmlc.report.charts import DASHES, FEW_EPOCHS, GREY, Spec
+from wmlc.report.trained import Trained
+
+WIDTH, HEIGHT = 620, 300  # pixels of the plot alone
+PANEL_WIDTH, PANEL_HEIGHT, PANELS_A_ROW = 300, 190, 2
+LETTERS = 118  # of the small print that fit into a line
+LETTER, SYMBOL = 6, 44  # pixels of a legend's letter, and of its mark with the gaps around
+PNG_SCALE = 2
+INK, QUIET, FAINT = "#1d2126", "#5c6670", "#e3e6e9"
+# Okabe and Ito's colours, darker so that each stands out from white by 3:1; as the report's page has them.
+COLOURS = ["#0072b2", "#d55e00", "#00895f", "#b4548f", "#a87400", "#2f8fca", "#7a6a00", "#8a2be2"]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What has one colour. A point is {x, mean, sd, n, values}, sd None where there is one value."""
+
+    configuration: str
+    name: str
+    points: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure as numbers. Without lines it can't be drawn; `left_out` tells why: a reason, and whom it concerns."""
+
+    title: str
+    x: str
+    y: str
+    lines: list[Line]
+    runs: list[Trained]  # that are drawn
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    levels: list[dict[str, Any]] = field(default_factory=list)  # across the plot: {name, mean, sd, n, values}
+    over: str = "epochs"  # what x is: epochs, ratio, macs or eta
+    panels: bool = False  # one a configuration
+
+
+def render(spec: Spec) -> tuple[bytes, bytes]:
+    """The picture as SVG and as PNG; nothing is fetched."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(spec, config=_config(), allowed_base_urls=[])
+    png = vl_convert.vegalite_to_png(spec, scale=PNG_SCALE, config=_config(), allowed_base_urls=[])
+    return svg.encode("utf-8"), png
+
+
+def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
+    """Vega-Lite's specification of a figure under its title and the sentences of `subtitle`."""
+    several = figure.panels and len({line.configuration for line in figure.lines}) > 1
+    width = PANEL_WIDTH if several else WIDTH
+    small = [text for sentence in subtitle for text in wrap(sentence, LETTERS)]
+    plot = {
+        "width": width,
+        "height": PANEL_HEIGHT if several else HEIGHT,
+        "layer": _layers(figure),
+    }
+    rows = [row for line in figure.lines for row in _rows(line, width // LETTER)]
+    whole: Spec = {
+        "title": {"text": figure.title, "subtitle": small},
+        "data": {"values": rows},
+    }
+    if not figure.panels:
+        return whole | plot
+    header = {"title": None, "labelLimit": width, "labelAnchor": "start", "labelExpr": "split(datum.label, '\\n')"}
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    facet = {"field": "panel", "type": "nominal", "sort": panels, "header": header}
+    return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot}
+
+
+def _rows(line: Line, letters: int) -> list[dict[str, Any]]:
+    """The points with the ends of their spread; a panel's name in lines of so many letters."""
+    panel = "\n".join(wrap(line.configuration, letters))
+    return [
+        {"panel": panel, "line": line.name, "x": point["x"], "mean": point["mean"]}
+        | ({} if point["sd"] is None else {"low": point["mean"] - point["sd"], "high": point["mean"] + point["sd"]})
+        for point in line.points
+    ]
+
+
+def _layers(figure: Figure) -> list[Spec]:
+    """From the back: levels, spread, lines with their marks."""
+    names = list(dict.fromkeys(line.name for line in figure.lines))
+    xs = sorted({point["x"] for line in figure.lines for point in line.points})
+    x = _x(figure, xs)
+    y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": {"zero": False, "padding": 8}}
+    columns = max(1, WIDTH // (SYMBOL + LETTER * max(map(len, names))))
+    legend: Spec = {"title": None, "columns": columns, "labelLimit": WIDTH, "symbolOpacity": 1}
+    if figure.over == "epochs":
+        legend |= {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2}
+    colour = _told_apart(names, COLOURS, legend)
+    ends = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    spread: Spec = {"transform": [{"filter": "isValid(datum.low)"}], "encoding": ends}
+    if figure.over == "epochs":
+        few: Spec = {"point": {"size": 24, "filled": True}} if len(xs) <= FEW_EPOCHS else {}
+        dash = _told_apart(names, DASHES, legend, turn=True)
+        drawn = [
+            {**spread, "mark": {"type": "area", "opacity": 0.16}},
+            {"mark": {"type": "line", **few}, "encoding": {"x": x, "y": y, "color": colour, "strokeDash": dash}},
+        ]
+    else:
+        shape = _told_apart(names, SHAPES, legend, turn=True)
+        drawn = [
+            {**spread, "mark": {"type": "rule", "strokeWidth": 1.5}},
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6},
+                "encoding": {"x": x, "y": y, "color": colour},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+                "encoding": {"x": x, "y": y, "color": colour, "shape": shape},
+            },
+        ]
+    rule: Spec = {"type": "rule", "strokeDash": [4, 4], "color": GREY}
+    rules = [{"data": {"values": [{}]}, "mark": rule, "encoding": {"y": {"datum": lv["mean"]}}} for lv in figure.levels]
+    # several would lie on one another: the small print tells them
+    words = _level_words(figure.levels[0], figure.over == "macs") if len(figure.levels) == 1 else []
+    return [*rules, *drawn, *words]
+
+
+def level_text(level: dict[str, Any]) -> str:
+    """baseline 76.74 ± 0.21."""
+    return f"{level['name']} {level['mean']:.2f}" + ("" if level["sd"] is None else f" ± {level['sd']:.2f}")
+
+
+def _level_words(level: dict[str, Any], at_left: bool) -> list[Spec]:
+    """Words above a level, on a white edge: at the end where the unpruned peers, which score alike, are not."""
+    side, x = ("left", 4) if at_left else ("right", "width")
+    text: Spec = {"type": "text", "align": side, "dy": -8, "fontSize": 11}
+    place = {"x": {"value": x}, "y": {"datum": level["mean"]}, "text": {"field": "text"}}
+    edge = {"stroke": "#ffffff", "strokeWidth": 4, "color": "#ffffff"}
+    return [
+        {"data": {"values": [{"text": level_text(level)}]}, "mark": text | look, "encoding": place}
+        for look in (edge, {"color": QUIET})
+    ]
+
+
+def _told_apart(names: Sequence[str], looks: Sequence[Any], legend: Spec, turn: bool = False) -> Spec:
+    """One of `looks` a name; they begin anew after the last, with `turn` one further, so that no pair comes twice."""
+    count = len(looks)
+    given = [looks[(i + (i // count if turn else 0)) % count] for i in range(len(names))]
+    return {"field": "line", "type": "nominal", "scale": {"domain": list(names), "range": given}, "legend": legend}
+
+
+def _x(figure: Figure, xs: Sequence[float]) -> Spec:
+    scale: Spec = {"zero": False, "nice": False, "padding": 12}
+    axis = {
+        "epochs": {"tickMinStep": 1, "format": "d"},
+        "ratio": {"format": "~g", "tickCount": 8},
+        "macs": {"format": "~s", "tickCount": 8},
+        "eta": {"values": list(xs), "format": "~g", "labelOverlap": True},
+    }[figure.over]
+    if figure.over == "eta":
+        scale |= {"type": "log"}
+    return {"field": "x", "type": "quantitative", "title": figure.x, "scale": scale, "axis": axis}
+
+
+def _config() -> Spec:
+    return {
+        "background": "#ffffff",
+        "font": FONT,
+        "padding": 12,
+        "view": {"stroke": None},
+        "title": {
+            "anchor": "start", "frame": "bounds", "color": INK, "fontSize": 15, "subtitleColor": QUIET,
+            "subtitleFontSize": 12, "subtitleLineHeight": 16, "subtitlePadding": 5, "offset": 10,
+        },
+        "axis": {
+            "labelColor": QUIET, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400,
+            "gridColor": FAINT, "domainColor": FAINT, "tickColor": FAINT,
+        },
+        "axisX": {"grid": False, "labelOverlap": True, "labelSeparation": 6},
+        "legend": {"orient": "top", "direction": "horizontal", "labelColor": INK, "labelFontSize": 12, "offset": 8},
+        "headerFacet": {"labelFontSize": 12, "labelFontWeight": 600, "labelColor": INK},
+        "line": {"strokeWidth": 2},
+    }  # fmt: skip

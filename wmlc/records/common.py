@@ -1,0 +1,83 @@
+"""What records are made of: their base, bounded numbers, and the parts that several of them hold.
+
+A field says what it may hold, so that a number which cannot be, such as a top-1 above 100, is refused where it is
+written and where it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+SCHEMA: Literal[1] = 1  # of all records
+
+Version = Literal[1]
+Percent = Annotated[float, Ge(0), Le(100)]
+Points = Annotated[float, Ge(-100), Le(100)]  # between two top-1
+Share = Annotated[float, Ge(0), Le(1)]
+Ratio = Annotated[float, Ge(-1), Le(1)]  # of what went: below 0 where a network grew
+Weight = Annotated[float, Ge(0), Le(1 + 1e-6)]  # of a peer, as float32 rounds
+Amount = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(0), Le(2**63)]
+Size = Annotated[int, Ge(1), Le(2**31)]
+
+
+class Record:
+    """What all records have in common: no field that is not known, no value of another type, no NaN."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Record):
+    """Where a number comes from."""
+
+    time: str  # ISO 8601, UTC
+    commit: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cost(Record):
+    """Parameters, and MACs for one image; FLOPs are twice the MACs."""
+
+    params: Count
+    macs: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(Record):
+    """Milliseconds a call, over `n` calls; percentiles are interpolated linearly, `std` is the sample's."""
+
+    mean: Amount
+    min: Amount
+    p50: Amount
+    p90: Amount
+    p99: Amount
+    std: Amount
+    n: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup(Record):
+    """Times as fast: the median over `n` rounds in `launches`, with its 95 % interval from `low` to `high`."""
+
+    median: Positive
+    low: Positive
+    high: Positive
+    n: Size
+    launches: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Record):
+    """What a TensorRT plan belongs to."""
+
+    tensorrt: str
+    cuda: str | None
+    driver: str | None
+    gpu: str
+    compute_capability: str

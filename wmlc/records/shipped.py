@@ -1,0 +1,162 @@
+"""What leaves a run: an ONNX file's metadata, a plan's record, a shipped model's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Len
+
+from wmlc.records.common import (
+    SCHEMA,
+    Amount,
+    Count,
+    Latency,
+    Machine,
+    Percent,
+    Points,
+    Positive,
+    Provenance,
+    Ratio,
+    Record,
+    Size,
+    Speedup,
+    Version,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileAbout(Record):
+    """What an ONNX file of ours says of itself; in its metadata each value is JSON."""
+
+    architecture: str
+    data: str | None
+    method: str | None
+    peer: Count | None
+    ratio: Ratio | None
+    achieved_ratio: Ratio | None
+    ratio_of: str | None
+    top1: Percent | None
+    commit: str | None
+    class_names: list[str]
+    input_shape: tuple[Size, Size, Size]
+    mean: list[float]
+    std: list[Positive]
+    with_preprocess: bool
+    precision: str
+    params: Count
+    macs: Count
+    opset: Size
+    target: str | None = None  # of int8, as are the next two
+    calibrator: str | None = None
+    calibration_images: Size | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord(Provenance, Machine):
+    """X.plan.json beside a TensorRT plan: the machine that it belongs to, and what it was built from."""
+
+    batch_range: tuple[Size, Size, Size]  # smallest, most usual, largest
+    version_compatible: bool
+    hardware_compatible: bool
+    precision: str
+    target: str | None
+    onnx_sha256: str
+    plan_sha256: str
+    plan_bytes: Count
+    build_seconds: Amount
+    network: FileAbout
+    schema_version: Version = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor(Record):
+    """An input or an output of a shipped model; -1 is the batch."""
+
+    name: str
+    dtype: str
+    shape: list[Annotated[int, Ge(-1)]]
+    layout: str | None = None  # of an input
+    meaning: str | None = None  # of an output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess(Record):
+    """What happens to pixels before the network: (pixels / scale - mean) / std, a channel each."""
+
+    inside: bool  # the file does it
+    formula: str
+    scale: Size
+    mean: list[float]
+    std: list[Positive]
+    size: tuple[Size, Size]  # height, width
+    channels: Literal["RGB", "gray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedNetwork(Record):
+    """Which network a shipped model is; peer None: the ensemble of all."""
+
+    peer: Count | None
+    ratio: Ratio | None
+    achieved_ratio: Ratio | None
+    ratio_of: str | None
+    method: str | None
+    data: str | None
+    seed: Count | None
+    params: Count
+    macs: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedAccuracy(Record):
+    """Top-1 in percent through `engine`; None: not measured."""
+
+    top1: Percent | None
+    top1_drop: Points | None
+    test_images: Count
+    engine: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedLatency(Record):
+    """What the bench measured of the file `of_sha256`."""
+
+    ms: Latency
+    batch: Size
+    engine: str
+    provider: str | None
+    machine: str | None
+    threads: Size
+    speedup: Speedup | None
+    throughput_per_s: Amount | None
+    time: str
+    of_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """manifest.json of one version of a shipped model."""
+
+    model: str
+    version: Size
+    file: str
+    sha256: str
+    file_bytes: Count
+    license: str | None
+    server: str
+    input: Tensor
+    output: Tensor
+    preprocess: Preprocess
+    labels: Annotated[list[str], Len(1)]
+    max_batch: Size
+    architecture: str
+    network: ShippedNetwork
+    precision: str
+    target: str | None
+    accuracy: ShippedAccuracy
+    latency: ShippedLatency | None
+    run: str
+    trained_at_commit: str | None
+    shipped: Provenance
+    schema_version: Version = SCHEMA

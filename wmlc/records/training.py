@@ -1,0 +1,211 @@
+"""What training leaves: config.json, family.json, metrics.jsonl, a checkpoint's state.json, a network's spec.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, Len
+
+from wmlc.records.common import (
+    SCHEMA,
+    Amount,
+    Cost,
+    Count,
+    Percent,
+    Positive,
+    Provenance,
+    Ratio,
+    Record,
+    Share,
+    Size,
+    Version,
+    Weight,
+)
+from wmlc.settings import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensembled(Record):
+    """What the peers of a family have in common, as each of them keeps it."""
+
+    ensemble_top1: Percent
+    average_ensemble_top1: Percent
+    peer_weights: list[Weight]
+    best_epoch: Count
+    seconds: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class About(Record):
+    """What is known of a network besides its shape; None: unknown, or not of this network."""
+
+    data: str | None = None
+    method: str | None = None
+    ratio_of: str | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    train_images: Count | None = None
+    test_images: Count | None = None
+    commit: str | None = None
+    peer: Count | None = None
+    ratio: Ratio | None = None
+    achieved_ratio: Ratio | None = None
+    params: Count | None = None
+    macs: Count | None = None
+    top1: Percent | None = None
+    best_epoch: Count | None = None
+    seconds: Amount | None = None
+    stage_channels: dict[str, list[Size]] | None = None
+    shared_with: dict[str, list[Size]] | None = None
+    family: Ensembled | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec(Record):
+    """spec.json: all it takes to rebuild a network, and what its user must know to feed it."""
+
+    arch: str
+    class_names: Annotated[list[str], Len(1)]
+    input_shape: tuple[Size, Size, Size]  # channels, height, width
+    mean: list[float]  # a channel, of pixels scaled to 0 … 1
+    std: list[Positive]
+    widths: dict[str, list[Size]]  # by layer: [out, in, groups] of a convolution, [out, in], or [features]
+    about: About = field(default_factory=About)
+    schema_version: Version = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord(Record):
+    """What was read from the data, for a run to keep beside its weights."""
+
+    name: str
+    class_names: Annotated[list[str], Len(1)]
+    input_shape: tuple[Size, Size, Size]  # channels, height, width
+    mean: list[float]  # per channel, of pixels in 0..1, over the images trained on
+    std: list[Positive]
+    train: Count  # images trained on, the held-out ones excluded
+    held_out: Count
+    small: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRecord(Record):
+    """Where and in which arithmetic a run trained."""
+
+    name: str
+    bf16: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Provenance):
+    """config.json: what a run was started with, and on what."""
+
+    command: str
+    settings: TrainConfig
+    device: DeviceRecord
+    threads: Size
+    schema_version: Version = SCHEMA
+
+
+@dataclass(frozen=True)
+class Branch(Record):
+    """One copy of a stage: whom it serves and which branch feeds it."""
+
+    name: str
+    stage: str
+    peers: tuple[Size, ...]  # counted from 1
+    parent: str | None  # None: the images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Record):
+    """A network of a run as numbers."""
+
+    peer: Count  # 0: the baseline
+    ratio: Ratio  # as asked
+    achieved_ratio: Ratio  # the share of params or MACs that went
+    params: Count
+    macs: Count
+    top1: Percent  # on the test set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer(Network):
+    """A peer of a finished family."""
+
+    stage_channels: dict[str, list[Size]]  # each convolution's, by stage
+    shared_with: dict[str, list[Size]]  # stage → the peers that share it, this one among them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Network):
+    """The unpruned network of a finished run, and what it was trained with."""
+
+    data: str
+    method: str
+    ratio_of: str
+    seed: Count
+    epochs: Count
+    train_images: Count
+    test_images: Count
+    commit: str | None
+    best_epoch: Count
+    seconds: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Record):
+    """family.json: what came out of a run; there once all of it is."""
+
+    arch: str
+    method: str
+    share: str
+    ratio_of: str
+    divisor: Size
+    trunk_ratio: Share
+    epochs: Count
+    data: DataRecord
+    full: Cost  # the unpruned network's
+    tree: list[Branch]
+    peers: Annotated[list[Peer], Len(1)]
+    ensemble_top1: Percent
+    average_ensemble_top1: Percent
+    peer_weights: list[Weight]
+    best_epoch: Count
+    seconds: Amount  # training of all peers, the baseline apart
+    baseline: Baseline | None
+    notes: list[str]
+    finished: Literal[True] = True
+    schema_version: Version = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """A line of metrics.jsonl; top-1 on the held-out images."""
+
+    epoch: Size
+    seconds: Amount
+    images_per_s: Amount
+    train_loss: float
+    top1: Annotated[list[Percent], Len(1)]  # one a peer
+    ensemble_top1: Percent
+    average_ensemble_top1: Percent
+    peer_weights: Annotated[list[Weight], Len(1)]
+    lr: Amount
+    schema_version: Version = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Record):
+    """state.json of a checkpoint: where one phase of a run stands, besides its tensors."""
+
+    phase: Literal["family", "baseline"]
+    peer_weights: Annotated[list[Weight], Len(1)]
+    epoch: Count  # epochs done
+    step: Count
+    seconds: Amount
+    best_epoch: Count
+    best_top1: Annotated[float, Ge(-1), Le(100)]  # mean over peers, on the held-out images; -1: none yet
+    best_peer_weights: list[Weight]  # ω at the end of that epoch
+    schema_version: Version = SCHEMA
