@@ -1,4 +1,4 @@
-"""All that a bench depends on; defaults live only here. Free of torch, so that `--help` is quick."""
+"""What a bench may be asked for. Free of torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -11,31 +11,14 @@ from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS
+from wmlc.settings import BenchSettings
 
 DEVICES = ("auto", "cpu", "cuda")
-FORMATS = ("table", "md", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """The settings of one bench, as `bench.json` records them."""
-
-    engines: tuple[str, ...] = ("ort",)
-    precisions: tuple[str, ...] = ("fp32",)  # all are compared with the baseline in the first of them
-    target: str | None = None  # of int8; None: gpu where the bench runs on one through TensorRT, else cpu
-    batches: tuple[int, ...] = (1,)  # images a call
-    threads: tuple[int, ...] = (1,)  # CPU threads of each engine
-    device: str = "auto"
-    seconds: float = 3.0  # timed per network and cell, and longer where that gives fewer than 100 calls
-    launches: int = 8  # processes a network, one after another, over which the seconds are spread
-    seed: int = 0  # of the order of the bursts, of the bootstrap and of LoadGen
-    scenarios: tuple[str, ...] = ()  # of MLPerf Inference, through LoadGen
-    latency_bound_ms: float | None = None  # of the 99th percentile in the scenario server
-    profile: bool = False  # time a layer for all networks; otherwise only of those whose saving isn't paid out
-    max_drop: float | None = None  # gate: top-1 points below the baseline
-    min_speedup: float | None = None  # gate: times as fast as the baseline
-    accuracy: bool = True  # top-1 on the whole test set through the engine
-    cuda_graph: bool = True  # TensorRT replays one recorded graph a batch size
+class BenchConfig(BenchSettings):
+    """The settings of one bench, checked for this machine; `InputError` for those that cannot be."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("engine", tuple(ENGINES)), ("precision", PRECISIONS), ("scenario", SCENARIOS)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS, form_name
+from wmlc.settings import setting
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
 PLAN_SUFFIXES = (".plan", ".engine")
@@ -32,20 +33,40 @@ def _check_choices(config: ExportConfig | ShipConfig, allowed: Mapping[str, Sequ
         raise InputError(f"target is a choice of int8; {config.precision} files are the same for cpu and gpu")
 
 
+INT8, PLANS, GATE = "int8", "TensorRT plans", "Gates"  # headings of the options
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The form in which a network leaves a run."""
 
-    precision: str = "fp32"
-    target: str | None = None  # of int8; None: gpu for a TensorRT plan, else cpu
-    calibration: int = 256  # training images that tell the ranges of activations in int8
-    calibrator: str = "minmax"  # how a range is read off them
-    with_preprocess: bool = False  # uint8 [N, H, W, C] pixels in, scaled and normalised inside the file
-    max_drop: float | None = None  # gate: top-1 points below the same network in fp32
-    batch_range: tuple[int, int, int] = (1, 8, 32)  # smallest, most usual and largest batch of a plan
-    version_compatible: bool = False  # a plan that later TensorRT versions load too
-    hardware_compatible: bool = False  # a plan that other GPUs (Ampere and newer) load too
-    compare: bool = False  # a plan's layers against ONNX Runtime's, one by one
+    precision: str = setting("fp32", "Arithmetic inside the file; inputs stay float32.", metavar="|".join(PRECISIONS))
+    with_preprocess: bool = setting(
+        False, "Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file."
+    )
+    target: str | None = setting(
+        None,
+        "What an int8 file shall run on.",
+        group=INT8,
+        metavar="|".join(TARGETS),
+        shown="gpu for TensorRT, else cpu",
+    )
+    calibration: int = setting(
+        256, "Training images that tell the ranges of int8 activations.", group=INT8, metavar="N"
+    )
+    calibrator: str = setting("minmax", "How a range is read off them.", group=INT8, metavar="|".join(CALIBRATORS))
+    max_drop: float | None = setting(  # below the same network in fp32
+        None, "Write no fp16 or int8 file that loses more top-1 points; exit with 3.", group=GATE, metavar="X"
+    )
+    batch_range: tuple[int, int, int] = setting(
+        (1, 8, 32), "Batch sizes that a plan is built for: smallest, most usual, largest.",
+        group=PLANS, metavar="MIN,OPT,MAX",
+    )  # fmt: skip
+    version_compatible: bool = setting(False, "A plan that later TensorRT versions load too.", group=PLANS)
+    hardware_compatible: bool = setting(False, "A plan that other GPUs load too (Ampere and newer).", group=PLANS)
+    compare: bool = setting(
+        False, "Hold the plan's layers one by one against ONNX Runtime's (polygraphy).", group=PLANS
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self, {"calibrator": CALIBRATORS})
@@ -70,25 +91,45 @@ class ExportConfig:
         return form_name(self.precision, self.target)
 
 
+MODEL, SERVED = "What is shipped", "How it is served"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShipConfig:
     """What a server is given, and what it must have been measured to be."""
 
-    to: str = "triton"
-    engine: str = "ort"  # ort ships the ONNX file, trt the TensorRT plan
-    precision: str = "fp32"
-    target: str | None = None  # of int8
-    with_preprocess: bool = False  # uint8 [N, H, W, C] pixels in
-    ensemble: bool = False  # the ω-weighted ensemble of all peers too
-    replace: bool = False  # overwrite the newest version instead of adding one
-    min_top1: float | None = None  # gate: percent
-    max_latency_ms: float | None = None  # gate: p99 of the bench at its smallest batch
-    device: str = "auto"  # where the server runs it; auto: where the bench did
-    instances: int = 1  # copies that the server runs side by side
-    max_batch: int = 32  # most images that the server puts together
-    queue_delay_us: int = 500  # longest wait for more of them
-    license: str | None = None  # SPDX name, for the manifest
-    storage_uri: str | None = None  # kserve only: where the cluster finds the repository
+    to: str = setting(
+        "triton", "The server whose layout to write; kserve is Triton's with an InferenceService beside it.",
+        metavar="|".join(SERVERS),
+    )  # fmt: skip
+    engine: str = setting(
+        "ort", "ort ships the ONNX file, trt the TensorRT plan.", group=MODEL, metavar="|".join(SHIPPED_ENGINES)
+    )
+    precision: str = setting("fp32", "Which of the benched files.", group=MODEL, metavar="|".join(PRECISIONS))
+    target: str | None = setting(
+        None,
+        "What an int8 file shall run on.",
+        group=MODEL,
+        metavar="|".join(TARGETS),
+        shown="gpu for TensorRT, else cpu",
+    )
+    with_preprocess: bool = setting(False, "Take uint8 pixels [N, H, W, C] in.", group=MODEL)
+    ensemble: bool = setting(False, "Ship the ω-weighted ensemble of all peers too, as one model.", group=MODEL)
+    replace: bool = setting(False, "Overwrite the newest version instead of adding one.", group=MODEL)
+    min_top1: float | None = setting(None, "Ship nothing below X percent; exit with 3.", group=GATE, metavar="X")
+    max_latency_ms: float | None = setting(
+        None, "Ship nothing whose p99 in the bench is above X; exit with 3.", group=GATE, metavar="X"
+    )
+    device: str = setting(
+        "auto", "Where the server runs it; auto: where the bench did.", group=SERVED, metavar="|".join(SHIP_DEVICES)
+    )
+    instances: int = setting(1, "Copies that run side by side.", group=SERVED)
+    max_batch: int = setting(32, "Most images that the server puts together.", group=SERVED)
+    queue_delay_us: int = setting(500, "Longest wait for more of them, in microseconds.", group=SERVED)
+    license: str | None = setting(None, "The model's license, for its manifest.", group=MODEL, metavar="SPDX")
+    storage_uri: str | None = setting(
+        None, "Where KServe's cluster finds DIR.", group=SERVED, metavar="URI", shown="pvc://models/NAME"
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self, {"to": SERVERS, "engine": SHIPPED_ENGINES, "device": SHIP_DEVICES})

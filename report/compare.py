@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.bench.config import FORMATS
 from wmlc.console import UNKNOWN, note, say, scaled
 from wmlc.console import out as screen
 from wmlc.errors import InputError
@@ -21,6 +20,7 @@ from wmlc.report.paper import Line, Published, beside_paper, check_table, in_wor
 from wmlc.report.terminal import WIDTH, as_csv, print_aligned
 from wmlc.report.trained import read_trained
 from wmlc.run import provenance
+from wmlc.table import FORMATS
 
 SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json"}
 NAME = 13  # columns of a method's name; what is longer goes on below

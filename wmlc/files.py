@@ -132,6 +132,11 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return record
 
 
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a directory."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+
+
 def sha256(path: Path) -> str:
     """The hash of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

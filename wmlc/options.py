@@ -1,16 +1,22 @@
-"""What the commands of `cli.py` share: errors as one line and an exit code, options, and numbers in text."""
+"""What the commands of `cli.py` share: options made of a configuration's fields, and errors as one line.
+
+A field made by `wmlc.settings.setting` says its option's help, and its annotation what the option takes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wmlc.errors import GateError, InputError
-from wmlc.forms import TARGETS
+
+PATH = click.Path(path_type=Path)
 
 
 class Fixable(click.ClickException):
@@ -56,7 +62,128 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-PATH = click.Path(path_type=Path)
+class Setting(click.Option):
+    """An option under a heading of the help; the short help leaves out what is not common."""
+
+    def __init__(self, names: Sequence[str], group: str = "", common: bool = True, **kind: Any) -> None:
+        super().__init__(names, **kind)
+        self.group, self.common = group, common
+
+
+class Grouped(click.Command):
+    """A command whose help has its options under headings, and the less common ones with --help-all only."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        if any(not getattr(param, "common", True) for param in self.params):
+            params.append(
+                Setting(
+                    ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all,
+                    help="Show all options and exit.",
+                )
+            )  # fmt: skip
+        return params
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shortened = any(not getattr(param, "common", True) for param in self.params)
+        everything = not shortened or ctx.meta.get("help_all", False)
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            line = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if line is not None and (everything or getattr(param, "common", True)):
+                sections.setdefault(getattr(param, "group", "") or "Options", []).append(line)
+        for title in sorted(sections, key=lambda title: shortened and title == "Options"):  # then they come last
+            with formatter.section(title):
+                formatter.write_dl(sections[title])
+
+
+def _help_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["help_all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+class Listed(click.ParamType):
+    """Values with commas between them, as a tuple: "1,8" or "ort,openvino"."""
+
+    name = "list"
+
+    def __init__(self, option: str, item: type, like: str, count: int | None = None) -> None:
+        self.option, self.item, self.like, self.count = option, item, like, count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(self.item(part.strip()) for part in value.split(","))
+        except ValueError:
+            found = ()
+        if found and self.count in (None, len(found)):
+            return found
+        what = {int: "whole numbers", float: "numbers"}[self.item]
+        what = "three batch sizes" if self.count else f"{what} with commas between them"
+        raise InputError(f"{self.option} must be {what}, like {self.like}; got {value!r}")
+
+
+LIKE = {"ratios": "0.7,0.5,0.3,0", "batch_range": "1,8,32"}  # examples in a message; else 1,8
+
+
+def options_of(
+    config: type, choices: Mapping[str, Sequence[str]] | None = None, *, switches: bool = False
+) -> Callable[[Any], Any]:
+    """A decorator that gives a command an option for each field of `config`, in their order.
+
+    Args: the values that a field may have, for the help; whether a switch that is on by a recipe can be turned off.
+    """
+    fields = dataclasses.fields(config)
+    shortened = any(field.metadata["common"] for field in fields)
+    made = [_option(field, (choices or {}).get(field.name), switches, shortened) for field in fields]
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(made):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _option(
+    field: dataclasses.Field[Any], choices: Sequence[str] | None, switches: bool, shortened: bool
+) -> Callable[[Any], Any]:
+    about, default = field.metadata, field.default
+    flag = about["flag"] or f"--{field.name.replace('_', '-')}"
+    kind: dict[str, Any] = {"help": about["help"], "group": about["group"], "default": default}
+    kind["common"] = about["common"] or not shortened
+    if isinstance(default, bool):
+        own = flag.startswith("--no-") or not switches
+        kind |= {"is_flag": True, "flag_value": not default} if own else {}
+        return click.option(flag if own else f"{flag}/--no-{flag[2:]}", field.name, cls=Setting, **kind)
+    shown = about["shown"] or (",".join(map(str, default)) if isinstance(default, tuple) else default)
+    kind["show_default"] = about["shown"] is None and shown not in (None, "")
+    kind["help"] += f"  [default: {about['shown']}]" if about["shown"] else ""
+    kind["metavar"] = "|".join(choices) if choices else about["metavar"]
+    kind["type"] = _type(flag, field.name, str(field.type).removesuffix(" | None"))
+    if isinstance(default, tuple):
+        kind["default"] = shown if default else ()
+    return click.option(flag, field.name, cls=Setting, **kind)
+
+
+def _type(flag: str, name: str, annotation: str) -> Any:
+    """click's type for a field's annotation."""
+    items = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str, "tuple[int, int, int]": int}
+    if annotation in items:
+        return Listed(flag, items[annotation], LIKE.get(name, "1,8"), 3 if "int, int" in annotation else None)
+    return {"int": int, "float": float, "str": str}[annotation]
+
+
+def given(names: Sequence[str]) -> dict[str, Any]:
+    """Those of the options `names` that the caller passed, with their values."""
+    context = click.get_current_context()
+    passed = [n for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    return {name: context.params[name] for name in passed}
+
+
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
@@ -64,47 +191,6 @@ force_option = click.option("--force", is_flag=True, help="Replace what is there
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def precision_option(default: str, metavar: str, text: str) -> Callable[[Any], Any]:
-    return click.option("--precision", default=default, show_default=True, metavar=metavar, help=text)
-
-
-target_option = click.option(
-    "--target", metavar="|".join(TARGETS), help="What an int8 file shall run on.  [default: gpu for TensorRT, else cpu]"
-)
-
-
 def command_words() -> str:
     """The command that runs, as it was typed."""
     return str(click.get_current_context().find_root().meta["words"])
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The names in "torch,ort"."""
-    return tuple(part.strip() for part in text.split(","))
-
-
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """The numbers in "1,8"."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be whole numbers with commas between them, like 1,8; got {text!r}") from None
-
-
-def three_sizes(text: str) -> tuple[int, int, int]:
-    numbers = whole_numbers("--batch-range", text)
-    if len(numbers) != 3:
-        raise InputError(f"--batch-range must be three batch sizes, like 1,8,32; got {text!r}")
-    return numbers[0], numbers[1], numbers[2]
-
-
-def ratios(text: str | None) -> tuple[float, ...] | None:
-    """The numbers in "0.7,0.5"."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got {text!r}"
-        ) from None

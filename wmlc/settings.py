@@ -1,12 +1,13 @@
-"""What a run and a bench were asked for, as their records hold it. Free of torch, so that `--help` is quick.
+"""What a run and a bench are asked for: their settings, each with its default, its role and its option's help.
 
-The defaults live here and nowhere else; `compress/config.py` and `bench/config.py` check what a caller gives.
+Records hold them, `options.py` makes the command line of them, `compress/config.py` and `bench/config.py` check what a
+caller gives. Free of torch, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 # What a setting is part of. Runs that agree in the first four have the same baseline.
@@ -21,90 +22,185 @@ Role = Literal[
     "incidental",  # how it was fetched or begun: the very same run
 ]
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # how pydantic reads settings and records
 
 
-def setting(default: Any, role: Role) -> Any:
-    """A field of `TrainConfig`."""
-    return field(default=default, metadata={"role": role})
+def setting(
+    default: Any, text: str, *, role: Role | None = None, group: str = "", common: bool = False,
+    flag: str | None = None, metavar: str | None = None, shown: str | None = None,
+) -> Any:  # fmt: skip
+    """A field of a configuration that is an option of a command.
+
+    Args: its help `text`; the heading that it stands under; whether the short help shows it; its option where that is
+    not called as the field; what the help calls its value; and its default in words where it has no value.
+    """
+    option = {"help": text, "group": group, "common": common, "flag": flag, "metavar": metavar, "shown": shown}
+    return dataclasses.field(default=default, metadata={"role": role, **option})
+
+
+DATA, FAMILY, TEACHING, TRAINING = "Data", "Family", "Teaching", "Training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings of one run, as `config.json` records them; a recipe names any of them."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    data: str = setting("digits", "data")
-    data_root: str | None = setting(None, "place")
-    download: bool = setting(False, "incidental")
-    image_size: int | None = setting(None, "data")
-    train_images: int | None = setting(None, "data")
-    held_out: float = setting(0.1, "data")
-    workers: int = setting(2, "incidental")
+    data: str = setting(
+        "digits", "Data set: digits, cifar10, cifar100, imagefolder or imagenet.", role="data", group=DATA, common=True
+    )
+    data_root: str | None = setting(
+        None, "Where the data set lies; an imagefolder has train/ and val/ or test/ below it.",
+        role="place", group=DATA, common=True, metavar="DIR",
+    )  # fmt: skip
+    download: bool = setting(False, "Fetch CIFAR if it is missing.", role="incidental", group=DATA)
+    image_size: int | None = setting(
+        None, "Image side in pixels.", role="data", group=DATA, shown="the files' own if small, else 224"
+    )
+    train_images: int | None = setting(
+        None, "Use a fixed random subset of so many training images.", role="data", group=DATA
+    )
+    held_out: float = setting(
+        0.1, "Share of train held out for choosing checkpoints and for the peer weights.", role="data", group=DATA
+    )
+    workers: int = setting(2, "Processes that decode large images.", role="incidental", group=DATA)
 
-    arch: str = setting("resnet20", "network")
-    ratios: tuple[float, ...] = setting((), "family")  # empty, or None below: the method's own
-    ratio_of: str = setting("params", "family")
-    saliency: str = setting("snip", "family")
-    share: str | None = setting(None, "family")
-    join: str | None = setting(None, "method")  # of its peers' gradients, what a shared stage gets
-    trunk_ratio: float = setting(0.0, "family")
-    divisor: int = setting(8, "family")
+    arch: str = setting(
+        "resnet20", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2.",
+        role="network", group=FAMILY, common=True,
+    )  # fmt: skip
+    ratios: tuple[float, ...] = setting(  # empty, or None below: the method's own
+        (), "Pruning ratio of each peer, up to 8.", role="family", group=FAMILY, common=True, metavar="R,R,…",
+        shown="0.7,0.5,0.3,0; 0,0,0,0 for one and cl",
+    )  # fmt: skip
+    ratio_of: str = setting("params", "What a ratio is a share of.", role="family", group=FAMILY, common=True)
+    saliency: str = setting("snip", "Score that decides what is cut.", role="family", group=FAMILY)
+    share: str | None = setting(
+        None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",
+        role="family", group=FAMILY, shown="tree; branches for one; none for dml and independent",
+    )  # fmt: skip
+    join: str | None = setting(
+        None, "What a shared stage gets of its peers' gradients: with the mean its steps are as large as those of a "
+        "network trained alone, with the sum as many times as large as peers share it.",
+        role="method", group=TEACHING, shown="mean; sum for one",
+    )  # fmt: skip
+    trunk_ratio: float = setting(
+        0.0, "Cut the shared stages too, by this share, for every peer.", role="family", group=FAMILY
+    )
+    divisor: int = setting(
+        8, "Keep channels at multiples of this: 8; 16 for AVX-512 CPUs; 32 for int8.", role="family", group=FAMILY
+    )
 
-    method: str = setting("wml", "family")
-    alpha: float | None = setting(None, "method")
-    temperature: float | None = setting(None, "method")
-    feature_loss: str = setting("none", "method")
-    feature_weight: float | None = setting(None, "method")
-    weight_lr: float = setting(0.1, "family")  # η, the step of mirror descent on the peer weights
-    reweigh_every: int = setting(50, "family")  # training steps between two updates of the peer weights
+    method: str = setting(
+        "wml", "How the peers learn: wml, weighted mutual learning; wml-p, the same with equal weights; dml, one, cl "
+        "and self-distillation, the methods that the paper compares with; independent, nobody teaches; "
+        "prune-finetune, the unpruned network trained, cut by magnitude and fine-tuned.",
+        role="family", group=FAMILY, common=True,
+    )  # fmt: skip
+    alpha: float | None = setting(
+        None, "Weight of the teaching against the labels.", role="method", group=TEACHING, shown="0.1; 0.5 for cl"
+    )
+    temperature: float | None = setting(
+        None, "Softens what is taught.", role="method", group=TEACHING,
+        shown="1; 2 for cl; 3 for one and self-distillation",
+    )  # fmt: skip
+    feature_loss: str = setting(
+        "none", "Let the largest peer's stages teach too: by FitNets' hints or by attention transfer.",
+        role="method", group=TEACHING,
+    )  # fmt: skip
+    feature_weight: float | None = setting(
+        None, "Weight of that term.", role="method", group=TEACHING, shown="100 for hints, 1000 for attention"
+    )
+    weight_lr: float = setting(  # η
+        0.1, "Step of the mirror descent on the peer weights.", role="family", group=TEACHING
+    )
+    reweigh_every: int = setting(
+        50, "Training steps between two updates of the peer weights.", role="family", group=TEACHING
+    )
 
-    # None: as many as make all training take as long as a `wml` family's
-    finetune_epochs: int | None = setting(None, "method")
-    finetune_lr: float | None = setting(None, "method")
+    finetune_epochs: int | None = setting(
+        None, "Of prune-finetune, after the cut.", role="method", group=TRAINING,
+        shown="so many that all takes as long as a wml family",
+    )  # fmt: skip
+    finetune_lr: float | None = setting(
+        None, "Peak learning rate of fine-tuning.", role="method", group=TRAINING, shown="lr / 10"
+    )
 
-    epochs: int = setting(200, "training")
-    batch_size: int = setting(128, "training")
-    lr: float = setting(0.1, "training")
-    momentum: float = setting(0.9, "training")
-    nesterov: bool = setting(False, "training")
-    weight_decay: float = setting(5e-4, "training")
-    schedule: str = setting("cosine", "training")
-    warmup_epochs: float = setting(1.0, "training")
-    clip: float | None = setting(None, "training")
+    epochs: int = setting(200, "Passes over the training images.", role="training", group=TRAINING, common=True)
+    batch_size: int = setting(128, "Images a step.", role="training", group=TRAINING, common=True)
+    lr: float = setting(0.1, "Peak learning rate.", role="training", group=TRAINING, common=True)
+    momentum: float = setting(0.9, "SGD momentum.", role="training", group=TRAINING)
+    nesterov: bool = setting(False, "Nesterov momentum.", role="training", group=TRAINING)
+    weight_decay: float = setting(5e-4, "L2 penalty.", role="training", group=TRAINING)
+    schedule: str = setting("cosine", "Learning-rate schedule.", role="training", group=TRAINING)
+    warmup_epochs: float = setting(1.0, "Epochs of linear warm-up.", role="training", group=TRAINING)
+    clip: float | None = setting(None, "Clip the gradient's norm to this.", role="training", group=TRAINING)
 
-    baseline: bool = setting(True, "place")
-    baseline_from: str | None = setting(None, "incidental")
-    seed: int = setting(0, "seed")
-    device: str = setting("auto", "place")
-    precision: str = setting("auto", "family")
-    compile: bool = setting(False, "place")
+    baseline: bool = setting(True, "Do without the unpruned baseline.", role="place", flag="--no-baseline")
+    baseline_from: str | None = setting(
+        None, "Take the baseline from another run instead of training it.", role="incidental",
+        flag="--baseline", metavar="RUN",
+    )  # fmt: skip
+    seed: int = setting(0, "Seed of initialisation, split, order and augmentation.", role="seed", group=TRAINING)
+    device: str = setting("auto", "Where to train.", role="place", group=TRAINING, common=True)
+    precision: str = setting("auto", "auto: bf16 where the hardware has it.", role="family", group=TRAINING)
+    compile: bool = setting(False, "Compile the forward pass with torch.compile.", role="place", group=TRAINING)
 
 
 def names_of(*roles: Role) -> tuple[str, ...]:
     """The settings of `TrainConfig` that have one of these roles."""
-    return tuple(f.name for f in dataclasses.fields(TrainConfig) if f.metadata["role"] in roles)
+    return tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata["role"] in roles)
+
+
+CELLS, TIMES, GATES = "What is timed", "How", "Gates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
     """The settings of one bench, as `bench.json` records them."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    engines: tuple[str, ...] = ("ort",)
-    precisions: tuple[str, ...] = ("fp32",)  # all are compared with the baseline in the first of them
-    target: str | None = None  # of int8; None: gpu where the bench runs on one through TensorRT, else cpu
-    batches: tuple[int, ...] = (1,)  # images a call
-    threads: tuple[int, ...] = (1,)  # CPU threads of each engine
-    device: str = "auto"
-    seconds: float = 3.0  # timed per network and cell, and longer where that gives fewer than 100 calls
-    launches: int = 8  # processes a network, one after another, over which the seconds are spread
-    seed: int = 0  # of the order of the bursts, of the bootstrap and of LoadGen
-    scenarios: tuple[str, ...] = ()  # of MLPerf Inference, through LoadGen
-    latency_bound_ms: float | None = None  # of the 99th percentile in the scenario server
-    profile: bool = False  # time a layer for all networks; otherwise only of those whose saving isn't paid out
-    max_drop: float | None = None  # gate: top-1 points below the baseline
-    min_speedup: float | None = None  # gate: times as fast as the baseline
-    accuracy: bool = True  # top-1 on the whole test set through the engine
-    cuda_graph: bool = True  # TensorRT replays one recorded graph a batch size
+    engines: tuple[str, ...] = setting(
+        ("ort",), "What runs the networks: torch, torch-compile, ort, ort-trt, openvino, trt.",
+        group=CELLS, flag="--engine", metavar="E,E,…",
+    )  # fmt: skip
+    precisions: tuple[str, ...] = setting(
+        ("fp32",), "fp32, fp16, int8; all are compared with the baseline in the first.",
+        group=CELLS, flag="--precision", metavar="P,P,…",
+    )  # fmt: skip
+    target: str | None = setting(
+        None, "What an int8 file shall run on.", group=CELLS, metavar="cpu|gpu", shown="gpu for TensorRT, else cpu"
+    )
+    batches: tuple[int, ...] = setting((1,), "Images a call.", group=CELLS, flag="--batch", metavar="B,B,…")
+    threads: tuple[int, ...] = setting((1,), "CPU threads of each engine, pinned.", group=CELLS, metavar="T,T,…")
+    device: str = setting("auto", "Where the engine runs.", group=CELLS, metavar="auto|cpu|cuda")
+    seconds: float = setting(  # and longer where that gives fewer than 100 calls
+        3.0, "Time to spend on each network and cell.", group=TIMES
+    )
+    launches: int = setting(
+        8, "Processes that a network is timed in, one after another; intervals are drawn from them.", group=TIMES
+    )
+    seed: int = setting(0, "Seed of the interleaving, of the bootstrap and of LoadGen.", group=TIMES)
+    scenarios: tuple[str, ...] = setting(
+        (), "MLPerf's, by LoadGen: single-stream, multi-stream, offline, server.",
+        group=TIMES, flag="--scenario", metavar="S,S,…",
+    )  # fmt: skip
+    latency_bound_ms: float | None = setting(
+        None, "With --scenario server: the highest rate whose p99 stays under it.",
+        group=TIMES, flag="--latency-bound", metavar="MS",
+    )  # fmt: skip
+    profile: bool = setting(  # otherwise only of those whose saving isn't paid out
+        False, "Time a layer, baseline and peer side by side.", group=TIMES
+    )
+    max_drop: float | None = setting(
+        None, "Exit with 3 if a peer loses more than X top-1 points.", group=GATES, metavar="X"
+    )
+    min_speedup: float | None = setting(
+        None, "Exit with 3 if a pruned peer is less than X times as fast.", group=GATES, metavar="X"
+    )
+    accuracy: bool = setting(True, "Time only; leave top-1 unmeasured.", group=TIMES, flag="--no-accuracy")
+    cuda_graph: bool = setting(
+        True, "With --engine trt, launch every kernel anew, to compare.", group=TIMES, flag="--no-cuda-graph"
+    )
