@@ -23,6 +23,7 @@ Amount = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(0), Le(2**63)]
 Size = Annotated[int, Ge(1), Le(2**31)]
+Extent = Annotated[int, Ge(1), Le(2**63)]  # parameters or MACs of a network, which are divided by
 
 
 class Record:
