@@ -11,7 +11,7 @@ from wmlc.records import Profile, Row, Scenario, Speedup
 from wmlc.report.cells import Cell, cell_of, profile_cell
 from wmlc.report.headline import UNKNOWN, short
 from wmlc.report.runs import TrainedRun, network_of
-from wmlc.run import peer_name
+from wmlc.run import BASELINE, peer_name
 from wmlc.stats import top1_interval
 
 Lines = dict[str, list[tuple[int, float]]]  # by name, (epoch, value)
@@ -243,7 +243,7 @@ def profile_pairs(run: TrainedRun) -> list[tuple[str, Profile, Profile]]:
     pairs = []
     for profile in profiles:
         cell = profile_cell(profile)
-        same = [p for p in profiles if p.peer == 0 and profile_cell(p) == cell]
+        same = [p for p in profiles if p.peer == BASELINE and profile_cell(p) == cell]
         if same and profile is not same[0]:
             pairs.append((f"{profile.name}, {cell.words}", same[0], profile))
     return pairs
