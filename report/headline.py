@@ -9,12 +9,6 @@ from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import peer_name
 
 NEAR = 1.0  # top-1 points below the baseline that count as "within a point"
-UNKNOWN = "–"  # on a page
-
-
-def short(count: float | None) -> str:
-    """272474 -> 272k; a dash for what is not known."""
-    return UNKNOWN if count is None else scaled(count)
 
 
 def headline(run: TrainedRun) -> str:
@@ -27,8 +21,8 @@ def _given(run: TrainedRun) -> str:
     sizes = [peer.params for peer in family.peers]
     start = f"One training run of {family.arch} on {family.data.name} gave"
     if len(sizes) == 1:
-        return f"{start} a network of {short(sizes[0])} parameters."
-    return f"{start} {len(sizes)} networks of {short(min(sizes))} to {short(max(sizes))} parameters."
+        return f"{start} a network of {scaled(sizes[0])} parameters."
+    return f"{start} {len(sizes)} networks of {scaled(min(sizes))} to {scaled(max(sizes))} parameters."
 
 
 def _found(run: TrainedRun) -> str:

@@ -9,10 +9,11 @@ from wmlc.console import digits, scaled
 from wmlc.layers import LayerPair, compare
 from wmlc.records import Profile, Row, Scenario, Speedup
 from wmlc.report.cells import Cell, cell_of, profile_cell
-from wmlc.report.headline import UNKNOWN, short
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
 from wmlc.stats import top1_interval
+
+UNKNOWN = "–"  # on a page
 
 Lines = dict[str, list[tuple[int, float]]]  # by name, (epoch, value)
 
@@ -152,8 +153,8 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
         top1_text=f"{top1:.2f} %{top1_ends}" + ("" if drop is None else f" (drop {drop:.2f})"),
         p50_text="not measured" if p50 is None else f"{p50:.3g} ms{ends}",
         speedup_text=interval_text(row.speedup) if row and row.speedup else "not measured",
-        params_text=short(entry.params),
-        macs_text=short(entry.macs),
+        params_text=scaled(entry.params),
+        macs_text=scaled(entry.macs),
         pruned_text=UNKNOWN if entry.achieved_ratio is None else f"{entry.achieved_ratio:.1%}",
     )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from wmlc.console import digits
+from wmlc.console import digits, scaled
 from wmlc.records import Latency, Row, Scenario
 from wmlc.report.cells import TITLES, cell_of
-from wmlc.report.headline import UNKNOWN, short
-from wmlc.report.series import Entry, interval_text
+from wmlc.report.series import UNKNOWN, Entry, interval_text
 from wmlc.run import BASELINE
 from wmlc.table import Table
 
@@ -66,16 +65,16 @@ COLUMNS: dict[str, Callable[[Entry], Sortable]] = {
     "p50, ms": _time_ms(lambda times: times.p50),
     "speed-up [95 %]": benched(_speedup),
     "paid out": benched(lambda row: told(row.paid_out, _points)),
-    "parameters": lambda entry: told(entry.params, short),
-    "MACs": lambda entry: told(entry.macs, short),
-    "file, B": benched(lambda row: told(row.file_bytes, short)),
+    "parameters": lambda entry: told(entry.params, scaled),
+    "MACs": lambda entry: told(entry.macs, scaled),
+    "file, B": benched(lambda row: told(row.file_bytes, scaled)),
     "p90, ms": _time_ms(lambda times: times.p90),
     "p99, ms": _time_ms(lambda times: times.p99),
     "images/s": benched(lambda row: told(row.throughput_per_s, lambda value: f"{value:,.0f}")),
     "load, ms": benched(lambda row: told(row.load_ms, _tenths)),
     "first, ms": benched(lambda row: told(row.first_ms, _tenths)),
-    "peak memory, B": benched(lambda row: told(row.peak_memory_bytes, short)),
-    "engine memory, B": benched(lambda row: told(row.engine_memory_bytes, short)),
+    "peak memory, B": benched(lambda row: told(row.peak_memory_bytes, scaled)),
+    "engine memory, B": benched(lambda row: told(row.engine_memory_bytes, scaled)),
     "on the front": _front,
 }
 
