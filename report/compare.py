@@ -15,7 +15,7 @@ from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing
 from wmlc.report.configurations import Comparable, Configuration, comparable
 from wmlc.report.findings import findings, separation
-from wmlc.report.paper import Line, Published, beside_paper, check_table, in_words
+from wmlc.report.paper import PaperEntry, Published, beside_paper, check_table, in_words
 from wmlc.report.runs import finished_runs, read_runs
 from wmlc.run import provenance
 from wmlc.stats import Spread
@@ -134,7 +134,7 @@ def _measured_numbers(one: Configuration) -> dict[str, float | None]:
     return _mean_and_sd(found | {"seconds": one.seconds})
 
 
-def _published_numbers(line: Line) -> dict[str, float | None]:
+def _published_numbers(line: PaperEntry) -> dict[str, float | None]:
     found = {"baseline": line.baseline, **{f"peer{k}": top1 for k, top1 in enumerate(line.peers, 1)}}
     found |= {"mean": line.mean, "ensemble": line.ensemble, "top1": line.top1, "top1_drop": line.top1_drop}
     return _mean_and_sd(found | {"flops_drop": line.flops_drop})
@@ -225,11 +225,11 @@ def _paper_table(found: Published) -> Table:
     peers = max((len(line.peers) for line in found.lines), default=0)
     names = "saliency" if found.table == "table7" else "method"
 
-    def named(line: Line) -> str:
+    def named(line: PaperEntry) -> str:
         told = names == "method" or not line.measured or f"saliency={line.key}" in line.name
         return line.name if told else f"{line.key} {line.name}"
 
-    columns: dict[str, Callable[[Line], str]] = {
+    columns: dict[str, Callable[[PaperEntry], str]] = {
         names: named,
         "network": lambda line: line.network,
         "whose": lambda line: "measured" if line.measured else "paper",
@@ -252,7 +252,7 @@ def _paper_table(found: Published) -> Table:
     return Table(list(columns), rows, f"beside the paper's {found.title}", first_letters=NAME)
 
 
-def _peer_points(index: int, line: Line) -> str:
+def _peer_points(index: int, line: PaperEntry) -> str:
     return _points(line.peers[index]) if index < len(line.peers) else UNKNOWN
 
 

@@ -21,7 +21,7 @@ FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 @dataclass(frozen=True)
-class Point:
+class MeanPoint:
     """A point of a line: a mean of one or several runs."""
 
     x: float
@@ -35,7 +35,7 @@ class Line:
 
     configuration: str
     name: str
-    points: list[Point]
+    points: list[MeanPoint]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _chance(runs: Comparable) -> list[str]:
             which = ", ".join(map(str, twice))
             notes.append(f"{one.name}: several runs of seed {which}, so its ± is not that of as many seeds")
     images, top1 = runs.settings["test images"], max(one.mean.mean or 0.0 for one in runs.configurations)
-    if images is None:
+    if not images:
         return [*notes, "how many test images there were is not recorded, so the error of a top-1 is unknown"]
     low, high = top1_interval(top1, images)
     half = (high - low) / 2

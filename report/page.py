@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def script_json(record: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+@functools.cache  # it takes seconds
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script."""
     import vl_convert

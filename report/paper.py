@@ -67,7 +67,7 @@ def read_paper() -> Paper:
 
 
 @dataclass(frozen=True)
-class Line:
+class PaperEntry:
     """A published row or a measured configuration, in the columns of the paper's table."""
 
     measured: bool
@@ -92,7 +92,7 @@ class Published:
     title: str
     source: str
     differs: list[str]  # settings in which all measured ones differ from the paper's
-    lines: list[Line]
+    lines: list[PaperEntry]
     notes: list[str]
 
 
@@ -163,10 +163,10 @@ def in_words(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _measured(own: Configuration, name: str, runs: Comparable, differs: list[str]) -> Line:
+def _measured(own: Configuration, name: str, runs: Comparable, differs: list[str]) -> PaperEntry:
     first, last = own.peers[0], own.peers[-1]
     pruned = name == "table7"
-    return Line(
+    return PaperEntry(
         measured=True,
         network=str(runs.settings["network"]),
         key=own.settings[KEYS[name]],
@@ -182,10 +182,10 @@ def _measured(own: Configuration, name: str, runs: Comparable, differs: list[str
     )
 
 
-def _published(row: PaperRow) -> Line:
+def _published(row: PaperRow) -> PaperEntry:
     mean = spread([fmean(row.peers)]) if row.peers else NOTHING
     drop = [row.top1_drop] if row.saliency else less([row.baseline], [mean.mean])  # only table 7 prints drops
-    return Line(
+    return PaperEntry(
         measured=False,
         network=row.network,
         key=row.key,
@@ -201,7 +201,7 @@ def _published(row: PaperRow) -> Line:
     )
 
 
-def _order(name: str, lines: Sequence[Line]) -> list[str]:
+def _order(name: str, lines: Sequence[PaperEntry]) -> list[str]:
     """What each table's numbers mean, and in which order methods stand, here and there."""
     if name == "table7":
         return ["pruned is peer 1; the paper's drops are as printed"]
@@ -219,5 +219,5 @@ def _order(name: str, lines: Sequence[Line]) -> list[str]:
     return notes
 
 
-def _ranked(lines: Sequence[Line]) -> str:
+def _ranked(lines: Sequence[PaperEntry]) -> str:
     return " > ".join(line.name for line in sorted(lines, key=lambda line: -(line.mean.mean or 0)))

@@ -16,7 +16,7 @@ from wmlc.console import note, say
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing, write_json
 from wmlc.records import Epoch, Peer
-from wmlc.report.figures import Figure, Level, Line, Point, figure_spec, render
+from wmlc.report.figures import Figure, Level, Line, MeanPoint, figure_spec, render
 from wmlc.report.runs import TrainedRun, alike, finished_runs, read_runs
 from wmlc.run import provenance
 from wmlc.settings import names_of
@@ -152,18 +152,18 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _point_record(point: Point) -> dict[str, Any]:
+def _point_record(point: MeanPoint) -> dict[str, Any]:
     peer = {} if point.peer is None else {"peer": point.peer}
     return {**peer, "x": point.x, **asdict(point.y)}
 
 
-def over_epochs(runs: Sequence[TrainedRun], value: Callable[[Epoch], float], first: int = 0) -> list[Point]:
+def over_epochs(runs: Sequence[TrainedRun], value: Callable[[Epoch], float], first: int = 0) -> list[MeanPoint]:
     """A point an epoch, from the runs that have that epoch; `first` epochs came before."""
     found: dict[int, list[float | None]] = {}
     for run in runs:
         for epoch in run.epochs:
             found.setdefault(epoch.epoch, []).append(value(epoch))
-    return [Point(first + epoch, spread(values)) for epoch, values in sorted(found.items())]
+    return [MeanPoint(first + epoch, spread(values)) for epoch, values in sorted(found.items())]
 
 
 def fixed_weights(runs: Sequence[TrainedRun]) -> bool:
@@ -259,9 +259,9 @@ def _over_size(
     runs: Sequence[TrainedRun], size: Callable[[Peer], float]
 ) -> tuple[list[Line], list[TrainedRun], dict[str, list[str]]]:
     def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
-        same_peers = zip(*(run.family.peers for run in group), strict=True)
         points = [
-            Point(fmean(map(size, peers)), spread([peer.top1 for peer in peers]), peers[0].peer) for peers in same_peers
+            MeanPoint(fmean(map(size, peers)), spread([peer.top1 for peer in peers]), peers[0].peer)
+            for peers in zip(*(run.family.peers for run in group), strict=True)
         ]
         return [Line(label, label, points)]
 
@@ -294,8 +294,8 @@ def accuracy_over_eta(runs: Sequence[TrainedRun]) -> Figure:
         if len(etas) < 2:
             return "one η above 0"
         same = {eta: [run.family for run in group if run.settings.weight_lr == eta] for eta in etas}
-        whole = [Point(eta, spread([one.ensemble_top1 for one in its])) for eta, its in same.items()]
-        mean = [Point(eta, spread([fmean(p.top1 for p in one.peers) for one in its])) for eta, its in same.items()]
+        whole = [MeanPoint(eta, spread([one.ensemble_top1 for one in its])) for eta, its in same.items()]
+        mean = [MeanPoint(eta, spread([fmean(p.top1 for p in one.peers) for one in its])) for eta, its in same.items()]
         return [Line(label, "weighted ensemble", whole), Line(label, "mean over the peers", mean)]
 
     lines, used, left_out = gather(labelled(runs, apart_from=("weight_lr",)), draw)
