@@ -16,13 +16,8 @@ WITHIN = 1.0  # points of FLOPs drop up to which families count as equally large
 
 def findings(runs: Comparable) -> list[str]:
     """The notes below one comparable set's tables."""
-    return [
-        *_chance(runs),
-        *_lead(runs.configurations),
-        *_sizes(runs.configurations),
-        *_baselines(runs),
-        *_conditions(runs),
-    ]
+    found = runs.configurations
+    return [*_chance(runs), *_lead(found), *_sizes(found), *_baselines(runs), *_conditions(runs)]
 
 
 def separation(sets: Sequence[Comparable]) -> str | None:
