@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from wmlc.report.series import Lines, pareto_front
+from wmlc.report.palette import ALARM, DASHES, GREY
+from wmlc.report.series import LayerRow, Lines, Point, ScenarioBar, WidthBar
+from wmlc.stats import pareto_front
 
 Spec = dict[str, Any]
-Record = Mapping[str, Any]
 
 FEW_EPOCHS = 40  # up to here every epoch gets a mark on its line
-GREY, ALARM = "#8a8a8a", "#d55e00"  # readable on white and on the dark page
 FILLS = {"fp16": 0.4, "int8": 0.0}  # how full a point is, other than fp32's: precision without colour
-DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [12, 4], [1, 3], [6, 2, 1, 2, 1, 2]]
 COLUMNS = {"speed": 10, "channels": 82, "macs": 202, "intensity": 302}  # pixels right of the layers' bars
 
 
-def accuracy_chart(points: Sequence[Record], cost: str, title: str, domain: Sequence[str], by: str) -> Spec:
+def accuracy_chart(points: Sequence[Point], cost: str, title: str, domain: Sequence[str], by: str) -> Spec:
     """Top-1 over `cost` ("p50", "params" or "macs"), with intervals where there are any, and the Pareto front.
 
     Args: `by` names what colour and shape stand for, "network" or "run", and `domain` lists all of these.
@@ -27,11 +26,12 @@ def accuracy_chart(points: Sequence[Record], cost: str, title: str, domain: Sequ
     if cost != "p50":
         x["axis"] = {"format": "~s"}
     y = {"field": "top1", "type": "quantitative", "title": "top-1, %", "scale": {"zero": False, "padding": 16}}
-    who = _who(by, domain, [point[by] for point in points], least=1 if by == "run" else 2)
+    who = _who(by, domain, [vars(point)[by] for point in points], least=1 if by == "run" else 2)
     hollow = [{"test": f"datum.precision === '{name}'", "value": fill} for name, fill in FILLS.items()]
+    front = pareto_front(points, lambda point: vars(point)[cost], lambda point: point.top1)
     layers: list[Spec] = [
         {
-            "data": {"values": [{cost: p[cost], "top1": p["top1"]} for p in pareto_front(map(dict, points), cost)]},
+            "data": {"values": [{cost: vars(point)[cost], "top1": point.top1} for point in front]},
             "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [3, 3], "strokeWidth": 1.5},
             "encoding": {"x": x, "y": y, "color": {"value": GREY}},
         },
@@ -48,16 +48,16 @@ def accuracy_chart(points: Sequence[Record], cost: str, title: str, domain: Sequ
             },
         },
     ]
-    if cost == "p50" and any(point["low"] is not None for point in points):
+    if cost == "p50" and any(point.low is not None for point in points):
         ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "stroke": who}
         layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends})
-    if any(point["top1_low"] is not None for point in points):
+    if any(point.top1_low is not None for point in points):
         ends = {"x": x, "y": {**y, "field": "top1_low"}, "y2": {"field": "top1_high"}, "stroke": who}
         layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
     if by == "run":
         words = {"x": x, "y": y, "text": {"field": "number"}}
         layers.append({"mark": {"type": "text", "dy": -13, "fontSize": 11}, "encoding": words})
-    return {**_frame(330), "data": {"values": list(points)}, "layer": layers}
+    return {**_frame(330), "data": {"values": [vars(point) for point in points]}, "layer": layers}
 
 
 def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level: float | None = None) -> Spec:
@@ -104,11 +104,11 @@ def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level
     return {**_frame(270), "layer": [*levels, drawn, pointer]}
 
 
-def widths_chart(bars: Sequence[Record], domain: Sequence[str]) -> Spec:
+def widths_chart(bars: Sequence[WidthBar], domain: Sequence[str]) -> Spec:
     """Bars a stage and network: mean channels of the stage's layers, a rule from the narrowest to the widest."""
-    present = list(dict.fromkeys(bar["who"] for bar in bars))
+    present = list(dict.fromkeys(bar.who for bar in bars))
     axis = {"labelAngle": 0, "labelPadding": 20, "ticks": False}
-    stages = list(dict.fromkeys(bar["stage"] for bar in bars))
+    stages = list(dict.fromkeys(bar.stage for bar in bars))
     mean = {"field": "mean", "type": "quantitative", "title": "channels a layer"}
     tips = [_tip("who", "network"), _tip("stage", "stage"), _tip("layers", "channels, layer by layer")]
     layers = [
@@ -126,10 +126,10 @@ def widths_chart(bars: Sequence[Record], domain: Sequence[str]) -> Spec:
         "x": {"field": "stage", "type": "nominal", "sort": stages, "title": None, "axis": axis},
         "xOffset": {"field": "who", "type": "nominal", "sort": present, "scale": {"paddingInner": 0.08}},
     }
-    return {**_frame(290), "data": {"values": list(bars)}, "encoding": shared, "layer": layers}
+    return {**_frame(290), "data": {"values": [vars(bar) for bar in bars]}, "encoding": shared, "layer": layers}
 
 
-def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], who: str) -> Spec:
+def profile_chart(layers: Sequence[LayerRow], name: str, domain: Sequence[str], who: str) -> Spec:
     """Two bars a layer, the baseline's time and that of the network called `name`, with numbers beside them.
 
     Args: `layers` as of `series.layer_rows`; `who` is the network of `domain` whose colour the second bar takes.
@@ -140,7 +140,7 @@ def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], wh
         {"calculate": f"datum.side === 'peer_ms' ? {json.dumps(who)} : 'baseline'", "as": "who"},
         {"calculate": f"datum.side === 'peer_ms' ? {json.dumps(name)} : 'baseline'", "as": "name"},
     ]
-    order = [layer["layer"] for layer in layers]
+    order = [layer.layer for layer in layers]
     alike = f"datum.side === 'peer_ms' && datum.who === 'baseline' && {json.dumps(who == 'baseline')}"  # in int8, say
     y = {
         "field": "layer",
@@ -179,7 +179,7 @@ def profile_chart(layers: Sequence[Record], name: str, domain: Sequence[str], wh
     ]
     return {
         **_frame(24 * len(layers)),
-        "data": {"values": list(layers)},
+        "data": {"values": [vars(layer) for layer in layers]},
         "layer": [drawn, *columns, *titles],
     }
 
@@ -196,15 +196,15 @@ def _column(y: Spec, key: str, dx: int) -> Spec:
     }
 
 
-def bar_chart(bars: Sequence[Record], domain: Sequence[str], by: str, title: str) -> Spec:
+def bar_chart(bars: Sequence[ScenarioBar], domain: Sequence[str], by: str, title: str) -> Spec:
     """A bar a network with its value written at the end; without a value, the words alone."""
-    names = [f"{bar['run']}: {bar['label']}" if by == "run" else bar["label"] for bar in bars]
+    names = [f"{bar.run}: {bar.label}" if by == "run" else bar.label for bar in bars]
     values = [
-        {**bar, "name": name, "by": bar["run"] if by == "run" else bar["who"]}
+        {**vars(bar), "name": name, "by": bar.run if by == "run" else bar.who}
         for bar, name in zip(bars, names, strict=True)
     ]
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "labelLimit": 160}}
-    most = max((bar["value"] or 0 for bar in bars), default=0)
+    most = max((bar.value or 0 for bar in bars), default=0)
     x = {
         "field": "value",
         "type": "quantitative",

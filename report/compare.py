@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.console import UNKNOWN, note, say, scaled
+from wmlc.console import UNKNOWN, note, say, say_notes, scaled
 from wmlc.console import out as screen
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing
-from wmlc.report.comparison import Comparable, Peer, Row, Spread, comparable
+from wmlc.report.configurations import Comparable, Configuration, comparable
 from wmlc.report.findings import findings, separation
-from wmlc.report.paper import Line, Published, beside_paper, check_table, in_words
-from wmlc.report.terminal import WIDTH, as_csv, print_aligned
-from wmlc.report.trained import read_trained
+from wmlc.report.paper import PaperEntry, Published, beside_paper, check_table, in_words
+from wmlc.report.runs import finished_runs, read_runs
 from wmlc.run import provenance
-from wmlc.table import FORMATS
+from wmlc.stats import Spread
+from wmlc.table import FORMATS, Table
 
 SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json"}
-NAME = 13  # columns of a method's name; what is longer goes on below
+NAME = 13  # letters of a method's name; what is longer goes on below
 MOST = 4  # peers that fit beside a method; of more only the second table tells
 LEGEND = (
     "top-1 in % on the test set; mean: over the peers; drop: baseline less mean, in points; FLOPs −%:",
@@ -45,9 +44,9 @@ class Section:
 def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, form: str, force: bool) -> None:
     """Print the runs called `names` beside each other as `form` (table, md, csv or json), and write them to `out`.
 
-    Seeds of one configuration are one row. Runs of other data, epochs or baselines get a table of their own, and a line
-    says what separates them. Args: the `paper`'s table to set beside them; an `out` that ends in .md, .csv or .json,
-    replaced only with `force`. Raises `InputError`.
+    Seeds of one configuration are one entry. Runs of other data, epochs or baselines get a table of their own, and a
+    line says what separates them. Args: the `paper`'s table to set beside them; an `out` that ends in .md, .csv or
+    .json, replaced only with `force`. Raises `InputError`.
     """
     if form not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
@@ -60,7 +59,7 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
             raise InputError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
         refuse_existing(out, force)
         check_writable(out)
-    sets = comparable(read_trained(names))
+    sets = comparable(read_runs(finished_runs(names), with_bench=False))
     sections = [Section(each, findings(each), beside_paper(paper, each) if paper else None) for each in sets]
     apart = separation(sets)
     _print(sections, apart, form)
@@ -82,7 +81,7 @@ def _print(sections: Sequence[Section], apart: str | None, form: str) -> None:
     if form == "json":
         say(json.dumps(as_record(sections, apart), indent=2))
     elif form == "csv":
-        say(as_csv(csv_lines(sections)).rstrip("\n"))
+        say(Table.of(csv_lines(sections)).csv().rstrip("\n"))
     else:
         _print_tables(sections, apart, markdown=form == "md")
 
@@ -92,7 +91,7 @@ def as_record(sections: Sequence[Section], apart: str | None) -> dict[str, Any]:
     tables = [
         {
             "settings": section.runs.settings,
-            "rows": [{**asdict(row), "n": row.n} for row in section.runs.rows],
+            "rows": [{**asdict(one), "n": one.n} for one in section.runs.configurations],
             "notes": section.notes,
             "published": None if section.published is None else asdict(section.published),
         }
@@ -107,37 +106,42 @@ def csv_lines(sections: Sequence[Section]) -> list[dict[str, Any]]:
     for number, section in enumerate(sections, 1):
         settings = section.runs.settings
         about = {key: settings[key] for key in ("network", "data", "training images", "epochs", "batch size")}
-        for row in section.runs.rows:
-            own = {"table": number, "source": "measured", **about, "method": row.name, "n": row.n}
-            own["seeds"] = " ".join(map(str, row.seeds))
-            lines.append(own | _flat(row) | {"differs": _differs(row, section.published)})
+        for one in section.runs.configurations:
+            own = {"table": number, "source": "measured", **about, "method": one.name, "n": one.n}
+            own["seeds"] = " ".join(map(str, one.seeds))
+            lines.append(own | _measured_numbers(one) | {"differs": _differs(one, section.published)})
         for line in section.published.lines if section.published else []:
             if not line.measured:
                 whose = {"table": number, "source": "paper", "network": line.network, "method": line.name}
-                lines.append(whose | _flat(line))
+                lines.append(whose | _published_numbers(line))
     return lines
 
 
-def _differs(row: Row, found: Published | None) -> str:
-    """Every setting in which the row differs from the paper's, if the paper has such a row."""
-    own = [line for line in found.lines if line.measured and line.name == row.name] if found else []
+def _differs(one: Configuration, found: Published | None) -> str:
+    """Every setting in which the configuration differs from the paper's, if the paper has such a row."""
+    own = [line for line in found.lines if line.measured and line.name == one.name] if found else []
     return "; ".join([*found.differs, *own[0].differs]) if found and own else ""
 
 
-def _flat(row: Row | Line) -> dict[str, Any]:
+def _measured_numbers(one: Configuration) -> dict[str, float | None]:
+    found = {"baseline": one.baseline}
+    for k, peer in enumerate(one.peers, 1):
+        found |= {
+            f"peer{k}": peer.top1, f"peer{k}_top1_drop": peer.top1_drop, f"peer{k}_flops_drop": peer.flops_drop,
+            f"peer{k}_params": peer.params, f"peer{k}_macs": peer.macs,
+        }  # fmt: skip
+    found |= {"mean": one.mean, "ensemble": one.ensemble, "top1_drop": one.top1_drop, "flops_drop": one.flops_drop}
+    return _mean_and_sd(found | {"seconds": one.seconds})
+
+
+def _published_numbers(line: PaperEntry) -> dict[str, float | None]:
+    found = {"baseline": line.baseline, **{f"peer{k}": top1 for k, top1 in enumerate(line.peers, 1)}}
+    found |= {"mean": line.mean, "ensemble": line.ensemble, "top1": line.top1, "top1_drop": line.top1_drop}
+    return _mean_and_sd(found | {"flops_drop": line.flops_drop})
+
+
+def _mean_and_sd(found: dict[str, Spread]) -> dict[str, float | None]:
     """Each spread as a mean and a `_sd`."""
-    found: dict[str, Spread] = {"baseline": row.baseline}
-    peers: Sequence[Peer | Spread] = row.peers
-    for index, peer in enumerate(peers, 1):
-        if isinstance(peer, Peer):
-            found[f"peer{index}"] = peer.top1
-            for key in ("top1_drop", "flops_drop", "params", "macs"):
-                found[f"peer{index}_{key}"] = getattr(peer, key)
-        else:
-            found[f"peer{index}"] = peer
-    for key in ("mean", "ensemble", "top1", "top1_drop", "flops_drop", "seconds"):
-        if hasattr(row, key):
-            found[key] = getattr(row, key)
     return {name: value for key, each in found.items() for name, value in ((key, each.mean), (f"{key}_sd", each.sd))}
 
 
@@ -145,10 +149,11 @@ def _print_tables(sections: Sequence[Section], apart: str | None, markdown: bool
     if apart:
         _print_notes([apart], markdown)
     for number, section in enumerate(sections, 1):
-        _head((f"{number} of {len(sections)}: " if apart else "") + _title(section.runs), markdown)
-        _print_rows(section.runs.rows, markdown)
-        _head("what each peer keeps", markdown)
-        _print_peers(section.runs.rows, markdown)
+        configurations = section.runs.configurations
+        title = (f"{number} of {len(sections)}: " if apart else "") + _title(section.runs)
+        for table in (_methods(configurations, title, markdown), _peers(configurations, markdown)):
+            say("")
+            table.show(markdown=markdown)
         say("")
         for line in LEGEND:
             say(line)
@@ -165,55 +170,48 @@ def _title(runs: Comparable) -> str:
     )
 
 
-def _head(title: str, markdown: bool) -> None:
-    """A line above a table; a Markdown table needs an empty line before it."""
-    say(f"\n**{title}**\n" if markdown else f"\n{textwrap.fill(title, WIDTH)}")
-
-
 def _print_notes(notes: Sequence[str], markdown: bool) -> None:
     say("")
-    for line in notes:
-        say(f"- {line}" if markdown else textwrap.fill(f"note: {line}", WIDTH, subsequent_indent="      "))
+    say_notes(notes, markdown=markdown)
 
 
-def _print_rows(rows: Sequence[Row], markdown: bool) -> None:
-    """The methods: a row each, its ± below its numbers."""
-    most = max(len(row.peers) for row in rows)
+def _methods(configurations: Sequence[Configuration], title: str, markdown: bool) -> Table:
+    """A row a configuration, its ± below its numbers."""
+    most = max(len(one.peers) for one in configurations)
     shown = most if markdown or most <= MOST else 0
     header = ["method", "n", "baseline", *(f"peer {peer + 1}" for peer in range(shown)), "mean", "ensemble", "drop"]
-    cells = [
+    rows = [
         [
-            row.name, str(row.n), _points(row.baseline),
-            *(_points(row.peers[index].top1) if index < len(row.peers) else UNKNOWN for index in range(shown)),
-            _points(row.mean), _points(row.ensemble), _points(row.top1_drop), _points(row.flops_drop, ".1f"),
-            _minutes(row.seconds),
+            one.name, str(one.n), _points(one.baseline),
+            *(_points(one.peers[index].top1) if index < len(one.peers) else UNKNOWN for index in range(shown)),
+            _points(one.mean), _points(one.ensemble), _points(one.top1_drop), _points(one.flops_drop, ".1f"),
+            _minutes(one.seconds),
         ]
-        for row in rows
+        for one in configurations
     ]  # fmt: skip
-    _print_stacked([*header, "FLOPs −%", "min"], cells, markdown)
+    return Table([*header, "FLOPs −%", "min"], rows, title, first_letters=NAME)
 
 
-def _print_peers(rows: Sequence[Row], markdown: bool) -> None:
+def _peers(configurations: Sequence[Configuration], markdown: bool) -> Table:
     """Every peer: its size beside its accuracy."""
     header = ("method", "peer", "ratio, %", "params", "MACs", "FLOPs −%", "top-1", "drop")
-    cells = [
+    rows = [
         (
-            row.name if markdown or peer is row.peers[0] else "",
+            one.name if markdown or peer is one.peers[0] else "",
             str(peer.peer), f"{100 * peer.ratio:.3g}/{100 * (peer.achieved_ratio.mean or 0):.3g}",
             scaled(peer.params.mean or 0), scaled(peer.macs.mean or 0), _one_line(peer.flops_drop, ".1f"),
             _one_line(peer.top1), _one_line(peer.top1_drop),
         )
-        for row in rows
-        for peer in row.peers
+        for one in configurations
+        for peer in one.peers
     ]  # fmt: skip
-    _print_stacked(header, cells, markdown)
+    return Table(header, rows, "what each peer keeps", first_letters=NAME)
 
 
 def _print_published(found: Published, markdown: bool) -> None:
-    """The paper's table, measured rows first, and what differs."""
-    _head(f"beside the paper's {found.title}", markdown)
-    header, cells = _paper_columns(found)
-    _print_stacked(header, cells, markdown)
+    """The paper's table, measured configurations first, and what differs."""
+    say("")
+    _paper_table(found).show(markdown=markdown)
     if not any(line.measured for line in found.lines):
         _print_notes(["none of these runs has a row in that table", *found.notes], markdown)
         return
@@ -223,15 +221,15 @@ def _print_published(found: Published, markdown: bool) -> None:
     _print_notes([*marked, *found.notes], markdown)
 
 
-def _paper_columns(found: Published) -> tuple[list[str], list[list[str]]]:
+def _paper_table(found: Published) -> Table:
     peers = max((len(line.peers) for line in found.lines), default=0)
     names = "saliency" if found.table == "table7" else "method"
 
-    def named(line: Line) -> str:
+    def named(line: PaperEntry) -> str:
         told = names == "method" or not line.measured or f"saliency={line.key}" in line.name
         return line.name if told else f"{line.key} {line.name}"
 
-    columns: dict[str, Callable[[Line], str]] = {
+    columns: dict[str, Callable[[PaperEntry], str]] = {
         names: named,
         "network": lambda line: line.network,
         "whose": lambda line: "measured" if line.measured else "paper",
@@ -250,24 +248,12 @@ def _paper_columns(found: Published) -> tuple[list[str], list[list[str]]]:
         columns["mean"] = lambda line: _points(line.mean)
         columns["ensemble"] = lambda line: _points(line.ensemble)
         columns["drop"] = lambda line: _points(line.top1_drop)
-    return list(columns), [[cell(line) for cell in columns.values()] for line in found.lines]
+    rows = [[shown(line) for shown in columns.values()] for line in found.lines]
+    return Table(list(columns), rows, f"beside the paper's {found.title}", first_letters=NAME)
 
 
-def _peer_points(index: int, line: Line) -> str:
+def _peer_points(index: int, line: PaperEntry) -> str:
     return _points(line.peers[index]) if index < len(line.peers) else UNKNOWN
-
-
-def _print_stacked(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> None:
-    """A table whose cells may go on below: after a line feed, and the first one where it is too long."""
-    if markdown:
-        print_aligned(header, [[cell.replace("\n", " ") for cell in row] for row in rows], markdown=True)
-        return
-    lines: list[list[str]] = []
-    for first, *rest in rows:
-        parts = [textwrap.wrap(first, NAME), *(cell.split("\n") for cell in rest)]
-        height = max(map(len, parts))
-        lines += [[part[index] if index < len(part) else "" for part in parts] for index in range(height)]
-    print_aligned(header, lines, markdown=False)
 
 
 def _points(value: Spread, form: str = ".2f") -> str:

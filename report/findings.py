@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from wmlc.files import read_json
-from wmlc.report.comparison import Comparable, Row, baseline_top1, own_baseline, spread
+from wmlc.report.configurations import Comparable, Configuration, baseline_top1
 from wmlc.report.paper import in_words
-from wmlc.report.trained import Trained
-from wmlc.run import Run
-from wmlc.stats import student_t, top1_interval
+from wmlc.report.runs import TrainedRun
+from wmlc.stats import spread, student_t, top1_interval
 
 WITHIN = 1.0  # points of FLOPs drop up to which families count as equally large
 
 
 def findings(runs: Comparable) -> list[str]:
     """The notes below one comparable set's tables."""
-    return [*_chance(runs), *_lead(runs.rows), *_sizes(runs.rows), *_baselines(runs), *_conditions(runs)]
+    found = runs.configurations
+    return [*_chance(runs), *_lead(found), *_sizes(found), *_baselines(runs), *_conditions(runs)]
 
 
 def separation(sets: Sequence[Comparable]) -> str | None:
@@ -37,15 +34,15 @@ def separation(sets: Sequence[Comparable]) -> str | None:
 
 def _chance(runs: Comparable) -> list[str]:
     """How much of a number is chance: seeds, and the images of the test set."""
-    single = [row.name for row in runs.rows if row.n == 1]
+    single = [one.name for one in runs.configurations if one.n == 1]
     notes = [f"{', '.join(single)}: n = 1, so no spread is known"] if single else []
-    for row in runs.rows:
-        twice = sorted({seed for seed in row.seeds if row.seeds.count(seed) > 1})
+    for one in runs.configurations:
+        twice = sorted({seed for seed in one.seeds if one.seeds.count(seed) > 1})
         if twice:
             which = ", ".join(map(str, twice))
-            notes.append(f"{row.name}: several runs of seed {which}, so its ± is not that of as many seeds")
-    images, top1 = runs.settings["test images"], max(row.mean.mean or 0.0 for row in runs.rows)
-    if images is None:
+            notes.append(f"{one.name}: several runs of seed {which}, so its ± is not that of as many seeds")
+    images, top1 = runs.settings["test images"], max(one.mean.mean or 0.0 for one in runs.configurations)
+    if not images:
         return [*notes, "how many test images there were is not recorded, so the error of a top-1 is unknown"]
     low, high = top1_interval(top1, images)
     half = (high - low) / 2
@@ -56,11 +53,11 @@ def _chance(runs: Comparable) -> list[str]:
     ]
 
 
-def _lead(rows: Sequence[Row]) -> list[str]:
-    """Which row leads the mean over its peers, and whether more seeds might turn that over."""
-    if len(rows) < 2:
+def _lead(configurations: Sequence[Configuration]) -> list[str]:
+    """Which configuration leads the mean over its peers, and whether more seeds might turn that over."""
+    if len(configurations) < 2:
         return []
-    first, second = sorted(rows, key=lambda row: -(row.mean.mean or 0))[:2]
+    first, second = sorted(configurations, key=lambda one: -(one.mean.mean or 0))[:2]
     lead = (first.mean.mean or 0) - (second.mean.mean or 0)
     start = f"{first.name} leads the mean over peers by {lead:.2f} points before {second.name}"
     pairs = _paired(first, second)
@@ -74,30 +71,30 @@ def _lead(rows: Sequence[Row]) -> list[str]:
     return [f"{start}; {words}: {verdict}"]
 
 
-def _paired(first: Row, second: Row) -> list[float | None]:
+def _paired(first: Configuration, second: Configuration) -> list[float | None]:
     """Differences of the mean over peers, a seed each; a seed with several runs is its last."""
-    one, two = (dict(zip(row.seeds, row.mean.values, strict=True)) for row in (first, second))
-    return [(one[seed] or 0) - (two[seed] or 0) for seed in one if seed in two]
+    ours, theirs = (dict(zip(one.seeds, one.mean.values, strict=True)) for one in (first, second))
+    return [(ours[seed] or 0) - (theirs[seed] or 0) for seed in ours if seed in theirs]
 
 
 def _seeds(count: int) -> str:
     return f"{count or 'no'} seed{'s' * (count != 1)}"
 
 
-def _sizes(rows: Sequence[Row]) -> list[str]:
+def _sizes(configurations: Sequence[Configuration]) -> list[str]:
     """That equal ratios are not equal MACs, with the case that shows it most."""
-    notes, cuts = [], {row.name: row.flops_drop.mean or 0.0 for row in rows}
+    notes, cuts = [], {one.name: one.flops_drop.mean or 0.0 for one in configurations}
     if max(cuts.values()) - min(cuts.values()) > WITHIN:
         shown = ", ".join(f"{name} {cut:.1f} %" for name, cut in cuts.items())
         notes.append(f"the means are over families of different size; mean FLOPs drop: {shown}")
-    held = Counter(ratio for row in rows for ratio in {peer.ratio for peer in row.peers})
-    ratio = max((ratio for ratio, rows_with_it in held.items() if rows_with_it > 1), default=0.0)
+    held = Counter(ratio for one in configurations for ratio in {peer.ratio for peer in one.peers})
+    ratio = max((ratio for ratio, with_it in held.items() if with_it > 1), default=0.0)
     if ratio == 0:
         return notes
-    found = [(row, peer) for row in rows for peer in row.peers if peer.ratio == ratio]
+    found = [(one, peer) for one in configurations for peer in one.peers if peer.ratio == ratio]
     by_cut: dict[str, list[str]] = {}
-    for row, peer in found:
-        by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(row.name)
+    for one, peer in found:
+        by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(one.name)
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
 
@@ -105,7 +102,7 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
 def _baselines(runs: Comparable) -> list[str]:
     """Where a drop does not rest on the run's own baseline, or baselines of one seed differ."""
     notes = []
-    lacking = [run for run in runs.runs if own_baseline(run) is None]
+    lacking = [run for run in runs.runs if run.baseline_top1 is None]
     lent = [str(run.root) for run in lacking if baseline_top1(run, runs.runs) is not None]
     none = [str(run.root) for run in lacking if str(run.root) not in lent]
     if lent:
@@ -113,11 +110,10 @@ def _baselines(runs: Comparable) -> list[str]:
     if none:
         rest = "; drops are over the other runs" if len(none) < len(runs.runs) else ""
         notes.append(f"no baseline: {', '.join(none)}{rest}")
-    by_seed: dict[Any, dict[float, str]] = {}
+    by_seed: dict[int, dict[float, str]] = {}
     for run in runs.runs:
-        own = own_baseline(run)
-        if own is not None:
-            by_seed.setdefault(run.settings.get("seed"), {}).setdefault(own, str(run.root))
+        if run.baseline_top1 is not None:
+            by_seed.setdefault(run.seed, {}).setdefault(run.baseline_top1, str(run.root))
     for seed, found in by_seed.items():
         if len(found) > 1:
             which = ", ".join(f"{top1:.2f} in {root}" for top1, root in found.items())
@@ -128,7 +124,7 @@ def _baselines(runs: Comparable) -> list[str]:
 def _conditions(runs: Comparable) -> list[str]:
     """Where runs differ in what the table cannot tell: the folder of their images, the machine."""
     notes = []
-    roots = dict.fromkeys(str(run.settings.get("data_root")) for run in runs.runs)
+    roots = dict.fromkeys(str(run.settings.data_root) for run in runs.runs)
     if len(roots) > 1:
         notes.append(f"the data come from {' and '.join(roots)}; taken for the same, with as many images and classes")
     machines = dict.fromkeys(_machine(run) for run in runs.runs)
@@ -137,10 +133,8 @@ def _conditions(runs: Comparable) -> list[str]:
     return notes
 
 
-def _machine(run: Trained) -> str:
+def _machine(run: TrainedRun) -> str:
     """Device, precision and threads of a run, which its time depends on."""
-    path: Path = Run(run.root).config
-    record = read_json(path, "run record", "start the run again with 'wmlc train --force'")
-    device, threads = record.get("device") or {}, record.get("threads")
-    words = f"{device.get('name', 'unknown')}, {'bf16' if device.get('bf16') else 'fp32'}"
-    return f"{words}, {threads} thread{'s' * (threads != 1)}" if device.get("name") == "cpu" else words
+    device, threads = run.record.device, run.record.threads
+    words = f"{device.name}, {'bf16' if device.bf16 else 'fp32'}"
+    return f"{words}, {threads} thread{'s' * (threads != 1)}" if device.name == "cpu" else words

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from wmlc.console import print_table, say
+from wmlc.console import say
 from wmlc.errors import InputError
+from wmlc.records import Family
 from wmlc.run import RUNS, Run, all_runs, read_epochs, read_family
+from wmlc.table import Table
+
+HEADER = ("run", "network", "asked", "got", "params", "MACs", "top-1")
+LONGEST = 100  # letters of why a run cannot be read; reading it alone tells the whole
 
 
 def print_runs(as_json: bool) -> None:
-    """A line a network for each run under `runs/`; an unfinished run says how far it is."""
+    """A line a network for each run under `runs/`; an unfinished one says how far it is, a damaged one why."""
     runs = list(all_runs())
     if as_json:
         say(json.dumps([_record(run) for run in runs], indent=2))
-        return
-    if not runs:
+    elif not runs:
         say(f"no runs under {RUNS}/; make one with 'wmlc train'")
-        return
-    rows = [row for run in runs for row in _rows(run)]
-    print_table("", ["run", "network", "asked", "got", "params", "MACs", "top-1"], rows, left=2)
+    else:
+        Table(HEADER, [row for run in runs for row in _rows(run)], words=2).show()
+
+
+def _read(run: Run) -> Family | dict[str, int]:
+    """The family of a finished run, else how many epochs of each phase are done; `InputError` where it is damaged."""
+    if run.family.exists():
+        return read_family(run)
+    return {phase: len(read_epochs(run, phase)) for phase in ("family", "baseline")}
 
 
 def _record(run: Run) -> dict[str, Any]:
     try:
-        family = asdict(read_family(run))
-    except InputError:
-        epochs = {f"{phase}_epochs": len(read_epochs(run, phase)) for phase in ("family", "baseline")}
-        return {"run": str(run.root), "finished": False, **epochs}
-    return {"run": str(run.root), "finished": True} | {
-        key: family.get(key) for key in ("arch", "method", "baseline", "peers", "ensemble_top1")
-    }
+        found = _read(run)
+    except InputError as error:
+        return {"run": str(run.root), "finished": False, "damaged": str(error)}
+    if isinstance(found, dict):
+        return {"run": str(run.root), "finished": False, **{f"{phase}_epochs": n for phase, n in found.items()}}
+    family = asdict(found)
+    shown = ("arch", "method", "baseline", "peers", "ensemble_top1")
+    return {"run": str(run.root), "finished": True, **{key: family[key] for key in shown}}
 
 
 def _rows(run: Run) -> list[list[str]]:
+    root = str(run.root)
     try:
-        family = asdict(read_family(run))
-    except InputError:
-        done = len(read_epochs(run, "family")), len(read_epochs(run, "baseline"))
-        return [[str(run.root), f"not finished: {done[0]} epochs of the family, {done[1]} of the baseline", *[""] * 5]]
-    networks = [("baseline", family["baseline"])] if family.get("baseline") else []
-    networks += [(f"peer {peer['peer']}", peer) for peer in family["peers"]]
+        found = _read(run)
+    except InputError as error:
+        reason = textwrap.shorten(str(error).removeprefix(f"{root}/"), LONGEST, placeholder=" …")
+        return [[root, f"damaged: {reason}", *[""] * 5]]
+    if isinstance(found, dict):
+        done = f"{found['family']} epochs of the family, {found['baseline']} of the baseline"
+        return [[root, f"not finished: {done}", *[""] * 5]]
+    named = [("baseline", found.baseline)] if found.baseline else []
     rows = [
         [
-            str(run.root), name, f"{network['ratio']:.1%}", f"{network['achieved_ratio']:.1%}",
-            f"{network['params']:,}", f"{network['macs'] / 1e6:,.2f} M", f"{network['top1']:.2f}",
+            root, name, f"{network.ratio:.1%}", f"{network.achieved_ratio:.1%}", f"{network.params:,}",
+            f"{network.macs / 1e6:,.2f} M", f"{network.top1:.2f}",
         ]
-        for name, network in networks
+        for name, network in [*named, *((f"peer {peer.peer}", peer) for peer in found.peers)]
     ]  # fmt: skip
-    return [*rows, [str(run.root), "ensemble", "", "", "", "", f"{family['ensemble_top1']:.2f}"]]
+    return [*rows, [root, "ensemble", "", "", "", "", f"{found.ensemble_top1:.2f}"]]

@@ -1,22 +1,11 @@
 "use strict";
 
-// Okabe and Ito's colours, darker on white and lighter on black so that each stands out by 3:1; shapes and dashes tell
-// them apart too. The first is the baseline's.
-const LIGHT = {
-  page: "#ffffff", ink: "#1d2126", quiet: "#5c6670", line: "#e3e6e9",
-  colours: ["#4a4f55", "#0072b2", "#d55e00", "#00895f", "#b4548f", "#a87400", "#2f8fca", "#7a6a00", "#8a2be2"],
-};
-const DARK = {
-  page: "#15181c", ink: "#e6e9ec", quiet: "#a3adb7", line: "#2c3138",
-  colours: ["#c9ced4", "#4aa8e0", "#f08a4b", "#2fc79a", "#e3a0c8", "#efb840", "#93d3f5", "#f0e442", "#c39bf0"],
-};
-const SHAPES = ["diamond", "circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke"];
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 const PAPER = 700; // pixels that a chart is wide in print
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 40rem)");
-const charts = JSON.parse(document.getElementById("charts").textContent);
+const { themes, shapes, charts } = JSON.parse(document.getElementById("drawn").textContent);
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const views = new Map();
 let queue = Promise.resolve(); // one drawing after another
@@ -27,13 +16,13 @@ function theme(colours, columns) {
     padding: { left: 4, top: 4, right: 14, bottom: 4 },
     font: FONT,
     view: { stroke: null },
-    range: { category: colours.colours, symbol: SHAPES },
+    range: { category: [colours.baseline, ...colours.networks], symbol: shapes },
     title: { color: colours.ink, subtitleColor: colours.quiet, font: FONT, subtitleFont: FONT, fontSize: 14, fontWeight: 600 },
     text: { color: colours.ink, font: FONT },
     rule: { color: colours.ink },
     axis: {
       labelColor: colours.quiet, titleColor: colours.quiet, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400,
-      gridColor: colours.line, domainColor: colours.line, tickColor: colours.line, labelFont: FONT, titleFont: FONT,
+      gridColor: colours.grid, domainColor: colours.grid, tickColor: colours.grid, labelFont: FONT, titleFont: FONT,
     },
     axisX: { grid: false, labelFlush: false, labelOverlap: true, labelSeparation: 8 },
     legend: {
@@ -55,7 +44,7 @@ function embed(place, spec, config) {
 async function draw(figure) {
   views.get(figure)?.finalize();
   const columns = narrow.matches ? 3 : 0;
-  const result = await embed(figure.querySelector(".plot"), chosen(figure).spec, theme(dark.matches ? DARK : LIGHT, columns));
+  const result = await embed(figure.querySelector(".plot"), chosen(figure).spec, theme(dark.matches ? themes.dark : themes.light, columns));
   views.set(figure, result);
 }
 
@@ -65,7 +54,7 @@ async function onPaper(figure) {
   const width = figure.classList.contains("wide") ? 1.2 * PAPER : PAPER;
   const title = { text: figure.querySelector("h3").textContent, subtitle: label, anchor: "start", offset: 12 };
   const size = { width, autosize: { type: "fit-x", contains: "padding" } };
-  return embed(document.createElement("div"), { ...spec, ...size, title }, theme(LIGHT, 0));
+  return embed(document.createElement("div"), { ...spec, ...size, title }, theme(themes.light, 0));
 }
 
 // Made beforehand, because printing waits for nobody.

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from string import Template
 from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from wmlc.console import say
 from wmlc.errors import InputError
 from wmlc.files import new_file, refuse_existing
-from wmlc.report.sections import Figure, Section, all_sections
-from wmlc.report.summary import Report, headline, read_reports
+from wmlc.report.headline import headline
+from wmlc.report.palette import DARK, LIGHT, PAGE_SHAPES
+from wmlc.report.runs import TrainedRun, read_runs
+from wmlc.report.sections import all_sections
 from wmlc.run import Run
 
 HERE = Path(__file__).parent
@@ -27,27 +32,48 @@ def write_report(runs: Sequence[Run], out: Path, *, force: bool) -> None:
     refuse_existing(out, force)
     if out.is_dir():
         raise InputError(f"{out} is a directory; name the page, such as {out / 'report.html'}")
-    page = make_page(read_reports(runs))
+    page = make_page(read_runs(runs, with_bench=True))
     with new_file(out) as aside:
         aside.write_text(page, encoding="utf-8")
     say(f"wrote {out}")
 
 
-def make_page(reports: Sequence[Report]) -> str:
+def make_page(runs: Sequence[TrainedRun]) -> str:
     """The page as text. Its policy lets only its own two scripts run, and nothing be fetched."""
-    sections = all_sections(reports)
+    sections = all_sections(runs)
     bundle, script = _bundle(), (HERE / "page.js").read_text(encoding="utf-8")
     allowed = " ".join(f"'sha256-{_digest(code)}'" for code in (bundle, script))
-    figures = {figure.key: _choices(figure) for section in sections for figure in section.figures}
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:",
-        title=escape(f"wmlc report: {', '.join(report.name for report in reports)}"),
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
-        header=header_html(reports, sections),
-        sections="\n".join(section_html(section) for section in sections),
-        charts=script_json(figures),
-        bundle=bundle,
-        script=script,
+    drawn = {
+        "themes": {"light": asdict(LIGHT), "dark": asdict(DARK)},
+        "shapes": PAGE_SHAPES,
+        "charts": {
+            chart.key: [{"label": label, "spec": spec} for label, spec in chart.choices.items()]
+            for section in sections
+            for chart in section.charts
+        },
+    }
+    page = templates().get_template("page.html")
+    # What is marked as safe is our own: hashes, JSON without brackets, and scripts that hold no end tag.
+    return page.render(
+        policy=Markup(f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"),
+        headlines={run.name: headline(run) for run in runs},
+        sections=sections,
+        light=LIGHT,
+        dark=DARK,
+        drawn=Markup(script_json(drawn)),
+        bundle=Markup(bundle),
+        script=Markup(script),
+    )
+
+
+def templates() -> jinja2.Environment:
+    """The page's templates: everything is escaped, and a name that they do not know is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -57,6 +83,7 @@ def script_json(record: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+@functools.cache  # it takes seconds
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script."""
     import vl_convert
@@ -66,43 +93,3 @@ def _bundle() -> str:
 
 def _digest(code: str) -> str:
     return base64.b64encode(hashlib.sha256(code.encode("utf-8")).digest()).decode("ascii")
-
-
-def _choices(figure: Figure) -> list[dict[str, Any]]:
-    return [{"label": label, "spec": spec} for label, spec in figure.choices.items()]
-
-
-def header_html(reports: Sequence[Report], sections: Iterable[Section]) -> str:
-    """The headline of each run, and the way to the sections."""
-    if len(reports) == 1:
-        top = f'<p class="kicker">{escape(reports[0].name)}</p>\n<h1>{escape(headline(reports[0]))}</h1>'
-    else:
-        lines = "".join(f"<dt>{escape(r.name)}</dt><dd>{escape(headline(r))}</dd>" for r in reports)
-        top = f'<h1>{len(reports)} runs compared</h1>\n<dl class="headlines">{lines}</dl>'
-    links = "".join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
-    return f'{top}\n<nav aria-label="Sections">{links}</nav>'
-
-
-def section_html(section: Section) -> str:
-    """A section with its heading."""
-    words = "".join(f"<p>{escape(text)}</p>" for text in section.words)
-    figures = "".join(figure_html(figure) for figure in section.figures)
-    shown = f'<div class="figures">{figures}</div>' if figures else ""
-    return f'<section id="{section.key}"><h2>{escape(section.title)}</h2>{words}{shown}{section.html}</section>'
-
-
-def figure_html(figure: Figure) -> str:
-    """Where the script draws a chart, with its drop-down and its two buttons."""
-    options = "".join(f'<option value="{i}">{escape(label)}</option>' for i, label in enumerate(figure.choices))
-    select = f"<label>showing <select>{options}</select></label>" if len(figure.choices) > 1 else ""
-    if len(figure.choices) == 1 and (only := next(iter(figure.choices))):
-        select = f"<span>{escape(only)}</span>"
-    title = figure.title
-    save = "".join(f'<button type="button" data-save="{kind}">Save {kind.upper()}</button>' for kind in ("svg", "png"))
-    return (
-        f'<figure data-chart="{escape(figure.key)}"{" class=wide" * figure.wide}>'
-        f'<div class="bar"><h3>{escape(title)}</h3>{select}</div>'
-        f'<div class="scroll"><div class="plot" role="img" aria-label="{escape(title)}"></div></div>'
-        f'<img class="print" alt="{escape(title)}">'
-        f'<figcaption><span>{escape(figure.caption)}</span><span class="save">{save}</span></figcaption></figure>'
-    )

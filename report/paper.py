@@ -1,25 +1,74 @@
-"""The paper's tables beside measured rows, and every setting in which the two differ."""
+"""The paper's tables beside measured configurations, and every setting in which the two differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from wmlc import records
 from wmlc.errors import InputError
-from wmlc.files import read_json
-from wmlc.report.comparison import Comparable, Row, Spread, less, spread
+from wmlc.records import Record
+from wmlc.report.configurations import Comparable, Configuration, less
+from wmlc.stats import Spread, spread
 
 TABLES = Path(__file__).with_name("paper.json")
-KEYS = {"table6": "method", "table7": "saliency", "table8": "method"}  # what a published row is found by
+KEYS = {"table6": "method", "table7": "saliency", "table8": "method"}  # the setting that a published row is found by
 NOTHING = spread([])
+
+Settings = dict[str, str | int | float | list[float]]  # by the words for them, as `Comparable` has them, or their names
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow(Record):
+    """A published row; None where its table has no such column."""
+
+    network: str
+    name: str
+    method: str | None = None  # None with `saliency` None: a method that is not to be had here
+    saliency: str | None = None
+    baseline: float | None = None
+    peers: list[float] = field(default_factory=list)  # top-1
+    ensemble: float | None = None
+    top1: float | None = None
+    top1_drop: float | None = None  # as printed
+    flops_drop: float | None = None
+    settings: Settings = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What it is found by."""
+        return self.saliency or self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable(Record):
+    """One of the paper's tables, with the settings of all its rows."""
+
+    title: str
+    settings: Settings
+    rows: list[PaperRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Record):
+    """paper.json."""
+
+    source: str
+    tables: dict[str, PaperTable]
+
+
+def read_paper() -> Paper:
+    """The tables as the paper prints them."""
+    return records.read(TABLES, Paper, "record of the paper's tables", "install wmlc again")
 
 
 @dataclass(frozen=True)
-class Line:
-    """A published or a measured row, in the columns of the paper's table."""
+class PaperEntry:
+    """A published row or a measured configuration, in the columns of the paper's table."""
 
     measured: bool
     network: str
@@ -32,18 +81,18 @@ class Line:
     top1: Spread  # of the table that has one accuracy a method
     top1_drop: Spread
     flops_drop: Spread
-    differs: list[str]  # of a measured row: what no other measured row shares
+    differs: list[str]  # of a measured one: what no other measured one shares
 
 
 @dataclass(frozen=True)
 class Published:
-    """One of the paper's tables with measured rows in it."""
+    """One of the paper's tables with measured configurations in it."""
 
     table: str
     title: str
     source: str
-    differs: list[str]  # settings in which all measured rows differ from the paper's
-    lines: list[Line]
+    differs: list[str]  # settings in which all measured ones differ from the paper's
+    lines: list[PaperEntry]
     notes: list[str]
 
 
@@ -54,60 +103,50 @@ def check_table(name: str) -> None:
 
 
 def beside_paper(name: str, runs: Comparable) -> Published:
-    """The rows of one comparable set with what the paper's table `name` has for their network and method.
+    """The configurations of one comparable set with what the paper's table `name` has for their network and method.
 
     Where it does not have the network, its rows of the same methods on other networks stand there, under their own.
     """
-    record = read_json(TABLES, "record of the paper's tables", "install wmlc again")
-    table, key = record["tables"][name], KEYS[name]
-    matched = [(row, _counterparts(row, name, runs, table["rows"])) for row in runs.rows]
-    found = [(row, theirs) for row, theirs in matched if theirs]
-    differing = [_differing(row, runs, table["settings"], theirs) for row, theirs in found]
+    paper = read_paper()
+    table = paper.tables[name]
+    matched = [(own, _counterparts(own, name, runs, table.rows)) for own in runs.configurations]
+    found = [(own, theirs) for own, theirs in matched if theirs]
+    differing = [_differing(own, runs, table.settings, theirs) for own, theirs in found]
     common = [words for words in (differing[0] if differing else []) if all(words in each for each in differing)]
     lines = [
-        _measured(row, name, runs, [words for words in each if words not in common])
-        for (row, _), each in zip(found, differing, strict=True)
+        _measured(own, name, runs, [words for words in each if words not in common])
+        for (own, _), each in zip(found, differing, strict=True)
     ]
-    shown = _shown(table["rows"], key, found, runs)
-    lines += [_published(row, key) for row in shown]
-    notes = [row["note"] for row in shown if "note" in row]
-    lacking = [row.name for row, theirs in matched if not theirs]
+    shown = _shown(table.rows, [row for _, theirs in found for row in theirs])
+    lines += [_published(row) for row in shown]
+    notes = [row.note for row in shown if row.note]
+    lacking = [own.name for own, theirs in matched if not theirs]
     notes += [f"{', '.join(lacking)}: no such row in the paper's table"] if lacking else []
-    notes = [*notes, *_order(name, lines), f"the paper: {record['source']}"]
-    return Published(name, table["title"], record["source"], common, lines, notes)
+    notes = [*notes, *_order(name, lines), f"the paper: {paper.source}"]
+    return Published(name, table.title, paper.source, common, lines, notes)
 
 
-def _counterparts(row: Row, name: str, runs: Comparable, published: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _counterparts(own: Configuration, name: str, runs: Comparable, published: Sequence[PaperRow]) -> list[PaperRow]:
     """The published rows for one of ours: of its network, or of any where the table lacks that."""
-    pruned = row.settings.get("method") in ("wml", "wml-p") and row.peers[0].achieved_ratio.mean != 0
+    pruned = own.method in ("wml", "wml-p") and own.peers[0].achieved_ratio.mean != 0
     if name == "table7" and not pruned:  # it has networks pruned by saliency only
         return []
-    same = [theirs for theirs in published if theirs.get(KEYS[name]) == row.settings.get(KEYS[name])]
-    return [theirs for theirs in same if theirs["network"] == runs.settings["network"]] or same
+    same = [row for row in published if row.key == own.settings[KEYS[name]]]
+    return [row for row in same if row.network == runs.settings["network"]] or same
 
 
-def _shown(
-    published: Sequence[dict[str, Any]], key: str, found: Sequence[tuple[Row, list[Any]]], runs: Comparable
-) -> list[dict[str, Any]]:
-    """The counterparts of all our rows, and methods that are not to be had here, in the paper's order."""
-    networks = {theirs["network"] for _, rows in found for theirs in rows}
-    return [
-        row
-        for row in published
-        if any(row is theirs for _, rows in found for theirs in rows)
-        or (row.get(key) is None and row["network"] in networks)
-    ]
+def _shown(published: Sequence[PaperRow], counterparts: Sequence[PaperRow]) -> list[PaperRow]:
+    """The counterparts of ours, and on their networks methods that are not to be had here, in the paper's order."""
+    networks = {row.network for row in counterparts}
+    return [row for row in published if row in counterparts or (row.key is None and row.network in networks)]
 
 
 def _differing(
-    row: Row, runs: Comparable, settings: Mapping[str, Any], theirs: Sequence[Mapping[str, Any]]
+    own: Configuration, runs: Comparable, settings: Mapping[str, Any], theirs: Sequence[PaperRow]
 ) -> list[str]:
-    networks = [each["network"] for each in theirs]
-    network = runs.settings["network"]
-    expected = {
-        "network": network if network in networks else networks, **settings, **(theirs[0].get("settings") or {})
-    }  # fmt: skip
-    mine = {**row.settings, **runs.settings, "filters": runs.filters, "ratios": [peer.ratio for peer in row.peers]}
+    networks, network = [row.network for row in theirs], runs.settings["network"]
+    expected = {"network": network if network in networks else networks, **settings, **theirs[0].settings}
+    mine = {**own.settings, **runs.settings, "filters": runs.filters, "ratios": [peer.ratio for peer in own.peers]}
     return [
         f"{words} {in_words(mine.get(words))} (paper: {in_words(value)})"
         for words, value in expected.items()
@@ -124,46 +163,45 @@ def in_words(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _measured(row: Row, name: str, runs: Comparable, differs: list[str]) -> Line:
-    first, last = row.peers[0], row.peers[-1]
+def _measured(own: Configuration, name: str, runs: Comparable, differs: list[str]) -> PaperEntry:
+    first, last = own.peers[0], own.peers[-1]
     pruned = name == "table7"
-    return Line(
+    return PaperEntry(
         measured=True,
         network=str(runs.settings["network"]),
-        key=row.settings.get(KEYS[name]),
-        name=row.name,
-        baseline=row.baseline,
-        peers=[peer.top1 for peer in row.peers],
-        mean=row.mean,
-        ensemble=row.ensemble,
+        key=own.settings[KEYS[name]],
+        name=own.name,
+        baseline=own.baseline,
+        peers=[peer.top1 for peer in own.peers],
+        mean=own.mean,
+        ensemble=own.ensemble,
         top1=last.top1,
-        top1_drop=first.top1_drop if pruned else row.top1_drop,
-        flops_drop=first.flops_drop if pruned else row.flops_drop,
+        top1_drop=first.top1_drop if pruned else own.top1_drop,
+        flops_drop=first.flops_drop if pruned else own.flops_drop,
         differs=differs,
     )
 
 
-def _published(row: Mapping[str, Any], key: str) -> Line:
-    peers = row.get("peers") or []
-    mean = spread([fmean(peers)]) if peers else NOTHING
-    drop = [row["top1_drop"]] if "top1_drop" in row else less([row.get("baseline")], [mean.mean])
-    return Line(
+def _published(row: PaperRow) -> PaperEntry:
+    mean = spread([fmean(row.peers)]) if row.peers else NOTHING
+    drop = [row.top1_drop] if row.saliency else less([row.baseline], [mean.mean])  # only table 7 prints drops
+    return PaperEntry(
         measured=False,
-        network=row["network"],
-        key=row.get(key),
-        name=row["name"],
-        baseline=spread([row.get("baseline")]),
-        peers=[spread([top1]) for top1 in peers],
+        network=row.network,
+        key=row.key,
+        name=row.name,
+        baseline=spread([row.baseline]),
+        peers=[spread([top1]) for top1 in row.peers],
         mean=mean,
-        ensemble=spread([row.get("ensemble")]),
-        top1=spread([row.get("top1")]),
+        ensemble=spread([row.ensemble]),
+        top1=spread([row.top1]),
         top1_drop=spread(drop),
-        flops_drop=spread([row.get("flops_drop")]),
+        flops_drop=spread([row.flops_drop]),
         differs=[],
     )
 
 
-def _order(name: str, lines: Sequence[Line]) -> list[str]:
+def _order(name: str, lines: Sequence[PaperEntry]) -> list[str]:
     """What each table's numbers mean, and in which order methods stand, here and there."""
     if name == "table7":
         return ["pruned is peer 1; the paper's drops are as printed"]
@@ -181,5 +219,5 @@ def _order(name: str, lines: Sequence[Line]) -> list[str]:
     return notes
 
 
-def _ranked(lines: Sequence[Line]) -> str:
+def _ranked(lines: Sequence[PaperEntry]) -> str:
     return " > ".join(line.name for line in sorted(lines, key=lambda line: -(line.mean.mean or 0)))

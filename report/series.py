@@ -1,50 +1,162 @@
-"""What the charts of a report draw: points, lines, bars and layers, taken from the records of runs."""
+"""What the charts and tables of a page show: networks, points, lines and bars, taken from the records of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from wmlc.bench.profile import compare
 from wmlc.console import digits, scaled
-from wmlc.report.summary import UNKNOWN, Cell, Report, cell_of, cell_words, network_of, short
+from wmlc.layers import LayerPair, compare
+from wmlc.records import Profile, Row, Scenario, Speedup
+from wmlc.report.cells import Cell, cell_of, profile_cell
+from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
 from wmlc.stats import top1_interval
 
-Record = Mapping[str, Any]
+UNKNOWN = "–"  # on a page
+
 Lines = dict[str, list[tuple[int, float]]]  # by name, (epoch, value)
 
 
-def point_of(report: Report, row: Record) -> dict[str, Any]:
-    """One network as a point of a chart: its numbers, and as `…_text` what hovering tells."""
-    times, interval = row.get("latency_ms") or {}, row.get("p50_interval") or {}
-    speedup, drop, pruned = row.get("speedup"), row.get("top1_drop"), row.get("achieved_ratio")
-    p50, low, high = times.get("p50"), interval.get("low"), interval.get("high")
-    ends = "" if low is None else f" [{low:.3g}, {high:.3g}]"
-    images = report.test_images
-    bounds = top1_interval(row["top1"], images) if images else (None, None)
-    top1_ends = f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if images else ""
-    return {
-        "run": report.name,
-        "network": network_of(row),
-        "label": str(row["name"]),
-        "number": _mark(network_of(row)),
-        "precision": row.get("precision") or "fp32",
-        "params": row.get("params"),
-        "macs": row.get("macs"),
-        "p50": p50,
-        "low": low,
-        "high": high,
-        "top1": row.get("top1"),
-        "top1_low": bounds[0],
-        "top1_high": bounds[1],
-        "top1_text": f"{row['top1']:.2f} %{top1_ends}" + ("" if drop is None else f" (drop {drop:.2f})"),
-        "p50_text": "not measured" if p50 is None else f"{p50:.3g} ms{ends}",
-        "speedup_text": interval_text(speedup) if speedup else "not measured",
-        "params_text": short(row.get("params")),
-        "macs_text": short(row.get("macs")),
-        "pruned_text": UNKNOWN if pruned is None else f"{pruned:.1%}",
-    }
+@dataclass(frozen=True)
+class Entry:
+    """A network on the page: as a bench measured it in a cell, or, without a `row`, as its training left it."""
+
+    run: str
+    name: str
+    network: str  # whose colour it has: an int8 file that of its peer
+    peer: int
+    ratio: float | None
+    achieved_ratio: float | None
+    params: int
+    macs: int
+    top1: float | None
+    top1_drop: float | None
+    row: Row | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """An entry in a chart: its numbers, and as `…_text` what hovering tells."""
+
+    run: str
+    network: str
+    label: str
+    number: str  # that stands beside it
+    precision: str
+    params: int
+    macs: int
+    p50: float | None
+    low: float | None  # end of its 95 % interval
+    high: float | None
+    top1: float
+    top1_low: float | None
+    top1_high: float | None
+    top1_text: str
+    p50_text: str
+    speedup_text: str
+    params_text: str
+    macs_text: str
+    pruned_text: str
+
+
+@dataclass(frozen=True)
+class WidthBar:
+    """The channels of a stage's layers in one network."""
+
+    stage: str
+    who: str
+    number: str
+    mean: float
+    least: int
+    most: int
+    layers: str
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer's two times, and in words what stands beside them."""
+
+    layer: str
+    op: str
+    baseline_ms: float | None
+    peer_ms: float | None
+    no_faster: bool
+    speed: str
+    channels: str
+    macs: str
+    intensity: str
+
+
+@dataclass(frozen=True)
+class ScenarioBar:
+    """A number that a network reached in a scenario; None where it reached none."""
+
+    run: str
+    who: str
+    label: str
+    value: float | None
+    text: str
+
+
+def entries(runs: Iterable[TrainedRun]) -> list[Entry]:
+    """Every benched row; a run without a bench as its training left it."""
+    return [entry for run in runs for entry in _benched(run) or _trained(run)]
+
+
+def _benched(run: TrainedRun) -> list[Entry]:
+    return [
+        Entry(
+            run=run.name, name=row.name, network=network_of(row.name, row.peer), peer=row.peer, ratio=row.ratio,
+            achieved_ratio=row.achieved_ratio, params=row.params, macs=row.macs, top1=row.top1, top1_drop=row.top1_drop,
+            row=row,
+        )
+        for row in run.rows
+    ]  # fmt: skip
+
+
+def _trained(run: TrainedRun) -> list[Entry]:
+    baseline = run.family.baseline
+    return [
+        Entry(
+            run=run.name, name=peer_name(network.peer), network=peer_name(network.peer), peer=network.peer,
+            ratio=network.ratio, achieved_ratio=network.achieved_ratio, params=network.params, macs=network.macs,
+            top1=network.top1, top1_drop=baseline.top1 - network.top1 if baseline else None, row=None,
+        )
+        for network in [*([baseline] if baseline else []), *run.family.peers]
+    ]  # fmt: skip
+
+
+def point_of(run: TrainedRun, entry: Entry) -> Point:
+    """One network with a top-1 as a point."""
+    row, top1, drop = entry.row, entry.top1 or 0.0, entry.top1_drop
+    interval = row.p50_interval if row else None
+    p50 = row.latency_ms.p50 if row and row.latency_ms else None
+    ends = f" [{interval.low:.3g}, {interval.high:.3g}]" if interval else ""
+    images = run.bench.data.test_images if run.bench and run.bench.data else run.test_images
+    low, high = top1_interval(top1, images) if images else (None, None)
+    top1_ends = f" [{low:.1f}, {high:.1f}]" if images else ""
+    return Point(
+        run=run.name,
+        network=entry.network,
+        label=entry.name,
+        number=_mark(entry.network),
+        precision=row.precision if row else "fp32",
+        params=entry.params,
+        macs=entry.macs,
+        p50=p50,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        top1=top1,
+        top1_low=low,
+        top1_high=high,
+        top1_text=f"{top1:.2f} %{top1_ends}" + ("" if drop is None else f" (drop {drop:.2f})"),
+        p50_text="not measured" if p50 is None else f"{p50:.3g} ms{ends}",
+        speedup_text=interval_text(row.speedup) if row and row.speedup else "not measured",
+        params_text=scaled(entry.params),
+        macs_text=scaled(entry.macs),
+        pruned_text=UNKNOWN if entry.achieved_ratio is None else f"{entry.achieved_ratio:.1%}",
+    )
 
 
 def _mark(network: str) -> str:
@@ -52,161 +164,137 @@ def _mark(network: str) -> str:
     return "b" if network == "baseline" else network.removeprefix("peer")
 
 
-def interval_text(speedup: Record) -> str:
+def interval_text(speedup: Speedup) -> str:
     """1.12 [1.10, 1.13]."""
-    return f"{speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
+    return f"{speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
 
 
-def latency_points(reports: Iterable[Report], cell: Cell) -> list[dict[str, Any]]:
+def latency_points(runs: Iterable[TrainedRun], cell: Cell) -> list[Point]:
     """The networks that were timed in `cell` and whose top-1 was measured."""
     return [
-        point_of(report, row)
-        for report in reports
-        for row in report.rows
-        if cell_of(row) == cell and row.get("latency_ms") and row.get("top1") is not None
+        point_of(run, entry)
+        for run in runs
+        for entry in _benched(run)
+        if entry.row and cell_of(entry.row) == cell and entry.row.latency_ms and entry.top1 is not None
     ]
 
 
-def size_points(reports: Iterable[Report]) -> list[dict[str, Any]]:
+def size_points(runs: Iterable[TrainedRun]) -> list[Point]:
     """Every network with a top-1 once, in its first cell; where no bench measured it, as the training left it."""
     found = []
-    for report in reports:
-        rows: dict[str, Record] = {}
-        benched = [row for row in report.rows if row.get("top1") is not None]
-        for row in benched or family_rows(report):
-            if row.get("top1") is not None and row.get("params") and row.get("macs"):
-                rows.setdefault(str(row["name"]), row)
-        found += [point_of(report, row) for row in rows.values()]
+    for run in runs:
+        known = [entry for entry in _benched(run) if entry.top1 is not None] or _trained(run)
+        first: dict[str, Entry] = {}
+        for entry in known:
+            if entry.params and entry.macs:
+                first.setdefault(entry.name, entry)
+        found += [point_of(run, entry) for entry in first.values()]
     return found
 
 
-def family_rows(report: Report) -> list[dict[str, Any]]:
-    """The networks of a run as rows of a bench that was not made: what the training knows of them."""
-    baseline = report.family.get("baseline")
-    networks = [*([{**baseline, "peer": BASELINE}] if baseline else []), *report.family["peers"]]
-    return [
-        {
-            **{key: network.get(key) for key in ("peer", "ratio", "achieved_ratio", "params", "macs", "top1")},
-            "name": peer_name(network["peer"]),
-            "top1_drop": baseline["top1"] - network["top1"] if baseline else None,
-            "mac_ratio": baseline["macs"] / network["macs"] if baseline else None,
-        }
-        for network in networks
-    ]
-
-
-def pareto_front(points: Iterable[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The points that no other one beats: none costs as little and scores as well."""
-    front: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: (p[cost], -p["top1"])):
-        if not front or point["top1"] > front[-1]["top1"]:
-            front.append(point)
-    return front
-
-
-def top1_lines(report: Report) -> Lines:
+def top1_lines(run: TrainedRun) -> Lines:
     """Held-out top-1 over the epochs: the baseline, every peer, the ensemble of several."""
-    peers = report.family["peers"]
-    lines = {"baseline": [(epoch["epoch"], epoch["top1"][0]) for epoch in report.baseline_epochs]}
+    peers = run.family.peers
+    lines = {"baseline": [(epoch.epoch, epoch.top1[0]) for epoch in run.baseline_epochs]}
     for index, peer in enumerate(peers):
-        lines[peer_name(peer["peer"])] = [(epoch["epoch"], epoch["top1"][index]) for epoch in report.epochs]
+        lines[peer_name(peer.peer)] = [(epoch.epoch, epoch.top1[index]) for epoch in run.epochs]
     if len(peers) > 1:
-        lines["ensemble"] = [(epoch["epoch"], epoch["ensemble_top1"]) for epoch in report.epochs]
+        lines["ensemble"] = [(epoch.epoch, epoch.ensemble_top1) for epoch in run.epochs]
     return {who: line for who, line in lines.items() if line}
 
 
-def loss_lines(report: Report) -> Lines:
+def loss_lines(run: TrainedRun) -> Lines:
     """The training loss over the epochs, of the family and of the baseline."""
-    lines = {
-        "baseline": [(epoch["epoch"], epoch["train_loss"]) for epoch in report.baseline_epochs],
-        "family": [(epoch["epoch"], epoch["train_loss"]) for epoch in report.epochs],
-    }
+    phases = {"baseline": run.baseline_epochs, "family": run.epochs}
+    lines = {who: [(epoch.epoch, epoch.train_loss) for epoch in epochs] for who, epochs in phases.items()}
     return {who: line for who, line in lines.items() if line}
 
 
-def weight_lines(report: Report) -> Lines:
+def weight_lines(run: TrainedRun) -> Lines:
     """The peer weights ω over the epochs."""
-    if not report.epochs:
+    if not run.epochs:
         return {}
     return {
-        peer_name(peer["peer"]): [(epoch["epoch"], epoch["peer_weights"][index]) for epoch in report.epochs]
-        for index, peer in enumerate(report.family["peers"])
+        peer_name(peer.peer): [(epoch.epoch, epoch.peer_weights[index]) for epoch in run.epochs]
+        for index, peer in enumerate(run.family.peers)
     }
 
 
-def width_bars(report: Report) -> list[dict[str, Any]]:
-    """A bar a network and stage: the mean, the least and the most channels of the stage's layers."""
-    networks = [{**(report.family.get("baseline") or {}), "peer": BASELINE}, *report.family["peers"]]
+def width_bars(run: TrainedRun) -> list[WidthBar]:
+    """A bar a peer and stage: the mean, the least and the most channels of the stage's layers."""
     return [
-        {
-            "stage": stage,
-            "who": peer_name(network["peer"]),
-            "number": _mark(peer_name(network["peer"])),
-            "mean": sum(channels) / len(channels),
-            "least": min(channels),
-            "most": max(channels),
-            "layers": ", ".join(map(str, channels)),
-        }
-        for network in networks
-        for stage, channels in (network.get("stage_channels") or {}).items()
+        WidthBar(
+            stage=stage,
+            who=peer_name(peer.peer),
+            number=_mark(peer_name(peer.peer)),
+            mean=sum(channels) / len(channels),
+            least=min(channels),
+            most=max(channels),
+            layers=", ".join(map(str, channels)),
+        )
+        for peer in run.family.peers
+        for stage, channels in peer.stage_channels.items()
         if channels
     ]
 
 
-def profile_pairs(report: Report) -> list[tuple[str, Record, Record]]:
+def profile_pairs(run: TrainedRun) -> list[tuple[str, Profile, Profile]]:
     """(words, the baseline's profile, a network's) for each network profiled in a cell where the baseline was."""
-    profiles = (report.bench or {}).get("profiles") or []
+    profiles = run.bench.profiles if run.bench else []
     pairs = []
     for profile in profiles:
-        same = [p for p in profiles if p.get("peer") == BASELINE and cell_of(p) == cell_of(profile)]
+        cell = profile_cell(profile)
+        same = [p for p in profiles if p.peer == BASELINE and profile_cell(p) == cell]
         if same and profile is not same[0]:
-            pairs.append((f"{profile['name']}, {cell_words(cell_of(profile))}", same[0], profile))
+            pairs.append((f"{profile.name}, {cell.words}", same[0], profile))
     return pairs
 
 
-def layer_rows(baseline: Record, peer: Record) -> list[dict[str, Any]]:
-    """`compare`'s layers with their two times, and in words what stands beside them."""
+def layer_rows(baseline: Profile, peer: Profile) -> list[LayerRow]:
+    """The layers of two profiles side by side."""
     return [
-        {
-            "layer": row["layer"],
-            "op": row["op"],
-            "baseline_ms": row["ms"][0],
-            "peer_ms": row["ms"][1],
-            "no_faster": row["no_faster"],
-            "speed": _speed_text(row),
-            "channels": _both(row["channels"], lambda channels: "→".join(map(str, channels))),
-            "macs": _both([macs or None for macs in row["macs"]], scaled),
-            "intensity": _both(row["intensity"], lambda value: f"{value:.3g}"),
-        }
-        for row in compare(baseline, peer)
+        LayerRow(
+            layer=pair.known.layer,
+            op=pair.known.op,
+            baseline_ms=pair.base.ms if pair.base else None,
+            peer_ms=pair.peer.ms if pair.peer else None,
+            no_faster=pair.no_faster,
+            speed=_speed_text(pair),
+            channels=" | ".join(
+                pair.told(lambda layer: layer.channels, lambda both: "→".join(map(str, both)), UNKNOWN)
+            ),
+            macs=" | ".join(pair.told(lambda layer: layer.macs or None, scaled, UNKNOWN)),
+            intensity=" | ".join(pair.told(lambda layer: layer.intensity, lambda value: f"{value:.3g}", UNKNOWN)),
+        )
+        for pair in compare(baseline, peer)
     ]
 
 
-def _speed_text(row: Record) -> str:
+def _speed_text(pair: LayerPair) -> str:
     """Times as fast: ▲ for a layer that was cut and got no faster, △ for one that was not cut."""
-    if row["times_faster"] is None:
+    if pair.times_faster is None:
         return UNKNOWN
-    mark = "▲ " if row["no_faster"] else "△ " if row["shared"] else ""
-    return f"{mark}{row['times_faster']:.2f}×"
+    mark = "▲ " if pair.no_faster else "△ " if pair.shared else ""
+    return f"{mark}{pair.times_faster:.2f}×"
 
 
-def _both(values: Sequence[Any], words: Callable[[Any], str]) -> str:
-    """The baseline's value and the peer's, once where they are the same."""
-    texts = [UNKNOWN if value is None else words(value) for value in values]
-    return texts[0] if texts[0] == texts[1] else " | ".join(texts)
-
-
-def scenario_bars(reports: Iterable[Report], cell: Cell, scenario: str, key: str) -> list[dict[str, Any]]:
-    """A bar a network that was asked for `scenario` in `cell`: its `key`, None where it has none."""
+def scenario_bars(
+    runs: Iterable[TrainedRun], cell: Cell, scenario: str, rate: Callable[[Scenario], float | None]
+) -> list[ScenarioBar]:
+    """A bar a network that was asked for `scenario` in `cell`: its `rate`."""
     return [
-        {
-            "run": report.name,
-            "who": network_of(row),
-            "label": str(row["name"]),
-            "value": found.get(key),
-            "text": "none" if found.get(key) is None else digits(found[key]),
-        }
-        for report in reports
-        for row in report.rows
-        if cell_of(row) == cell and (found := (row.get("scenarios") or {}).get(scenario))
+        ScenarioBar(
+            run=run.name,
+            who=network_of(row.name, row.peer),
+            label=row.name,
+            value=rate(row.scenarios[scenario]),
+            text=_rate_text(rate(row.scenarios[scenario])),
+        )
+        for run in runs
+        for row in run.rows
+        if cell_of(row) == cell and scenario in row.scenarios
     ]
+
+
+def _rate_text(rate: float | None) -> str:
+    return "none" if rate is None else digits(rate)

@@ -1,154 +1,131 @@
-"""The tables of a report: every benched row, and the scenarios' numbers, as HTML whose headers sort."""
+"""The tables of a page: every benched row, and the scenarios' numbers. Each text has the value that it is sorted by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from typing import Any
 
-from wmlc.console import digits
-from wmlc.report.series import family_rows, interval_text
-from wmlc.report.summary import TITLES, UNKNOWN, Report, short
+from wmlc.console import digits, scaled
+from wmlc.records import Latency, Row, Scenario
+from wmlc.report.cells import TITLES, cell_of
+from wmlc.report.series import UNKNOWN, Entry, interval_text
+from wmlc.run import BASELINE
+from wmlc.table import Table
 
-Row = Mapping[str, Any]
-Cell = tuple[float | str | None, str]  # what a column is sorted by, what is shown
-
-
-def number(key: str, form: str, scale: float = 1) -> Callable[[Row], Cell]:
-    """The cell of a number at `key`, as Python's format `form` shows it."""
-
-    def cell(row: Row) -> Cell:
-        value = row.get(key)
-        return (None, UNKNOWN) if value is None else (value, format(value * scale, form))
-
-    return cell
+Sortable = tuple[float | str | None, str]  # what a column is sorted by, what is shown
 
 
-def counted(key: str) -> Callable[[Row], Cell]:
-    """The cell of a count or of bytes: 272 k."""
-    return lambda row: (row.get(key), short(row.get(key)))
+def told(value: float | str | None, words: Callable[[float], str] | None = None) -> Sortable:
+    """A number in `words`, or words as they are; a dash for what is not known."""
+    if value is None:
+        return None, UNKNOWN
+    return value, value if isinstance(value, str) else words(value) if words else str(value)
 
 
-def time_ms(group: str, key: str) -> Callable[[Row], Cell]:
-    """The cell of a time in milliseconds, of `row[group][key]`."""
-
-    def cell(row: Row) -> Cell:
-        value = (row.get(group) or {}).get(key)
-        return (None, UNKNOWN) if value is None else (value, digits(value))
-
-    return cell
+def benched(told_of: Callable[[Row], Sortable]) -> Callable[[Entry], Sortable]:
+    """A column that only a bench fills."""
+    return lambda entry: (None, UNKNOWN) if entry.row is None else told_of(entry.row)
 
 
-def _words(key: str) -> Callable[[Row], Cell]:
-    return lambda row: (row.get(key), UNKNOWN if row.get(key) is None else str(row[key]))
+def _points(value: float) -> str:
+    return f"{value:.2f}"
 
 
-def _pruned(row: Row) -> Cell:
-    asked, got = row.get("ratio"), row.get("achieved_ratio")
-    return (None, UNKNOWN) if got is None or row.get("peer") == 0 else (got, f"{asked or 0:.0%} / {got:.1%}")
+def _tenths(value: float) -> str:
+    return f"{value:,.1f}"
 
 
-def _engine(row: Row) -> Cell:
-    engine = row.get("engine")
-    return (engine, UNKNOWN if engine is None else TITLES.get(engine, str(engine)))
+def _time_ms(of: Callable[[Latency], float]) -> Callable[[Entry], Sortable]:
+    return benched(lambda row: (None, UNKNOWN) if row.latency_ms is None else told(of(row.latency_ms), digits))
 
 
-def _speedup(row: Row) -> Cell:
-    speedup = row.get("speedup")
-    return (speedup["median"], interval_text(speedup)) if speedup else (None, UNKNOWN)
+def _pruned(entry: Entry) -> Sortable:
+    asked, got = entry.ratio, entry.achieved_ratio
+    return (None, UNKNOWN) if got is None or entry.peer == BASELINE else (got, f"{asked or 0:.0%} / {got:.1%}")
 
 
-def _front(row: Row) -> Cell:
-    on_front = row.get("on_front")
-    return (None if on_front is None else int(on_front), "" if on_front is None else "yes" if on_front else "no")
+def _speedup(row: Row) -> Sortable:
+    return (None, UNKNOWN) if row.speedup is None else (row.speedup.median, interval_text(row.speedup))
 
 
-COLUMNS: dict[str, Callable[[Row], Cell]] = {
-    "run": _words("run"),
-    "network": _words("name"),
+def _front(entry: Entry) -> Sortable:
+    on_front = entry.row.on_front if entry.row else None
+    return (None, "") if on_front is None else (int(on_front), "yes" if on_front else "no")
+
+
+COLUMNS: dict[str, Callable[[Entry], Sortable]] = {
+    "run": lambda entry: told(entry.run),
+    "network": lambda entry: told(entry.name),
     "pruned, asked / got": _pruned,
-    "engine": _engine,
-    "precision": _words("precision"),
-    "threads": _words("threads"),
-    "batch": _words("batch"),
-    "top-1, %": number("top1", ".2f"),
-    "drop, points": number("top1_drop", ".2f"),
-    "p50, ms": time_ms("latency_ms", "p50"),
-    "speed-up [95 %]": _speedup,
-    "paid out": number("paid_out", ".2f"),
-    "parameters": counted("params"),
-    "MACs": counted("macs"),
-    "file, B": counted("file_bytes"),
-    "p90, ms": time_ms("latency_ms", "p90"),
-    "p99, ms": time_ms("latency_ms", "p99"),
-    "images/s": number("throughput_per_s", ",.0f"),
-    "load, ms": number("load_ms", ",.1f"),
-    "first, ms": number("first_ms", ",.1f"),
-    "peak memory, B": counted("peak_memory_bytes"),
-    "engine memory, B": counted("engine_memory_bytes"),
+    "engine": benched(lambda row: (row.engine, TITLES.get(row.engine, row.engine))),
+    "precision": benched(lambda row: told(row.precision)),
+    "threads": benched(lambda row: told(cell_of(row).threads)),
+    "batch": benched(lambda row: told(row.batch)),
+    "top-1, %": lambda entry: told(entry.top1, _points),
+    "drop, points": lambda entry: told(entry.top1_drop, _points),
+    "p50, ms": _time_ms(lambda times: times.p50),
+    "speed-up [95 %]": benched(_speedup),
+    "paid out": benched(lambda row: told(row.paid_out, _points)),
+    "parameters": lambda entry: told(entry.params, scaled),
+    "MACs": lambda entry: told(entry.macs, scaled),
+    "file, B": benched(lambda row: told(row.file_bytes, scaled)),
+    "p90, ms": _time_ms(lambda times: times.p90),
+    "p99, ms": _time_ms(lambda times: times.p99),
+    "images/s": benched(lambda row: told(row.throughput_per_s, lambda value: f"{value:,.0f}")),
+    "load, ms": benched(lambda row: told(row.load_ms, _tenths)),
+    "first, ms": benched(lambda row: told(row.first_ms, _tenths)),
+    "peak memory, B": benched(lambda row: told(row.peak_memory_bytes, scaled)),
+    "engine memory, B": benched(lambda row: told(row.engine_memory_bytes, scaled)),
     "on the front": _front,
 }
 
 
-def all_rows(reports: Iterable[Report]) -> list[dict[str, Any]]:
-    """Every benched row with the name of its run; a run without a bench as its training left it."""
-    return [{**row, "run": report.name} for report in reports for row in report.rows or family_rows(report)]
+def row_table(shown: Sequence[Entry], several: bool) -> Table:
+    """The table of all entries, without the columns that none of them fills; the run's name only among several."""
+    columns = {title: column for title, column in COLUMNS.items() if several or title != "run"}
+    lines = [{title: column(entry) for title, column in columns.items()} for entry in shown]
+    return _filled(lines, "Every row of the bench")
 
 
-def row_table(rows: Sequence[Row], several: bool) -> str:
-    """The table of `rows`, without the columns that none of them fills; the run's name only among several."""
-    columns = {title: cell for title, cell in COLUMNS.items() if several or title != "run"}
-    return table([{title: cell(row) for title, cell in columns.items()} for row in rows], "Every row of the bench")
+def scenario_table(shown: Iterable[Entry], several: bool) -> Table | None:
+    """The table of the scenarios' numbers, a row a network and cell; None where none was run."""
+    titles = ("run", "network", "engine", "threads", "batch") if several else ("network", "engine", "threads", "batch")
+    lines = [
+        {**{title: COLUMNS[title](entry) for title in titles}, **_scenario_columns(entry.row.scenarios)}
+        for entry in shown
+        if entry.row and entry.row.scenarios
+    ]
+    return _filled(lines, "Scenarios") if lines else None
 
 
-def scenario_table(rows: Sequence[Row], several: bool) -> str:
-    """The table of the scenarios' numbers, a row a network and cell; empty where none was run."""
-    shown = [row for row in rows if row.get("scenarios")]
-    keys = ("run", "network", "engine", "threads", "batch") if several else ("network", "engine", "threads", "batch")
-    lines = [{**{key: COLUMNS[key](row) for key in keys}, **_scenario_cells(row["scenarios"])} for row in shown]
-    return table(lines, "Scenarios") if lines else ""
-
-
-def _scenario_cells(found: Row) -> dict[str, Cell]:
+def _scenario_columns(found: Mapping[str, Scenario]) -> dict[str, Sortable]:
     """What each scenario gave; a number that rests on too little is marked with a star."""
-    one, several = found.get("single-stream") or {}, found.get("multi-stream") or {}
-    offline, server = found.get("offline") or {}, found.get("server") or {}
-    bound = server.get("latency_bound_ms")
-    held, together = server.get("rate_per_s"), several.get("samples_per_query")
+    nothing = Scenario(valid=True)
+    one, several = found.get("single-stream", nothing), found.get("multi-stream", nothing)
+    offline, server = found.get("offline", nothing), found.get("server", nothing)
+    held = server.rate_per_s
     return {
-        "single stream p50, ms": _scenario_cell(one, "p50_ms"),
-        "single stream p99, ms": _scenario_cell(one, "p99_ms"),
-        "multi-stream, samples a query": (together, UNKNOWN if together is None else str(together)),
-        "multi-stream p99, ms": _scenario_cell(several, "p99_ms"),
-        "offline, samples/s": _scenario_cell(offline, "samples_per_s"),
-        "server, bound on p99, ms": (bound, UNKNOWN if bound is None else f"{bound:g}"),
-        "server, queries/s that held it": (
-            (held, digits(held)) if held is not None else (None, "none" if server else UNKNOWN)
-        ),
-        "server, p99 at that rate, ms": _scenario_cell(server, "p99_ms"),
-        "server, queries/s that failed": _scenario_cell(server, "failed_rate_per_s"),
+        "single stream p50, ms": _starred(one, one.p50_ms),
+        "single stream p99, ms": _starred(one, one.p99_ms),
+        "multi-stream, samples a query": told(several.samples_per_query),
+        "multi-stream p99, ms": _starred(several, several.p99_ms),
+        "offline, samples/s": _starred(offline, offline.samples_per_s),
+        "server, bound on p99, ms": told(server.latency_bound_ms, lambda value: f"{value:g}"),
+        "server, queries/s that held it": (None, "none") if held is None and "server" in found else told(held, digits),
+        "server, p99 at that rate, ms": _starred(server, server.p99_ms),
+        "server, queries/s that failed": _starred(server, server.failed_rate_per_s),
     }
 
 
-def _scenario_cell(found: Row, key: str) -> Cell:
-    value = found.get(key)
-    return (None, UNKNOWN) if value is None else (value, digits(value) + "*" * (found.get("valid") is False))
+def _starred(found: Scenario, value: float | None) -> Sortable:
+    return told(value, lambda number: digits(number) + "*" * (not found.valid))
 
 
-def table(lines: Sequence[Mapping[str, Cell]], caption: str) -> str:
-    """HTML of `lines`, each by column title; columns that hold nothing are left out."""
-    titles = [title for title in lines[0] if any(line[title][1] not in ("", UNKNOWN) for line in lines)]
-    heads = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{escape(title)}</button></th>' for title in titles
+def _filled(lines: Sequence[Mapping[str, Sortable]], title: str) -> Table:
+    """A table of `lines`, each by column title, without the columns that hold nothing."""
+    titles = [name for name in lines[0] if any(line[name][1] not in ("", UNKNOWN) for line in lines)]
+    return Table(
+        titles,
+        rows=[[line[name][1] for name in titles] for line in lines],
+        values=[[line[name][0] for name in titles] for line in lines],
+        title=title,
     )
-    body = "".join(f"<tr>{''.join(_cell(line[title]) for title in titles)}</tr>" for line in lines)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="sortable">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(cell: Cell) -> str:
-    value, shown = cell
-    kind = "" if isinstance(value, str) else ' class="number"'
-    return f'<td{kind} data-sort="{escape("" if value is None else str(value))}">{escape(shown)}</td>'

@@ -2,232 +2,220 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wmlc.bench.profile import profile_table, profiled_words, short_name
-from wmlc.console import UNKNOWN, digits, note, say, scaled
+from wmlc import records
+from wmlc.console import UNKNOWN, digits, note, say, say_notes, scaled
+from wmlc.layers import OTHER, compare
+from wmlc.records import Bench, Profile, Row, Scenario
+from wmlc.report.cells import grouped_notes
 from wmlc.run import BASELINE
+from wmlc.table import Table
 
 SPEED = ("network", "ratio, %", "params", "MACs", "p50 ms", "±%", "p99 ms", "n", "speed-up", "top-1", "drop")
 COST = ("network", "file", "load ms", "first ms", "memory", "img/s", "MACs saved", "paid out")
+LAYERS = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
 LEGEND = (
     "ratio: pruned, asked/got; ±: half the 95 % interval of p50; speed-up: median [95 % interval];",
     "top-1 in %, drop in points; load: opening the file; first: the first inference; memory: the engine's",
     "process at most; MACs saved: times fewer than the baseline's; paid out: speed-up over that",
 )
-WIDTH = 100  # columns
-UNITS = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # nested records, a CSV column for each field
+LONGEST_NAME = 24
+SPREAD_OUT = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # a CSV column for each of their fields
+LEFT_OUT = ("warm_up",)  # of a CSV
 
-Row = Mapping[str, Any]
 
+def print_bench(bench: Bench, out: Path, shown: str) -> None:
+    """A bench as `shown`: table, md, csv or json; for the latter two nothing else goes to standard output.
 
-def print_bench(record: Mapping[str, Any], out: Path, shown: str) -> None:
-    """The record as `shown`: table, md, csv or json; for the latter two nothing else goes to standard output."""
+    Args: `out` is the file that it was written to, which the last line names.
+    """
     if shown == "json":
-        say(json.dumps(record, indent=2))
+        say(records.text(bench, indent=2))
     elif shown == "csv":
-        say(as_csv(record["rows"]).rstrip("\n"))
+        say(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
     else:
-        _print_tables(record, markdown=shown == "md")
+        _print_tables(bench, markdown=shown == "md")
     (note if shown in ("csv", "json") else say)(f"wrote {out}")
 
 
-def _print_tables(record: Mapping[str, Any], markdown: bool) -> None:
-    environment, rows = record["environment"], record["rows"]
-    cells = dict.fromkeys((row["engine"], row["threads"], row["batch"], row["device"]) for row in rows)
-    for engine, threads, batch, device in cells:
-        machine = environment["gpu"] if device == "cuda" else environment["cpu"]
+def _print_tables(bench: Bench, markdown: bool) -> None:
+    for cell in dict.fromkeys((row.engine, row.threads, row.batch, row.device) for row in bench.rows):
+        engine, threads, batch, device = cell
+        machine = bench.environment.gpu if device == "cuda" else bench.environment.cpu
         title = f"batch {batch}, {engine} on {machine}" + (f", threads: {threads}" if device == "cpu" else "")
-        _head(title, markdown)
-        inside = [r for r in rows if (r["engine"], r["threads"], r["batch"]) == (engine, threads, batch)]
-        print_aligned(SPEED, [speed_cells(row) for row in inside], markdown, [_colour(row) for row in inside])
-        say("")
-        print_aligned(COST, [cost_cells(row) for row in inside], markdown)
-        front = sorted((row for row in inside if row["on_front"]), key=lambda row: row["latency_ms"]["p50"])
+        inside = [row for row in bench.rows if (row.engine, row.threads, row.batch, row.device) == cell]
+        found = [
+            Table(SPEED, [_speed(row) for row in inside], title, colours=[_colour(row) for row in inside]),
+            Table(COST, [_cost(row) for row in inside]),
+        ]
+        _print_below(found, markdown)
+        front = sorted(
+            (row for row in inside if row.on_front), key=lambda row: row.latency_ms.p50 if row.latency_ms else 0
+        )
         if front:
-            say(f"\nPareto front over p50 and top-1: {', '.join(row['name'] for row in front)}")
-        _print_scenarios(inside, markdown)
-        compute = [(row["name"], row["compute_ms"]) for row in inside if row["compute_ms"]]
+            say(f"\nPareto front over p50 and top-1: {', '.join(row.name for row in front)}")
+        _print_below(_scenarios(inside), markdown)
+        if any(not found.valid for row in inside for found in row.scenarios.values()):
+            say("\n*: of too few queries for LoadGen to vouch for it; raise --seconds")
+        compute = [(row.name, row.compute_ms) for row in inside if row.compute_ms]
         if compute:
-            _head("without transfers", markdown)
-            lines = [(name, digits(each["p50"]), digits(each["p99"]), str(each["n"])) for name, each in compute]
-            print_aligned(("network", "p50 ms", "p99 ms", "n"), lines, markdown)
-    if record["settings"]["profile"]:
-        _print_profiles(record["profiles"], markdown)
+            lines = [(name, digits(each.p50), digits(each.p99), str(each.n)) for name, each in compute]
+            _print_below([Table(("network", "p50 ms", "p99 ms", "n"), lines, "without transfers")], markdown)
+    if bench.settings.profile:
+        _print_profiles(bench.profiles, markdown)
     say("")
     for line in LEGEND:
         say(line)
     if markdown:
         say("")
-    for line in [*record["notes"], *grouped_notes(rows)]:
-        say(f"- {line}" if markdown else textwrap.fill(f"note: {line}", WIDTH, subsequent_indent="      "))
+    say_notes([*bench.notes, *grouped_notes(bench.rows)], markdown=markdown)
 
 
-def _head(title: str, markdown: bool) -> None:
-    """A line above a table; a Markdown table needs an empty line before it."""
-    say(f"\n**{title}**\n" if markdown else f"\n{title}")
+def _print_below(tables: Sequence[Table], markdown: bool) -> None:
+    for table in tables:
+        say("")
+        table.show(markdown=markdown)
 
 
-def speed_cells(row: Row) -> tuple[str, ...]:
+def _speed(row: Row) -> tuple[str, ...]:
     """A row of the first table."""
-    times, speedup, interval = row["latency_ms"] or {}, row["speedup"], row["p50_interval"]
+    times, speedup, interval = row.latency_ms, row.speedup, row.p50_interval
     return (
-        short_name(row["name"]),
-        UNKNOWN if row["peer"] == BASELINE else f"{_percent(row['ratio'])}/{_percent(row['achieved_ratio'])}",
-        scaled(row["params"]),
-        scaled(row["macs"]),
-        digits(times.get("p50")),
-        f"{50 * (interval['high'] - interval['low']) / times['p50']:.1f}" if interval else UNKNOWN,
-        digits(times.get("p99")),
-        f"{times['n']}" if times else UNKNOWN,
-        f"{speedup['median']:.2f} [{speedup['low']:.2f},{speedup['high']:.2f}]" if speedup else UNKNOWN,
-        UNKNOWN if row["top1"] is None else f"{row['top1']:.2f}",
-        UNKNOWN if row["top1_drop"] is None else f"{row['top1_drop']:.2f}",
+        short_name(row.name),
+        UNKNOWN if row.peer == BASELINE else f"{_percent(row.ratio)}/{_percent(row.achieved_ratio)}",
+        scaled(row.params),
+        scaled(row.macs),
+        digits(times.p50 if times else None),
+        f"{50 * (interval.high - interval.low) / times.p50:.1f}" if interval and times else UNKNOWN,
+        digits(times.p99 if times else None),
+        f"{times.n}" if times else UNKNOWN,
+        f"{speedup.median:.2f} [{speedup.low:.2f},{speedup.high:.2f}]" if speedup else UNKNOWN,
+        _number(row.top1),
+        _number(row.top1_drop),
     )
 
 
-def cost_cells(row: Row) -> tuple[str, ...]:
+def _cost(row: Row) -> tuple[str, ...]:
     """A row of the second table."""
     return (
-        short_name(row["name"]),
-        scaled(row["file_bytes"]) + "B",
-        digits(row["load_ms"]),
-        digits(row["first_ms"]),
-        UNKNOWN if row["peak_memory_bytes"] is None else scaled(row["peak_memory_bytes"]) + "B",
-        digits(row["throughput_per_s"]),
-        UNKNOWN if row["mac_ratio"] is None else f"{row['mac_ratio']:.2f}",
-        UNKNOWN if row["paid_out"] is None else f"{row['paid_out']:.2f}",
+        short_name(row.name),
+        scaled(row.file_bytes) + "B",
+        digits(row.load_ms),
+        digits(row.first_ms),
+        UNKNOWN if row.peak_memory_bytes is None else scaled(row.peak_memory_bytes) + "B",
+        digits(row.throughput_per_s),
+        _number(row.mac_ratio),
+        _number(row.paid_out),
     )
 
 
-def _print_scenarios(rows: Sequence[Row], markdown: bool) -> None:
-    """A table for each scenario of MLPerf Inference that was run."""
-    for name in dict.fromkeys(name for row in rows for name in row["scenarios"]):
-        results = [(row, row["scenarios"][name]) for row in rows if name in row["scenarios"]]
-        _head(name + (f", p99 ≤ {results[0][1]['latency_bound_ms']:g} ms" if name == "server" else ""), markdown)
-        if name == "offline":
-            cells = [(row["name"], _starred(found, "samples_per_s"), str(found["n"])) for row, found in results]
-            print_aligned(("network", "img/s", "n"), cells, markdown)
-        elif name == "server":
-            rates = [
-                (row["name"], _starred(found, "rate_per_s"),
-                 *(digits(found[key]) for key in ("failed_rate_per_s", "p50_ms", "p99_ms")), str(found["n"] or UNKNOWN))
-                for row, found in results
-            ]  # fmt: skip
-            print_aligned(("network", "held img/s", "failed img/s", "p50 ms", "p99 ms", "n"), rates, markdown)
-        else:
-            times = [
-                (row["name"], *(_starred(found, key) for key in ("p50_ms", "p90_ms", "p99_ms")), str(found["n"]))
-                for row, found in results
-            ]
-            print_aligned(("network", "p50 ms", "p90 ms", "p99 ms", "n"), times, markdown)
-
-    if any(found.get("valid") is False for row in rows for found in row["scenarios"].values()):
-        say("\n*: of too few queries for LoadGen to vouch for it; raise --seconds")
-
-
-def _starred(found: Row, key: str) -> str:
-    return digits(found[key]) + ("*" if found.get("valid") is False and found[key] is not None else "")
-
-
-def _print_profiles(profiles: Sequence[Mapping[str, Any]], markdown: bool) -> None:
-    """Baseline and peer side by side, layer by layer."""
-    for own in profiles:
-        same = [p for p in profiles if all(p[key] == own[key] for key in ("engine", "threads", "batch"))]
-        baseline = next((p for p in same if p["peer"] == BASELINE), None)
-        if own is baseline:
-            continue
-        beside = f" beside {baseline['name']}" if baseline else ""
-        _head(f"{own['name']}{beside}, {own['engine']}, batch {own['batch']}, threads {own['threads']}", markdown)
-        print_aligned(*profile_table(baseline or own, own), markdown)
-        say(f"\n{profiled_words(own)}")
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """A line a row; nested records give a column for each of their fields, notes are joined by semicolons."""
-    flat = []
-    for row in rows:
-        line: dict[str, Any] = {}
-        for key, value in row.items():
-            if key == "notes":
-                line[key] = "; ".join(value)
-            elif key == "scenarios":
-                line |= {f"{name}_{k}": v for name, found in value.items() for k, v in found.items() if k != "trials"}
-            elif key in UNITS:
-                line |= {f"{key}_{k}": v for k, v in (value or {}).items()}
-            elif not isinstance(value, dict):
-                line[key] = value
-        flat.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in flat for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def print_aligned(
-    header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool, colours: Sequence[str] = ()
-) -> None:
-    """Lines with the first column to the left and numbers to the right, whole at any width of the terminal."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(r, widths, strict=True))
-        ]
-        for r in [header, *rows]
-    ]
-    if markdown:
-        rule = ["-" * width if i == 0 else "-" * max(width - 1, 1) + ":" for i, width in enumerate(widths)]
-        for line in [lines[0], rule, *lines[1:]]:
-            say(f"| {' | '.join(line)} |")
-        return
-    for line, colour in zip(lines, ["bold", *(colours or [""] * len(rows))], strict=True):
-        say("  ".join(line).rstrip(), colour)
-
-
-def _colour(row: Row) -> str:
-    """Green where a peer is faster beyond doubt, red where it is slower, yellow where neither is shown."""
-    speedup = row["speedup"]
-    if row["peer"] == BASELINE or speedup is None:
-        return ""
-    return "green" if speedup["low"] > 1 else "red" if speedup["high"] < 1 else "yellow"
-
-
-def grouped_notes(rows: Sequence[Row]) -> list[str]:
-    """Each note once, after the networks that it is about, and the cells if not about all of them."""
-    about: dict[str, dict[str, list[str]]] = {}
-    cells = dict.fromkeys(_cell(row) for row in rows)
-    for row in rows:
-        for line in row.get("notes") or []:
-            about.setdefault(line, {}).setdefault(str(row["name"]), []).append(_cell(row))
-    everyone = {str(row["name"]) for row in rows}
-    shown = _shortest({cell: cell.split(", ") for cell in cells})
-    lines = []
-    for line, found in about.items():
-        names = [
-            name if len(at) == len(cells) else f"{name} ({' and '.join(shown[cell] for cell in at)})"
-            for name, at in found.items()
-        ]
-        lines.append(f"{'all' if set(names) == everyone else ', '.join(names)}: {line}")
-    return lines
-
-
-def _cell(row: Row) -> str:
-    return f"{row.get('engine')}, threads {row.get('threads')}, batch {row.get('batch')}"
-
-
-def _shortest(cells: Mapping[str, list[str]]) -> dict[str, str]:
-    """Each cell by the parts in which cells differ: "batch 8" where all are of one engine and as many threads."""
-    varying = [i for i in range(3) if len({parts[i] for parts in cells.values()}) > 1]
-    return {cell: ", ".join(parts[i] for i in varying) for cell, parts in cells.items()}
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}"
 
 
 def _percent(ratio: float | None) -> str:
     return UNKNOWN if ratio is None else f"{100 * ratio:.3g}"
+
+
+def _colour(row: Row) -> str:
+    """Green where a peer is faster beyond doubt, red where it is slower, yellow where neither is shown."""
+    if row.peer == BASELINE or row.speedup is None:
+        return ""
+    return "green" if row.speedup.low > 1 else "red" if row.speedup.high < 1 else "yellow"
+
+
+def _scenarios(rows: Sequence[Row]) -> list[Table]:
+    """A table for each scenario of MLPerf Inference that was run."""
+    tables = []
+    for name in dict.fromkeys(name for row in rows for name in row.scenarios):
+        results = [(row.name, row.scenarios[name]) for row in rows if name in row.scenarios]
+        if name == "offline":
+            columns = {"img/s": lambda found: _starred(found, found.samples_per_s)}
+        elif name == "server":
+            columns = {
+                "held img/s": lambda found: _starred(found, found.rate_per_s),
+                "failed img/s": lambda found: digits(found.failed_rate_per_s),
+                "p50 ms": lambda found: digits(found.p50_ms),
+                "p99 ms": lambda found: digits(found.p99_ms),
+            }
+        else:
+            columns = {
+                "p50 ms": lambda found: _starred(found, found.p50_ms),
+                "p90 ms": lambda found: _starred(found, found.p90_ms),
+                "p99 ms": lambda found: _starred(found, found.p99_ms),
+            }
+        lines = [
+            (who, *(shown(found) for shown in columns.values()), str(found.n or UNKNOWN)) for who, found in results
+        ]
+        bound = f", p99 ≤ {results[0][1].latency_bound_ms:g} ms" if name == "server" else ""
+        tables.append(Table(("network", *columns, "n"), lines, name + bound))
+    return tables
+
+
+def _starred(found: Scenario, value: float | None) -> str:
+    return digits(value) + "*" * (value is not None and not found.valid)
+
+
+def _print_profiles(profiles: Sequence[Profile], markdown: bool) -> None:
+    """Baseline and peer side by side, layer by layer."""
+    for own in profiles:
+        cell = (own.engine, own.threads, own.batch)
+        same = [p for p in profiles if (p.engine, p.threads, p.batch) == cell]
+        baseline = next((p for p in same if p.peer == BASELINE), None)
+        if own is baseline:
+            continue
+        beside = f" beside {baseline.name}" if baseline else ""
+        title = f"{own.name}{beside}, {own.engine}, batch {own.batch}, threads {own.threads}"
+        _print_below([layer_table(baseline or own, own, title)], markdown)
+        say(f"\n{profiled_words(own)}")
+
+
+def layer_table(baseline: Profile, peer: Profile, title: str = "") -> Table:
+    """Two profiles layer by layer, within 100 columns: the baseline's → the peer's, once where equal."""
+    rows = [
+        (
+            short_name(pair.known.layer.removeprefix(OTHER)),
+            "→".join(pair.told(lambda layer: layer.channels, lambda both: ",".join(map(str, both)), UNKNOWN)),
+            "→".join(pair.told(lambda layer: layer.macs or None, scaled, UNKNOWN)),
+            "→".join(pair.told(lambda layer: layer.intensity, lambda value: f"{value:#.3g}".rstrip("."), UNKNOWN)),
+            "→".join(pair.told(lambda layer: layer.ms, lambda ms: f"{ms:.3f}" if ms < 10 else f"{ms:.1f}", UNKNOWN)),
+            _number(pair.times_faster),
+            "no faster" if pair.no_faster else "",
+        )
+        for pair in compare(baseline, peer)
+    ]
+    return Table(LAYERS, rows, title)
+
+
+def profiled_words(profile: Profile) -> str:
+    """What the profile adds up to beside the call that was timed without it, in one line."""
+    said = f"{profile.name}: its layers add up to {profile.profiled_ms:.3g} ms"
+    if not profile.p50_ms:
+        return f"{said}, with what the profiler itself takes"
+    return f"{said} with the profiler on, a call takes {profile.p50_ms:.3g} ms without it (p50)"
+
+
+def short_name(name: str) -> str:
+    """The end of a long name, which tells layers and files apart."""
+    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row of a CSV: nested records give a column for each of their fields, notes are joined by semicolons."""
+    line: dict[str, Any] = {}
+    for key, value in vars(row).items():
+        if key == "notes":
+            line[key] = "; ".join(value)
+        elif key == "scenarios":
+            for name, found in value.items():
+                told = {k: v for k, v in asdict(found).items() if k != "trials" and v is not None}
+                line |= {f"{name}_{k}": v for k, v in told.items()}
+        elif key in SPREAD_OUT:
+            line |= {f"{key}_{k}": v for k, v in (asdict(value) if value else {}).items()}
+        elif key not in LEFT_OUT:
+            line[key] = value
+    return line

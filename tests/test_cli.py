@@ -179,11 +179,3 @@ def test_bench_gates_exit_with_three_after_the_table(run: Run, tmp_path: Path) -
     )
     assert "peer1 at batch 1: speed-up" in assert_one_line(result, code=3)
     assert out.is_file() and "baseline" in result.output
-
-
-def test_list_shows_runs_and_peers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "no runs under runs/" in invoke("list").output
-    shutil.copytree(run.root, "runs/mine")
-    output = invoke("list").output
-    assert "runs/mine" in output and "peer 2" in output and "ensemble" in output

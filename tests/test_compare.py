@@ -1,4 +1,4 @@
-"""Runs beside each other: means and spreads by hand, no table that mixes what cannot be compared, the paper's numbers."""
+"""Runs beside each other: means and spreads by hand, no table that mixes what cannot be compared."""
 
 from __future__ import annotations
 
@@ -10,57 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import made_trained
 
-from wmlc import console
 from wmlc.errors import InputError
 from wmlc.report.compare import compare_runs
-from wmlc.report.comparison import comparable, spread
-from wmlc.report.paper import TABLES, beside_paper
-from wmlc.report.trained import read_trained
-from wmlc.run import Run
+from wmlc.report.configurations import comparable
+from wmlc.report.runs import finished_runs, read_runs
 
-SETTINGS: dict[str, Any] = {
-    "data": "cifar10", "data_root": "data", "image_size": None, "train_images": None, "held_out": 0.1, "arch": "resnet20",
-    "ratios": [0.7, 0.0], "ratio_of": "params", "saliency": "snip", "share": None, "method": "wml", "alpha": 0.1,
-    "weight_lr": 0.1, "epochs": 6, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "nesterov": False,
-    "weight_decay": 0.0005, "schedule": "cosine", "warmup_epochs": 1.0, "clip": None, "baseline": True, "seed": 0,
-}  # fmt: skip
 Make = Callable[..., Path]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a run of peers with the given top-1, as `wmlc train` leaves it, without its networks."""
-
-    def write(
-        name: str, top1: tuple[float, ...], baseline: float | None = 80.0, images: int = 900, test: int = 10_000,
-        macs: tuple[int, ...] = (), seconds: float = 600.0, finished: bool = True, **settings: Any,
-    ) -> Path:  # fmt: skip
-        root = tmp_path / name
-        (root / "peers" / "1").mkdir(parents=True)
-        own = {**SETTINGS, "ratios": [0.7] * (len(top1) - 1) + [0.0], **settings}
-        device = {"name": "cpu", "bf16": False}
-        (root / "config.json").write_text(json.dumps({"settings": own, "device": device, "threads": 1}))
-        (root / "peers" / "1" / "spec.json").write_text(json.dumps({"about": {"test_images": test}}))
-        sizes = macs or (*[400] * (len(top1) - 1), 1000)
-        peers = [
-            {"peer": k, "ratio": r, "achieved_ratio": r, "params": 10 * m, "macs": m, "top1": t,
-             "stage_channels": {"stem": [16]}}
-            for k, (t, r, m) in enumerate(zip(top1, own["ratios"], sizes, strict=True), 1)
-        ]  # fmt: skip
-        family = {
-            "arch": own["arch"], "method": own["method"], "share": own["share"] or "tree", "epochs": own["epochs"],
-            "data": {"name": own["data"], "class_names": ["cat", "dog"], "input_shape": [3, 32, 32], "train": images,
-                     "held_out": 100},
-            "full": {"params": 10_000, "macs": 1000}, "peers": peers, "ensemble_top1": top1[-1] + 1,
-            "average_ensemble_top1": top1[-1], "seconds": seconds,
-            "baseline": None if baseline is None else {"top1": baseline, "test_images": test},
-        }  # fmt: skip
-        if finished:
-            (root / "family.json").write_text(json.dumps(family))
-        return root
-
-    return write
+    """Writes a finished run under a name; see `made_trained`."""
+    return lambda name, top1, *args, **settings: made_trained(tmp_path / name, top1, *args, **settings)
 
 
 @pytest.fixture
@@ -79,13 +42,11 @@ def as_json(capsys: pytest.CaptureFixture[str], *names: Path, paper: str | None 
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_spread_is_mean_and_deviation_of_what_is_known() -> None:
-    assert (spread([1.0, None, 3.0]).mean, spread([1.0, None, 3.0]).n) == (2.0, 2)
-    assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).sd == pytest.approx((32 / 7) ** 0.5)
-    assert spread([5.0]).sd is None and spread([None]).mean is None
+def compared(names: list[Path]) -> Any:
+    return comparable(read_runs(finished_runs(names), with_bench=False))
 
 
-def test_seeds_of_a_configuration_are_one_row(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_of_a_configuration_are_one_entry(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     (table,) = as_json(capsys, *three_seeds)["tables"]
     wml, wml_p = table["rows"]
     assert (wml["name"], wml["n"], wml["seeds"], wml_p["name"]) == ("wml", 3, [0, 1, 2], "wml-p")
@@ -97,21 +58,6 @@ def test_seeds_of_a_configuration_are_one_row(three_seeds: list[Path], capsys: p
     assert (wml["seconds"]["mean"], wml["seconds"]["sd"]) == (660.0, 60.0)
 
 
-@pytest.mark.parametrize(("method", "join"), [("wml", "sum"), ("cl", "mean")])
-def test_a_run_from_before_a_setting_was_there_is_like_one_that_has_it(
-    method: str, join: str, make: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    older = make("older", (70.0, 80.0), method=method, seed=0)
-    settings: dict[str, Any] = {"method": method, "join": join, "feature_loss": "none"}
-    settings |= {"temperature": 1.0} if method == "wml" else {}
-    newer = make("newer", (70.0, 80.0), seed=1, **settings)
-    other = make("other", (70.0, 80.0), seed=1, **{**settings, "join": {"sum": "mean", "mean": "sum"}[join]})
-    (table,) = as_json(capsys, older, newer, other)["tables"]
-    assert [(row["name"].split()[-1], row["n"]) for row in table["rows"]] == [
-        (f"join={join}", 2), (f"join={'mean' if join == 'sum' else 'sum'}", 1),
-    ]  # fmt: skip
-
-
 def test_a_drop_is_paired_by_seed(three_seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     (table,) = as_json(capsys, *three_seeds)["tables"]
     wml = table["rows"][0]
@@ -120,14 +66,14 @@ def test_a_drop_is_paired_by_seed(three_seeds: list[Path], capsys: pytest.Captur
     assert wml["peers"][1]["top1_drop"]["values"] == [4.0, 3.0, 2.0]
 
 
-def test_a_method_with_different_settings_is_two_rows_named_by_them(make: Make) -> None:
+def test_a_method_with_different_settings_is_two_entries_named_by_them(make: Make) -> None:
     names = [
         make("a", (70.0, 74.0)),
         make("b", (71.0, 74.0), share="none"),
         make("c", (72.0, 74.0), share="tree", seed=1),
     ]
-    (runs,) = comparable(read_trained(names))
-    assert [(row.name, row.n) for row in runs.rows] == [("wml share=tree", 2), ("wml share=none", 1)]
+    (runs,) = compared(names)
+    assert [(one.name, one.n) for one in runs.configurations] == [("wml share=tree", 2), ("wml share=none", 1)]
 
 
 @pytest.mark.parametrize(
@@ -306,82 +252,14 @@ def test_beside_finished_runs_an_unfinished_one_is_left_out_in_words(
     assert printed.err == f"left out {killed}: not finished; go on with 'wmlc train --resume --out {killed}'\n"
 
 
-def test_the_papers_tables_are_whole() -> None:
-    tables = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
-    six, seven, eight = (tables[f"table{number}"]["rows"] for number in (6, 7, 8))
-    assert (len(six), len(seven), len(eight)) == (12, 6, 20)
-    assert all(len(row["peers"]) == 4 for row in six)
-    found = {(row["network"], row["method"]): row for row in six}
-    assert found["resnet18", "wml"]["peers"] == [77.40, 78.69, 79.05, 79.50]
-    assert found["resnet101", "cl"]["ensemble"] == 81.37 and found["resnet50", "one"]["baseline"] == 77.68
-    # printed drops are the differences of the printed accuracies, but for the one that is left out
-    assert [row["name"] for row in seven if row["top1_drop"] is None] == ["GraSP"]
-    for row in seven:
-        if row["top1_drop"] is not None:
-            assert row["top1_drop"] == pytest.approx(row["baseline"] - row["peers"][0], abs=0.005)
-    assert {(row["network"], row["name"]): row["top1"] for row in eight}["resnet34", "BAKE"] == 79.61
-
-
-def test_every_setting_that_differs_from_the_paper_is_marked(make: Make) -> None:
-    (runs,) = comparable(read_trained([make("a", (70.0, 80.0)), make("b", (60.0, 70.0), method="dml")]))
-    found = beside_paper("table6", runs)
-    assert found.differs == [
-        "network resnet20 (paper: resnet18, resnet50, resnet101)", "data cifar10 (paper: cifar100)",
-        "training images 900 (paper: 50,000)", "epochs 6 (paper: 200)", "batch size 64 (paper: 128)",
-        "filters 16 (paper: 64)", "ratios 0.7, 0 (paper: 0.3, 0.2, 0.1, 0)",
-    ]  # fmt: skip
-    assert [(line.name, line.network, line.measured) for line in found.lines] == [
-        ("wml", "resnet20", True), ("WML-S", "resnet18", False), ("WML-S", "resnet50", False),
-        ("WML-S", "resnet101", False),
-    ]  # fmt: skip
-    assert "dml: no such row in the paper's table" in found.notes
-
-
-def test_the_same_settings_leave_nothing_to_mark(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    same: dict[str, Any] = {"data": "cifar100", "images": 50_000, "epochs": 200, "batch_size": 128, "arch": "resnet50"}
-    run = make("a", (80.0, 80.5, 81.0, 81.5), 78.0, ratios=[0.3, 0.2, 0.1, 0.0], **same)
-    (runs,) = comparable(read_trained([run]))
-    found = beside_paper("table6", runs)
-    assert found.differs == ["filters 16 (paper: 64)"]
-    assert [line.name for line in found.lines] == ["wml", "WML-S"]
-    assert found.lines[1].mean.mean == pytest.approx((80.16 + 80.58 + 80.85 + 81.25) / 4)
-    compare_runs([run], "table6", None, "table", False)
-    assert "note: differs: filters 16 (paper: 64)\n" in capsys.readouterr().out
-
-
-def test_only_what_one_row_has_is_told_of_it_alone(make: Make) -> None:
-    names = [make("a", (70.0, 80.0)), make("b", (60.0, 70.0), method="cl", ratios=[0.0, 0.0])]
-    (runs,) = comparable(read_trained(names))
-    wml, cl = (line for line in beside_paper("table6", runs).lines if line.measured)
-    assert wml.differs == ["ratios 0.7, 0 (paper: 0.3, 0.2, 0.1, 0)"]
-    assert cl.differs == ["ratios 0, 0 (paper: 0, 0, 0, 0)"]
-
-
-def test_table_7_is_about_the_smallest_peer_by_saliency(make: Make) -> None:
+def test_how_gradients_join_is_told_only_where_some_do(make: Make) -> None:
     names = [
-        make("a", (92.0, 93.0), 92.5, arch="resnet56", saliency="grasp"),
-        make("b", (92.0, 93.0), arch="resnet56", method="one", ratios=[0.0, 0.0]),
+        make("a", (70.0, 74.0), join="sum"),
+        make("b", (70.0, 74.0), join="mean"),
+        make("c", (70.0, 74.0), join="mean", share="none"),
+        make("d", (70.0, 74.0), join="sum", share="none", seed=1),
     ]
-    (runs,) = comparable(read_trained(names))
-    found = beside_paper("table7", runs)
-    measured, published = found.lines
-    assert (measured.top1_drop.mean, measured.flops_drop.mean) == (0.5, pytest.approx(60))
-    assert (published.network, published.peers[0].mean, published.top1_drop.mean) == ("resnet56", 93.70, None)
-    assert found.notes[0].startswith("the paper prints a drop of 0.56 for resnet56 with GraSP")
-    assert found.notes[1] == "one: no such row in the paper's table"
-
-
-def test_table_8_shows_methods_that_are_not_to_be_had_here(make: Make) -> None:
-    (runs,) = comparable(read_trained([make("a", (78.0, 79.0), arch="resnet18")]))
-    lines = beside_paper("table8", runs).lines
-    assert (lines[0].top1.mean, lines[1].name, lines[1].top1.mean) == (79.0, "WML", 79.38)
-    assert [line.network for line in lines] == ["resnet18"] * 11
-
-
-def test_a_real_run_is_compared(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    family = json.loads(run.family.read_text(encoding="utf-8"))
-    found = as_json(capsys, run.root, paper="table6")
-    (row,) = found["tables"][0]["rows"]
-    assert [peer["top1"]["mean"] for peer in row["peers"]] == [peer["top1"] for peer in family["peers"]]
-    assert row["top1_drop"]["mean"] == pytest.approx(family["baseline"]["top1"] - row["mean"]["mean"])
-    assert found["tables"][0]["settings"]["data"] == "digits" and console.UNKNOWN not in found["tables"][0]["notes"]
+    (runs,) = compared(names)
+    assert [(one.name, one.n) for one in runs.configurations] == [
+        ("wml share=tree join=sum", 1), ("wml share=tree join=mean", 1), ("wml share=none", 2),
+    ]  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 UNKNOWN = "-"  # a number that there is not
-PIPED_WIDTH = 160  # columns of a table that does not go to a terminal
+WIDTH = 100  # columns that text is wrapped to
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
@@ -48,16 +48,17 @@ def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[
         yield advance
 
 
+def say_notes(lines: Sequence[str], *, markdown: bool = False) -> None:
+    """Remarks below a table, each wrapped, or as an item of a Markdown list."""
+    for line in lines:
+        say(f"- {line}" if markdown else textwrap.fill(f"note: {line}", WIDTH, subsequent_indent="      "))
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
     """A table whose first `left` columns are words and the rest numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    if not out.is_terminal:
-        out.width = PIPED_WIDTH  # rich would take 80 and cut the cells
-    out.print(table)
+    from wmlc.table import Table
+
+    Table(header, rows, title, words=left).show()
 
 
 def digits(value: float | None) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from wmlc.records import LayerTime, Profile
 
 NO_FASTER = 0.95  # of the baseline's time, that a layer with fewer MACs has to get under
+OTHER = "other: "  # what the name of operators that belong to no layer begins with
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,14 @@ class LayerPair:
         known = self.base or self.peer
         assert known is not None
         return known
+
+    def told(
+        self, value: Callable[[LayerTime], Value | None], words: Callable[[Value], str], unknown: str
+    ) -> list[str]:
+        """A value of the baseline's layer and of the peer's in words, once where both are told alike."""
+        found = [value(layer) if layer else None for layer in (self.base, self.peer)]
+        texts = [unknown if each is None else words(each) for each in found]
+        return texts[:1] if texts[0] == texts[1] else texts
 
     @property
     def times_faster(self) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wmlc.console import say
+from wmlc.console import WIDTH, say
 
 FORMATS = ("table", "md", "csv", "json")  # of everything that prints one
 
@@ -17,15 +18,23 @@ FORMATS = ("table", "md", "csv", "json")  # of everything that prints one
 class Table:
     """A header and rows of texts.
 
-    The first `words` columns stand to the left, numbers to the right. What follows a line feed in a text stands
-    below it in a terminal.
+    The first `words` columns stand to the left, numbers to the right. In a terminal, what follows a line feed in a text
+    stands below it, and so does what is longer than `first_letters` in the first column.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     words: int = 1
+    first_letters: int | None = None
     colours: Sequence[str] = ()  # of each row, where the terminal has any
+    values: Sequence[Sequence[Any]] = ()  # of each text, for a page to sort by; None: not measured
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]]) -> Table:
+        """Of records that need not have the same keys: a column a key, a row a record, None left empty."""
+        header = list(dict.fromkeys(key for record in records for key in record))
+        return cls(header, [[_plain(record.get(key)) for key in header] for record in records])
 
     def show(self, *, markdown: bool = False) -> None:
         """Print it, whole at any width of the terminal."""
@@ -33,22 +42,23 @@ class Table:
             say(self.markdown())
             return
         if self.title:
-            say(self.title, "bold")
+            say(textwrap.fill(self.title, WIDTH), "bold")
         for line, colour in zip(self.lines(), self._colours(), strict=True):
             say(line, colour)
 
     def lines(self) -> list[str]:
         """The header and the rows, aligned."""
-        return ["  ".join(cells).rstrip() for cells in self._aligned([self.header, *self._split()])]
+        lines = [line for row in self.rows for line in self._stacked(row)]
+        return ["  ".join(texts).rstrip() for texts in self._aligned([self.header, *lines])]
 
     def markdown(self) -> str:
         """A table of Markdown under its title; a bar in a text is escaped."""
-        flat = [[cell.replace("\n", " ").replace("|", "\\|") for cell in row] for row in [self.header, *self.rows]]
+        flat = [[text.replace("\n", " ").replace("|", "\\|") for text in row] for row in [self.header, *self.rows]]
         widths = _widths(flat)
         rule = ["-" * w if i < self.words else "-" * max(w - 1, 1) + ":" for i, w in enumerate(widths)]
         head, *body = self._aligned(flat)
         title = [f"**{self.title}**", ""] if self.title else []
-        return "\n".join([*title, *(f"| {' | '.join(cells)} |" for cells in [head, rule, *body])])
+        return "\n".join([*title, *(f"| {' | '.join(texts)} |" for texts in [head, rule, *body])])
 
     def csv(self) -> str:
         """A line a row."""
@@ -56,34 +66,37 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
         return text.getvalue()
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, str]]:
         """An object a row, for JSON."""
         return [dict(zip(self.header, row, strict=True)) for row in self.rows]
 
-    def _split(self) -> list[list[str]]:
-        """The rows as lines: what stands behind a line feed goes on below."""
-        lines = []
-        for row in self.rows:
-            parts = [cell.split("\n") for cell in row]
-            lines += [[p[i] if i < len(p) else "" for p in parts] for i in range(max(map(len, parts)))]
-        return lines
+    def _stacked(self, row: Sequence[str]) -> list[list[str]]:
+        """A row as lines: what stands behind a line feed goes on below."""
+        parts = [text.split("\n") for text in row]
+        if self.first_letters:
+            parts[0] = textwrap.wrap(row[0], self.first_letters)
+        return [[part[i] if i < len(part) else "" for part in parts] for i in range(max(map(len, parts)))]
 
     def _colours(self) -> list[str]:
         """The header's, and each line's."""
-        found = ["bold"]
-        for row, colour in zip(self.rows, self.colours or [""] * len(self.rows), strict=True):
-            found += [colour] * max(cell.count("\n") + 1 for cell in row)
-        return found
+        given = self.colours or [""] * len(self.rows)
+        return [
+            "bold", *(c for row, c in zip(self.rows, given, strict=True) for _ in self._stacked(row))
+        ]  # fmt: skip
 
     def _aligned(self, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         widths = _widths(rows)
         return [
             [
-                cell.ljust(w) if i < self.words else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(r, widths, strict=True))
+                text.ljust(w) if i < self.words else text.rjust(w)
+                for i, (text, w) in enumerate(zip(r, widths, strict=True))
             ]
             for r in rows
         ]
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

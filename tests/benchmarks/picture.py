@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from wmlc.files import read_json
-from wmlc.run import Run, read_family
+from wmlc.records import Family, Row
+from wmlc.report.runs import read_bench
+from wmlc.run import BASELINE, Run, read_family
 
 COLUMN, ROW, TOP, LEFT, THICK = 128, 74, 46, 16, 46  # pixels; THICK: a stage at full width
 INK, FAINT, SHARED, PRIVATE = "#1f2933", "#7b8794", "#4c7fb8", "#e0912f"
 
 
-def draw(family: dict[str, Any], rows: dict[int, dict[str, Any]]) -> str:
+def draw(family: Family, rows: dict[int, Row]) -> str:
     """One box a branch of the tree, as high as its share of the full network's channels."""
-    peers = family["peers"]
-    stages = list(dict.fromkeys(branch["stage"] for branch in family["tree"] if branch["stage"] != "head"))
-    full = rows[0]["stage_channels"]
-    centre = {b["name"]: TOP + ROW * (sum(b["peers"]) / len(b["peers"]) - 0.5) for b in family["tree"]}
+    peers = family.peers
+    stages = list(dict.fromkeys(branch.stage for branch in family.tree if branch.stage != "head"))
+    full = peers[-1].stage_channels  # the unpruned peer's are the baseline's
+    centre = {b.name: TOP + ROW * (sum(b.peers) / len(b.peers) - 0.5) for b in family.tree}
     lines, boxes = [], []
-    for branch in family["tree"]:
-        if branch["stage"] == "head":
+    for branch in family.tree:
+        if branch.stage == "head":
             continue
-        x, y = LEFT + COLUMN * stages.index(branch["stage"]), centre[branch["name"]]
-        channels = peers[branch["peers"][-1] - 1]["stage_channels"][branch["stage"]]
-        height = THICK * sum(channels) / sum(full[branch["stage"]])
-        if branch["parent"]:
+        x, y = LEFT + COLUMN * stages.index(branch.stage), centre[branch.name]
+        channels = peers[branch.peers[-1] - 1].stage_channels[branch.stage]
+        height = THICK * sum(channels) / sum(full[branch.stage])
+        if branch.parent:
             lines.append(
-                f'<path d="M{x - COLUMN + 88},{centre[branch["parent"]]} C{x - 16},{centre[branch["parent"]]} {x - 24},{y} {x},{y}"/>'
+                f'<path d="M{x - COLUMN + 88},{centre[branch.parent]} C{x - 16},{centre[branch.parent]} {x - 24},{y} {x},{y}"/>'
             )
-        colour = SHARED if len(branch["peers"]) > 1 else PRIVATE
+        colour = SHARED if len(branch.peers) > 1 else PRIVATE
         span = f"{min(channels)}–{max(channels)}" if min(channels) < max(channels) else f"{channels[0]}"
         boxes.append(
             f'<rect x="{x}" y="{y - height / 2:.1f}" width="88" height="{height:.1f}" rx="3" fill="{colour}"/>'
@@ -45,17 +45,17 @@ def draw(family: dict[str, Any], rows: dict[int, dict[str, Any]]) -> str:
         for i, s in enumerate(stages)
     ]
     for peer in peers:
-        row, y = rows[peer["peer"]], TOP + ROW * (peer["peer"] - 0.5)
+        row, y = rows[peer.peer], TOP + ROW * (peer.peer - 0.5)
         lines.append(f'<path d="M{end - COLUMN + 88},{y} H{end - 8}"/>')
         heads.append(
-            f'<text x="{end}" y="{y - 9}" fill="{INK}" font-weight="bold">peer {peer["peer"]}: {row["top1"]:.1f} % top-1</text>'
-            f'<text x="{end}" y="{y + 9}" fill="{INK}">{row["params"] / 1e3:,.0f} k parameters, {row["macs"] / 1e6:,.1f} M MACs</text>'
-            f'<text x="{end}" y="{y + 26}" fill="{INK}">{row["speedup"]["median"]:.2f} × the baseline\'s speed</text>'
+            f'<text x="{end}" y="{y - 9}" fill="{INK}" font-weight="bold">peer {peer.peer}: {row.top1:.1f} % top-1</text>'
+            f'<text x="{end}" y="{y + 9}" fill="{INK}">{row.params / 1e3:,.0f} k parameters, {row.macs / 1e6:,.1f} M MACs</text>'
+            f'<text x="{end}" y="{y + 26}" fill="{INK}">{row.speedup.median:.2f} × the baseline\'s speed</text>'
         )
     width, height = end + 220, TOP + ROW * len(peers) + 44
     said = (
         "blue: shared, runs once; orange: a peer's own; height: channels kept; number: channels, narrowest–widest layer",
-        f"speed: ONNX Runtime, batch 1, against the unpruned baseline, which has {rows[0]['top1']:.1f} % top-1",
+        f"speed: ONNX Runtime, batch 1, against the unpruned baseline, which has {rows[BASELINE].top1:.1f} % top-1",
     )
     caption = "".join(
         f'<text x="{LEFT}" y="{height - 26 + 17 * line}" fill="{FAINT}" font-size="12">{text}</text>'
@@ -71,12 +71,8 @@ def draw(family: dict[str, Any], rows: dict[int, dict[str, Any]]) -> str:
 def main() -> None:
     """Read a run and its bench, and write the picture."""
     run, out = Run(Path(sys.argv[1])), Path(sys.argv[2])
-    family = read_family(run)
-    rows = {
-        row["peer"]: row for row in read_json(run.bench, "bench record", "run wmlc bench")["rows"] if row["batch"] == 1
-    }
-    rows[0]["stage_channels"] = family["peers"][-1]["stage_channels"]  # the unpruned peer's are the baseline's
-    out.write_text(draw(family, rows), encoding="utf-8")
+    rows = {row.peer: row for row in read_bench(run).rows if row.batch == 1}
+    out.write_text(draw(read_family(run), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

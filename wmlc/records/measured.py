@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from wmlc.records.common import (
     SCHEMA,
@@ -98,7 +101,7 @@ class Row(Record):
     load_ms: Amount | None
     first_ms: Amount | None
     peak_memory_bytes: Count | None
-    engine_memory_bytes: int | None
+    engine_memory_bytes: Annotated[int, Ge(-(2**63)), Le(2**63)] | None  # below 0 where others freed some
     top1: Percent | None
     top1_drop: Points | None
     scenarios: dict[str, Scenario]

@@ -12,6 +12,7 @@ from wmlc.records.common import (
     Amount,
     Cost,
     Count,
+    Extent,
     Percent,
     Positive,
     Provenance,
@@ -125,8 +126,8 @@ class Network(Record):
     peer: Count  # 0: the baseline
     ratio: Ratio  # as asked
     achieved_ratio: Ratio  # the share of params or MACs that went
-    params: Count
-    macs: Count
+    params: Extent
+    macs: Extent
     top1: Percent  # on the test set
 
 

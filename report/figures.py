@@ -7,28 +7,48 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
-from wmlc.report.charts import DASHES, FEW_EPOCHS, GREY, Spec
-from wmlc.report.trained import Trained
+from wmlc.report.charts import FEW_EPOCHS, Spec
+from wmlc.report.palette import DASHES, GREY, LIGHT, SHAPES
+from wmlc.report.runs import TrainedRun
+from wmlc.stats import Spread
 
 WIDTH, HEIGHT = 620, 300  # pixels of the plot alone
 PANEL_WIDTH, PANEL_HEIGHT, PANELS_A_ROW = 300, 190, 2
 LETTERS = 118  # of the small print that fit into a line
 LETTER, SYMBOL = 6, 44  # pixels of a legend's letter, and of its mark with the gaps around
 PNG_SCALE = 2
-INK, QUIET, FAINT = "#1d2126", "#5c6670", "#e3e6e9"
-# Okabe and Ito's colours, darker so that each stands out from white by 3:1; as the report's page has them.
-COLOURS = ["#0072b2", "#d55e00", "#00895f", "#b4548f", "#a87400", "#2f8fca", "#7a6a00", "#8a2be2"]
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 @dataclass(frozen=True)
+class MeanPoint:
+    """A point of a line: a mean of one or several runs."""
+
+    x: float
+    y: Spread
+    peer: int | None = None  # whose it is, where a line has a point a peer
+
+
+@dataclass(frozen=True)
 class Line:
-    """What has one colour. A point is {x, mean, sd, n, values}, sd None where there is one value."""
+    """What has one colour."""
 
     configuration: str
     name: str
-    points: list[dict[str, Any]]
+    points: list[MeanPoint]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A line across the plot: the top-1 of baselines."""
+
+    name: str
+    y: Spread
+
+    @property
+    def words(self) -> str:
+        """baseline 76.74 ± 0.21."""
+        return f"{self.name} {self.y.mean:.2f}" + ("" if self.y.sd is None else f" ± {self.y.sd:.2f}")
 
 
 @dataclass(frozen=True)
@@ -39,9 +59,9 @@ class Figure:
     x: str
     y: str
     lines: list[Line]
-    runs: list[Trained]  # that are drawn
+    runs: list[TrainedRun]  # that are drawn
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    levels: list[dict[str, Any]] = field(default_factory=list)  # across the plot: {name, mean, sd, n, values}
+    levels: list[Level] = field(default_factory=list)
     over: str = "epochs"  # what x is: epochs, ratio, macs or eta
     panels: bool = False  # one a configuration
 
@@ -82,23 +102,26 @@ def _rows(line: Line, letters: int) -> list[dict[str, Any]]:
     """The points with the ends of their spread; a panel's name in lines of so many letters."""
     panel = "\n".join(wrap(line.configuration, letters))
     return [
-        {"panel": panel, "line": line.name, "x": point["x"], "mean": point["mean"]}
-        | ({} if point["sd"] is None else {"low": point["mean"] - point["sd"], "high": point["mean"] + point["sd"]})
+        {"panel": panel, "line": line.name, "x": point.x, "mean": point.y.mean} | _ends(point.y)
         for point in line.points
     ]
+
+
+def _ends(y: Spread) -> dict[str, float]:
+    return {} if y.mean is None or y.sd is None else {"low": y.mean - y.sd, "high": y.mean + y.sd}
 
 
 def _layers(figure: Figure) -> list[Spec]:
     """From the back: levels, spread, lines with their marks."""
     names = list(dict.fromkeys(line.name for line in figure.lines))
-    xs = sorted({point["x"] for line in figure.lines for point in line.points})
+    xs = sorted({point.x for line in figure.lines for point in line.points})
     x = _x(figure, xs)
     y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": {"zero": False, "padding": 8}}
     columns = max(1, WIDTH // (SYMBOL + LETTER * max(map(len, names))))
     legend: Spec = {"title": None, "columns": columns, "labelLimit": WIDTH, "symbolOpacity": 1}
     if figure.over == "epochs":
         legend |= {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2}
-    colour = _told_apart(names, COLOURS, legend)
+    colour = _told_apart(names, LIGHT.networks, legend)
     ends = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
     spread: Spec = {"transform": [{"filter": "isValid(datum.low)"}], "encoding": ends}
     if figure.over == "epochs":
@@ -122,26 +145,21 @@ def _layers(figure: Figure) -> list[Spec]:
             },
         ]
     rule: Spec = {"type": "rule", "strokeDash": [4, 4], "color": GREY}
-    rules = [{"data": {"values": [{}]}, "mark": rule, "encoding": {"y": {"datum": lv["mean"]}}} for lv in figure.levels]
+    rules = [{"data": {"values": [{}]}, "mark": rule, "encoding": {"y": {"datum": lv.y.mean}}} for lv in figure.levels]
     # several would lie on one another: the small print tells them
     words = _level_words(figure.levels[0], figure.over == "macs") if len(figure.levels) == 1 else []
     return [*rules, *drawn, *words]
 
 
-def level_text(level: dict[str, Any]) -> str:
-    """baseline 76.74 ± 0.21."""
-    return f"{level['name']} {level['mean']:.2f}" + ("" if level["sd"] is None else f" ± {level['sd']:.2f}")
-
-
-def _level_words(level: dict[str, Any], at_left: bool) -> list[Spec]:
+def _level_words(level: Level, at_left: bool) -> list[Spec]:
     """Words above a level, on a white edge: at the end where the unpruned peers, which score alike, are not."""
     side, x = ("left", 4) if at_left else ("right", "width")
     text: Spec = {"type": "text", "align": side, "dy": -8, "fontSize": 11}
-    place = {"x": {"value": x}, "y": {"datum": level["mean"]}, "text": {"field": "text"}}
-    edge = {"stroke": "#ffffff", "strokeWidth": 4, "color": "#ffffff"}
+    place = {"x": {"value": x}, "y": {"datum": level.y.mean}, "text": {"field": "text"}}
+    edge = {"stroke": LIGHT.page, "strokeWidth": 4, "color": LIGHT.page}
     return [
-        {"data": {"values": [{"text": level_text(level)}]}, "mark": text | look, "encoding": place}
-        for look in (edge, {"color": QUIET})
+        {"data": {"values": [{"text": level.words}]}, "mark": text | look, "encoding": place}
+        for look in (edge, {"color": LIGHT.quiet})
     ]
 
 
@@ -167,20 +185,23 @@ def _x(figure: Figure, xs: Sequence[float]) -> Spec:
 
 def _config() -> Spec:
     return {
-        "background": "#ffffff",
+        "background": LIGHT.page,
         "font": FONT,
         "padding": 12,
         "view": {"stroke": None},
         "title": {
-            "anchor": "start", "frame": "bounds", "color": INK, "fontSize": 15, "subtitleColor": QUIET,
+            "anchor": "start", "frame": "bounds", "color": LIGHT.ink, "fontSize": 15, "subtitleColor": LIGHT.quiet,
             "subtitleFontSize": 12, "subtitleLineHeight": 16, "subtitlePadding": 5, "offset": 10,
         },
         "axis": {
-            "labelColor": QUIET, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400,
-            "gridColor": FAINT, "domainColor": FAINT, "tickColor": FAINT,
+            "labelColor": LIGHT.quiet, "titleColor": LIGHT.ink,
+            "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400,
+            "gridColor": LIGHT.grid, "domainColor": LIGHT.grid, "tickColor": LIGHT.grid,
         },
         "axisX": {"grid": False, "labelOverlap": True, "labelSeparation": 6},
-        "legend": {"orient": "top", "direction": "horizontal", "labelColor": INK, "labelFontSize": 12, "offset": 8},
-        "headerFacet": {"labelFontSize": 12, "labelFontWeight": 600, "labelColor": INK},
+        "legend": {
+            "orient": "top", "direction": "horizontal", "labelColor": LIGHT.ink, "labelFontSize": 12, "offset": 8,
+        },
+        "headerFacet": {"labelFontSize": 12, "labelFontWeight": 600, "labelColor": LIGHT.ink},
         "line": {"strokeWidth": 2},
     }  # fmt: skip

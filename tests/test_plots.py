@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from made import made_epoch, made_family, made_run, made_settings
 
 from wmlc.errors import InputError
 from wmlc.report import plots
@@ -17,37 +19,28 @@ from wmlc.report.plots import FIGURES, plot_runs
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def fake_run(root: Path, seed: int, test: list[float], epochs: int = 2, **other: Any) -> Path:
+def fake_run(
+    root: Path, seed: int, test: list[float], epochs: int = 2, *, baseline: float | None = -1, omega: float = 0.1,
+    classes: int = 10, **settings: Any,
+) -> Path:  # fmt: skip
     """A finished run of two peers: `test` is their top-1, and each epoch's held-out top-1 follows from it by hand.
 
-    Args: `other` are settings, and `classes`, `baseline` (its top-1), `averaged`, `omega` (what peer 2 gains an epoch).
+    Args: `omega` is what peer 2's weight gains an epoch; the `baseline`, unless given, has a top-1 of 80 plus the seed.
     """
-    classes, baseline = other.pop("classes", 10), other.pop("baseline", 80.0 + seed)
-    averaged, omega = other.pop("averaged", True), other.pop("omega", 0.1)
-    settings = {"data": "digits", "method": "wml", "arch": "resnet20", "epochs": epochs, "weight_lr": 0.1} | other
-    settings |= {"seed": seed, "lr": 0.1}
-    shapes = [(0.5, 0.49, 100, 1000), (0.0, 0.0, 200, 3000)]
-    peers = [
-        {"peer": k + 1, "ratio": r, "achieved_ratio": a, "params": p, "macs": m, "top1": test[k]}
-        for k, (r, a, p, m) in enumerate(shapes)
-    ]
-    family = {
-        "arch": settings["arch"], "method": settings["method"], "ratio_of": "params", "epochs": epochs,
-        "data": {"name": settings["data"], "class_names": ["c"] * classes, "input_shape": [1, 8, 8], "train": 1294},
-        "peers": peers, "ensemble_top1": max(test) + 1, "average_ensemble_top1": max(test), "finished": True,
-        "baseline": None if baseline is None else {"seed": seed, "top1": baseline, "best_epoch": 1},
-    }  # fmt: skip
+    asked = made_settings(test, seed=seed, epochs=epochs, ratios=(0.5, 0.0), **{"data": "digits", **settings})
+    whole = 80.0 + seed if baseline == -1 else baseline
+    family = made_family(test, whole, settings=asked, params=(100, 200), macs=(1000, 3000), train=1294)
+    family = replace(family, data=replace(family.data, class_names=["c"] * classes))
+    family = replace(family, peers=[replace(family.peers[0], achieved_ratio=0.49), family.peers[1]])
     lines = []
     for epoch in range(1, epochs + 1):
         top1 = [value + epoch for value in test]
-        line = {"epoch": epoch, "top1": top1, "ensemble_top1": max(top1) + 2}
-        line |= {"average_ensemble_top1": max(top1) + (1 if omega else 2)} if averaged else {}
-        lines.append(line | {"peer_weights": [0.5 - omega * epoch, 0.5 + omega * epoch]})
-    root.mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps({"settings": settings}))
-    (root / "family.json").write_text(json.dumps(family))
-    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
+        average = max(top1) + (1 if omega else 2)
+        weights = [0.5 - omega * epoch, 0.5 + omega * epoch]
+        lines.append(
+            made_epoch(epoch, top1, ensemble_top1=max(top1) + 2, average_ensemble_top1=average, peer_weights=weights)
+        )
+    return made_run(root, asked, family, epochs=lines).root
 
 
 @pytest.fixture
@@ -197,20 +190,18 @@ def test_a_baseline_that_runs_have_in_common_counts_once(tmp_path):
 
 
 def test_what_runs_cannot_feed_is_left_out_in_words(tmp_path, capsys):
-    older = fake_run(tmp_path / "older", 0, [60.0, 70.0], averaged=False)
+    lone = fake_run(tmp_path / "lone", 0, [60.0, 70.0])
     fixed = fake_run(tmp_path / "fixed", 0, [60.0, 70.0], method="wml-p", omega=0)
     with pytest.raises(InputError) as raised:
-        plot_runs([older, fixed], tmp_path / "plots", ("ensembles", "accuracy-over-eta"), False)
+        plot_runs([lone, fixed], tmp_path / "plots", ("accuracy-over-eta",), False)
     assert str(raised.value) == (
-        "nothing of ensembles, accuracy-over-eta can be drawn from these runs; name other runs or another figure"
+        "nothing of accuracy-over-eta can be drawn from these runs; name other runs or another figure"
     )
     assert capsys.readouterr().err.splitlines() == [
-        "ensembles: not drawn: no average ensemble in metrics.jsonl, as older runs lack it (wml); "
-        "peer weights equal throughout (wml-p)",
         "accuracy-over-eta: not drawn: one η above 0 (wml); peer weights equal throughout (wml-p)",
     ]
     assert not (tmp_path / "plots").exists()
-    plot_runs([older, fixed], tmp_path / "plots", ("weights",), False)
+    plot_runs([lone, fixed], tmp_path / "plots", ("weights",), False)
     assert capsys.readouterr().err == "weights: left out: peer weights equal throughout (wml-p)\n"
     (fixed / "metrics.jsonl").unlink()
     with pytest.raises(InputError):

@@ -1,0 +1,82 @@
+"""What the page says first of a run: what it gave, and the smallest peer that is as good as the baseline."""
+
+from __future__ import annotations
+
+from wmlc.console import scaled
+from wmlc.records import Network, Row
+from wmlc.report.cells import cell_of
+from wmlc.report.runs import TrainedRun, network_of
+from wmlc.run import peer_name
+
+NEAR = 1.0  # top-1 points below the baseline that count as "within a point"
+
+
+def headline(run: TrainedRun) -> str:
+    """What the run gave, the smallest pruned peer within a point of the baseline, and its speed-up."""
+    return f"{_given(run)} {_found(run)}".replace(" %", "\u00a0%")
+
+
+def _given(run: TrainedRun) -> str:
+    family = run.family
+    sizes = [peer.params for peer in family.peers]
+    start = f"One training run of {family.arch} on {family.data.name} gave"
+    if len(sizes) == 1:
+        return f"{start} a network of {scaled(sizes[0])} parameters."
+    return f"{start} {len(sizes)} networks of {scaled(min(sizes))} to {scaled(max(sizes))} parameters."
+
+
+def _found(run: TrainedRun) -> str:
+    baseline = run.family.baseline
+    if baseline is None:
+        return (
+            "There is no baseline to compare with, so neither a drop nor a speed-up is known; "
+            "'wmlc train' without --no-baseline trains one."
+        )
+    pruned = [peer for peer in run.family.peers if peer.achieved_ratio > 0]
+    if not pruned:
+        return "None of them is pruned, so none can be faster; 'wmlc train --ratios' takes how much to cut."
+    whole = _top1(run, baseline)
+    drop = {peer.peer: round(whole - _top1(run, peer), 6) for peer in pruned}
+    near = [peer for peer in pruned if drop[peer.peer] <= NEAR]
+    peer = min(near, key=lambda p: p.params) if near else min(pruned, key=lambda p: drop[p.peer])
+    scores = f"top-1 {_top1(run, peer):.2f} % against {whole:.2f} %"
+    if near:
+        less = f"{1 - peer.params / baseline.params:.0%} fewer parameters".replace("%", " %")
+        start = f"Peer {peer.peer}, with {less}, is the smallest within a point of the baseline ({scores})"
+    else:
+        start = (
+            f"No pruned peer is within a point of the baseline: the nearest is peer {peer.peer}, "
+            f"{drop[peer.peer]:.2f} points below ({scores}), which misses the point by {drop[peer.peer] - NEAR:.2f}"
+        )
+    return start + _speed(run, peer.peer, joint=", and " if near else ". It is ")
+
+
+def _top1(run: TrainedRun, network: Network) -> float:
+    """Through the engine where that was measured, else as after training; both on the test set."""
+    row = _first_row(run, network.peer)
+    return network.top1 if row is None or row.top1 is None else row.top1
+
+
+def _first_row(run: TrainedRun, peer: int) -> Row | None:
+    """The peer's row in the first cell, in the precision that all are compared in."""
+    inside = (row for row in run.rows if cell_of(row) == cell_of(run.rows[0]))
+    return next((row for row in inside if network_of(row.name, row.peer) == peer_name(peer)), None)
+
+
+def _speed(run: TrainedRun, peer: int, joint: str) -> str:
+    """How the headline ends: what is known of the peer's speed; `joint` leads to a speed-up that was shown."""
+    command = f"'wmlc bench --run {run.root}'"
+    if run.bench is None:
+        return f". Nothing was timed yet: {command} measures the speed-up."
+    row = _first_row(run, peer)
+    if row is None:
+        return f". The bench has no times of it: {command} measures the speed-up."
+    if row.speedup is None:
+        return f". Its speed-up was not measured: {'; '.join(row.notes) or f'{command} measures it'}."
+    low, high = row.speedup.low, row.speedup.high
+    times = f"{row.speedup.median:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}; {cell_of(row).words})"
+    if low > 1:
+        return f"{joint}{times}."
+    if high < 1:
+        return f". It is not faster but slower: {times}."
+    return f". It is not shown to be faster: {times}."

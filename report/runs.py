@@ -1,0 +1,164 @@
+"""The one reader of finished runs, for the page, `compare` and `plot`; and which of them are of one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlc import records
+from wmlc.console import note
+from wmlc.errors import InputError
+from wmlc.records import Bench, Epoch, Family, NetworkSpec, Row, RunRecord
+from wmlc.run import Run, find_run, peer_name, read_config, read_epochs, read_family
+from wmlc.settings import TrainConfig, names_of
+
+# What makes a run what it is: not which of several like it, and not where it was computed.
+OF_A_CONFIGURATION = names_of("data", "network", "training", "family", "method")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """All records of one finished run."""
+
+    root: Path
+    name: str  # among the runs that it was read with
+    record: RunRecord
+    family: Family
+    epochs: list[Epoch]
+    baseline_epochs: list[Epoch]
+    test_images: int | None  # that its accuracies were measured on; None where that was not recorded
+    bench: Bench | None
+
+    @property
+    def settings(self) -> TrainConfig:
+        """What it was trained with."""
+        return self.record.settings
+
+    @property
+    def seed(self) -> int:
+        """Which it is of several runs that are otherwise alike."""
+        return self.settings.seed
+
+    @property
+    def baseline_top1(self) -> float | None:
+        """Its own baseline's, if it has one."""
+        return None if self.family.baseline is None else self.family.baseline.top1
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of its bench."""
+        return self.bench.rows if self.bench else []
+
+
+def read_runs(runs: Sequence[Run], *, with_bench: bool) -> list[TrainedRun]:
+    """The records of `runs`, each under a name of its own; `InputError` for one unfinished, damaged or named twice."""
+    names = [run.root.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.root) for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"each run may be named once, got {', '.join(names)}")
+    return [_read_run(run, name, with_bench) for run, name in zip(runs, names, strict=True)]
+
+
+def _read_run(run: Run, name: str, with_bench: bool) -> TrainedRun:
+    family, epochs = read_family(run), read_epochs(run, "family")
+    if not family.full.macs:
+        raise InputError(f"{run.family} is damaged: it has no MACs of the unpruned network; train again")
+    for epoch in epochs:
+        if not len(epoch.top1) == len(epoch.peer_weights) == len(family.peers):
+            damaged = f"{run.metrics('family')} is damaged: epoch {epoch.epoch} is not of {len(family.peers)} peers"
+            raise InputError(f"{damaged}; train the run again with --force")
+    return TrainedRun(
+        root=run.root,
+        name=name,
+        record=read_config(run),
+        family=family,
+        epochs=epochs,
+        baseline_epochs=read_epochs(run, "baseline"),
+        test_images=_test_images(run, family),
+        bench=read_bench(run) if with_bench and run.bench.exists() else None,
+    )
+
+
+def read_bench(run: Run) -> Bench:
+    """The newest bench of a run; `InputError` where it is damaged."""
+    return records.read(run.bench, Bench, "bench record", f"bench again with 'wmlc bench --run {run.root}'")
+
+
+def _test_images(run: Run, family: Family) -> int | None:
+    spec = run.network(1) / "spec.json"
+    kept = records.read(spec, NetworkSpec, "network record", "train again").about if spec.exists() else None
+    if kept and kept.test_images:
+        return kept.test_images
+    return family.baseline.test_images if family.baseline else None
+
+
+def finished_runs(names: Sequence[Path]) -> list[Run]:
+    """The finished ones of the runs called `names`; a note says which were left out.
+
+    Where none is finished all come back, for the reader to say so. `InputError` where one is missing or named twice.
+    """
+    runs: list[Run] = []
+    for name in names:
+        run = find_run(name)
+        if any(other.root.resolve() == run.root.resolve() for other in runs):
+            raise InputError(f"{run.root} is named twice; name each run once")
+        runs.append(run)
+    finished = [run for run in runs if run.family.exists()]
+    for run in runs:
+        if finished and run not in finished:
+            note(f"left out {run.root}: not finished; go on with 'wmlc train --resume --out {run.root}'")
+    return finished or runs
+
+
+def network_names(run: TrainedRun) -> list[str]:
+    """The networks that a colour stands for, in one order on the whole page."""
+    own = ["baseline", *(peer_name(peer.peer) for peer in run.family.peers), "ensemble"]
+    return list(dict.fromkeys([*own, *(network_of(row.name, row.peer) for row in run.rows)]))
+
+
+def network_of(name: str, peer: int) -> str:
+    """The network that a row or a profile is about, whatever its precision; a foreign file is its own."""
+    return peer_name(peer) if name.split(" ")[0] == peer_name(peer) else name
+
+
+def configuration(run: TrainedRun, apart_from: Collection[str] = ()) -> dict[str, Any]:
+    """What makes a run what it is, by setting, without what is unset; `share` as it came out."""
+    settings = {**vars(run.settings), "share": run.family.share}
+    if settings["share"] == "none":
+        settings["join"] = None  # nothing joins
+    of_it = [name for name in settings if name in OF_A_CONFIGURATION and name not in apart_from]
+    return {name: settings[name] for name in of_it if settings[name] is not None}
+
+
+def alike(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> dict[str, list[TrainedRun]]:
+    """The runs by configuration, under a name each: the method, and what tells apart those of one method.
+
+    In the order in which the configurations first come; the runs of one differ in their seed, and in the settings
+    called `apart_from`.
+    """
+    groups: list[tuple[dict[str, Any], list[TrainedRun]]] = []
+    for run in runs:
+        own, count = configuration(run, apart_from), len(run.family.peers)
+        mine = next((g for theirs, g in groups if theirs == own and len(g[0].family.peers) == count), None)
+        if mine is None:
+            groups.append((own, [run]))
+        else:
+            mine.append(run)
+    return {_name(own, [theirs for theirs, _ in groups]): group for own, group in groups}
+
+
+def _name(mine: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    rivals = [other for other in others if other["method"] == mine["method"]]
+    joining = [rival for rival in rivals if "join" in rival]  # without shared stages there is none
+    varying = [
+        name for name in mine
+        if any(rival.get(name) != mine[name] for rival in (joining if name == "join" else rivals))
+    ]  # fmt: skip
+    return " ".join([mine["method"], *(f"{name}={_shown(mine[name])}" for name in varying)])
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
