@@ -89,7 +89,7 @@ def clear_asides(directory: Path, name: str = "*") -> None:
             _discard(aside)
 
 
-MOST_BYTES = 64 << 20  # of a file of text that is read; ours have some hundred kilobytes at most
+MOST_BYTES = 16 << 20  # of a file of text that is read; ours have some hundred kilobytes, few a megabyte
 
 
 def read_text(path: Path, what: str, remedy: str) -> str:
