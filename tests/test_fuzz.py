@@ -105,7 +105,7 @@ def write_plan(path: Path) -> None:
     )  # fmt: skip
     record = PlanRecord(
         time=TIME, commit=None, versions={}, tensorrt="10.3", cuda=None, driver=None, gpu="a GPU",
-        compute_capability="8.0", batch_range=(1, 1, 8), version_compatible=False, hardware_compatible=False,
+        compute_capability="8.0", batch_range=(1, 8, 32), version_compatible=False, hardware_compatible=False,
         precision="fp32", target=None, onnx_sha256="0" * 64, plan_sha256=sha256(path),
         plan_bytes=path.stat().st_size, build_seconds=1.0, network=about,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def write_run(root: Path) -> None:
     rows = [replace(made_row(peer, 2.0 - peer / 4, (1.0, 1.1, 1.2) if peer else None),
                     file_sha256=sha256(run.onnx / "family-baseline.onnx")) for peer in range(3)]  # fmt: skip
     rows.append(replace(rows[1], engine="trt", file_sha256=sha256(plan)))
-    epochs = [made_epoch(number, [80.0 + number, 85.0]) for number in (1, 2)]
+    epochs = [made_epoch(n, [80.0 + n, 85.0], peer_weights=[n / 4, 1 - n / 4]) for n in (1, 2)]
     made_run(root.with_name("made"), settings, made_family(settings=settings), epochs=epochs,
              baseline_epochs=[made_epoch(1, [85.0])], bench=made_bench(rows))  # fmt: skip
     shutil.rmtree(root.with_name("made") / "peers")
@@ -162,6 +162,9 @@ def restore(house: House, touched: Path) -> None:
         strange = path not in house.content and (path.is_symlink() or not path.is_dir())
         if path == touched or strange:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in (*house.here(OUT).glob("*"), house.here(f"{RUN}/checkpoint")):
+        if path.is_dir() and not any(path in known.parents for known in house.content):
+            shutil.rmtree(path)
     for path, content in house.content.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
@@ -179,8 +182,12 @@ def trespasses(house: House, touched: Path) -> list[str]:
     return made + changed
 
 
+class Hang(BaseException):
+    """No command may catch this."""
+
+
 def too_long(number: int, frame: FrameType | None) -> None:
-    raise TimeoutError(f"no answer within {MOST_SECONDS} s")
+    raise Hang(f"no answer within {MOST_SECONDS} s")
 
 
 @contextlib.contextmanager
@@ -200,8 +207,11 @@ def bounded() -> Iterator[None]:
 
 def faults(house: House, words: Words) -> tuple[int, list[str]]:
     """The exit code of a command, and what of its answer nobody should get to see."""
-    with bounded():
-        result = CliRunner().invoke(main, list(words))
+    try:
+        with bounded():
+            result = CliRunner().invoke(main, list(words))
+    except Hang as hang:
+        return 1, [str(hang)]
     said, found = result.output, []
     lines = said.splitlines()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -225,7 +235,7 @@ def faults(house: House, words: Words) -> tuple[int, list[str]]:
 
 def survey(
     house: House, name: str, inputs: Iterable[Damage], first: Sequence[Words], then: Sequence[Words] = ()
-) -> list[str]:
+) -> None:
     """Plant each input as the file `name`, and ask one of the commands `first`; where it refuses, one of `then` too."""
     bad, path, luck = [], house.here(name), random.Random(0)
     for number, damage in enumerate(inputs):
@@ -239,7 +249,7 @@ def survey(
         found += [f"trespassed: {place}" for place in trespasses(house, path)]
         bad += [f"{name}, {damage.label}, {' '.join(asked)}: {fault}" for fault in found]
     restore(house, path)
-    return bad
+    assert not bad, "\n".join(bad)
 
 
 def damages(house: House, name: str, by_field: int, by_byte: int) -> Iterator[Damage]:
@@ -273,11 +283,18 @@ READ_BY: dict[str, tuple[int, int, Sequence[Words], Sequence[Words]]] = {
 }
 
 
+@pytest.mark.parametrize("command", [LIST, LIST_JSON, COMPARE, CHOOSE, SHIP, SHIP_PLAN, REPORT, PLOT, EXTRACT, RESUME])
+def test_what_is_whole_is_taken(command: Words, house: House) -> None:
+    result = CliRunner().invoke(main, list(command))
+    restore(house, house.sentinel)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("name", READ_BY)
 def test_no_record_of_a_run_brings_a_command_down(name: str, house: House) -> None:
     by_field, by_byte, first, then = READ_BY[name]
     inputs = list(damages(house, f"{RUN}/{name}", by_field, by_byte))
-    assert not survey(house, f"{RUN}/{name}", inputs, first, then)
+    survey(house, f"{RUN}/{name}", inputs, first, then)
 
 
 def test_no_manifest_brings_ship_down(house: House) -> None:
@@ -288,7 +305,7 @@ def test_no_manifest_brings_ship_down(house: House) -> None:
     shipped = {path: path.read_bytes() for path in house.here(OUT).rglob("*") if path.is_file()}
     served = replace(house, content=house.content | shipped)
     name = str(manifest.relative_to(house.root / "work"))
-    assert not survey(served, name, list(damages(served, name, 15, 4)), (SHIP,))
+    survey(served, name, list(damages(served, name, 15, 4)), (SHIP,))
     restore(house, house.sentinel)
 
 
@@ -307,7 +324,7 @@ def test_no_weights_bring_extract_down(house: House) -> None:
     saved = house.here("saved").read_bytes()
     house.here("saved").unlink()
     inputs.append(Damage("torch.save", to_bytes(saved)))
-    assert not survey(house, name, inputs, (EXTRACT,))
+    survey(house, name, inputs, (EXTRACT,))
 
 
 def test_no_onnx_file_brings_bench_down(house: House) -> None:
@@ -335,27 +352,18 @@ def test_no_onnx_file_brings_bench_down(house: House) -> None:
         elsewhere(place) for place in ("../secret", str(house.secret), "missing", "evil.py", "../../../etc/passwd")
     ]
     # the second file is missing, so that no engine is started where the first is good after all
-    assert not survey(house, "mine.onnx", inputs, (("bench", "mine.onnx", "missing.onnx", "--out", f"{OUT}/b.json"),))
+    survey(house, "mine.onnx", inputs, (("bench", "mine.onnx", "missing.onnx", "--out", f"{OUT}/b.json"),))
 
 
 def test_no_recipe_brings_a_plan_down(house: House) -> None:
-    command = ("train", "mine.yaml", "--dry-run", "--json", "--divisor", "8")
+    command = ("train", "mine.yaml", "--dry-run", *NO_DATA)
     inputs = [*recipe_damage(house.sentinel, random.Random(3), 40)]
     inputs += file_damage(b"epochs: 1\n", house.sentinel, house.secret, MOST_BYTES)
-    assert not survey(house, "mine.yaml", inputs, (command,))
+    survey(house, "mine.yaml", inputs, (command,))
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"epoch": 10**9}, "state.json"),
-        ({"peer_weights": [0.5]}, "state.json"),
-        ({"peer_weights": [float("nan"), 0.5]}, "state.json"),
-        ({"best_peer_weights": [1.0] * 99}, "state.json"),
-        ({"phase": "../../x"}, "state.json"),
-    ],
-)
-def test_no_training_state_is_believed_that_cannot_be(changes: dict[str, Any], said: str, house: House) -> None:
+@pytest.mark.parametrize("changes", [{"epoch": 10**9}, {"peer_weights": [1.0]}])
+def test_no_training_state_is_believed_that_cannot_be(changes: dict[str, Any], house: House) -> None:
     state = Progress(phase="family", peer_weights=[0.5, 0.5], epoch=1, step=4, seconds=1.0, best_epoch=1,
                      best_top1=50.0, best_peer_weights=[0.5, 0.5])  # fmt: skip
     file = house.here(f"{RUN}/checkpoint/state.json")
@@ -364,12 +372,13 @@ def test_no_training_state_is_believed_that_cannot_be(changes: dict[str, Any], s
     house.here(f"{RUN}/family.json").unlink()
     result = CliRunner().invoke(main, list(RESUME))
     restore(house, file)
-    file.parent.rmdir()
-    assert result.exit_code == 1 and said in result.output.splitlines()[-1], result.output
+    assert result.exit_code == 1 and "state.json" in result.output.splitlines()[-1], result.output
 
 
+# The images are looked for before anything is computed, and are not there
+NO_DATA = ("--data", "imagefolder", "--data-root", "missing")
 OPTIONS: tuple[tuple[Words, Sequence[str]], ...] = (
-    (("train", "--dry-run"), ("--epochs", "--lr", "--ratios", "--divisor", "--arch", "--data", "--share", "--method", "--seed")),
+    (("train", "--dry-run", *NO_DATA), ("--epochs", "--lr", "--ratios", "--divisor", "--arch", "--share", "--method", "--seed")),
     (("choose", "--run", RUN), ("--max-latency-ms", "--max-bytes", "--max-macs", "--min-top1", "--engine", "--batch")),
     (("compare", RUN), ("--paper", "--format")),
     (("plot", RUN), ("--figure",)),
@@ -404,7 +413,7 @@ def test_no_option_brings_a_command_down(house: House) -> None:
                 found += [f"trespassed: {place}" for place in trespasses(house, house.sentinel)]
                 bad += [f"{' '.join(command)} {option}={typed[:20]!r}: {fault}" for fault in found]
     restore(house, house.sentinel)
-    assert not bad
+    assert not bad, "\n".join(bad)
 
 
 def test_links_out_of_a_run_are_not_written_through(house: House) -> None:
