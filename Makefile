@@ -84,11 +84,12 @@ bench-overhead: $(VENV)/.installed
 bench-repeat: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/repeat.py runs/demo
 
-# uv installs in a fraction of pip's time; both read the same constraints
+# uv installs in a fraction of pip's time; both read the same constraints. Compiled at once: a test that starts a
+# process would otherwise compile torch anew where Python may not write beside it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[test]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from made_files import write_run
 from PIL import Image
 
 import wmlc
 from wmlc.cli import main
 from wmlc.run import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two peers and the baseline that nobody trained; tests leave it as it is."""
+    return write_run(tmp_path_factory.mktemp("made") / "run")
 
 
 def invoke(*arguments: object) -> Result:
