@@ -173,3 +173,14 @@ def made_bench(rows: Sequence[Row], **changes: Any) -> Bench:
         data=TestData(name="cifar10", test_images=TEST_IMAGES), profiles=[],
     )  # fmt: skip
     return replace(plain, **changes)
+
+
+def made_trained(
+    root: Path, top1: Sequence[float], baseline: float | None = 80.0, *, images: int = 900, test: int = TEST_IMAGES,
+    macs: Sequence[int] = (), seconds: float = 600.0, finished: bool = True, lines: Sequence[Epoch] = (),
+    **settings: Any,
+) -> Path:  # fmt: skip
+    """Write a run of peers with this top-1 and these `settings`; where it lies."""
+    asked = made_settings(top1, **settings)
+    family = made_family(top1, baseline, settings=asked, macs=macs, train=images, test=test, seconds=seconds)
+    return made_run(root, asked, family if finished else None, epochs=lines, test=test).root

@@ -19,10 +19,12 @@ from wmlc.models.zoo import build_network
 from wmlc.records import FileAbout, NetworkSpec, PlanRecord
 from wmlc.run import Run
 
+SHAPE = (1, 8, 8)  # of the handwritten digits
+
 
 def small_network() -> nn.Module:
     """resnet20 with eight channels everywhere."""
-    network = build_network("resnet20", 10, (3, 8, 8))
+    network = build_network("resnet20", 10, SHAPE)
     widths = read_widths(network)
     first, last = next(iter(widths)), list(widths)[-1]
     small = {name: [min(8, width) for width in each] for name, each in widths.items()}
@@ -34,16 +36,16 @@ def small_network() -> nn.Module:
 
 
 def write_onnx(path: Path) -> None:
-    """A linear classifier of 3 x 8 x 8 pixels that says of itself what ours say."""
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [192, 10], [0.0] * 1920)
+    """A linear classifier of 8 x 8 pixels that says of itself what ours say."""
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [64, 10], [0.0] * 640)
     nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in (("images", ["N", 3, 8, 8]), ("logits", ["N", 10]))
+        for name, shape in (("images", ["N", *SHAPE]), ("logits", ["N", 10]))
     ]
     graph = helper.make_graph(nodes, "classifier", ends[:1], ends[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {"ratio": "0.5", "mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"})
+    helper.set_model_props(model, {"ratio": "0.5", "mean": "[0.5]", "std": "[0.25]"})
     onnx.save(model, path)
 
 
@@ -52,8 +54,8 @@ def write_plan(path: Path) -> None:
     path.write_bytes(b"a plan")
     about = FileAbout(
         architecture="resnet20", data="digits", method="wml", peer=1, ratio=0.7, achieved_ratio=0.7,
-        ratio_of="params", top1=90.0, commit=None, class_names=["a", "b"], input_shape=(3, 8, 8), mean=[0.5] * 3,
-        std=[0.25] * 3, with_preprocess=False, precision="fp32", params=10, macs=10, opset=18,
+        ratio_of="params", top1=90.0, commit=None, class_names=["a", "b"], input_shape=SHAPE, mean=[0.5],
+        std=[0.25], with_preprocess=False, precision="fp32", params=10, macs=10, opset=18,
     )  # fmt: skip
     record = PlanRecord(
         time=TIME, commit=None, versions={}, tensorrt="10.3", cuda=None, driver=None, gpu="a GPU",
@@ -71,8 +73,8 @@ def write_run(root: Path) -> Run:
     run.onnx.mkdir(parents=True)
     for peer, name in enumerate(("baseline", "peer1", "peer2")):
         spec = NetworkSpec(
-            arch="resnet20", class_names=[f"class {i}" for i in range(10)], input_shape=(3, 8, 8), mean=[0.5] * 3,
-            std=[0.25] * 3, widths=read_widths(network),
+            arch="resnet20", class_names=[f"class {i}" for i in range(10)], input_shape=SHAPE, mean=[0.5],
+            std=[0.25], widths=read_widths(network),
             about=records.About(data="digits", peer=peer, ratio=0.7 if peer == 1 else 0.0, test_images=10),
         )  # fmt: skip
         run.network(peer).mkdir(parents=True)

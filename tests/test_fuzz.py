@@ -1,4 +1,4 @@
-"""Some 500 damaged or hostile inputs, the same ones in each run: each is answered in words, or taken for what it is.
+"""Some 700 damaged or hostile inputs, the same ones in each run: each is answered in words, or taken for what it is.
 
 Whatever lies in a run, a repository, a recipe, a checkpoint or an option: no traceback, no hang, nothing written
 outside the place that a command writes to, and no code run.
@@ -23,6 +23,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from damage import Damage, byte_damage, file_damage, json_damage, recipe_damage, to_bytes
+from made_files import write_run
 from onnx import TensorProto, helper
 
 from wmlc import records
