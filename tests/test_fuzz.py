@@ -198,9 +198,9 @@ def no_charts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # file, damages to fields and to bytes, commands that read it, and costly ones that are asked where those refuse
 READ_BY: dict[str, tuple[int, int, Sequence[Words], Sequence[Words]]] = {
-    "family.json": (50, 8, (COMPARE, LIST, CHOOSE, SHIP, LIST_JSON), (REPORT, PLOT, EXTRACT)),
-    "bench.json": (50, 8, (CHOOSE, SHIP, COMPARE), (REPORT,)),
-    "metrics.jsonl": (30, 6, (COMPARE, COMPARE, LIST), (REPORT, PLOT)),
+    "family.json": (50, 8, (COMPARE, LIST, CHOOSE, SHIP, LIST_JSON, REPORT), (REPORT, PLOT, EXTRACT)),
+    "bench.json": (50, 8, (CHOOSE, SHIP, COMPARE, REPORT), (REPORT,)),
+    "metrics.jsonl": (30, 6, (COMPARE, REPORT, LIST), (REPORT, PLOT)),
     "config.json": (30, 6, (COMPARE, SHIP), (REPORT, PLOT)),
     "peers/1/spec.json": (30, 6, (EXTRACT, SHIP), ()),
     "onnx/family-peer1.plan.json": (20, 4, (SHIP_PLAN,), ()),
