@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. They need Python 3.10+ and make, no more.
+# Two commands do everything: `make demo` and `make test`; `make check` is the quick one. They need Python 3.10+ and make, no more.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SERVERS := .servers
 ENVIRONMENTS := triton mlserver trt-lean-10 trt-lean-11
 
-.PHONY: demo test servers browser study serving bench-training bench-speedup bench-overhead bench-repeat clean
+.PHONY: demo test check slow lint servers browser study serving bench-training bench-speedup bench-overhead bench-repeat clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -22,11 +22,26 @@ demo: $(VENV)/.installed
 	@echo "the run, its peers, their ONNX files and Triton's repository: runs/demo/ and peers/, onnx/, model_repository/ in it"
 	@echo "look at it: runs/demo/report.html"
 
+# Two workers that take each other's tests, so that both end together; a worker's torch gets one thread, as two
+# of them share the cores. Both caches last (.ruff_cache, .mypy_cache), so that a second check takes seconds.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 ## make test: lint, type check and tests; what needs a GPU or a server that is not here skips in words
-test: $(VENV)/.installed servers browser
+test: lint servers browser
+	$(PYTEST)
+
+## make check: lint, type check and the tests that take less than a second each, for between two edits
+# The others are named in tests/slow.txt; `make slow` adds those that have become slow since.
+check: lint
+	$(PYTEST) -m "not slow"
+slow: $(VENV)/.installed
+	$(PYTEST) -m "not slow" --record-slow
+
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python tests/typecheck.py
-	$(BIN)/python -m pytest
 
 ## make servers: real servers and foreign readers for the tests; what cannot be installed is left out, in words
 servers: $(ENVIRONMENTS:%=$(SERVERS)/%/.installed) $(SERVERS)/node/.installed
@@ -69,12 +84,13 @@ bench-overhead: $(VENV)/.installed
 bench-repeat: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/repeat.py runs/demo
 
-# uv installs in a fraction of pip's time; both read the same constraints
+# uv installs in a fraction of pip's time; both read the same constraints. Compiled at once: a test that starts a
+# process would otherwise compile torch anew where Python may not write beside it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[test]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SERVERS) build *.egg-info
+	rm -rf $(VENV) $(SERVERS) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

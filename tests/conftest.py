@@ -183,3 +183,29 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     bench_run(copy, config, files, data, copy.bench)
     return copy
+
+
+SLOW = Path(__file__).with_name("slow.txt")
+WORK = {"run", "benched_run", "exported"}  # fixtures that train, bench and export: slow for whichever test comes first
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-slow", action="store_true", help="add the tests that take over a second to slow.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow: a test named in slow.txt, and one whose fixtures do much work."""
+    named = set(SLOW.read_text(encoding="utf-8").split())
+    for item in items:
+        if item.nodeid.split("[")[0] in named or WORK & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With --record-slow, add what took over a second, its set-up included."""
+    if config.getoption("--record-slow"):
+        reports = [report for each in terminalreporter.stats.values() for report in each if hasattr(report, "duration")]
+        slow = {report.nodeid.split("[")[0] for report in reports if report.duration > 1}
+        known = set(SLOW.read_text(encoding="utf-8").split())
+        SLOW.write_text("".join(f"{name}\n" for name in sorted(known | slow)), encoding="utf-8")

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from made_files import write_run
 from PIL import Image
 
 import wmlc
 from wmlc.cli import main
 from wmlc.run import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two peers and the baseline that nobody trained; tests leave it as it is."""
+    return write_run(tmp_path_factory.mktemp("made") / "run")
 
 
 def invoke(*arguments: object) -> Result:
@@ -172,10 +179,14 @@ def test_an_onnx_file_that_is_damaged_stops_the_bench(run: Run, tmp_path: Path) 
     assert ".onnx" in message and "extract it again" in message
 
 
-def test_bench_gates_exit_with_three_after_the_table(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    result = invoke(
-        "bench", "--run", run.root, "--engine", "ort", "--seconds", "0.1", "--min-speedup", "1000", "--out", out
-    )
-    assert "peer1 at batch 1: speed-up" in assert_one_line(result, code=3)
-    assert out.is_file() and "baseline" in result.output
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["choose", "--min-top1", "95"], "95"),
+        (["ship", "--peer", "1", "--min-top1", "95"], "peer1: top-1 is 90.00, --min-top1 asks for 95"),
+    ],
+)
+def test_a_missed_gate_exits_with_three(command: list[str], message: str, run: Run, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "models"] if command[0] == "ship" else []
+    assert message in assert_one_line(invoke(*command, "--run", run.root, *out), code=3)
+    assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def clear_asides(directory: Path, name: str = "*") -> None:
             _discard(aside)
 
 
-MOST_BYTES = 64 << 20  # of a file of text that is read; ours have some hundred kilobytes at most
+MOST_BYTES = 16 << 20  # of a file of text that is read; ours have some hundred kilobytes, few a megabyte
 
 
 def read_text(path: Path, what: str, remedy: str) -> str:
@@ -120,13 +120,11 @@ def write_json(path: Path, record: Any) -> None:
 def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """The JSON object in `path`, or an `InputError` that names `what` it should be and the `remedy`."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing, so there is no {what} here; {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        record = json.loads(read_text(path, what, remedy))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not a readable {what} (damaged or truncated JSON: {error}); {remedy}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a {what}: expected a JSON object, got {type(record).__name__}; {remedy}")
     return record

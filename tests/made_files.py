@@ -1,0 +1,94 @@
+"""A finished and benched run made by hand, weights and files with it: for tests that a training would only slow."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from made import TIME, made_bench, made_epoch, made_family, made_row, made_run, made_settings
+from onnx import TensorProto, helper
+from torch import nn
+
+from wmlc import records
+from wmlc.files import sha256
+from wmlc.models.checkpoint import save_network
+from wmlc.models.widths import cut_to_widths, read_widths
+from wmlc.models.zoo import build_network
+from wmlc.records import FileAbout, NetworkSpec, PlanRecord
+from wmlc.run import Run
+
+SHAPE = (1, 8, 8)  # of the handwritten digits
+
+
+def small_network() -> nn.Module:
+    """resnet20 with eight channels everywhere."""
+    network = build_network("resnet20", 10, SHAPE)
+    widths = read_widths(network)
+    first, last = next(iter(widths)), list(widths)[-1]
+    small = {name: [min(8, width) for width in each] for name, each in widths.items()}
+    small[first][1], small[last][0] = widths[first][1], widths[last][0]
+    cut_to_widths(network, small)
+    for tensor in network.state_dict().values():
+        tensor.zero_()
+    return network
+
+
+def write_onnx(path: Path) -> None:
+    """A linear classifier of 8 x 8 pixels that says of itself what ours say."""
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [64, 10], [0.0] * 640)
+    nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("images", ["N", *SHAPE]), ("logits", ["N", 10]))
+    ]
+    graph = helper.make_graph(nodes, "classifier", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"ratio": "0.5", "mean": "[0.5]", "std": "[0.25]"})
+    onnx.save(model, path)
+
+
+def write_plan(path: Path) -> None:
+    """A file in a plan's place, and the record beside it that describes it."""
+    path.write_bytes(b"a plan")
+    about = FileAbout(
+        architecture="resnet20", data="digits", method="wml", peer=1, ratio=0.7, achieved_ratio=0.7,
+        ratio_of="params", top1=90.0, commit=None, class_names=["a", "b"], input_shape=SHAPE, mean=[0.5],
+        std=[0.25], with_preprocess=False, precision="fp32", params=10, macs=10, opset=18,
+    )  # fmt: skip
+    record = PlanRecord(
+        time=TIME, commit=None, versions={}, tensorrt="10.3", cuda=None, driver=None, gpu="a GPU",
+        compute_capability="8.0", batch_range=(1, 8, 32), version_compatible=False, hardware_compatible=False,
+        precision="fp32", target=None, onnx_sha256="0" * 64, plan_sha256=sha256(path),
+        plan_bytes=path.stat().st_size, build_seconds=1.0, network=about,
+    )  # fmt: skip
+    records.write(path.with_name(f"{path.name}.json"), record)
+
+
+def write_run(root: Path) -> Run:
+    """A finished and benched run of two peers and the baseline, with weights, ONNX files and a plan."""
+    run, network = Run(root), small_network()
+    settings = made_settings(data="digits", epochs=2, train_images=260, workers=0)
+    run.onnx.mkdir(parents=True)
+    for peer, name in enumerate(("baseline", "peer1", "peer2")):
+        spec = NetworkSpec(
+            arch="resnet20", class_names=[f"class {i}" for i in range(10)], input_shape=SHAPE, mean=[0.5],
+            std=[0.25], widths=read_widths(network),
+            about=records.About(data="digits", peer=peer, ratio=0.7 if peer == 1 else 0.0, test_images=10),
+        )  # fmt: skip
+        run.network(peer).mkdir(parents=True)
+        save_network(network, spec, run.network(peer))
+        write_onnx(run.onnx / f"family-{name}.onnx")
+    plan = run.onnx / "family-peer1.plan"
+    write_plan(plan)
+    rows = [replace(made_row(peer, 2.0 - peer / 4, (1.0, 1.1, 1.2) if peer else None),
+                    file_sha256=sha256(run.onnx / "family-baseline.onnx")) for peer in range(3)]  # fmt: skip
+    rows.append(replace(rows[1], engine="trt", file_sha256=sha256(plan)))
+    epochs = [made_epoch(n, [80.0 + n, 85.0], peer_weights=[n / 4, 1 - n / 4]) for n in (1, 2)]
+    made_run(root.with_name("made"), settings, made_family(settings=settings), epochs=epochs,
+             baseline_epochs=[made_epoch(1, [85.0])], bench=made_bench(rows))  # fmt: skip
+    shutil.rmtree(root.with_name("made") / "peers")
+    shutil.copytree(root.with_name("made"), root, dirs_exist_ok=True)
+    shutil.rmtree(root.with_name("made"))
+    return run
