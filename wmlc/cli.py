@@ -13,7 +13,7 @@ import wmlc
 from wmlc.bench.config import DEVICES, FORMATS, BenchConfig
 from wmlc.bench.engines import ENGINES, PLAN, engine_class
 from wmlc.bench.scenarios import SCENARIOS
-from wmlc.compress.config import CHOICES, TrainConfig, config_from
+from wmlc.compress.config import CHOICES, settle
 from wmlc.compress.recipes import override, print_recipes, read_recipe
 from wmlc.console import note
 from wmlc.errors import InputError
@@ -33,6 +33,7 @@ from wmlc.options import (
     three_sizes,
     whole_numbers,
 )
+from wmlc.settings import TrainConfig
 
 VERIFY_TAKES = ("run_name", "out", "verify", "as_json")  # of `wmlc ship`
 FILES_RECORD = Path("bench.json")  # of a bench of files
@@ -180,7 +181,7 @@ def train(
     elif "baseline_from" in given:
         given["baseline"] = True
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
-    config = config_from(chosen, recipe or "options")
+    config = settle(chosen, recipe or "options")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     if dry_run:

@@ -20,7 +20,7 @@ TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was ask
 
 
 @dataclass(frozen=True)
-class PeerPlan:
+class PeerWidths:
     """What one peer keeps: the channels of each group, and what that leaves."""
 
     kept: dict[str, Tensor]  # a group's root layer → sorted channel indices
@@ -32,7 +32,7 @@ class PeerPlan:
 
 @dataclass(frozen=True)
 class Scored:
-    """A channel graph with its saliency: all that planning needs, computed once."""
+    """A channel graph with its saliency: all that the choice of widths needs, computed once."""
 
     graph: ChannelGraph
     layer_importance: np.ndarray  # [L], positive, relative
@@ -53,7 +53,7 @@ def score_channels(graph: ChannelGraph, scores: dict[str, Tensor], kind: str, st
     return Scored(graph, relative, [torch.argsort(c, descending=True, stable=True) for c in channels], stages)
 
 
-def plan_family(
+def choose_widths(
     scored: Scored,
     ratios: list[float],
     share: str,
@@ -61,16 +61,16 @@ def plan_family(
     divisor: int,
     trunk_ratio: float = 0.0,
     advise: bool = True,
-) -> list[PeerPlan]:
+) -> list[PeerWidths]:
     """The widths of every peer, smallest first; `ratios` fall from the smallest peer's to the largest's.
 
     A peer of ratio P keeps (1 − P) of the full network's parameters (`ratio_of="params"`) or MACs
-    (`"macs"`). Planned from the least pruned peer down: a shared stage is cut for that one, and what is
+    (`"macs"`). Chosen from the least pruned peer down: a shared stage is cut for that one, and what is
     left to remove for the others comes from the stages that are still theirs to cut. `trunk_ratio` first
     takes that share off every stage that more than one peer uses. Raises `OutOfReachError`, saying how far
     the ratio reaches and which options would do.
     """
-    counts, reaches = _plan_counts(scored, ratios, share, ratio_of, divisor, trunk_ratio)
+    counts, reaches = _counts_of_all(scored, ratios, share, ratio_of, divisor, trunk_ratio)
     for peer in range(len(ratios), 0, -1):
         ratio, reach = ratios[peer - 1], reaches[peer - 1]
         if reach < ratio - TOLERANCE:
@@ -80,17 +80,17 @@ def plan_family(
                 f"{max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
                 + (_advice(scored, ratios, share, ratio_of, divisor, trunk_ratio) if advise else "ask for less")
             )
-    return [_peer_plan(scored, c, ratio, ratio_of) for c, ratio in zip(counts, ratios, strict=True)]
+    return [_widths(scored, c, ratio, ratio_of) for c, ratio in zip(counts, ratios, strict=True)]
 
 
-def plan_by_magnitude(
+def choose_by_magnitude(
     network: nn.Sequential,
     input_shape: tuple[int, int, int],
     scored: Scored,
     ratios: list[float],
     unit: str,
     divisor: int,
-) -> list[PeerPlan]:
+) -> list[PeerWidths]:
     """One-shot pruning of the trained `network`, as torch-pruning's users do it.
 
     Every group loses the same share of its channels, those of least group magnitude, until the peer has lost its ratio
@@ -102,7 +102,7 @@ def plan_by_magnitude(
     graph = scored.graph
     magnitudes = group_magnitude(network, input_shape, graph)
     ranked = replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
-    plans = []
+    widths = []
     for ratio in ratios:
         full = getattr(graph, unit)
         counts_G, least = uniform_counts(graph, (1 - ratio) * full, unit, divisor) if ratio else (graph.full, 0.0)
@@ -111,31 +111,31 @@ def plan_by_magnitude(
                 f"a uniform cut reaches {1 - least / full:.1%} of the {unit}, and {ratio:.0%} was asked for "
                 f"(no layer may lose more than {P_UP:.0%}); ask for less"
             )
-        plans.append(_peer_plan(ranked, counts_G, ratio, unit))
-    return plans
+        widths.append(_widths(ranked, counts_G, ratio, unit))
+    return widths
 
 
-def _plan_counts(
+def _counts_of_all(
     scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float
 ) -> tuple[list[np.ndarray], list[float]]:
     """Each peer's channel counts [G] and the largest ratio that it could have had, smallest peer first."""
     tree = sharing_tree(len(ratios), scored.stages, share)
-    planned: dict[Node, np.ndarray] = {}
+    chosen: dict[Node, np.ndarray] = {}
     counts, reaches = [], []
     for peer in range(len(ratios), 0, -1):
         nodes = [(depth, next(group for group in level if peer in group)) for depth, level in enumerate(tree)]
-        counts_G, reach = _plan_peer(scored, nodes, planned, ratios[peer - 1], ratio_of, divisor, trunk_ratio)
+        counts_G, reach = _counts_of_one(scored, nodes, chosen, ratios[peer - 1], ratio_of, divisor, trunk_ratio)
         for node in nodes:
-            planned.setdefault(node, counts_G)
+            chosen.setdefault(node, counts_G)
         counts.append(counts_G)
         reaches.append(reach)
     return counts[::-1], reaches[::-1]
 
 
-def _plan_peer(
+def _counts_of_one(
     scored: Scored,
     nodes: list[Node],
-    planned: dict[Node, np.ndarray],
+    chosen: dict[Node, np.ndarray],
     ratio: float,
     ratio_of: str,
     divisor: int,
@@ -147,7 +147,7 @@ def _plan_peer(
     free_G = np.ones(len(graph.groups), dtype=bool)
     trunk_G = np.zeros(len(graph.groups), dtype=bool)
     shared = {scored.stages[depth] for depth, peers in nodes if len(peers) > 1}
-    fixed = {scored.stages[depth]: planned[depth, peers] for depth, peers in nodes if (depth, peers) in planned}
+    fixed = {scored.stages[depth]: chosen[depth, peers] for depth, peers in nodes if (depth, peers) in chosen}
     for g, group in enumerate(graph.groups):
         trunk_G[g] = bool(group.stages & shared)
         for stage in group.stages & fixed.keys():
@@ -166,7 +166,7 @@ def _plan_peer(
     return counts_G, 1 - least / full
 
 
-def _peer_plan(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -> PeerPlan:
+def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -> PeerWidths:
     graph = scored.graph
     kept = {
         group.root: rank[: int(count)].sort().values
@@ -174,14 +174,14 @@ def _peer_plan(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str
     }
     params, macs = (round(graph.size(counts_G, unit)) for unit in ("params", "macs"))
     left = {"params": params, "macs": macs}[ratio_of]
-    return PeerPlan(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
+    return PeerWidths(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
 
 
 def _advice(scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float) -> str:
     """Which options would let every peer have its ratio."""
 
     def works(share: str, trunk_ratio: float) -> bool:
-        _, reaches = _plan_counts(scored, ratios, share, ratio_of, divisor, trunk_ratio)
+        _, reaches = _counts_of_all(scored, ratios, share, ratio_of, divisor, trunk_ratio)
         return all(reach >= ratio - TOLERANCE for reach, ratio in zip(reaches, ratios, strict=True))
 
     ways = []
