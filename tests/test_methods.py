@@ -35,7 +35,7 @@ from wmlc.compress.learn.losses import (
 from wmlc.compress.learn.methods import feature_pairs, train_loss
 from wmlc.compress.learn.train import Device
 from wmlc.compress.planning import cut_peers, plan
-from wmlc.compress.widths.plan import plan_by_magnitude
+from wmlc.compress.widths.choose import plan_by_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig
