@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from wmlc.compress.config import sharing
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
+from wmlc.compress.prepare import asked_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
-from wmlc.compress.widths.choose import OutOfReachError, PeerWidths, Scored, choose_widths
+from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
 from wmlc.console import UNKNOWN, say
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
@@ -146,17 +147,16 @@ def share_choices(scored: Scored, config: TrainConfig) -> list[ShareChoice]:
     """
     if METHODS[config.method].fixed_shape:
         return []
-    return [_share_choice(scored, share, config) for share in tree.share_choices(scored.stages)]
+    asked = asked_of(config)
+    return [_share_choice(scored, replace(asked, share=share)) for share in tree.share_choices(scored.stages)]
 
 
-def _share_choice(scored: Scored, share: str, config: TrainConfig) -> ShareChoice:
+def _share_choice(scored: Scored, asked: Asked) -> ShareChoice:
     try:
-        smallest, *_ = choose_widths(
-            scored, list(config.ratios), share, config.ratio_of, config.divisor, config.trunk_ratio, advise=False
-        )
+        smallest, *_ = choose_widths(scored, asked, advise=False)
     except OutOfReachError:
-        return ShareChoice(share)
-    return ShareChoice(share, smallest.macs, smallest.macs / scored.graph.macs, smallest.params)
+        return ShareChoice(asked.share)
+    return ShareChoice(asked.share, smallest.macs, smallest.macs / scored.graph.macs, smallest.params)
 
 
 def print_share_choices(choices: list[ShareChoice], config: TrainConfig) -> None:

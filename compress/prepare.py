@@ -14,7 +14,7 @@ from wmlc.compress.learn.extras import add_extras, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device
-from wmlc.compress.widths.choose import PeerWidths, Scored, choose_by_magnitude, choose_widths, score_channels
+from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_by_magnitude, choose_widths, score_channels
 from wmlc.compress.widths.graph import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
@@ -64,12 +64,10 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         return Prepared(full, scored, widths, family)
     if method.cuts_trained:
         return cut_by_magnitude(full, scored, config, record)
-    share = sharing(config)
-    widths = choose_widths(
-        scored, list(config.ratios), share, config.ratio_of, config.divisor, config.trunk_ratio
-    )  # fmt: skip
+    asked = asked_of(config)
+    widths = choose_widths(scored, asked)
     family = build_family(
-        full, record.input_shape, widths, sharing_tree(len(widths), stages, share),
+        full, record.input_shape, widths, sharing_tree(len(widths), stages, asked.share),
         mean_joins=config.join == "mean", fresh=lambda: _fresh(config, record, device),
     )  # fmt: skip
     term = FEATURE_TERMS.get(config.feature_loss)
@@ -81,10 +79,15 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     return Prepared(full, scored, widths, family.to(device.name))
 
 
+def asked_of(config: TrainConfig) -> Asked:
+    """What a run's settings say of its peers."""
+    return Asked(config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio)
+
+
 def cut_by_magnitude(full: nn.Sequential, scored: Scored, config: TrainConfig, record: DataRecord) -> Prepared:
     """Peers cut from `full` by the magnitude of its weights, trained or not; they share nothing."""
     shape = record.input_shape
-    widths = choose_by_magnitude(full, shape, scored, list(config.ratios), config.ratio_of, config.divisor)
+    widths = choose_by_magnitude(full, shape, scored, asked_of(config))
     tree = sharing_tree(len(widths), scored.stages, sharing(config))
     return Prepared(full, scored, widths, build_family(full, shape, widths, tree))
 

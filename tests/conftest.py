@@ -40,9 +40,9 @@ class ScoredNetwork:
         self, ratios: tuple[float, ...] = RATIOS, share: str = "tree", of: str = "params", divisor: int = 1,
         trunk_ratio: float = 0.0, advise: bool = True,
     ) -> list[PeerWidths]:  # fmt: skip
-        from wmlc.compress.widths.choose import choose_widths
+        from wmlc.compress.widths.choose import Asked, choose_widths
 
-        return choose_widths(self.scored, list(ratios), share, of, divisor, trunk_ratio, advise)
+        return choose_widths(self.scored, Asked(ratios, share, of, divisor, trunk_ratio), advise)
 
     def family(self, widths: list[PeerWidths], share: str = "tree", mean_joins: bool = False) -> PeerFamily:
         from wmlc.compress.learn.family import build_family

@@ -33,7 +33,7 @@ from wmlc.compress.learn.losses import (
 from wmlc.compress.learn.methods import METHODS, Forward, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.prepare import Prepared, prepare
-from wmlc.compress.widths.choose import choose_by_magnitude
+from wmlc.compress.widths.choose import Asked, choose_by_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
@@ -340,7 +340,7 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
             weight = network.get_submodule(name).weight
             channels = weight if name in group.producers else weight.transpose(0, 1)
             channels[loud] *= 10
-    (cut,) = choose_by_magnitude(network, net.input_shape, net.scored, [0.7], "params", 1)
+    (cut,) = choose_by_magnitude(network, net.input_shape, net.scored, Asked((0.7,), "none", "params"))
     assert set(loud) <= set(cut.kept[group.root].tolist()) < set(range(16))
     assert cut.achieved_ratio == pytest.approx(0.7, abs=0.02)
 

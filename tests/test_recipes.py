@@ -16,6 +16,7 @@ from test_house import HOUSE, packaging
 
 from wmlc.cli import main
 from wmlc.compress.config import settle, sharing
+from wmlc.compress.prepare import asked_of
 from wmlc.compress.recipes import list_recipes, override, own_recipes, read_recipe
 from wmlc.compress.widths.choose import Scored, choose_widths, score_channels
 from wmlc.compress.widths.graph import read_channels
@@ -82,9 +83,7 @@ def dry_run(*arguments: object) -> list[dict[str, Any]]:
 def test_every_family_has_widths(name: str) -> None:
     config = RECIPES[name]
     full = scored(images(config), config.arch, config.saliency)
-    peers = choose_widths(
-        full, list(config.ratios), sharing(config), config.ratio_of, config.divisor, config.trunk_ratio
-    )
+    peers = choose_widths(full, asked_of(config))
     for peer, ratio in zip(peers, config.ratios, strict=True):
         assert peer.ratio == ratio and peer.achieved_ratio == pytest.approx(ratio, abs=0.01)
     if name.startswith("table7"):

@@ -26,7 +26,7 @@ from wmlc.compress.learn.family import PeerFamily, build_family
 from wmlc.compress.learn.methods import METHODS, Forward, train_loss
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.learn.reweigh import peer_weight_gradient
-from wmlc.compress.widths.choose import choose_widths, score_channels
+from wmlc.compress.widths.choose import Asked, choose_widths, score_channels
 from wmlc.compress.widths.graph import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
@@ -35,17 +35,17 @@ from wmlc.run import provenance
 from wmlc.settings import TrainConfig
 
 SHAPE, CLASSES = (3, 32, 32), 10
-RATIOS = {4: [0.7, 0.5, 0.3, 0.0], 8: [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]}
+RATIOS = {4: (0.7, 0.5, 0.3, 0.0), 8: (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)}
 
 
-def make_family(arch: str, ratios: list[float]) -> PeerFamily:
+def make_family(arch: str, ratios: tuple[float, ...]) -> PeerFamily:
     """The family under the default tree and divisor, from seed 0."""
     torch.manual_seed(0)
     full = build_network(arch, CLASSES, SHAPE)
     stages = list(dict(full.named_children()))
     scores = parameter_saliency(full, torch.randn(32, *SHAPE), torch.randint(CLASSES, (32,)), "snip")
     scored = score_channels(read_channels(full, SHAPE), scores, "snip", stages)
-    widths = choose_widths(scored, ratios, "tree", "params", TrainConfig.divisor)
+    widths = choose_widths(scored, Asked(ratios, "tree", "params", TrainConfig.divisor))
     family = build_family(full, SHAPE, widths, sharing_tree(len(ratios), stages, "tree"))
     return family.to(memory_format=torch.channels_last).train()
 
