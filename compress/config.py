@@ -120,7 +120,7 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
 def _check_bounds(config: TrainConfig) -> None:
     for name, least in AT_LEAST.items():
         if (value := getattr(config, name)) is not None and not value >= least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
+            raise InputError(f"{name} must be at least {least}, got {_shown(value)}")
     if config.alpha is not None and not config.alpha <= 1:
         raise InputError(f"alpha must be from 0 to 1, got {config.alpha:g}")
     for name in ABOVE_0:

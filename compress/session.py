@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
     baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
     settings = config
     if config.data_root is not None:  # the run must find its data from any working directory
-        settings = dataclasses.replace(config, data_root=str(Path(config.data_root).expanduser().resolve()))
+        settings = replace(config, data_root=str(Path(config.data_root).expanduser().resolve()))
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),

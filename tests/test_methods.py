@@ -309,7 +309,7 @@ def test_feature_terms_train_students_and_regressors(kind: str) -> None:
 
 @pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
 def test_exits_are_networks_of_the_zoo(arch: str) -> None:
-    shape = (3, 32, 32)
+    shape = (3, 16, 16)
     full = build_network(arch, 10, shape)
     family = build_exits(full, shape).eval()
     images = torch.randn(2, *shape)
