@@ -12,7 +12,11 @@ from training import SMALL, assert_same_weights, train, weights
 import wmlc
 from wmlc.compress import finetune, session
 from wmlc.compress.finetune import StepSeconds
+from wmlc.compress.learn.family import build_exits
+from wmlc.errors import InputError
+from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
+from wmlc.models.zoo import build_network
 from wmlc.run import Run, read_config, read_epochs, read_family
 
 
@@ -26,6 +30,29 @@ def test_a_run_of_each_method_trains_and_loads(tmp_path: Path, method: str) -> N
         logits = wmlc.load(run.network(peer))(torch.zeros(1, 1, 8, 8))
         assert logits.shape == (1, 10)
     assert not any("gate" in name for name in weights(run.network(1)))
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
+def test_exits_are_networks_of_the_zoo(arch: str) -> None:
+    shape = (3, 16, 16)
+    full = build_network(arch, 10, shape)
+    family = build_exits(full, shape).eval()
+    images = torch.randn(2, *shape)
+    costs = []
+    for peer in range(1, family.peers):
+        own = build_network(f"{arch}-exit{peer}", 10, shape).eval()
+        own.load_state_dict(family.peer(peer).state_dict())
+        torch.testing.assert_close(own(images), family(images)[peer - 1])
+        costs.append(total_cost(own, shape).macs)
+    costs.append(total_cost(full, shape).macs)
+    assert costs == sorted(costs)
+    torch.testing.assert_close(full.eval()(images), family(images)[-1])
+
+
+def test_an_exit_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        build_network("resnet20-exit4", 10, (3, 32, 32))
+    assert str(caught.value) == "an exit must be from 1 to 3 for this network, got 4"
 
 
 @pytest.fixture(scope="module")

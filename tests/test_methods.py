@@ -15,7 +15,7 @@ from torch import Tensor
 from wmlc.compress.config import settle
 from wmlc.compress.finetune import StepSeconds, cut_peers
 from wmlc.compress.learn.extras import Gate, feature_pairs
-from wmlc.compress.learn.family import PeerFamily, build_exits
+from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import (
     attention_distance,
     cl_losses,
@@ -36,8 +36,6 @@ from wmlc.compress.prepare import Prepared, prepare
 from wmlc.compress.widths.choose import Asked, choose_by_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
-from wmlc.models.cost import total_cost
-from wmlc.models.zoo import build_network
 from wmlc.run import data_config
 
 CPU = Device("cpu", bf16=False)
@@ -305,29 +303,6 @@ def test_feature_terms_train_students_and_regressors(kind: str) -> None:
     assert not [name for name in names if "_of_2." in name and "hint" not in name]  # the teacher
     assert any(name.startswith("parts.stage3_of_1") for name in names)
     assert any("extras.hint_stage3" in name for name in names) == (kind == "hints")
-
-
-@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
-def test_exits_are_networks_of_the_zoo(arch: str) -> None:
-    shape = (3, 16, 16)
-    full = build_network(arch, 10, shape)
-    family = build_exits(full, shape).eval()
-    images = torch.randn(2, *shape)
-    costs = []
-    for peer in range(1, family.peers):
-        own = build_network(f"{arch}-exit{peer}", 10, shape).eval()
-        own.load_state_dict(family.peer(peer).state_dict())
-        torch.testing.assert_close(own(images), family(images)[peer - 1])
-        costs.append(total_cost(own, shape).macs)
-    costs.append(total_cost(full, shape).macs)
-    assert costs == sorted(costs)
-    torch.testing.assert_close(full.eval()(images), family(images)[-1])
-
-
-def test_an_exit_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError) as caught:
-        build_network("resnet20-exit4", 10, (3, 32, 32))
-    assert str(caught.value) == "an exit must be from 1 to 3 for this network, got 4"
 
 
 def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any) -> None:

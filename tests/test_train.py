@@ -132,9 +132,16 @@ def test_a_failing_block_leaves_no_file_and_no_directory(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_stops_in_words(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at lr .*; lower --lr"):
-        train(tmp_path / "run", lr=1e12, warmup_epochs=0.0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "wml-p"}, r"the loss became (nan|inf) in epoch 1, step \d+, at lr .*; lower --lr"),
+        ({"reweigh_every": 1}, r"the gradient of the peer weights is not finite at lr 1e\+30; lower --lr or raise"),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_in_words(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "run", ratios=(0.5, 0.0), lr=1e30, warmup_epochs=0.0, **settings)
 
 
 def test_wml_p_keeps_its_weights_uniform(tmp_path: Path) -> None:
