@@ -5,17 +5,33 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from wmlc.compress.config import METHODS, TrainConfig, config_from
-from wmlc.console import UNKNOWN, print_table, say
+from wmlc.compress.config import settle
+from wmlc.compress.learn.methods import METHODS
+from wmlc.compress.yaml_file import read_settings
+from wmlc.console import UNKNOWN, say
 from wmlc.errors import InputError
+from wmlc.settings import TrainConfig, names_of
+from wmlc.table import Table
 
-OF_A_METHOD = ("alpha", "temperature", "join", "feature_loss", "feature_weight", "finetune_epochs", "finetune_lr")
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that came with wmlc: its name, what it is, and the settings that tell it from others."""
+
+    recipe: str
+    what: str
+    arch: str
+    data: str
+    method: str
+    ratios: tuple[float, ...]
+    epochs: int
 
 
 def own_recipes() -> dict[str, Path]:
@@ -28,16 +44,17 @@ def read_recipe(name: str) -> dict[str, Any]:
 
     Raises `InputError` for an unknown name, with the nearest one that there is, and for a file that holds no settings.
     """
-    own = own_recipes()
-    path = Path(name) if Path(name).is_file() else own.get(name)
-    if path is None:
+    own, path = own_recipes(), Path(name)
+    if not path.is_file() and name in own:
+        path = own[name]
+    if not path.exists():
         near = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {near[0]}?" if near else "give a YAML file or a recipe's name"
         raise InputError(f"no recipe {name!r}; {hint} ('wmlc train --list' shows them all)")
-    return _read(path)
+    return read_settings(path)
 
 
-def override(recipe: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A recipe's settings with `given` over them, and the names of those that were left out.
 
     What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
@@ -45,47 +62,35 @@ def override(recipe: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, A
     """
     former = recipe.get("method", TrainConfig.method)
     method, left = given.get("method", former), list[str]()
-    if method in METHODS and method != former:
-        own = METHODS[method]
-        not_its = [*OF_A_METHOD, *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
+    own = METHODS.get(method) if isinstance(method, str) and method != former else None
+    if own is not None:
+        not_its = [*names_of("method"), *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
         left = [name for name in recipe if name in not_its and name not in given]
     return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} must hold settings as 'name: value', got {type(record).__name__}")
-    return record
-
-
-def recipe_records() -> list[dict[str, Any]]:
-    """One record a recipe that came with wmlc: its name, what it is, and the settings that tell it from others."""
-    records = []
+def list_recipes() -> list[Recipe]:
+    """The recipes that came with wmlc."""
+    found = []
     for name, path in own_recipes().items():
-        config = config_from(_read(path), name)
-        shown = {key: getattr(config, key) for key in ("arch", "data", "method", "ratios", "epochs")}
-        records.append({"recipe": name, "what": _description(path), **shown})
-    return records
+        config = settle(read_settings(path), name)
+        found.append(
+            Recipe(name, _description(path), config.arch, config.data, config.method, config.ratios, config.epochs)
+        )
+    return found
 
 
 def print_recipes(as_json: bool) -> None:
     """List the recipes that came with wmlc, as a table or as JSON."""
-    records = recipe_records()
+    found = list_recipes()
     if as_json:
-        say(json.dumps(records, indent=2))
+        say(json.dumps([asdict(recipe) for recipe in found], indent=2))
         return
     rows = [
-        [
-            r["recipe"], r["what"], r["arch"], r["data"], r["method"],
-            ",".join(f"{ratio:g}" for ratio in r["ratios"]) or UNKNOWN, str(r["epochs"]),
-        ]
-        for r in records
-    ]  # fmt: skip
-    print_table("", ["recipe", "what", "arch", "data", "method", "ratios", "epochs"], rows, left=6)
+        [r.recipe, r.what, r.arch, r.data, r.method, ",".join(f"{x:g}" for x in r.ratios) or UNKNOWN, str(r.epochs)]
+        for r in found
+    ]
+    Table(["recipe", "what", "arch", "data", "method", "ratios", "epochs"], rows, words=6).show()
     say("wmlc train RECIPE; options override its settings, --dry-run shows its family")
 
 

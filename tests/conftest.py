@@ -1,43 +1,31 @@
-"""Tiny scored networks that several tests plan, cut and train with."""
+"""Tiny scored networks and a small run that several tests use; what a fixture needs is imported in it."""
 
 from __future__ import annotations
 
 import functools
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.session import bench_run
-from wmlc.compress.config import TrainConfig
-from wmlc.compress.learn.family import PeerFamily, build_family
-from wmlc.compress.session import start_run
-from wmlc.compress.widths.graph import read_channels
-from wmlc.compress.widths.plan import PeerPlan, Scored, plan_family, score_channels
-from wmlc.compress.widths.saliency import parameter_saliency
-from wmlc.compress.widths.tree import sharing_tree
-from wmlc.export.extract import bench_forms
-from wmlc.export.precision import to_fp16, to_int8
-from wmlc.export.to_onnx import export_onnx
-from wmlc.models.checkpoint import load_network, read_spec, save_network
-from wmlc.models.widths import read_widths
-from wmlc.models.zoo import build_network
-from wmlc.records import NetworkSpec
-from wmlc.run import Run, open_run_data
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from wmlc.compress.learn.family import PeerFamily
+    from wmlc.compress.widths.choose import PeerWidths, Scored
+    from wmlc.run import Run
 
 RATIOS = (0.7, 0.5, 0.3, 0.0)
 
 
 @dataclass(frozen=True)
 class ScoredNetwork:
-    """A full network for 10 classes with its saliency, and what it takes to plan and cut it."""
+    """A full network for 10 classes with its saliency, and what it takes to choose widths and cut it."""
 
     arch: str
     full: nn.Sequential
@@ -48,25 +36,37 @@ class ScoredNetwork:
     def stages(self) -> list[str]:
         return self.scored.stages
 
-    def plans(
+    def widths(
         self, ratios: tuple[float, ...] = RATIOS, share: str = "tree", of: str = "params", divisor: int = 1,
-        trunk_ratio: float = 0.0,
-        advise: bool = True,
-    ) -> list[PeerPlan]:  # fmt: skip
-        return plan_family(self.scored, list(ratios), share, of, divisor, trunk_ratio, advise)
+        trunk_ratio: float = 0.0, advise: bool = True,
+    ) -> list[PeerWidths]:  # fmt: skip
+        from wmlc.compress.widths.choose import Asked, choose_widths
 
-    def family(self, plans: list[PeerPlan], share: str = "tree", mean_joins: bool = False) -> PeerFamily:
-        return build_family(
-            self.full, self.input_shape, plans, sharing_tree(len(plans), self.stages, share), mean_joins=mean_joins
-        )
+        return choose_widths(self.scored, Asked(ratios, share, of, divisor, trunk_ratio), advise)
 
-    def images(self, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def family(self, widths: list[PeerWidths], share: str = "tree", mean_joins: bool = False) -> PeerFamily:
+        from wmlc.compress.learn.family import build_family
+        from wmlc.compress.widths.tree import sharing_tree
+
+        tree = sharing_tree(len(widths), self.stages, share)
+        return build_family(self.full, self.input_shape, widths, tree, mean_joins=mean_joins)
+
+    def images(self, batch: int, dtype: torch.dtype | None = None) -> Tensor:
+        import torch
+
         generator = torch.Generator().manual_seed(1)
         return torch.randn(batch, *self.input_shape, generator=generator, dtype=dtype)
 
 
 def score_network(arch: str, pixels: int = 8, saliency: str = "snip") -> ScoredNetwork:
     """`arch` from seed 0 for `pixels`², scored on four random images."""
+    import torch
+
+    from wmlc.compress.widths.choose import score_channels
+    from wmlc.compress.widths.graph import read_channels
+    from wmlc.compress.widths.saliency import parameter_saliency
+    from wmlc.models.zoo import build_network
+
     torch.manual_seed(0)
     shape = (3, pixels, pixels)
     full = build_network(arch, 10, shape)
@@ -78,9 +78,10 @@ def score_network(arch: str, pixels: int = 8, saliency: str = "snip") -> ScoredN
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """An engine opened in this process sets torch's threads; the next test computes with as many as before."""
-    threads = torch.get_num_threads()
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
     yield
-    if torch.get_num_threads() != threads:
+    if torch and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
@@ -96,12 +97,17 @@ def fresh_scored_network() -> Callable[..., ScoredNetwork]:
     return score_network
 
 
-def settle(network: nn.Module) -> None:
+def settle_norms(network: nn.Module) -> None:
     """Give an untrained `network` batch norms like a trained one's, so that its logits depend on the image.
 
     No two channels are alike, the statistics are those of what comes in, and a residual block adds little to its
     input, so that what rounding costs in one block isn't amplified by the next ones.
     """
+    import torch
+    from torch import nn
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -124,14 +130,18 @@ def pruned_network(
 ) -> Callable[[str], Path]:
     """The directory of an untrained peer of `arch`, cut by 0.5, for 32 x 32 pixels and 10 classes."""
 
+    from wmlc.models.checkpoint import save_network
+    from wmlc.models.widths import read_widths
+    from wmlc.records import About, NetworkSpec
+
     @functools.cache
     def save(arch: str) -> Path:
         network = fresh_scored_network(arch, 32)
-        peer = network.family(network.plans((0.5, 0.0), divisor=8)).peer(1)
-        settle(peer)
+        peer = network.family(network.widths((0.5, 0.0), divisor=8)).peer(1)
+        settle_norms(peer)
         spec = NetworkSpec(
             arch=arch, class_names=[f"class {index}" for index in range(10)], input_shape=(3, 32, 32),
-            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), about={"peer": 1, "ratio": 0.5},
+            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), about=About(peer=1, ratio=0.5),
         )  # fmt: skip
         directory = tmp_path_factory.mktemp(arch) / "peer"
         directory.mkdir()
@@ -146,6 +156,12 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory, pruned_network: Callable[[str], Path]
 ) -> Callable[[str, str], Path]:
     """The ONNX file of `pruned_network(arch)` in a form: fp32, fp16, int8-cpu or int8-gpu."""
+
+    import torch
+
+    from wmlc.export.precision import to_fp16, to_int8
+    from wmlc.export.to_onnx import export_onnx
+    from wmlc.models.checkpoint import load_network, read_spec
 
     @functools.cache
     def export(arch: str, form: str) -> Path:
@@ -168,15 +184,19 @@ def exported(
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two peers and the baseline on a few digits; tests leave it as it is."""
-    config = TrainConfig(
-        ratios=(0.7, 0.0), train_images=260, epochs=2, batch_size=64, reweigh_every=2, warmup_epochs=0.5, lr=0.05
-    )
-    return start_run(config, tmp_path_factory.mktemp("runs") / "run", force=False)
+    from training import train
+
+    return train(tmp_path_factory.mktemp("runs") / "run", ratios=(0.7, 0.0))
 
 
 @pytest.fixture(scope="session")
 def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
+    from wmlc.bench.config import BenchConfig
+    from wmlc.bench.session import bench_run
+    from wmlc.export.extract import bench_forms
+    from wmlc.run import Run, open_run_data
+
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
     data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from wmlc.compress.widths.plan import OutOfReachError
+from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.compress.widths.tree import MAX_PEERS, share_choices, sharing_tree
 from wmlc.errors import InputError
 
@@ -91,14 +91,20 @@ def test_an_unknown_share_is_refused_in_words(share: str) -> None:
 # The family
 
 
-@pytest.fixture(params=["resnet20", "mobilenet_v2", "resnet50"])
+@pytest.fixture(scope="module", params=["resnet20", "mobilenet_v2", "resnet50"])
 def net(request: pytest.FixtureRequest, scored_network: Callable[..., Any]) -> Any:
     return scored_network(request.param)
 
 
+@pytest.fixture(scope="module")
+def built(net: Any) -> nn.Module:
+    return net.family(net.widths())
+
+
 @pytest.fixture
-def family(net: Any) -> nn.Module:
-    return net.family(net.plans())
+def family(built: nn.Module) -> nn.Module:
+    """A copy that a test may change."""
+    return copy.deepcopy(built)
 
 
 def test_a_forward_runs_every_stage_once(net: Any, family: Any) -> None:
@@ -128,9 +134,9 @@ def test_an_unpruned_peer_starts_as_the_full_network(net: Any, family: Any) -> N
         torch.testing.assert_close(family.eval()(net.images(3))[-1], expected, rtol=0, atol=0)
 
 
-def test_peers_are_the_networks_that_were_planned(net: Any, family: Any) -> None:
+def test_peers_have_the_widths_that_were_chosen(net: Any, family: Any) -> None:
     sizes = [sum(p.numel() for p in family.peer(peer).parameters()) for peer in (1, 2, 3, 4)]
-    assert sizes == [plan.params for plan in net.plans()]
+    assert sizes == [own.params for own in net.widths()]
     assert sizes == sorted(set(sizes)), "the smallest first, and no two alike"
     assert sum(p.numel() for p in family.parameters()) < sum(sizes)
 
@@ -168,33 +174,33 @@ def test_every_stage_learns_from_the_peers_it_serves(net: Any, family: Any) -> N
         assert any(gradient.any() for gradient in gradients) == (1 in branch.peers), branch.name
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
 def test_interfaces_fit_under_every_share(scored_network: Callable[..., Any], arch: str) -> None:
-    net = scored_network(arch)
+    net, ratios = scored_network(arch), {"resnet20": (0.6, 0.4, 0.2, 0.0), "mobilenet_v2": (0.6, 0.3)}[arch]
     built = []
     for share in share_choices(net.stages):
         for trunk_ratio in (0.0, 0.3) if arch == "resnet20" else (0.0,):
             try:
-                plans = net.plans((0.6, 0.4, 0.2, 0.0), share, trunk_ratio=trunk_ratio)
+                widths = net.widths(ratios, share, trunk_ratio=trunk_ratio, advise=False)
             except OutOfReachError:  # too little is left to cut behind so long a trunk
                 continue
             built.append(share)
-            assert net.family(plans, share).eval()(net.images(2)).shape == (4, 2, 10)
+            assert net.family(widths, share).eval()(net.images(2)).shape == (len(ratios), 2, 10)
     assert {"tree", "none", "stem", "stage1"} <= set(built)
 
 
 def test_interfaces_fit_where_only_the_head_is_private(scored_network: Callable[..., Any]) -> None:
     net = scored_network("resnet20")
-    plans = net.plans((0.3, 0.2, 0.1, 0.0), "stage3", trunk_ratio=0.5)
-    assert net.family(plans, "stage3").eval()(net.images(2)).shape == (4, 2, 10)
+    widths = net.widths((0.3, 0.2, 0.1, 0.0), "stage3", trunk_ratio=0.5)
+    assert net.family(widths, "stage3").eval()(net.images(2)).shape == (4, 2, 10)
 
 
-@pytest.mark.parametrize("peers", range(1, MAX_PEERS + 1))
+@pytest.mark.parametrize("peers", [1, 2, 3, MAX_PEERS])
 @pytest.mark.parametrize("share", ["tree", "none"])
 def test_any_number_of_peers_up_to_eight(scored_network: Callable[..., Any], peers: int, share: str) -> None:
     net = scored_network("resnet20")
     ratios = tuple(0.1 * n for n in reversed(range(peers)))
-    family = net.family(net.plans(ratios, share), share).eval()
+    family = net.family(net.widths(ratios, share), share).eval()
     with torch.no_grad():
         logits_PBC = family(net.images(2))
         assert logits_PBC.shape == (peers, 2, 10) and family.peers == peers

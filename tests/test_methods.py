@@ -5,48 +5,40 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import assert_same_weights, weights
 from torch import Tensor
 
-import wmlc
-from wmlc.compress import session
-from wmlc.compress.config import METHODS, TrainConfig
-from wmlc.compress.learn.family import Gate, PeerFamily, build_exits
-from wmlc.compress.learn.features import attention_distance, hint_distance, pooled_distance
-from wmlc.compress.learn.finetune import StepSeconds
+from wmlc.compress.config import settle
+from wmlc.compress.finetune import StepSeconds, cut_peers
+from wmlc.compress.learn.extras import Gate, feature_pairs
+from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import (
+    attention_distance,
     cl_losses,
     cross_entropies,
     divergence_from,
     dml_losses,
     gated_ensemble,
+    hint_distance,
     one_losses,
+    pooled_distance,
     self_distillation_losses,
     teaching_divergences,
     wml_losses,
 )
-from wmlc.compress.learn.methods import feature_pairs, train_loss
-from wmlc.compress.learn.train import Device
-from wmlc.compress.planning import cut_peers, plan
-from wmlc.compress.widths.plan import plan_by_magnitude
+from wmlc.compress.learn.methods import METHODS, Forward, train_loss
+from wmlc.compress.learn.place import Device
+from wmlc.compress.prepare import Prepared, prepare
+from wmlc.compress.widths.choose import Asked, choose_by_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
-from wmlc.export.config import ExportConfig
-from wmlc.export.extract import extract
-from wmlc.models.cost import total_cost
-from wmlc.models.ensemble import Ensemble
-from wmlc.models.zoo import build_network
-from wmlc.run import Run, read_family, read_lines, read_settings
+from wmlc.run import data_config
 
 CPU = Device("cpu", bf16=False)
-TINY = {"train_images": 260, "epochs": 2, "batch_size": 64, "warmup_epochs": 0.5, "lr": 0.05}
 
 # Two peers, one image of class 0. At T = 1: p_1 = (1/2, 1/2), p_2 = (3/4, 1/4); twice the logits at T = 2 give the same.
 Z_PBC = torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]], dtype=torch.float64)
@@ -167,11 +159,12 @@ def test_one_peer_alone_learns_from_the_labels(losses: Callable[[Tensor, Tensor]
     torch.testing.assert_close(losses(logits_PBC, labels_B), cross_entropies(logits_PBC, labels_B))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("independent", "prune-finetune")])
+@pytest.mark.parametrize("method", METHODS)
 def test_with_one_peer_every_method_is_independent(method: str) -> None:
     logits_PBC, labels_B = some_logits(1)
     nobody: Any = None
-    loss = train_loss(nobody, logits_PBC, {}, labels_B, torch.ones(1), TrainConfig(method=method), method)
+    alone = Forward(nobody, logits_PBC, {}, labels_B, torch.ones(1))
+    loss = train_loss(alone, settle({"method": method}), METHODS[method])
     torch.testing.assert_close(loss, cross_entropies(logits_PBC, labels_B).sum())
 
 
@@ -215,9 +208,13 @@ def test_a_feature_term_leaves_its_teacher_alone(term: Callable[[Tensor, Tensor]
 # --- families
 
 
-def planned_family(method: str, **settings: Any) -> PeerFamily:
-    config = TrainConfig(method=method, train_images=260, batch_size=32, **settings)
-    return plan(config, open_data(config.data_config()), CPU).family
+def prepared(method: str, **settings: Any) -> Prepared:
+    config = settle({"method": method, "train_images": 260, "batch_size": 32, **settings})
+    return prepare(config, open_data(data_config(config)), CPU)
+
+
+def prepared_family(method: str, **settings: Any) -> PeerFamily:
+    return prepared(method, **settings).family
 
 
 def shared_stages(family: PeerFamily) -> dict[str, list[tuple[int, ...]]]:
@@ -230,31 +227,31 @@ def shared_stages(family: PeerFamily) -> dict[str, list[tuple[int, ...]]]:
 def test_each_method_has_the_shape_of_its_paper() -> None:
     everybody, private = [(1, 2, 3, 4)], [(1,), (2,), (3,), (4,)]
     halves = [(1, 2), (3, 4)]
-    assert shared_stages(planned_family("one")) == {
+    assert shared_stages(prepared_family("one")) == {
         "stem": everybody, "stage1": everybody, "stage2": everybody, "stage3": private, "head": private,
     }  # fmt: skip
-    assert shared_stages(planned_family("cl")) == {
+    assert shared_stages(prepared_family("cl")) == {
         "stem": everybody, "stage1": everybody, "stage2": halves, "stage3": private, "head": private,
     }  # fmt: skip
-    assert shared_stages(planned_family("dml")) == dict.fromkeys(
+    assert shared_stages(prepared_family("dml")) == dict.fromkeys(
         ["stem", "stage1", "stage2", "stage3", "head"], private
     )
-    assert shared_stages(planned_family("self-distillation")) == {
+    assert shared_stages(prepared_family("self-distillation")) == {
         "stem": [(1, 2, 3)], "stage1": [(1, 2, 3)], "stage2": [(2, 3)], "stage3": [(3,)], "head": [(1,), (2,), (3,)],
     }  # fmt: skip
 
 
 def test_equal_peers_start_from_weights_of_their_own() -> None:
-    family = planned_family("cl")
+    family = prepared_family("cl")
     private = [family.parts[f"stage3_of_{peer}"].state_dict() for peer in (1, 2, 3, 4)]
     name = "0.conv1.weight"
     assert all(not torch.equal(private[a][name], private[b][name]) for a in range(4) for b in range(a))
-    full = planned_family("independent", ratios=(0.0,))  # the largest peer starts as the baseline does
+    full = prepared_family("independent", ratios=(0.0,))  # the largest peer starts as the baseline does
     assert torch.equal(private[3][name], full.parts["stage3_of_1"].state_dict()[name])
 
 
 def test_a_shared_stage_gets_the_mean_of_its_peers_gradients() -> None:
-    family = planned_family("cl", ratios=(0.7, 0.5, 0.0)).eval()
+    family = prepared_family("cl", ratios=(0.7, 0.5, 0.0)).eval()
     images, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
 
     def gradients() -> dict[str, Tensor]:
@@ -280,20 +277,23 @@ def test_one_without_a_shared_stage_is_refused() -> None:
     with pytest.raises(
         InputError, match="the gate of one looks at a stage that all peers share, and nothing is shared"
     ):
-        planned_family("one", share="none")
+        prepared_family("one", share="none")
+
+
+@pytest.mark.parametrize("kind", ["hints", "attention"])
+def test_a_feature_term_without_a_stage_to_teach_is_refused(kind: str) -> None:
+    with pytest.raises(InputError, match="feature_loss teaches stages that a peer has for itself, and all are shared"):
+        prepared_family("wml", ratios=(0.0, 0.0), share="stage3", feature_loss=kind)
 
 
 @pytest.mark.parametrize("kind", ["hints", "attention"])
 def test_feature_terms_train_students_and_regressors(kind: str) -> None:
-    config = TrainConfig(method="wml", ratios=(0.5, 0.0), feature_loss=kind, train_images=260, batch_size=32)
-    family = plan(config, open_data(config.data_config()), CPU).family
+    family = prepared_family("wml", ratios=(0.5, 0.0), feature_loss=kind)
     assert [student.stage for student, _ in feature_pairs(family)] == ["stage2", "stage3"]
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     logits_PBC, outputs = family.walk(images)
-    with_term, without = (
-        train_loss(family, logits_PBC, outputs, labels, torch.full((2,), 0.5), own, "wml")
-        for own in (config, TrainConfig(method="wml", ratios=(0.5, 0.0)))
-    )
+    forward = Forward(family, logits_PBC, outputs, labels, torch.full((2,), 0.5))
+    with_term, without = (train_loss(forward, settle({"feature_loss": own}), METHODS["wml"]) for own in (kind, "none"))
     assert with_term > without
     reached = torch.autograd.grad(with_term - without, list(family.parameters()), allow_unused=True)
     moved = [
@@ -303,29 +303,6 @@ def test_feature_terms_train_students_and_regressors(kind: str) -> None:
     assert not [name for name in names if "_of_2." in name and "hint" not in name]  # the teacher
     assert any(name.startswith("parts.stage3_of_1") for name in names)
     assert any("extras.hint_stage3" in name for name in names) == (kind == "hints")
-
-
-@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
-def test_exits_are_networks_of_the_zoo(arch: str) -> None:
-    shape = (3, 32, 32)
-    full = build_network(arch, 10, shape)
-    family = build_exits(full, shape).eval()
-    images = torch.randn(2, *shape)
-    costs = []
-    for peer in range(1, family.peers):
-        own = build_network(f"{arch}-exit{peer}", 10, shape).eval()
-        own.load_state_dict(family.peer(peer).state_dict())
-        torch.testing.assert_close(own(images), family(images)[peer - 1])
-        costs.append(total_cost(own, shape).macs)
-    costs.append(total_cost(full, shape).macs)
-    assert costs == sorted(costs)
-    torch.testing.assert_close(full.eval()(images), family(images)[-1])
-
-
-def test_an_exit_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError) as caught:
-        build_network("resnet20-exit4", 10, (3, 32, 32))
-    assert str(caught.value) == "an exit must be from 1 to 3 for this network, got 4"
 
 
 def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any) -> None:
@@ -338,144 +315,11 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
             weight = network.get_submodule(name).weight
             channels = weight if name in group.producers else weight.transpose(0, 1)
             channels[loud] *= 10
-    (cut,) = plan_by_magnitude(network, net.input_shape, net.scored, [0.7], "params", 1)
+    (cut,) = choose_by_magnitude(network, net.input_shape, net.scored, Asked((0.7,), "none", "params"))
     assert set(loud) <= set(cut.kept[group.root].tolist()) < set(range(16))
     assert cut.achieved_ratio == pytest.approx(0.7, abs=0.02)
 
 
-# --- whole runs
-
-
-def train(root: Path, **settings: Any) -> Run:
-    return session.start_run(TrainConfig(**{**TINY, **settings}), root, force=False)
-
-
-@pytest.mark.parametrize("method", ["one", "cl", "dml"])
-def test_a_run_of_each_method_trains_and_loads(tmp_path: Path, method: str) -> None:
-    run = train(tmp_path / "run", method=method, ratios=(0.5, 0.0), epochs=1, baseline=False)
-    family = read_family(run)
-    assert family["method"] == method and len(family["peers"]) == 2
-    assert family["peer_weights"] == [0.5, 0.5]
-    for peer in (1, 2):
-        logits = wmlc.load(run.network(peer))(torch.zeros(1, 1, 8, 8))
-        assert logits.shape == (1, 10)
-    assert not any("gate" in name for name in weights(run.network(1)))
-
-
-@pytest.fixture(scope="module")
-def exits(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("exits") / "run", method="self-distillation")
-
-
-def test_exits_load_by_their_own_names(exits: Run) -> None:
-    stages = [[name for name, _ in wmlc.load(exits.network(peer)).named_children()] for peer in (1, 2, 3)]
-    assert stages == [["stem", *[f"stage{k}" for k in range(1, peer + 1)], "head"] for peer in (1, 2, 3)]
-    ratios = [peer["ratio"] for peer in read_family(exits)["peers"]]
-    assert ratios[2] == 0 and ratios == sorted(ratios, reverse=True)
-
-
-def test_an_exit_exports_like_any_peer(exits: Run, tmp_path: Path) -> None:
-    list(extract(exits, "1", tmp_path / "exit.onnx", ExportConfig(), force=False))
-    images = torch.randn(3, 1, 8, 8)
-    (logits,) = onnxruntime.InferenceSession(tmp_path / "exit.onnx").run(None, {"input": images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), wmlc.load(exits.network(1))(images), rtol=1e-4, atol=1e-4)
-
-
-def test_exits_make_an_ensemble_that_runs_what_they_share_once(exits: Run) -> None:
-    networks = [wmlc.load(exits.network(peer)) for peer in (1, 2, 3)]
-    together, images = Ensemble(networks, [0.2, 0.3, 0.5]).eval(), torch.randn(2, 1, 8, 8)
-    expected = sum(w * network(images) for w, network in zip((0.2, 0.3, 0.5), networks, strict=True))
-    torch.testing.assert_close(together(images), expected)
-    assert len(together.branches) == len({"stem", "stage1", "stage2", "stage3"}) + 3
-
-
-def test_the_baseline_does_not_depend_on_the_method(exits: Run, tmp_path: Path) -> None:
-    other = train(tmp_path / "run", method="independent", ratios=(0.0,))
-    assert_same_weights(exits.network(0), other.network(0))
-
-
-@pytest.fixture(scope="module")
-def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    root = tmp_path_factory.mktemp("finetuned") / "run"
-    return train(root, method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
-
-
-def test_an_uncut_peer_of_prune_finetune_is_the_baseline(finetuned: Run) -> None:
-    assert_same_weights(finetuned.network(3), finetuned.network(0))
-
-
-def test_prune_finetune_trains_unpruned_then_the_cut_networks(finetuned: Run) -> None:
-    assert len(read_lines(finetuned.metrics("baseline"))) == 2
-    (tuned,) = read_lines(finetuned.metrics("family"))
-    assert len(tuned["top1"]) == 2  # the cut ones
-    family = read_family(finetuned)
-    assert family["seconds"] >= family["baseline"]["seconds"]
-    assert [round(peer["achieved_ratio"], 1) for peer in family["peers"]] == [0.5, 0.3, 0.0]
-    assert read_settings(finetuned)["finetune_lr"] == pytest.approx(TINY["lr"] / 10)
-
-
-def test_prune_finetune_takes_another_runs_baseline(exits: Run, tmp_path: Path) -> None:
-    run = train(
-        tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), finetune_epochs=1, baseline_from=str(exits.root)
-    )
-    assert_same_weights(run.network(2), exits.network(0))
-    assert not run.metrics("baseline").exists()
-    trained, kept = weights(exits.network(0)), weights(run.network(1))
-    assert kept["head.fc.weight"].shape[1] < trained["head.fc.weight"].shape[1]
-
-
-def test_prune_finetune_goes_on_after_a_kill_between_its_halves(
-    finetuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "cut_trained", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
-    run = session.resume_run(Run(tmp_path / "run"))
-    for peer in (0, 1, 2, 3):
-        assert_same_weights(run.network(peer), finetuned.network(peer))
-
-
-def test_prune_finetune_chooses_its_epochs_by_what_steps_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "measure_steps", lambda *_: StepSeconds(family=0.8, unpruned=0.4, cut=0.4))
-    run = train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), epochs=1)
-    assert read_settings(run)["finetune_epochs"] == 1
-
-
 def test_only_cut_peers_are_fine_tuned() -> None:
-    config = TrainConfig(method="prune-finetune", train_images=260, batch_size=32)
-    planned = plan(config, open_data(config.data_config()), CPU)
-    assert planned.family.peers == 4 and cut_peers(planned).peers == 3
-
-
-# --- settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "dml", "alpha": 0.2}, "dml has no alpha; leave it out, or choose a method that has: wml, wml-p, cl, self-distillation"),
-        ({"method": "self-distillation", "ratios": (0.5, 0.0)}, "self-distillation has an exit at each stage and cuts nothing; leave out ratios, got [0.5, 0.0]"),
-        ({"method": "prune-finetune", "share": "tree"}, "prune-finetune says itself what is shared; leave out share, got 'tree'"),
-        ({"method": "prune-finetune", "baseline": False}, "prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false"),
-        ({"method": "prune-finetune", "ratios": (0.0,)}, "prune-finetune needs a ratio above 0 to cut, got [0.0]"),
-        ({"method": "wml", "finetune_epochs": 3}, "finetune_epochs and finetune_lr are for prune-finetune, and the method is wml"),
-        ({"method": "independent", "feature_loss": "hints"}, "independent teaches nobody; leave out feature_loss, got 'hints'"),
-        ({"method": "self-distillation", "feature_loss": "hints"}, "self-distillation has a feature term of its own; leave out feature_loss, got 'hints'"),
-        ({"feature_weight": 2.0}, "feature_weight weighs a feature term; pass feature_loss hints or attention with it"),
-        ({"method": "cl", "temperature": 0.0}, "temperature must be above 0, got 0"),
-    ],
-)  # fmt: skip
-def test_settings_that_a_method_has_no_use_for_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        TrainConfig(**settings)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_settled_settings_settle_to_themselves(method: str) -> None:
-    config = TrainConfig(method=method)
-    assert TrainConfig(**vars(config)) == config
+    before = prepared("prune-finetune")
+    assert before.family.peers == 4 and cut_peers(before).peers == 3

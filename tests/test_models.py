@@ -202,7 +202,7 @@ def test_a_full_network_comes_back_bit_identical(arch: str, pixels: int, tmp_pat
 @pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2", "resnet50"])
 def test_a_cut_network_comes_back_bit_identical(arch: str, scored_network: Callable[..., Any], tmp_path: Path) -> None:
     net = scored_network(arch)
-    kept = net.plans(share="none")[0].kept
+    kept = net.widths(share="none")[0].kept
     network = with_lived_in_statistics(cut_channels(net.full, net.input_shape, kept))
     assert parameters_of(network) < 0.35 * parameters_of(net.full)
     assert_same_network(load_network(save(network, tmp_path, arch)), network, net.images(3))

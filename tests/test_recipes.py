@@ -1,7 +1,8 @@
-"""Every recipe that comes with wmlc: what it says, that it is installed, and that its family can be planned."""
+"""Every recipe that comes with wmlc: what it says, that it is installed, and that its family can be had."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from PIL import Image
 from test_house import HOUSE, packaging
 
 from wmlc.cli import main
-from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.recipes import override, own_recipes, read_recipe, recipe_records
+from wmlc.compress.config import settle, sharing
+from wmlc.compress.prepare import asked_of
+from wmlc.compress.recipes import list_recipes, override, own_recipes, read_recipe
+from wmlc.compress.widths.choose import Scored, choose_widths, score_channels
+from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.data import DataConfig
 from wmlc.data.noise import NoiseData, stand_in
 from wmlc.errors import InputError
+from wmlc.models.zoo import build_network
+from wmlc.run import data_config
+from wmlc.settings import TrainConfig
 
-RECIPES = {name: config_from(read_recipe(name), name) for name in own_recipes()}
+RECIPES = {name: settle(read_recipe(name), name) for name in own_recipes()}
 TABLE7_DROPS = (0.40, 0.46)  # of FLOPs, as PAPER.md's table has them
 
 
@@ -28,17 +36,35 @@ def of(start: str) -> dict[str, TrainConfig]:
     return {name: config for name, config in RECIPES.items() if name.startswith(start)}
 
 
+def images(config: TrainConfig) -> str:
+    """The images that a family is prepared from; CIFAR's two sets differ in the last layer's classes only."""
+    return "cifar10" if config.data.startswith("cifar") else config.data
+
+
 def shape(config: TrainConfig) -> tuple[Any, ...]:
-    """All that a plan's outcome hangs on; CIFAR's two sets differ in the last layer's classes only."""
-    images = "cifar" if config.data.startswith("cifar") else config.data
+    """All that the widths hang on."""
     return (
-        images, config.arch, config.ratios, config.ratio_of, config.saliency, config.sharing, config.trunk_ratio,
-        config.divisor,
+        images(config), config.arch, config.ratios, config.ratio_of, config.saliency, sharing(config),
+        config.trunk_ratio, config.divisor,
     )  # fmt: skip
 
 
-# One name for each distinct plan, without the sets whose classes only a folder tells.
-DISTINCT = {shape(config): name for name, config in RECIPES.items() if config.data != "imagefolder"}
+# One name for each distinct family, without the sets whose classes only a folder tells, and digits, which is there.
+DISTINCT = {shape(config): name for name, config in RECIPES.items() if config.data not in ("imagefolder", "digits")}
+
+
+@functools.cache
+def scored(data: str, arch: str, saliency: str) -> Scored:
+    """A network scored on noise, as a dry run without the data scores it."""
+    noise = stand_in(data_config(settle({"data": data, "data_root": "none"})), "cpu")
+    assert noise is not None
+    torch.manual_seed(0)
+    full = build_network(arch, len(noise.record.class_names), noise.record.input_shape)
+    batch, labels = next(noise.train_batches(4, epoch=0))
+    scores = parameter_saliency(full, batch, labels, saliency)
+    return score_channels(
+        read_channels(full, noise.record.input_shape), scores, saliency, list(dict(full.named_children()))
+    )
 
 
 def train(*arguments: object) -> Result:
@@ -46,26 +72,33 @@ def train(*arguments: object) -> Result:
 
 
 def dry_run(*arguments: object) -> list[dict[str, Any]]:
-    """The peers that `wmlc train … --dry-run` plans."""
+    """The peers that `wmlc train … --dry-run` prints."""
     result = train(*arguments, "--dry-run", "--json")
     assert result.exit_code == 0, result.output
     peers: list[dict[str, Any]] = json.loads(result.stdout)["peers"]
     return peers
 
 
-@pytest.mark.parametrize("name", DISTINCT.values())
-def test_every_family_can_be_planned_without_its_data(name: str, tmp_path: Path) -> None:
-    peers = dry_run(name, "--data-root", tmp_path)
-    assert [peer["ratio"] for peer in peers] == list(RECIPES[name].ratios)
-    for peer in peers:
-        assert peer["achieved_ratio"] == pytest.approx(peer["ratio"], abs=0.01)
+@pytest.mark.parametrize("name", sorted(DISTINCT.values(), key=lambda name: shape(RECIPES[name])))
+def test_every_family_has_widths(name: str) -> None:
+    config = RECIPES[name]
+    full = scored(images(config), config.arch, config.saliency)
+    peers = choose_widths(full, asked_of(config))
+    for peer, ratio in zip(peers, config.ratios, strict=True):
+        assert peer.ratio == ratio and peer.achieved_ratio == pytest.approx(ratio, abs=0.01)
     if name.startswith("table7"):
-        assert TABLE7_DROPS[0] <= peers[0]["achieved_ratio"] <= TABLE7_DROPS[1]
+        assert TABLE7_DROPS[0] <= peers[0].achieved_ratio <= TABLE7_DROPS[1]
+
+
+def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path: Path) -> None:
+    peers = dry_run("table7-resnet32-snip", "--data-root", tmp_path)
+    assert [peer["ratio"] for peer in peers] == list(RECIPES["table7-resnet32-snip"].ratios)
+    assert TABLE7_DROPS[0] <= peers[0]["achieved_ratio"] <= TABLE7_DROPS[1]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", of("study"))
-def test_a_study_can_be_planned_on_a_folder_of_images(name: str, tmp_path: Path) -> None:
+def test_a_studys_family_can_be_prepared_on_a_folder_of_images(name: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
         (tmp_path / folder).mkdir(parents=True)
@@ -158,7 +191,7 @@ def test_a_file_of_the_same_name_does_not_change_the_list(tmp_path: Path, monkey
     (tmp_path / "digits").write_text("epochs: 3\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert read_recipe("digits") == {"epochs": 3}
-    assert next(record for record in recipe_records() if record["recipe"] == "digits")["epochs"] == 20
+    assert next(recipe for recipe in list_recipes() if recipe.recipe == "digits").epochs == 20
 
 
 def test_a_flag_overrides_the_recipe(tmp_path: Path) -> None:
@@ -180,8 +213,12 @@ def test_another_method_brings_the_constants_of_its_own_loss(
     method: str, alpha: float | None, ratios: tuple[float, ...], left: set[str]
 ) -> None:
     settings, names = override(read_recipe("main-cifar10-resnet32"), {"method": method, "lr": 0.2})
-    config = config_from(settings, "test")
+    config = settle(settings, "test")
     assert (config.alpha, config.ratios, config.lr, set(names)) == (alpha, ratios, 0.2, left)
+
+
+def test_a_method_that_is_none_is_left_to_the_check() -> None:
+    assert override({"alpha": 0.2}, {"method": ["cl"]}) == ({"alpha": 0.2, "method": ["cl"]}, [])
 
 
 def test_what_is_given_stays_whatever_the_method() -> None:

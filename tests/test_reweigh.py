@@ -23,7 +23,8 @@ class Problem:
     def __init__(
         self, net: Any, batch: int, ratios: tuple[float, ...] = (0.7, 0.5, 0.3, 0.0), mean_joins: bool = False
     ) -> None:
-        self.family = net.family(net.plans(ratios), mean_joins=mean_joins).double().train()
+        self.family = net.family(net.widths(ratios), mean_joins=mean_joins).double().train()
+        self.weight_P = WEIGHT_P[-len(ratios) :] / WEIGHT_P[-len(ratios) :].sum()
         draw = torch.Generator().manual_seed(2)
         images = torch.randn(2 * batch, *net.input_shape, generator=draw, dtype=torch.float64)
         labels = torch.randint(10, (2 * batch,), generator=draw)
@@ -72,41 +73,40 @@ class Problem:
 
 @pytest.fixture(scope="module")
 def resnet(scored_network: Callable[..., Any]) -> Problem:
-    return Problem(scored_network("resnet20"), batch=8)
+    return Problem(scored_network("resnet20"), batch=4)
 
 
 @pytest.fixture(scope="module")
 def mobilenet(scored_network: Callable[..., Any]) -> Problem:
     """Has dropout."""
-    return Problem(scored_network("mobilenet_v2"), batch=4)
+    return Problem(scored_network("mobilenet_v2"), batch=3, ratios=(0.8, 0.7))
 
 
 @pytest.fixture(scope="module")
 def mean_joins(scored_network: Callable[..., Any]) -> Problem:
     """Its shared stages step by the mean of their peers' gradients, in a tree that is not even."""
-    return Problem(scored_network("resnet20"), batch=8, ratios=(0.7, 0.5, 0.0), mean_joins=True)
+    return Problem(scored_network("resnet20"), batch=4, ratios=(0.7, 0.5, 0.0), mean_joins=True)
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_one_jvp_equals_a_backward_pass_for_each_peer(name: str, request: pytest.FixtureRequest) -> None:
     problem = request.getfixturevalue(name)
-    expected = problem.by_backward_passes(WEIGHT_P)
-    got = problem.by_jvp(WEIGHT_P)
-    assert got.shape == (4,) and got.std() > 1e-6
+    weight_P = problem.weight_P
+    expected = problem.by_backward_passes(weight_P)
+    got = problem.by_jvp(weight_P)
+    assert got.shape == weight_P.shape and got.std() > 1e-6
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet", "mean_joins"])
 def test_it_is_the_slope_of_the_outer_loss_after_one_inner_step(name: str, request: pytest.FixtureRequest) -> None:
     problem = request.getfixturevalue(name)
-    weight_P = WEIGHT_P[-problem.family.peers :]
-    got = problem.by_jvp(weight_P)
-    for peer in range(problem.family.peers):
-        nudge = torch.zeros_like(weight_P)
-        nudge[peer] = 1e-6
-        above, _ = problem.outer(weight_P + nudge, weight_P + nudge)
-        below, _ = problem.outer(weight_P - nudge, weight_P - nudge)
-        assert got[peer].item() == pytest.approx(((above - below) / 2e-6).item(), rel=1e-5)
+    weight_P, direction_P = problem.weight_P, torch.tensor([0.3, -1.0, 0.5, 0.8], dtype=torch.float64)
+    direction_P = direction_P[: len(weight_P)]
+    sides = [weight_P + 1e-6 * direction_P, weight_P - 1e-6 * direction_P]
+    above, below = (problem.outer(side_P, side_P)[0] for side_P in sides)
+    slope = ((above - below) / 2e-6).item()
+    assert (problem.by_jvp(weight_P) @ direction_P).item() == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("name, training", [("resnet", True), ("resnet", False), ("mobilenet", True)])
@@ -118,10 +118,14 @@ def test_the_family_and_the_random_state_are_left_as_they_were(
     for parameter in problem.family.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     pointers = [parameter.data_ptr() for parameter in problem.family.parameters()]
-    former, weight_P, random_state = copy.deepcopy(problem.family.state_dict()), WEIGHT_P.clone(), torch.get_rng_state()
+    former, weight_P, random_state = (
+        copy.deepcopy(problem.family.state_dict()),
+        problem.weight_P.clone(),
+        torch.get_rng_state(),
+    )
     gradient_P = problem.by_jvp(weight_P)
 
-    assert not gradient_P.requires_grad and torch.equal(weight_P, WEIGHT_P) and not weight_P.requires_grad
+    assert not gradient_P.requires_grad and torch.equal(weight_P, problem.weight_P) and not weight_P.requires_grad
     assert torch.equal(torch.get_rng_state(), random_state)
     torch.testing.assert_close(dict(problem.family.state_dict()), dict(former), rtol=0, atol=0)
     assert all(module.training is training for module in problem.family.modules())

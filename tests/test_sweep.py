@@ -1,4 +1,4 @@
-"""A sweep: the grid, what its directory says about each run, and that only what is missing is trained."""
+"""A sweep's runs: only what is missing is trained, what fails is told, and what is ended goes on."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from training import sweep
 
-from wmlc.compress.config import TrainConfig, config_from
-from wmlc.compress.recipes import read_recipe
-from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, train_job
-from wmlc.compress.sweep.grid import parse_set, read_grid
-from wmlc.compress.sweep.session import Entry, plan_sweep, run_sweep
+from wmlc.cli import main
+from wmlc.compress.config import settle
+from wmlc.compress.sweep import engines
+from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, local_engine, train_job
+from wmlc.compress.sweep.grid import read_grid
 from wmlc.errors import InputError
-from wmlc.run import Run, read_family, read_lines, read_settings
+from wmlc.run import Run, read_config, read_epochs, read_family
 
-SMALL = {"train_images": 200, "epochs": 1, "batch_size": 64, "ratios": [0.5, 0.0], "ratio_of": "macs", "device": "cpu"}
+RECIPE = {"train_images": 200, "epochs": 1, "batch_size": 64, "ratios": [0.5, 0.0], "ratio_of": "macs", "device": "cpu"}
 GRID = (
     "ratios=0.9:0,0.5:0,0.3:0",
 )  # 0.9 of the MACs is out of reach under the sharing tree, which only training finds
@@ -43,13 +45,24 @@ BEYOND, FIRST, SECOND = "ratios-0.9-0", "ratios-0.5-0", "ratios-0.3-0"
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    path.write_text(yaml.safe_dump(SMALL))
+    path.write_text(yaml.safe_dump(RECIPE))
     return str(path)
 
 
-def sweep(recipe: str | None, sets: Sequence[str], out: Path, **options: Any) -> None:
-    defaults = {"jobs": 1, "engine": "local", "address": None, "dry_run": False, "as_json": False}
-    run_sweep(recipe, sets, out, **{**defaults, **options})
+def train_here(patch: pytest.MonkeyPatch) -> None:
+    """Let the local engine's runs be trained in this process, one after another."""
+
+    def run_child(command: Sequence[str], log: IO[bytes], *_: object) -> int:
+        result = CliRunner().invoke(main, list(command[3:]))
+        log.write(result.output.encode())
+        return result.exit_code
+
+    def work(jobs: Sequence[Job], report: Callable[[Outcome], None]) -> None:
+        for job in jobs:
+            report(train_job(job))
+
+    patch.setattr(engines, "_run_child", run_child)
+    patch.setattr("wmlc.compress.sweep.session.local_engine", engine_that(work))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,165 +76,15 @@ class Swept:
 def swept(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep whose first run, which was to train the baseline, cannot be."""
     out, said = tmp_path_factory.mktemp("sweep") / "grid", io.StringIO()
-    with pytest.raises(InputError) as caught, contextlib.redirect_stdout(said):
-        sweep(recipe, GRID, out, jobs=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as caught:
+        train_here(patch)
+        with contextlib.redirect_stdout(said):
+            sweep(recipe, GRID, out)
     return Swept(out, said.getvalue().splitlines(), str(caught.value))
-
-
-def states(entries: Sequence[Entry]) -> dict[str, str]:
-    return {entry.point.name: entry.state for entry in entries}
 
 
 def stamps(root: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-
-
-def held(root: Path, config: TrainConfig, *, baseline: bool = False, finished: bool = False) -> None:
-    """A run's directory as far as a sweep reads it."""
-    root.mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps({"settings": dataclasses.asdict(config)}))
-    if baseline:
-        (root / "baseline").mkdir()
-    if finished:
-        fields = {"peer": 1, "ratio": 0.5, "achieved_ratio": 0.5, "params": 1, "macs": 1, "top1": 50.0}
-        (root / "family.json").write_text(json.dumps({"peers": [fields], "ensemble_top1": 51.0}))
-
-
-def test_the_grid_is_every_combination_and_the_last_key_varies_fastest() -> None:
-    points = read_grid("digits", ["method=wml,dml", "seed=0,1", "lr=1e-3"])
-    assert [point.name for point in points] == [
-        "method-wml_seed-0_lr-0.001", "method-wml_seed-1_lr-0.001", "method-dml_seed-0_lr-0.001", "method-dml_seed-1_lr-0.001",
-    ]  # fmt: skip
-    assert points[3].varied == {"method": "dml", "seed": 1, "lr": 0.001}
-    assert points[3].config == config_from({**read_recipe("digits"), **points[3].varied}, "x")
-    assert [point.name for point in read_grid("digits", [])] == ["digits"]
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "values"),
-    [
-        ("ratios=0.7:0.5:0.3:0,0.3:0", "ratios", [(0.7, 0.5, 0.3, 0.0), (0.3, 0.0)]),
-        ("batch-size=64,128", "batch_size", [64, 128]),
-        ("lr=1e-3,.1", "lr", [0.001, 0.1]),
-        ("nesterov=true,false", "nesterov", [True, False]),
-        ("share=none,null", "share", ["none", None]),
-        ("clip=null,5", "clip", [None, 5.0]),
-        ("data_root=/data/a b", "data_root", ["/data/a b"]),
-    ],
-)
-def test_a_value_is_read_by_its_setting(text: str, key: str, values: list[Any]) -> None:
-    assert parse_set(text) == (key, values)
-    assert [type(value) for value in parse_set(text)[1]] == [type(value) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        (["epoch=1"], "digits and --set: unknown setting 'epoch'; did you mean epochs? (run epoch-1)"),
-        (["epochs=x"], "digits and --set: epochs must be a whole number, got 'x' (run epochs-x)"),
-        (["seed=0,1", "lr=0.1,-1"], "lr must be above 0, got -1 (run seed-0_lr--1)"),
-        (["method=wml,kd"], "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, prune-finetune, got 'kd' (run method-kd)"),
-        (["seed=0", "seed=1"], "--set seed was passed twice; list all its values in one: --set seed=VALUE,VALUE,…"),
-        (["lr=0.1,1e-1"], "two runs of the grid would be called lr-0.1; leave out the value that is named twice"),
-        (["seed="], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed='"),
-        (["seed"], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed'"),
-        (["ratios=0.5,0"], "--set ratios=0.5,0 would be 2 families of one peer; for one of 2 write ratios=0.5:0"),
-        (["seed=0,,1"], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed=0,,1'"),
-    ],
-)  # fmt: skip
-def test_a_grid_with_a_fault_is_refused_before_anything_starts(sets: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        sweep("digits", sets, tmp_path / "out")
-    assert str(caught.value) == message
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
-        ({"engine": "slurm"}, "--engine must be one of local, ray, got 'slurm'"),
-        ({"address": "auto"}, "--address is where a Ray cluster is; pass --engine ray with it"),
-        ({"as_json": True}, "--json goes with --dry-run; a finished run's record is its family.json"),
-    ],
-)
-def test_wrong_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        sweep("digits", ["seed=0"], tmp_path, **options)
-    assert str(caught.value) == message
-
-
-def test_nothing_to_sweep_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is nothing to sweep; name a recipe, or pass --set"):
-        sweep(None, [], tmp_path)
-
-
-def test_how_far_a_run_is_its_directory_says(tmp_path: Path) -> None:
-    points = read_grid("digits", ["seed=0,1,2,3,4,5"])
-    configs = [point.config for point in points]
-    held(tmp_path / "seed-0", dataclasses.replace(configs[0], baseline_from="elsewhere", workers=7), finished=True)
-    held(tmp_path / "seed-1", configs[1])
-    held(tmp_path / "seed-2", dataclasses.replace(configs[2], epochs=3), finished=True)
-    (tmp_path / ".seed-3.123").mkdir()  # what a killed process had begun
-    (tmp_path / "seed-4").mkdir()
-    held(tmp_path / "seed-5", configs[5])
-    (tmp_path / "seed-5" / "family.json").write_text("{")
-    entries = plan_sweep(points, tmp_path)
-    assert list(states(entries).values()) == ["finished", "unfinished", "refused", "to do", "refused", "unfinished"]
-    other = f"{tmp_path}/seed-2 has other settings (epochs 3 there, 20 here); move it away, or choose another --out"
-    assert entries[2].cause == other
-    assert entries[4].cause == f"{tmp_path}/seed-4 exists and is no run; move it away, or choose another --out"
-
-
-def test_a_run_that_measured_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:
-    points = read_grid("digits", ["method=prune-finetune", "finetune_epochs=null,3"])
-    held(tmp_path / points[0].name, dataclasses.replace(points[0].config, finetune_epochs=2), finished=True)
-    held(tmp_path / points[1].name, dataclasses.replace(points[1].config, finetune_epochs=2), finished=True)
-    assert list(states(plan_sweep(points, tmp_path)).values()) == ["finished", "refused"]
-
-
-def baselines(entries: Sequence[Entry]) -> dict[str, tuple[str | None, str | None]]:
-    return {e.point.name: (e.baseline.name if e.baseline else None, e.after) for e in entries}
-
-
-def test_one_run_of_those_that_agree_trains_the_baseline(tmp_path: Path) -> None:
-    points = read_grid("digits", ["seed=0,1", "method=wml,dml,independent"])
-    alone, lead0, lead1 = (None, None), "seed-0_method-wml", "seed-1_method-wml"
-    assert baselines(plan_sweep(points, tmp_path)) == {
-        lead0: alone, "seed-0_method-dml": (lead0, lead0), "seed-0_method-independent": (lead0, lead0),
-        lead1: alone, "seed-1_method-dml": (lead1, lead1), "seed-1_method-independent": (lead1, lead1),
-    }  # fmt: skip
-    next_one = "seed-0_method-dml"
-    assert list(baselines(plan_sweep(points, tmp_path, {lead0})).values())[:3] == [
-        (next_one, next_one), alone, (next_one, next_one)
-    ]  # fmt: skip
-    by_name = {point.name: point.config for point in points}
-    held(tmp_path / "seed-0_method-independent", by_name["seed-0_method-independent"])  # goes on with its own
-    held(tmp_path / "seed-1_method-dml", by_name["seed-1_method-dml"], baseline=True)  # there already
-    planned = baselines(plan_sweep(points, tmp_path))
-    going_on = "seed-0_method-independent"
-    assert planned[lead0] == planned[next_one] == (going_on, going_on) and planned[going_on] == alone
-    assert planned[lead1] == planned["seed-1_method-independent"] == ("seed-1_method-dml", None)
-
-
-def test_runs_without_a_baseline_and_with_one_named_are_left_alone(tmp_path: Path) -> None:
-    without = read_grid("digits", ["seed=0", "method=wml,dml", "baseline=false"])
-    named = read_grid("digits", ["seed=0", "method=wml,dml", "baseline_from=runs/digits"])
-    for points in (without, named):
-        assert set(baselines(plan_sweep(points, tmp_path)).values()) == {(None, None)}
-
-
-def test_a_dry_run_prints_the_grid_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    sweep("digits", ["method=wml,dml", "seed=0"], out, dry_run=True)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["method-wml_seed-0", "to", "do", "trains", "it"] in lines
-    assert ["method-dml_seed-0", "to", "do", "of", "method-wml_seed-0"] in lines
-    sweep("digits", ["method=wml,dml", "seed=0"], out, dry_run=True, as_json=True)
-    first, second = json.loads(capsys.readouterr().out)
-    assert first["settings"] == {"method": "wml", "seed": 0} and first["state"] == "to do"
-    assert second["baseline_from"] == first["run"] == str(out / "method-wml_seed-0")
-    assert not out.exists()
 
 
 def test_a_failed_run_is_listed_with_its_cause_and_the_others_are_trained(swept: Swept) -> None:
@@ -233,22 +96,22 @@ def test_a_failed_run_is_listed_with_its_cause_and_the_others_are_trained(swept:
     assert not (swept.out / BEYOND).exists()
     for name in (FIRST, SECOND):
         family = read_family(Run(swept.out / name))
-        mean, ensemble = sum(peer["top1"] for peer in family["peers"]) / 2, family["ensemble_top1"]
+        mean, ensemble = sum(peer.top1 for peer in family.peers) / 2, family.ensemble_top1
         line = next(line for line in swept.said if f" finished {name} after " in line)
         assert line.endswith(f" minutes: mean top-1 {mean:.2f}, ensemble {ensemble:.2f}")
 
 
 def test_where_the_first_failed_the_next_trains_the_baseline_and_only_that_one(swept: Swept) -> None:
-    trained = [len(read_lines(Run(swept.out / name).metrics("baseline"))) for name in (FIRST, SECOND)]
+    trained = [len(read_epochs(Run(swept.out / name), "baseline")) for name in (FIRST, SECOND)]
     assert trained == [1, 0]
-    assert read_settings(Run(swept.out / SECOND))["baseline_from"] == str((swept.out / FIRST).resolve())
+    assert read_config(Run(swept.out / SECOND)).settings.baseline_from == str((swept.out / FIRST).resolve())
     one, other = (swept.out / name / "baseline" / "weights.safetensors" for name in (FIRST, SECOND))
     assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_run_has_the_settings_of_its_point(swept: Swept, recipe: str) -> None:
     point = next(point for point in read_grid(recipe, GRID) if point.name == SECOND)
-    settings = config_from(read_settings(Run(swept.out / SECOND)), "run")
+    settings = read_config(Run(swept.out / SECOND)).settings
     assert dataclasses.replace(settings, baseline_from=None) == point.config
 
 
@@ -276,14 +139,14 @@ def test_a_run_with_other_settings_fails_and_is_left(
 
 
 def test_a_sweep_that_is_ended_ends_its_runs_and_goes_on_with_them(
-    swept: Swept, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = ["epochs=3000", "baseline=false"]
     process = subprocess.Popen(
         [sys.executable, "-c", SWEEP, recipe, str(tmp_path), "local", *sets], stdout=subprocess.PIPE, text=True
     )
     run = Run(tmp_path / "epochs-3000_baseline-false")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run.checkpoint / "state.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -291,18 +154,19 @@ def test_a_sweep_that_is_ended_ends_its_runs_and_goes_on_with_them(
     assert said.splitlines()[-1] == "stopped; the same command goes on where it was"
     with (tmp_path / ".sweep" / f"{run.root.name}.log").open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it: the process that trained is gone
-    done = len(read_lines(run.metrics("family")))
+    done = len(read_epochs(run, "family"))
     assert 1 <= done < 3000
     record = json.loads(run.config.read_text())
     record["settings"]["epochs"] = done + 1  # so that going on is short
     run.config.write_text(json.dumps(record))
     goes_on = tmp_path / f"epochs-{done + 1}_baseline-false"
     run.root.rename(goes_on)
+    train_here(monkeypatch)
     sweep(recipe, [f"epochs={done + 1}", "baseline=false"], tmp_path)
     said = capsys.readouterr().out
     assert f"resumed {goes_on.name}" in said
     assert "resuming the family after epoch " in (tmp_path / ".sweep" / f"{goes_on.name}.log").read_text()
-    assert [line["epoch"] for line in read_lines(Run(goes_on).metrics("family"))] == list(range(1, done + 2))
+    assert [epoch.epoch for epoch in read_epochs(Run(goes_on), "family")] == list(range(1, done + 2))
 
 
 def a_job(root: Path, **changes: Any) -> Job:
@@ -331,6 +195,38 @@ def test_a_directory_that_this_machine_cannot_see_is_a_failure_in_words(tmp_path
     assert (outcome.state, outcome.text) == (FAILED, f"No such file or directory: {tmp_path}/nowhere/one.log")
 
 
+def test_a_job_waits_for_the_one_that_trains_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    def fake(job: Job, threads: int | None, stopped: Callable[[], bool]) -> Outcome:
+        if job.after is None:
+            time.sleep(0.05)  # the others would be first
+        ended.append(job.name)
+        return Outcome(job.name, FINISHED)
+
+    monkeypatch.setattr(engines, "train_job", fake)
+    reported: list[str] = []
+    jobs = [a_job(tmp_path, name="first"), *(a_job(tmp_path, name=name, after="first") for name in ("second", "third"))]
+    with local_engine(3) as work:
+        work(jobs, lambda outcome: reported.append(outcome.name))
+    assert ended[0] == "first" and sorted(ended) == sorted(reported) == ["first", "second", "third"]
+
+
+def test_at_once_they_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int | None] = []
+
+    def fake(job: Job, threads: int | None, stopped: Callable[[], bool]) -> Outcome:
+        given.append(threads)
+        return Outcome(job.name, FINISHED)
+
+    monkeypatch.setattr(engines, "train_job", fake)
+    monkeypatch.setattr(engines, "cores", lambda: 6)
+    for at_once in (1, 2, 4, 12):
+        with local_engine(at_once) as work:
+            work([a_job(tmp_path)], lambda outcome: None)
+    assert given == [None, 3, 1, 1]
+
+
 def engine_that(work: Callable[[Sequence[Job], Callable[[Outcome], None]], None]) -> Any:
     return lambda at_once: contextlib.nullcontext(work)
 
@@ -355,7 +251,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("wmlc.compress.sweep.session.local_engine", engine_that(stop))
     with pytest.raises(InputError, match=r"^stopped; the same command goes on where it was$"):
         sweep("digits", ["seed=3"], tmp_path)
-    settings = config_from(yaml.safe_load((tmp_path / ".sweep" / "seed-3.yaml").read_text()), "recipe")
+    settings = settle(yaml.safe_load((tmp_path / ".sweep" / "seed-3.yaml").read_text()), "recipe")
     assert settings == read_grid("digits", ["seed=3"])[0].config
 
 
@@ -377,8 +273,8 @@ def test_ray_trains_the_grid_and_the_baseline_once(recipe: str, tmp_path: Path) 
     said = done.stdout.splitlines()
     assert said[1].startswith("Ray: machines 1, GPUs ") and len(said) == 5, said
     assert done.stderr == ""
-    assert [len(read_lines(Run(tmp_path / name).metrics("baseline"))) for name in (FIRST, SECOND)] == [1, 0]
-    assert all(read_family(Run(tmp_path / name))["baseline"] for name in (FIRST, SECOND))
+    assert [len(read_epochs(Run(tmp_path / name), "baseline")) for name in (FIRST, SECOND)] == [1, 0]
+    assert all(read_family(Run(tmp_path / name)).baseline for name in (FIRST, SECOND))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")

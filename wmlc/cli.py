@@ -10,7 +10,7 @@ import click
 import wmlc
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, engine_class
-from wmlc.compress.config import CHOICES, config_from
+from wmlc.compress.config import CHOICES, settle
 from wmlc.compress.recipes import override, print_recipes, read_recipe
 from wmlc.console import note
 from wmlc.errors import InputError
@@ -91,7 +91,7 @@ def train(
     elif "baseline_from" in asked:
         asked["baseline"] = True
     chosen, left = override(read_recipe(recipe) if recipe else {}, asked)
-    config = config_from(chosen, recipe or "options")
+    config = settle(chosen, recipe or "options")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     if dry_run:

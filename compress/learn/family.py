@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmlc.compress.widths.choose import PeerWidths
 from wmlc.compress.widths.graph import cut_channels
-from wmlc.compress.widths.plan import PeerPlan
 from wmlc.compress.widths.tree import Partition
 from wmlc.models.exits import end_at_exit, exit_stages
 from wmlc.records import Branch
@@ -77,20 +76,6 @@ class PeerFamily(nn.Module):
         return network
 
 
-class Gate(nn.Module):
-    """ONE's gate (Lan et al., NeurIPS 2018, section 3.1): shared features → a weight for each branch, each image."""
-
-    def __init__(self, channels: int, peers: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(channels, peers)
-        self.bn = nn.BatchNorm1d(peers)
-
-    def forward(self, shared_BCHW: Tensor) -> Tensor:
-        """Features [B, C, H, W] → weights on the simplex [B, P]: pooling, linear, batch norm, ReLU, softmax."""
-        pooled_BC = F.adaptive_avg_pool2d(shared_BCHW, 1).flatten(1)
-        return F.softmax(F.relu(self.bn(self.fc(pooled_BC))).float(), dim=1)
-
-
 class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient comes back multiplied; forward mode sees the identity."""
 
@@ -111,7 +96,7 @@ class _ScaledGradient(torch.autograd.Function):
 def build_family(
     full: nn.Sequential,
     input_shape: tuple[int, int, int],
-    plans: list[PeerPlan],
+    widths: list[PeerWidths],
     tree: list[Partition],
     mean_joins: bool = False,
     fresh: Callable[[], nn.Sequential] | None = None,
@@ -120,12 +105,12 @@ def build_family(
 
     All peers start from the same weights, but one that keeps the very channels of a larger peer is cut from a
     network that `fresh` draws anew: twins that start alike would get the same gradients and stay alike. A shared
-    stage is its least pruned peer's; the plans make its outputs fit every stage that follows it.
+    stage is its least pruned peer's; the widths are such that its outputs fit every stage that follows it.
     """
     networks = []
-    for index, plan in enumerate(plans):
-        twin = fresh is not None and any(_same_channels(plan, larger) for larger in plans[index + 1 :])
-        networks.append(cut_channels(fresh() if twin and fresh else full, input_shape, plan.kept))
+    for index, own in enumerate(widths):
+        twin = any(_same_channels(own, larger) for larger in widths[index + 1 :])
+        networks.append(cut_channels(fresh() if twin and fresh else full, input_shape, own.kept))
     branches: list[Branch] = []
     modules: dict[str, nn.Module] = {}
     former: str | None = None
@@ -139,8 +124,8 @@ def build_family(
     return PeerFamily(branches, modules, mean_joins)
 
 
-def _same_channels(plan: PeerPlan, other: PeerPlan) -> bool:
-    return all(torch.equal(kept, other.kept[root]) for root, kept in plan.kept.items())
+def _same_channels(one: PeerWidths, other: PeerWidths) -> bool:
+    return all(torch.equal(kept, other.kept[root]) for root, kept in one.kept.items())
 
 
 def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerFamily:

@@ -1,9 +1,10 @@
-"""The losses that teach a family, one a method: tensors in, tensors out (PAPER 3 and 6).
+"""The losses that teach a family, tensors in, tensors out: one a method, and terms on what stages put out.
 
 A distribution that teaches is detached everywhere: the gradient reaches the student alone. T is the temperature: logits
 are divided by it before the softmax, and the divergence is multiplied by T², so that its gradient keeps its size.
 
-Shape legend: P peers (i teaches, j learns), B batch, C classes.
+Shape legend: P peers (i teaches, j learns), B batch, C classes; in the terms on stages C channels (S a student's, T its
+teacher's), H height, W width.
 """
 
 from __future__ import annotations
@@ -109,8 +110,43 @@ def self_distillation_losses(
 
         ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(p_P ‖ p_j) for j < P,  ℓ_P = CE(z_P, Y)
 
-    as the deepest is taught by the labels alone. The paper's third term, on features, is `features.pooled_distance`.
+    as the deepest is taught by the labels alone. The paper's third term, on features, is `pooled_distance`.
     """
     own_P = cross_entropies(logits_PBC, labels_B)
     taught = [divergence_from(logits_PBC[-1], z_BC, temperature) for z_BC in logits_PBC[:-1]]
     return torch.stack([*((1 - alpha) * own_P[:-1] + alpha * torch.stack(taught)), own_P[-1]]) if taught else own_P
+
+
+# --- terms on what stages put out, to be added to any teaching loss: the paper's next step (section 5)
+
+
+def hint_distance(student_BTHW: Tensor, teacher_BTHW: Tensor) -> Tensor:
+    """FitNets (Romero et al., ICLR 2015, eq. 3): mean squared distance of a student's stage from its teacher's; scalar.
+
+    The student's output comes through a regressor, a 1 × 1 convolution to the teacher's channels; the teacher is
+    detached. A mean where the paper has half the sum: the weight makes up for it.
+    """
+    return F.mse_loss(student_BTHW, teacher_BTHW.detach())
+
+
+def attention_distance(student_BSHW: Tensor, teacher_BTHW: Tensor) -> Tensor:
+    """Attention transfer (Zagoruyko & Komodakis, ICLR 2017, eq. 2): how far apart two stages look; scalar.
+
+        mean (Q_S / ‖Q_S‖ − Q_T / ‖Q_T‖)²,  Q = the mean over channels of the squared outputs, a vector of H · W
+
+    Student and teacher may differ in channels, not in height and width. The teacher is detached.
+    """
+    maps = [
+        F.normalize(output_BCHW.square().mean(1).flatten(1), dim=1)
+        for output_BCHW in (student_BSHW, teacher_BTHW.detach())
+    ]
+    return F.mse_loss(maps[0], maps[1])
+
+
+def pooled_distance(exit_BC: Tensor, deepest_BC: Tensor) -> Tensor:
+    """Self-distillation's hint (Zhang et al., ICCV 2019, eq. 4): ‖F_i − F_P‖² of pooled features, mean over the batch.
+
+    The deepest exit's features are detached. A widely used implementation weighs the sum over a batch of 128 by 1e-6:
+    about 1e-4 of this mean.
+    """
+    return (exit_BC - deepest_BC.detach()).square().sum(1).mean()

@@ -1,125 +1,193 @@
-"""What a training step descends under each method: the objectives over a family's logits and stages.
+"""The methods: what each one's paper sets, and what a training step descends under it (docs/methods.md).
+
+Free of torch until a loss is computed, as the command line needs the facts alone.
 
 Shape legend: P peers, B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from wmlc.settings import TrainConfig
 
-from wmlc.compress.config import TrainConfig
-from wmlc.compress.learn.family import Gate, PeerFamily
-from wmlc.compress.learn.features import attention_distance, hint_distance, pooled_distance
-from wmlc.compress.learn.losses import (
-    cl_losses,
-    cross_entropies,
-    dml_losses,
-    gated_ensemble,
-    one_losses,
-    self_distillation_losses,
-    wml_losses,
-)
-from wmlc.errors import InputError
-from wmlc.records import Branch
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wmlc.compress.learn.family import PeerFamily
 
 
-def add_extras(family: PeerFamily, config: TrainConfig) -> None:
-    """Give `family` what the method needs for teaching alone: ONE's gate, regressors for hints."""
-    if config.method == "one" and family.peers > 1:
-        family.extras["gate"] = Gate(_out_channels(family.parts[_trunk(family).name]), family.peers)
-    if config.feature_loss == "hints":
-        for student, teacher in feature_pairs(family):
-            narrow, wide = (_out_channels(family.parts[branch.name]) for branch in (student, teacher))
-            family.extras[f"hint_{student.name}"] = nn.Conv2d(narrow, wide, kernel_size=1)
+@dataclass(frozen=True)
+class Forward:
+    """What a training step's forward gave: all that a loss may look at."""
+
+    family: PeerFamily
+    logits_PBC: Tensor
+    outputs: Mapping[str, Tensor]  # of each branch, by its name; see `PeerFamily.walk`
+    labels_B: Tensor
+    weight_P: Tensor  # ω
 
 
-def train_loss(
-    family: PeerFamily,
-    logits_PBC: Tensor,
-    outputs: Mapping[str, Tensor],
-    labels_B: Tensor,
-    weight_P: Tensor,
-    config: TrainConfig,
-    method: str,
-) -> Tensor:
-    """The scalar that a step descends: the method's losses summed over the peers, and a feature term if there is one.
+# --- the losses, each summed over the peers: (what the forward gave, α, T) → scalar
 
-    For weighted mutual learning it is P · Σ_i ω_i ℓ_i. The factor P keeps the minimiser and gives a private stage, at
-    uniform weights, the same gradient as a network trained alone: without it more peers would mean smaller steps.
-    Args: what `PeerFamily.walk` returned, class ids int64 [B], ω [P].
+
+def _mutual(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    """P · Σ_i ω_i ℓ_i.
+
+    The factor P keeps the minimiser and gives a private stage, at uniform weights, the same gradient as a network
+    trained alone: without it more peers would mean smaller steps.
     """
-    alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
-    if method == "independent" or len(weight_P) == 1:
-        return cross_entropies(logits_PBC, labels_B).sum()
-    if method in ("wml", "wml-p"):
-        loss = len(weight_P) * (weight_P @ wml_losses(logits_PBC, labels_B, alpha, temperature))
-    elif method == "dml":
-        loss = dml_losses(logits_PBC, labels_B, temperature).sum()
-    elif method == "one":
-        loss = one_losses(logits_PBC, labels_B, gate_weights(family, outputs), temperature).sum()
-    elif method == "cl":
-        loss = cl_losses(logits_PBC, labels_B, alpha, temperature).sum()
-    else:
-        assert method == "self-distillation", method
-        loss = self_distillation_losses(logits_PBC, labels_B, alpha, temperature).sum()
-        features = [outputs[family.branch("head", peer).name].float() for peer in range(1, family.peers + 1)]
-        hints = [pooled_distance(feature_BC, features[-1]) for feature_BC in features[:-1]]
-        loss = loss + (config.feature_weight or 0.0) * torch.stack(hints).sum()
-    if config.feature_loss != "none":
-        loss = loss + (config.feature_weight or 0.0) * _feature_term(family, outputs, config.feature_loss)
-    return loss
+    from wmlc.compress.learn.losses import wml_losses
+
+    losses_P = wml_losses(forward.logits_PBC, forward.labels_B, alpha, temperature)
+    return len(forward.weight_P) * (forward.weight_P @ losses_P)
 
 
-def gate_weights(family: PeerFamily, outputs: Mapping[str, Tensor]) -> Tensor:
-    """ONE's weight for each branch and image, from the last stage that all branches share; [B, P]."""
-    return family.extras["gate"](outputs[_trunk(family).name].float())
+def _deep_mutual(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    from wmlc.compress.learn.losses import dml_losses
+
+    return dml_losses(forward.logits_PBC, forward.labels_B, temperature).sum()
 
 
-def ensembles(
-    family: PeerFamily, logits_PBC: Tensor, outputs: Mapping[str, Tensor], weight_P: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The method's own ensemble, Σ_i ω_i z_i or ONE's gated mix, and the plain average; each [B, C]."""
-    if "gate" in family.extras:
-        own_BC = gated_ensemble(logits_PBC, gate_weights(family, outputs))
-    else:
-        own_BC = torch.einsum("p,pbc->bc", weight_P, logits_PBC)
-    return own_BC, logits_PBC.mean(0)
+def _gated(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    from wmlc.compress.learn.extras import gate_weights
+    from wmlc.compress.learn.losses import one_losses
+
+    gate_BP = gate_weights(forward.family, forward.outputs)
+    return one_losses(forward.logits_PBC, forward.labels_B, gate_BP, temperature).sum()
 
 
-def feature_pairs(family: PeerFamily) -> list[tuple[Branch, Branch]]:
-    """Each stage's copies that learn from features, with the copy that the largest peer goes through."""
-    return [
-        (branch, family.branch(branch.stage, family.peers))
-        for branch in family.branches
-        if branch.stage != "head" and family.peers not in branch.peers
-    ]
+def _collaborative(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    from wmlc.compress.learn.losses import cl_losses
+
+    return cl_losses(forward.logits_PBC, forward.labels_B, alpha, temperature).sum()
 
 
-def _feature_term(family: PeerFamily, outputs: Mapping[str, Tensor], kind: str) -> Tensor:
-    """Σ over the copies of stages that the largest, the teaching peer does not share; scalar."""
-    terms = []
-    for student, teacher in feature_pairs(family):
-        mine, its = outputs[student.name].float(), outputs[teacher.name].float()
-        if kind == "hints":
-            terms.append(hint_distance(family.extras[f"hint_{student.name}"](mine), its))
-        else:
-            terms.append(attention_distance(mine, its))
+def _self_distilled(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    from wmlc.compress.learn.losses import self_distillation_losses
+
+    return self_distillation_losses(forward.logits_PBC, forward.labels_B, alpha, temperature).sum()
+
+
+def _labels_alone(forward: Forward, alpha: float, temperature: float) -> Tensor:
+    from wmlc.compress.learn.losses import cross_entropies
+
+    return cross_entropies(forward.logits_PBC, forward.labels_B).sum()
+
+
+# --- terms on what stages put out, summed over the stages that learn
+
+
+def _hints(forward: Forward) -> Tensor:
+    from wmlc.compress.learn.extras import regressor
+    from wmlc.compress.learn.losses import hint_distance
+
+    return _over_pairs(forward, lambda name, its, wide: hint_distance(regressor(forward.family, name)(its), wide))
+
+
+def _attention(forward: Forward) -> Tensor:
+    from wmlc.compress.learn.losses import attention_distance
+
+    return _over_pairs(forward, lambda _, its, wide: attention_distance(its, wide))
+
+
+def _over_pairs(forward: Forward, distance: Callable[[str, Tensor, Tensor], Tensor]) -> Tensor:
+    """Σ over the stages that the largest peer, which teaches, has for itself; `distance` takes the student's name."""
+    from wmlc.compress.learn.extras import feature_pairs
+
+    outputs, pairs = forward.outputs, feature_pairs(forward.family)
+    return _total([distance(own.name, outputs[own.name].float(), outputs[its.name].float()) for own, its in pairs])
+
+
+def _exit_features(forward: Forward) -> Tensor:
+    """Each exit's pooled features against the deepest exit's."""
+    from wmlc.compress.learn.losses import pooled_distance
+
+    family = forward.family
+    heads = [family.branch("head", peer).name for peer in range(1, family.peers + 1)]
+    *exits, deepest_BC = [forward.outputs[name].float() for name in heads]
+    return _total([pooled_distance(exit_BC, deepest_BC) for exit_BC in exits])
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    import torch
+
     return torch.stack(terms).sum()
 
 
-def _trunk(family: PeerFamily) -> Branch:
-    """The last stage that all peers share."""
-    shared = [branch for branch in family.branches if len(branch.peers) == family.peers]
-    if not shared:
-        raise InputError(
-            "the gate of one looks at a stage that all peers share, and nothing is shared; leave out share"
-        )
-    return shared[-1]
+# --- the facts
 
 
-def _out_channels(stage: nn.Module) -> int:
-    """The channels that a stage puts out: those of its last batch norm."""
-    return [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+@dataclass(frozen=True)
+class FeatureTerm:
+    """A term on what stages put out, which is added to a method's loss."""
+
+    weight: float  # by default, of a mean of squares
+    loss: Callable[[Forward], Tensor]
+    regressors: bool = False  # 1 × 1 convolutions bring a student's channels to its teacher's
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's own paper sets: its loss, the constants of that, and the default shape of its family."""
+
+    loss: Callable[[Forward, float, float], Tensor]
+    ratios: tuple[float, ...] = (0.7, 0.5, 0.3, 0.0)
+    share: str = "tree"
+    alpha: float | None = None  # weight of the teaching against the labels; None: the loss has none
+    temperature: float | None = None  # None: nothing is softened, as nobody teaches
+    features: FeatureTerm | None = None  # that belongs to the method
+    join: str = "mean"  # of its peers' gradients, what a shared stage gets
+    reweighs: bool = False  # ω is learned
+    gated: bool = False  # a gate mixes the peers, image by image
+    exits: bool = False  # the peers are exits of one network, and nothing is cut
+    cuts_trained: bool = False  # the unpruned network is trained first; the peers are cut from it and fine-tuned
+
+    @property
+    def fixed_shape(self) -> bool:
+        """The method itself says what is shared."""
+        return self.exits or self.cuts_trained
+
+
+EQUAL = (0.0,) * 4  # peers as large as the full network
+
+METHODS = {
+    "wml": Method(_mutual, alpha=0.1, temperature=1.0, reweighs=True),  # weighted mutual learning
+    "wml-p": Method(_mutual, alpha=0.1, temperature=1.0),  # the same with fixed, equal weights
+    "dml": Method(_deep_mutual, share="none", temperature=1.0),  # deep mutual learning
+    "one": Method(  # on-the-fly native ensemble
+        _gated, ratios=EQUAL, share="branches", temperature=3.0, join="sum", gated=True
+    ),
+    "cl": Method(_collaborative, ratios=EQUAL, alpha=0.5, temperature=2.0),  # collaborative learning
+    "self-distillation": Method(  # the exits of one network
+        _self_distilled, ratios=(), share="exits", alpha=0.1, temperature=3.0,
+        features=FeatureTerm(1e-4, _exit_features), join="sum", exits=True,
+    ),
+    "independent": Method(_labels_alone, share="none"),
+    "prune-finetune": Method(_labels_alone, share="none", cuts_trained=True),  # train, cut by magnitude, fine-tune
+}  # fmt: skip
+ALONE = METHODS["independent"]  # how a baseline is trained
+
+FEATURE_TERMS = {  # of --feature-loss
+    "hints": FeatureTerm(100.0, _hints, regressors=True),
+    "attention": FeatureTerm(1000.0, _attention),
+}
+
+
+def feature_term(method: Method, feature_loss: str) -> FeatureTerm | None:
+    """The method's own term, or the one that was chosen; None for `feature_loss` none."""
+    return method.features or FEATURE_TERMS.get(feature_loss)
+
+
+def train_loss(forward: Forward, config: TrainConfig, method: Method) -> Tensor:
+    """The scalar that a step descends: the method's losses, and a feature term if there is one.
+
+    One peer alone learns from the labels, whatever the method.
+    """
+    alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
+    if len(forward.weight_P) == 1:
+        return _labels_alone(forward, alpha, temperature)
+    loss, term = method.loss(forward, alpha, temperature), feature_term(method, config.feature_loss)
+    return loss if term is None else loss + (config.feature_weight or 0.0) * term.loss(forward)

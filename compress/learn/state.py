@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -14,14 +15,12 @@ from torch import Tensor, nn
 from wmlc import records
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory
-from wmlc.records import Progress
+from wmlc.records import Phase, Progress
 
 STATE_FILE, MODEL_FILE, BEST_FILE, MOMENTUM_FILE = (
     "state.json", "model.safetensors", "best.safetensors", "momentum.safetensors"
 )  # fmt: skip
-
-
-Phase = Literal["family", "baseline"]
+_REMEDY = "delete the checkpoint directory to train from the start"
 
 
 @dataclass
@@ -57,17 +56,24 @@ def save_state(directory: Path, state: TrainState, network: nn.Module, optimizer
         records.write(aside / STATE_FILE, state.progress())
 
 
-def peek_phase(directory: Path) -> str | None:
-    """The phase that the checkpoint in `directory` belongs to, None where there is none."""
+def read_progress(directory: Path) -> Progress | None:
+    """How far the checkpoint in `directory` is, None where there is none; `InputError` where it is damaged."""
     recover_directory(directory)
     if not directory.is_dir():
         return None
-    return _read_state(directory).phase
+    return records.read(directory / STATE_FILE, Progress, "training state", _REMEDY)
 
 
-def load_state(directory: Path, network: nn.Module, optimizer: torch.optim.SGD) -> TrainState:
-    """Put a checkpoint's weights and momentum into `network` and `optimizer`; `InputError` where damaged."""
-    progress = _read_state(directory)
+def load_state(
+    directory: Path, network: nn.Module, optimizer: torch.optim.SGD, *, peers: int, epochs: int
+) -> TrainState:
+    """Put a checkpoint's weights and momentum into `network` and `optimizer`.
+
+    Raises `InputError` where it is damaged, or not of a network of so many `peers` that trains for so many `epochs`.
+    """
+    progress = records.read(directory / STATE_FILE, Progress, "training state", _REMEDY)
+    if faults := _faults(progress, peers, epochs):
+        raise InputError(f"{directory / STATE_FILE} does not belong to this run: {'; '.join(faults)}; {_REMEDY}")
     state = TrainState(**{f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "schema_version"})
     expected = network.state_dict()
     model = _read(directory / MODEL_FILE, expected)
@@ -79,25 +85,39 @@ def load_state(directory: Path, network: nn.Module, optimizer: torch.optim.SGD) 
     return state
 
 
-_REMEDY = "delete the checkpoint directory to train from the start"
+def _faults(progress: Progress, peers: int, epochs: int) -> list[str]:
+    """Why a state cannot be that of such a run, in words."""
+    faults = []
+    if not 1 <= progress.epoch <= epochs:
+        faults.append(f"epoch must be from 1 to {epochs}, got {progress.epoch}")
+    if not 1 <= progress.best_epoch <= progress.epoch:
+        faults.append(f"best_epoch must be from 1 to epoch, got {progress.best_epoch}")
+    for name in ("peer_weights", "best_peer_weights"):
+        weights: list[float] = getattr(progress, name)
+        if len(weights) != peers or not math.isclose(sum(weights), 1, abs_tol=1e-3):
+            shown = ", ".join(f"{weight:g}" for weight in weights[: 2 * peers]) + (", …" * (len(weights) > 2 * peers))
+            faults.append(f"{name} must be {peers} numbers that add up to 1, got [{shown}]")
+    return faults
 
 
-def _read_state(directory: Path) -> Progress:
-    return records.read(directory / STATE_FILE, Progress, "training state", _REMEDY)
-
-
-def _write(path: Path, tensors: dict[str, Any]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # copied: a shared stage's best weights may be the very tensors of the model, which safetensors refuses
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.write_bytes(safetensors.torch.save(ready))
 
 
-def _read(path: Path, expected: dict[str, Any], complete: bool = True) -> dict[str, Tensor]:
+def _read(path: Path, expected: Mapping[str, Tensor], complete: bool = True) -> dict[str, Tensor]:
+    """The tensors in `path`, each one of `expected`, and all of them where it shall be `complete`."""
+    if path.exists() and not path.is_file():  # a pipe, which would never end
+        raise InputError(f"{path} is no regular file; {_REMEDY}")
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or missing ({error}); {_REMEDY}") from None
-    fits = all(name in expected and tensor.shape == expected[name].shape for name, tensor in tensors.items())
+    fits = all(
+        name in expected and (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype)
+        for name, tensor in tensors.items()
+    )
     if not fits or (complete and tensors.keys() != expected.keys()):
         raise InputError(f"{path} does not belong to the run's networks; {_REMEDY}")
     return tensors

@@ -6,55 +6,23 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wmlc.compress.config import TrainConfig
+from wmlc.compress.learn.extras import ensembles
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import ensembles, train_loss
+from wmlc.compress.learn.methods import Forward, Method, train_loss
+from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
 from wmlc.compress.learn.state import TrainState
 from wmlc.console import progress
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.records import Epoch
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where and in which arithmetic a run trains."""
-
-    name: str  # "cpu" or "cuda"
-    bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        """bf16 for convolutions and matrix products, float32 elsewhere; or float32 throughout."""
-        return torch.autocast(self.name, torch.bfloat16, enabled=self.bf16)
-
-
-def choose_device(device: str, precision: str) -> Device:
-    """The device and precision that the options name; `auto` looks for a GPU, and for native bf16.
-
-    Raises `InputError` where `cuda` was asked for and there is none: never another device instead.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
-    name = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    # Hardware without bf16 emulates it: a CPU without AVX-512 some 15 times slower than its float32.
-    if name == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if precision == "bf16" and not native:
-        raise InputError(
-            f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32"
-        )
-    return Device(name, bf16=precision == "bf16" or (precision == "auto" and native))
+from wmlc.settings import TrainConfig
 
 
 def lr_factor(schedule: str, done: float, epochs: int, warmup_epochs: float) -> float:
@@ -111,7 +79,7 @@ def fit(
     optimizer: torch.optim.SGD,
     data: Data,
     config: TrainConfig,
-    method: str,
+    method: Method,
     state: TrainState,
     device: Device,
     on_epoch: Callable[[Epoch], None],
@@ -137,7 +105,7 @@ def fit(
                 optimizer.param_groups[0]["lr"] = lr
                 with device.autocast():
                     logits_PBC, outputs = walk(images)
-                loss = train_loss(family, logits_PBC.float(), outputs, labels, weight_P, config, method)
+                loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, method)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.clip is not None:
@@ -148,7 +116,7 @@ def fit(
                         f"lower --lr, raise --warmup-epochs or pass --clip 1"
                     )
                 state.step += 1
-                if method == "wml" and len(weight_P) > 1 and state.step % config.reweigh_every == 0:
+                if method.reweighs and len(weight_P) > 1 and state.step % config.reweigh_every == 0:
                     held_out = data.held_out_batch(config.batch_size, state.step // config.reweigh_every)
                     weight_P = _reweigh(family, (images, labels), held_out, weight_P, config, lr, device)
                 optimizer.step()
@@ -196,12 +164,6 @@ def _reweigh(
             f"the gradient of the peer weights is not finite at lr {lr:.3g}; lower --lr or raise --warmup-epochs"
         )
     return mirror_step(weight_P, gradient_P, config.weight_lr)
-
-
-def check_compiler(device: Device) -> None:
-    """Raise `InputError` where --compile has nothing to compile with."""
-    if device.name == "cpu" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
-        raise InputError("--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out")
 
 
 def _cosine(share: float) -> float:

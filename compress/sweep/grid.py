@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.config import settle
 from wmlc.compress.recipes import override, read_recipe
 from wmlc.errors import InputError
+from wmlc.settings import TrainConfig
 
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
 
@@ -52,7 +53,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         if name in points:
             raise InputError(f"two runs of the grid would be called {name}; leave out the value that is named twice")
         try:
-            points[name] = Point(name, varied, config_from(override(base, varied)[0], source))
+            points[name] = Point(name, varied, settle(override(base, varied)[0], source))
         except InputError as error:
             raise InputError(f"{error} (run {name})") from None
     return list(points.values())
@@ -61,7 +62,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
 def parse_set(text: str) -> tuple[str, list[Any]]:
     """The key and the values in KEY=VALUE,VALUE,…, each by the setting's type; `null` is none at all.
 
-    A value of another type stays text, so that `config_from` says what the setting takes.
+    A value of another type stays text, so that `settle` says what the setting takes.
     """
     key, _, listed = text.partition("=")
     key, parts = key.strip().replace("-", "_"), [part.strip() for part in listed.split(",")]
@@ -89,8 +90,8 @@ def _value(text: str, wanted: str) -> Any:
             return tuple(float(part) for part in text.split(":"))
         if kind in ("int", "float"):  # YAML takes 1e-3 for a text
             return int(text) if kind == "int" else float(text)
-        return yaml.safe_load(text) if kind == "bool" else text
-    except (ValueError, yaml.YAMLError):
+        return yaml.SafeLoader.bool_values[text.lower()] if kind == "bool" else text
+    except (ValueError, KeyError):
         return text
 
 

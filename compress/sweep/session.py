@@ -12,25 +12,25 @@ import shlex
 import signal
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from wmlc.compress.config import TrainConfig, config_from
+from wmlc.compress.config import settle
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
-from wmlc.console import UNKNOWN, print_table, say
+from wmlc.console import UNKNOWN, say
 from wmlc.errors import InputError
 from wmlc.files import new_file
 from wmlc.run import BASELINE, Run, read_config, read_family
-from wmlc.settings import OF_A_BASELINE, names_of
+from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
+from wmlc.table import Table
 
 ENGINES = ("local", "ray")
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
 UNFINISHED, TO_DO, REFUSED = "unfinished", "to do", "refused"  # how far a run is, besides FINISHED
-MAY_DIFFER = ("baseline_from", "download", "workers")  # settings that change nothing about what is learned
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def run_sweep(
     """
     _check_options(jobs, engine, address, dry_run, as_json)
     points = read_grid(recipe, sets)
-    entries = plan_sweep(points, out)
+    entries = arrange(points, out)
     if dry_run:
-        _print_json(entries, out) if as_json else _print_plan(entries, out)
+        _print_json(entries, out) if as_json else _print_grid(entries, out)
         return
     failed = {entry.point.name: entry.cause for entry in entries if entry.state == REFUSED}
     for entry in entries:
@@ -83,7 +83,7 @@ def run_sweep(
         )
 
 
-def plan_sweep(points: Sequence[Point], out: Path, failed: Collection[str] = ()) -> list[Entry]:
+def arrange(points: Sequence[Point], out: Path, failed: Collection[str] = ()) -> list[Entry]:
     """How far each run is, and whose baseline it takes; of runs that `failed`, none is waited for.
 
     Runs that agree in all that makes a baseline train it once: the first of them, unless one has it already or is
@@ -125,7 +125,7 @@ def _entry(point: Point, run: Run) -> Entry:
     if not run.config.exists():
         return Entry(point, run, REFUSED, f"{run.root} exists and is no run; {remedy}")
     try:
-        held = _compared(config_from(vars(read_config(run).settings), str(run.config)))
+        held = _compared(settle(vars(read_config(run).settings), str(run.config)))
     except InputError as error:
         return Entry(point, run, REFUSED, str(error))
     wanted = _compared(point.config)
@@ -140,7 +140,9 @@ def _entry(point: Point, run: Run) -> Entry:
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:
-    settings = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
+    """The settings in which a run of the same name must agree."""
+    incidental = names_of("incidental")
+    settings = {name: value for name, value in vars(config).items() if name not in incidental}
     if config.data_root is not None:  # a run records it so
         settings["data_root"] = str(Path(config.data_root).expanduser().resolve())
     return settings
@@ -155,12 +157,12 @@ def _train_all(
     points: Sequence[Point], entries: Sequence[Entry], out: Path, at_once: int, engine: str, address: str | None,
     failed: dict[str, str],
 ) -> None:  # fmt: skip
-    """Do all that is to do; a run whose baseline failed to come is planned again, until none is left."""
+    """Do all that is to do; a run whose baseline failed to come is arranged again, until none is left."""
     done = 0
 
     def open_entries() -> list[Entry]:
-        planned = plan_sweep(points, out, failed)
-        return [e for e in planned if e.state in (UNFINISHED, TO_DO) and e.point.name not in failed]
+        arranged = arrange(points, out, failed)
+        return [e for e in arranged if e.state in (UNFINISHED, TO_DO) and e.point.name not in failed]
 
     def report(outcome: Outcome) -> None:
         nonlocal done
@@ -204,7 +206,7 @@ def _job(entry: Entry, out: Path) -> Job:
     recipe = root / SIDE / f"{name}.yaml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
     if entry.state == TO_DO:
-        settings = {**asdict(config), "ratios": list(config.ratios)}
+        settings = {**vars(config), "ratios": list(config.ratios)}
         settings |= {"baseline_from": str(baseline)} if baseline else {}
         with new_file(recipe) as aside:
             aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -239,9 +241,9 @@ def _baseline_words(entry: Entry) -> str:
     return UNKNOWN if entry.state == REFUSED else "there" if entry.run.network(BASELINE).is_dir() else "trains it"
 
 
-def _print_plan(entries: Sequence[Entry], out: Path) -> None:
+def _print_grid(entries: Sequence[Entry], out: Path) -> None:
     rows = [[entry.point.name, entry.state, _baseline_words(entry)] for entry in entries]
-    print_table(f"{len(entries)} runs in {out}", ["run", "state", "baseline"], rows, left=3)
+    Table(["run", "state", "baseline"], rows, f"{len(entries)} runs in {out}", words=3).show()
     for entry in entries:
         if entry.cause:
             say(f"{entry.point.name}: {entry.cause}")

@@ -6,9 +6,13 @@ a layer's keep is exp(−(x_out + x_in)) and the cap on a layer is a bound on a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from wmlc.compress.widths.graph import ChannelGraph
+
+Size = Callable[[np.ndarray], float]  # of a network whose groups have counts [G]
 
 P_UP = 0.9  # at most this share of any layer's parameters goes, or the layer collapses
 
@@ -133,7 +137,7 @@ def _fill(graph: ChannelGraph, start_G: np.ndarray, rate_G: np.ndarray) -> list[
     return path
 
 
-def _bisect(path: list[np.ndarray], size, target: float) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _bisect(path: list[np.ndarray], size: Size, target: float) -> np.ndarray:
     """The point of a path of shrinking widths (log-linear between breakpoints) where `size` is `target`."""
     low, high = 0.0, float(len(path) - 1)
 
@@ -150,12 +154,12 @@ def _bisect(path: list[np.ndarray], size, target: float) -> np.ndarray:  # type:
     return at(high)
 
 
-def _round(  # type: ignore[no-untyped-def]
+def _round(
     graph: ChannelGraph,
     counts_G: np.ndarray,
     start_G: np.ndarray,
     free_G: np.ndarray,
-    size,
+    size: Size,
     target: float,
     divisor: int,
 ) -> np.ndarray:

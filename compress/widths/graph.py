@@ -13,6 +13,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from wmlc.models.cost import layer_costs
+from wmlc.records import Cost
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class ChannelGraph:
     norm_params: tuple[int, ...]  # batch-norm parameters per channel of each group
     params: int
     macs: int
+
+    @property
+    def cost(self) -> Cost:
+        """The whole network's, before any cut."""
+        return Cost(params=self.params, macs=self.macs)
 
     @property
     def full(self) -> np.ndarray:

@@ -39,17 +39,17 @@ def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple
     """The bench's rows for one network and divisor."""
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
-    from wmlc.compress.config import TrainConfig
+    from wmlc.compress.config import settle
     from wmlc.compress.session import start_run
     from wmlc.export.extract import bench_forms
     from wmlc.run import open_run_data
 
     with tempfile.TemporaryDirectory() as directory:
         data_root = make_images(Path(directory) / "images", pixels)
-        config = TrainConfig(
-            data="imagefolder", data_root=str(data_root), image_size=pixels, arch=arch, divisor=divisor, epochs=1,
-            batch_size=16, held_out=0.2, lr=0.01, workers=0,
-        )  # fmt: skip
+        config = settle({
+            "data": "imagefolder", "data_root": str(data_root), "image_size": pixels, "arch": arch, "divisor": divisor,
+            "epochs": 1, "batch_size": 16, "held_out": 0.2, "lr": 0.01, "workers": 0,
+        })  # fmt: skip
         run = start_run(config, Path(directory) / "run", force=False)
         data = open_run_data(run)
         bench = BenchConfig(batches=batches, seconds=seconds, accuracy=False)

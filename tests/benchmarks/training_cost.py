@@ -21,31 +21,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wmlc.compress.config import TrainConfig
+from wmlc.compress.config import settle
 from wmlc.compress.learn.family import PeerFamily, build_family
-from wmlc.compress.learn.methods import train_loss
+from wmlc.compress.learn.methods import METHODS, Forward, train_loss
+from wmlc.compress.learn.place import choose_device
 from wmlc.compress.learn.reweigh import peer_weight_gradient
-from wmlc.compress.learn.train import choose_device
+from wmlc.compress.widths.choose import Asked, choose_widths, score_channels
 from wmlc.compress.widths.graph import read_channels
-from wmlc.compress.widths.plan import plan_family, score_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.zoo import build_network
 from wmlc.run import provenance
+from wmlc.settings import TrainConfig
 
 SHAPE, CLASSES = (3, 32, 32), 10
-RATIOS = {4: [0.7, 0.5, 0.3, 0.0], 8: [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]}
+RATIOS = {4: (0.7, 0.5, 0.3, 0.0), 8: (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)}
 
 
-def make_family(arch: str, ratios: list[float]) -> PeerFamily:
+def make_family(arch: str, ratios: tuple[float, ...]) -> PeerFamily:
     """The family under the default tree and divisor, from seed 0."""
     torch.manual_seed(0)
     full = build_network(arch, CLASSES, SHAPE)
     stages = list(dict(full.named_children()))
     scores = parameter_saliency(full, torch.randn(32, *SHAPE), torch.randint(CLASSES, (32,)), "snip")
     scored = score_channels(read_channels(full, SHAPE), scores, "snip", stages)
-    plans = plan_family(scored, ratios, "tree", "params", TrainConfig.divisor)
-    family = build_family(full, SHAPE, plans, sharing_tree(len(ratios), stages, "tree"))
+    widths = choose_widths(scored, Asked(ratios, "tree", "params", TrainConfig.divisor))
+    family = build_family(full, SHAPE, widths, sharing_tree(len(ratios), stages, "tree"))
     return family.to(memory_format=torch.channels_last).train()
 
 
@@ -68,7 +69,7 @@ def steps_of(family: PeerFamily, batch: int, config: TrainConfig) -> dict[str, C
     def together(optimizer: torch.optim.SGD) -> None:
         with device.autocast():
             logits_PBC, outputs = family.walk(images)
-        loss = train_loss(family, logits_PBC.float(), outputs, labels, weight_P, config, "wml")
+        loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, METHODS["wml"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loss.item()  # the training loop reads it every step
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config, record = TrainConfig(), {**provenance(), "settings": {**vars(arguments), "json": None}}
+    config, record = settle({}), {**vars(provenance()), "settings": {**vars(arguments), "json": None}}
     for peers, ratios in RATIOS.items():
         times = time_steps(steps_of(make_family(arguments.arch, ratios), arguments.batch, config), arguments.rounds)
         median = {name: float(np.median(ms)) for name, ms in times.items()}

@@ -38,6 +38,7 @@ from wmlc.records.training import (
     Network,
     NetworkSpec,
     Peer,
+    Phase,
     Progress,
     RunRecord,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Network",
     "NetworkSpec",
     "Peer",
+    "Phase",
     "PlanRecord",
     "Preprocess",
     "Profile",

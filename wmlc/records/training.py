@@ -25,6 +25,8 @@ from wmlc.records.common import (
 )
 from wmlc.settings import TrainConfig
 
+Phase = Literal["family", "baseline"]  # of a run
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ensembled(Record):
@@ -201,7 +203,7 @@ class Epoch(Record):
 class Progress(Record):
     """state.json of a checkpoint: where one phase of a run stands, besides its tensors."""
 
-    phase: Literal["family", "baseline"]
+    phase: Phase
     peer_weights: Annotated[list[Weight], Len(1)]
     epoch: Count  # epochs done
     step: Count

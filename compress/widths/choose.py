@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was ask
 
 
 @dataclass(frozen=True)
-class PeerPlan:
+class PeerWidths:
     """What one peer keeps: the channels of each group, and what that leaves."""
 
     kept: dict[str, Tensor]  # a group's root layer → sorted channel indices
@@ -32,12 +33,23 @@ class PeerPlan:
 
 @dataclass(frozen=True)
 class Scored:
-    """A channel graph with its saliency: all that planning needs, computed once."""
+    """A channel graph with its saliency: all that the choice of widths needs, computed once."""
 
     graph: ChannelGraph
     layer_importance: np.ndarray  # [L], positive, relative
     channel_rank: list[Tensor]  # per group, channels from most to least important
     stages: list[str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the peers of a family shall be."""
+
+    ratios: tuple[float, ...]  # falling, the smallest peer's first
+    share: str  # which stages they share (`tree.sharing_tree`)
+    ratio_of: str  # "params" or "macs"
+    divisor: int = 1  # of the channels that a cut layer keeps
+    trunk_ratio: float = 0.0  # cut off every stage that more than one peer uses, before anything else
 
 
 class OutOfReachError(InputError):
@@ -53,120 +65,103 @@ def score_channels(graph: ChannelGraph, scores: dict[str, Tensor], kind: str, st
     return Scored(graph, relative, [torch.argsort(c, descending=True, stable=True) for c in channels], stages)
 
 
-def plan_family(
-    scored: Scored,
-    ratios: list[float],
-    share: str,
-    ratio_of: str,
-    divisor: int,
-    trunk_ratio: float = 0.0,
-    advise: bool = True,
-) -> list[PeerPlan]:
-    """The widths of every peer, smallest first; `ratios` fall from the smallest peer's to the largest's.
+def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[PeerWidths]:
+    """The widths of every peer, smallest first.
 
-    A peer of ratio P keeps (1 − P) of the full network's parameters (`ratio_of="params"`) or MACs
-    (`"macs"`). Planned from the least pruned peer down: a shared stage is cut for that one, and what is
-    left to remove for the others comes from the stages that are still theirs to cut. `trunk_ratio` first
-    takes that share off every stage that more than one peer uses. Raises `OutOfReachError`, saying how far
-    the ratio reaches and which options would do.
+    A peer of ratio P keeps (1 − P) of the full network's parameters or MACs. Chosen from the least pruned peer down: a
+    shared stage is cut for that one, and what is left to remove for the others comes from the stages that are still
+    theirs to cut. Raises `OutOfReachError`: how far the ratio reaches and, with `advise`, which options would do.
     """
-    counts, reaches = _plan_counts(scored, ratios, share, ratio_of, divisor, trunk_ratio)
-    for peer in range(len(ratios), 0, -1):
-        ratio, reach = ratios[peer - 1], reaches[peer - 1]
+    counts, reaches = _counts_of_all(scored, asked)
+    for peer in range(len(asked.ratios), 0, -1):
+        ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
         if reach < ratio - TOLERANCE:
-            trunk = f" --trunk-ratio {trunk_ratio:g}" if trunk_ratio else ""
+            trunk = f" --trunk-ratio {asked.trunk_ratio:g}" if asked.trunk_ratio else ""
             raise OutOfReachError(
-                f"peer {peer} cannot lose {ratio:.0%} of its {ratio_of} under --share {share}{trunk}: it reaches "
-                f"{max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
-                + (_advice(scored, ratios, share, ratio_of, divisor, trunk_ratio) if advise else "ask for less")
+                f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of} under --share {asked.share}{trunk}: it "
+                f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
+                + (_advice(scored, asked) if advise else "ask for less")
             )
-    return [_peer_plan(scored, c, ratio, ratio_of) for c, ratio in zip(counts, ratios, strict=True)]
+    return [_widths(scored, own, ratio, asked.ratio_of) for own, ratio in zip(counts, asked.ratios, strict=True)]
 
 
-def plan_by_magnitude(
+def choose_by_magnitude(
     network: nn.Sequential,
     input_shape: tuple[int, int, int],
     scored: Scored,
-    ratios: list[float],
-    unit: str,
-    divisor: int,
-) -> list[PeerPlan]:
+    asked: Asked,
+) -> list[PeerWidths]:
     """One-shot pruning of the trained `network`, as torch-pruning's users do it.
 
     Every group loses the same share of its channels, those of least group magnitude, until the peer has lost its ratio
-    of params or macs (`unit`).
+    of params or macs.
 
     The widths do not depend on the weights, so an untrained network gives the widths to come. Raises
     `OutOfReachError` where the cap on a layer allows less.
     """
-    graph = scored.graph
+    graph, unit = scored.graph, asked.ratio_of
     magnitudes = group_magnitude(network, input_shape, graph)
     ranked = replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
-    plans = []
-    for ratio in ratios:
+    widths = []
+    for ratio in asked.ratios:
         full = getattr(graph, unit)
-        counts_G, least = uniform_counts(graph, (1 - ratio) * full, unit, divisor) if ratio else (graph.full, 0.0)
+        counts_G, least = uniform_counts(graph, (1 - ratio) * full, unit, asked.divisor) if ratio else (graph.full, 0.0)
         if 1 - least / full < ratio - TOLERANCE:
             raise OutOfReachError(
                 f"a uniform cut reaches {1 - least / full:.1%} of the {unit}, and {ratio:.0%} was asked for "
                 f"(no layer may lose more than {P_UP:.0%}); ask for less"
             )
-        plans.append(_peer_plan(ranked, counts_G, ratio, unit))
-    return plans
+        widths.append(_widths(ranked, counts_G, ratio, unit))
+    return widths
 
 
-def _plan_counts(
-    scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float
-) -> tuple[list[np.ndarray], list[float]]:
+def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list[float]]:
     """Each peer's channel counts [G] and the largest ratio that it could have had, smallest peer first."""
-    tree = sharing_tree(len(ratios), scored.stages, share)
-    planned: dict[Node, np.ndarray] = {}
+    tree = sharing_tree(len(asked.ratios), scored.stages, asked.share)
+    chosen: dict[Node, np.ndarray] = {}
     counts, reaches = [], []
-    for peer in range(len(ratios), 0, -1):
+    for peer in range(len(asked.ratios), 0, -1):
         nodes = [(depth, next(group for group in level if peer in group)) for depth, level in enumerate(tree)]
-        counts_G, reach = _plan_peer(scored, nodes, planned, ratios[peer - 1], ratio_of, divisor, trunk_ratio)
+        counts_G, reach = _counts_of_one(scored, nodes, chosen, asked.ratios[peer - 1], asked)
         for node in nodes:
-            planned.setdefault(node, counts_G)
+            chosen.setdefault(node, counts_G)
         counts.append(counts_G)
         reaches.append(reach)
     return counts[::-1], reaches[::-1]
 
 
-def _plan_peer(
-    scored: Scored,
-    nodes: list[Node],
-    planned: dict[Node, np.ndarray],
-    ratio: float,
-    ratio_of: str,
-    divisor: int,
-    trunk_ratio: float,
+def _counts_of_one(
+    scored: Scored, nodes: list[Node], chosen: dict[Node, np.ndarray], ratio: float, asked: Asked
 ) -> tuple[np.ndarray, float]:
-    """The channel counts [G] of one peer, and the largest ratio that it could have had."""
-    graph = scored.graph
+    """The channel counts [G] of one peer, and the largest ratio that it could have had.
+
+    Args: the stage copies that the peer goes through, and the counts of those that a larger peer goes through too.
+    """
+    graph, unit = scored.graph, asked.ratio_of
     counts_G = graph.full
     free_G = np.ones(len(graph.groups), dtype=bool)
     trunk_G = np.zeros(len(graph.groups), dtype=bool)
     shared = {scored.stages[depth] for depth, peers in nodes if len(peers) > 1}
-    fixed = {scored.stages[depth]: planned[depth, peers] for depth, peers in nodes if (depth, peers) in planned}
+    fixed = {scored.stages[depth]: chosen[depth, peers] for depth, peers in nodes if (depth, peers) in chosen}
     for g, group in enumerate(graph.groups):
         trunk_G[g] = bool(group.stages & shared)
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
-    if trunk_ratio and (trunk_G & free_G).any():
+    if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers])
-        target = (1 - trunk_ratio) * graph.layer_sizes(graph.full, ratio_of)[measured_L].sum()
+        target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
         counts_G, _ = choose_counts(
-            graph, scored.layer_importance, counts_G, trunk_G & free_G, target, ratio_of, divisor, measured_L
+            graph, scored.layer_importance, counts_G, trunk_G & free_G, target, unit, asked.divisor, measured_L
         )
-    full = getattr(graph, ratio_of)
+    full = getattr(graph, unit)
     target = (1 - ratio) * full
-    if graph.size(counts_G, ratio_of) <= target:  # a ratio of 0, or the trunk has given enough
+    if graph.size(counts_G, unit) <= target:  # a ratio of 0, or the trunk has given enough
         return counts_G, ratio
-    counts_G, least = choose_counts(graph, scored.layer_importance, counts_G, free_G, target, ratio_of, divisor)
+    counts_G, least = choose_counts(graph, scored.layer_importance, counts_G, free_G, target, unit, asked.divisor)
     return counts_G, 1 - least / full
 
 
-def _peer_plan(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -> PeerPlan:
+def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -> PeerWidths:
     graph = scored.graph
     kept = {
         group.root: rank[: int(count)].sort().values
@@ -174,19 +169,20 @@ def _peer_plan(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str
     }
     params, macs = (round(graph.size(counts_G, unit)) for unit in ("params", "macs"))
     left = {"params": params, "macs": macs}[ratio_of]
-    return PeerPlan(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
+    return PeerWidths(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
 
 
-def _advice(scored: Scored, ratios: list[float], share: str, ratio_of: str, divisor: int, trunk_ratio: float) -> str:
+def _advice(scored: Scored, asked: Asked) -> str:
     """Which options would let every peer have its ratio."""
 
-    def works(share: str, trunk_ratio: float) -> bool:
-        _, reaches = _plan_counts(scored, ratios, share, ratio_of, divisor, trunk_ratio)
-        return all(reach >= ratio - TOLERANCE for reach, ratio in zip(reaches, ratios, strict=True))
+    def works(**other: Any) -> bool:
+        _, reaches = _counts_of_all(scored, replace(asked, **other))
+        return all(reach >= ratio - TOLERANCE for reach, ratio in zip(reaches, asked.ratios, strict=True))
 
     ways = []
-    if share != "none":
-        trunk = next((x / 20 for x in range(1, 19) if x / 20 > trunk_ratio and works(share, x / 20)), None)
+    if asked.share != "none":
+        more = (x / 20 for x in range(1, 19) if x / 20 > asked.trunk_ratio)
+        trunk = next((ratio for ratio in more if works(trunk_ratio=ratio)), None)
         ways += [f"--trunk-ratio {trunk:g}"] if trunk else []
-        ways += [f"--share {s}" for s in share_choices(scored.stages) if s != share and works(s, trunk_ratio)]
+        ways += [f"--share {s}" for s in share_choices(scored.stages) if s != asked.share and works(share=s)]
     return f"ask for less, or pass {' or '.join(ways)}" if ways else "ask for less"

@@ -1,0 +1,48 @@
+"""Where a run trains, and in which arithmetic."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from wmlc.errors import InputError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which arithmetic a run trains."""
+
+    name: str  # "cpu" or "cuda"
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        """bf16 for convolutions and matrix products, float32 elsewhere; or float32 throughout."""
+        return torch.autocast(self.name, torch.bfloat16, enabled=self.bf16)
+
+
+def choose_device(device: str, precision: str) -> Device:
+    """The device and precision that the options name; `auto` looks for a GPU, and for native bf16.
+
+    Raises `InputError` where `cuda` was asked for and there is none: never another device instead.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
+    name = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    # Hardware without bf16 emulates it: a CPU without AVX-512 some 15 times slower than its float32.
+    if name == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if precision == "bf16" and not native:
+        raise InputError(
+            f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32"
+        )
+    return Device(name, bf16=precision == "bf16" or (precision == "auto" and native))
+
+
+def check_compiler(device: Device) -> None:
+    """Raise `InputError` where --compile has nothing to compile with."""
+    if device.name == "cpu" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        raise InputError("--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out")

@@ -1,0 +1,101 @@
+"""What training leaves in a run: every network with its record, and `family.json`, the sign that all is there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from wmlc import records
+from wmlc.compress.config import sharing
+from wmlc.compress.describe import PeerFacts, family_notes
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.methods import METHODS
+from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.state import TrainState
+from wmlc.compress.learn.train import evaluate, evaluation_batch
+from wmlc.compress.prepare import Prepared
+from wmlc.data import Data
+from wmlc.files import new_directory
+from wmlc.models.checkpoint import read_spec, save_network
+from wmlc.models.exits import exit_name
+from wmlc.models.widths import read_widths
+from wmlc.records import About, Baseline, Cost, Ensembled, Family, NetworkSpec, Peer
+from wmlc.run import BASELINE, Run, commit
+from wmlc.settings import TrainConfig
+
+
+def save_peers(
+    run: Run, family: PeerFamily, config: TrainConfig, data: Data, peers: list[PeerFacts], state: TrainState,
+    device: Device,
+) -> None:  # fmt: skip
+    """Measure every peer on the test set, once, and write it as a network of its own."""
+    weights = state.best_peer_weights
+    if len(weights) < family.peers:  # uncut peers of `prune-finetune` are trained with the baseline
+        weights = [1 / family.peers] * family.peers
+    omega_P = torch.tensor(weights, device=device.name)
+    top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
+    together = Ensembled(
+        ensemble_top1=ensemble_top1, average_ensemble_top1=average_top1, peer_weights=weights,
+        best_epoch=state.best_epoch, seconds=round(state.seconds, 1),
+    )  # fmt: skip
+    with new_directory(run.root / "peers") as aside:
+        for facts, accuracy in zip(peers, top1, strict=True):
+            about = dataclasses.replace(_about(config, data), **vars(facts), top1=accuracy, family=together)
+            is_exit = METHODS[config.method].exits and facts.peer < family.peers
+            arch = exit_name(config.arch, facts.peer) if is_exit else config.arch
+            network, directory = family.peer(facts.peer), aside / str(facts.peer)
+            directory.mkdir()
+            save_network(network, _spec(network, arch, data, about), directory)
+
+
+def save_baseline(
+    run: Run, alone: PeerFamily, config: TrainConfig, data: Data, full: Cost, state: TrainState, device: Device
+) -> None:
+    """Measure the unpruned network on the test set, once, and write it."""
+    weight_P = torch.ones(1, device=device.name)
+    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
+    about = dataclasses.replace(
+        _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, **vars(full), top1=top1,
+        best_epoch=state.best_epoch, seconds=round(state.seconds, 1),
+    )  # fmt: skip
+    with new_directory(run.network(BASELINE)) as aside:
+        save_network(alone.peer(1), _spec(alone.peer(1), config.arch, data, about), aside)
+
+
+def save_family(run: Run, config: TrainConfig, data: Data, prepared: Prepared, peers: list[PeerFacts]) -> Family:
+    """Write `family.json` from the records of the networks that were saved."""
+    abouts = [read_spec(run.network(facts.peer)).about for facts in peers]
+    together = abouts[0].family
+    assert together is not None
+    baseline = _baseline(read_spec(run.network(BASELINE)).about) if config.baseline else None
+    family = Family(
+        arch=config.arch, method=config.method, share=sharing(config), ratio_of=config.ratio_of, divisor=config.divisor,
+        trunk_ratio=config.trunk_ratio, epochs=config.epochs, data=data.record, full=prepared.scored.graph.cost,
+        tree=prepared.family.branches,
+        peers=[Peer(**vars(facts), top1=about.top1 or 0.0) for facts, about in zip(peers, abouts, strict=True)],
+        **vars(together), baseline=baseline, notes=family_notes(peers, config),
+    )  # fmt: skip
+    records.write(run.family, family)
+    return family
+
+
+def _baseline(about: About) -> Baseline:
+    return Baseline(**{field.name: getattr(about, field.name) for field in dataclasses.fields(Baseline)})
+
+
+def _about(config: TrainConfig, data: Data) -> About:
+    """What all networks of a run have in common."""
+    return About(
+        data=config.data, method=config.method, ratio_of=config.ratio_of, seed=config.seed, epochs=config.epochs,
+        train_images=data.record.train, test_images=data.test_count(), commit=commit(),
+    )  # fmt: skip
+
+
+def _spec(network: nn.Module, arch: str, data: Data, about: About) -> NetworkSpec:
+    record = data.record
+    return NetworkSpec(
+        arch=arch, class_names=record.class_names, input_shape=record.input_shape, mean=record.mean,
+        std=record.std, widths=read_widths(network), about=about,
+    )  # fmt: skip

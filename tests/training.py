@@ -1,0 +1,66 @@
+"""Tiny runs for tests, their weights, and the records that a run leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from wmlc.compress import session
+from wmlc.compress.config import settle
+from wmlc.compress.sweep.session import run_sweep
+from wmlc.records import Branch, Cost, DataRecord, DeviceRecord, Family, Peer, RunRecord
+from wmlc.run import Run
+from wmlc.settings import TrainConfig
+
+SMALL = {"train_images": 260, "epochs": 2, "batch_size": 64, "reweigh_every": 2, "warmup_epochs": 0.5, "lr": 0.05}
+
+
+def train(root: Path, **settings: Any) -> Run:
+    """A run on a few digits, with `settings` over the small ones."""
+    return session.start_run(settle({**SMALL, **settings}), root, force=False)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(directory / "weights.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def sweep(recipe: str | None, sets: Sequence[str], out: Path, **options: Any) -> None:
+    """`wmlc sweep` with its defaults."""
+    defaults = {"jobs": 1, "engine": "local", "address": None, "dry_run": False, "as_json": False}
+    run_sweep(recipe, sets, out, **{**defaults, **options})
+
+
+def a_run_record(config: TrainConfig) -> RunRecord:
+    """config.json of a run that was never trained."""
+    return RunRecord(
+        command="wmlc train", settings=config, device=DeviceRecord(name="cpu", bf16=False), threads=1,
+        time="2026-11-25T00:00:00+00:00", commit=None, versions={},
+    )  # fmt: skip
+
+
+def a_family(config: TrainConfig) -> Family:
+    """family.json of a run of one peer that was never trained."""
+    peer = Peer(
+        peer=1, ratio=0.5, achieved_ratio=0.5, params=1, macs=1, top1=50.0, stage_channels={}, shared_with={}
+    )  # fmt: skip
+    data = DataRecord(
+        name=config.data, class_names=["a", "b"], input_shape=(1, 8, 8), mean=[0.5], std=[0.5], train=8, held_out=2,
+        small=True,
+    )  # fmt: skip
+    return Family(
+        arch=config.arch, method=config.method, share="tree", ratio_of=config.ratio_of, divisor=config.divisor,
+        trunk_ratio=config.trunk_ratio, epochs=config.epochs, data=data, full=Cost(2, 2),
+        tree=[Branch("stem", "stem", (1,), None)], peers=[peer], ensemble_top1=51.0, average_ensemble_top1=51.0,
+        peer_weights=[1.0], best_epoch=1, seconds=1.0, baseline=None, notes=[],
+    )  # fmt: skip
