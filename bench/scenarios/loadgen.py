@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlc.bench.scenarios import Load, require_loadgen
+from wmlc.records import Scenario
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,11 +40,11 @@ LONGEST_TEST = 2 * GIVE_UP * LONGEST  # times `seconds`: what takes longer hangs
 SLACK = 1.2  # offline: more samples than the estimate asks for, so that the test is not too short
 
 
-def run_load(engine: Engine, images_NCHW: np.ndarray, load: Load) -> dict[str, Any]:
+def run_load(engine: Engine, images_NCHW: np.ndarray, load: Load) -> Scenario:
     """One LoadGen test of an open engine, in its process and on its thread; the images are LoadGen's samples.
 
-    Returns what `bench.json` says of the scenario; for server that of one rate, and whether the test was
-    `cut_short`. Raises `InputError` without LoadGen, and what the engine raises, after the test was brought to its end.
+    For server it is that of one rate. A test that was cut short has no times. Raises `InputError` without LoadGen, and
+    what the engine raises, after the test was brought to its end.
     """
     require_loadgen()
     samples = _Samples(images_NCHW, load.batch if load.scenario != "single-stream" else 1)
@@ -248,25 +249,28 @@ def _read_log(path: Path) -> dict[str, Any]:
     return {record["key"]: record["value"] for record in records}
 
 
-def _read_result(load: Load, said: dict[str, Any], cut_short: bool) -> dict[str, Any]:
-    """A scenario's record from what LoadGen said; a test that was cut short has no times."""
-
-    def ms(key: str) -> float | None:
-        return None if cut_short else said[f"result_{key}_latency_ns"] / 1e6
-
+def _read_result(load: Load, said: dict[str, Any], cut_short: bool) -> Scenario:
+    """What LoadGen said of a test; one that was cut short, or a server's with errors, has no times."""
     valid = said["result_validity"] == "VALID" and not said["num_errors"] and not cut_short
     if load.scenario == "offline":
         rate = None if cut_short else said["result_samples_per_second"]
-        return {"samples_per_s": rate, "n": said["generated_samples_per_query"], "valid": valid}
-    query = "_per_query" if load.scenario == "multi-stream" else ""
-    times = {f"p{p}_ms": ms(f"{p}.00_percentile{query}") for p in (50, 90, 99)}
-    counts = {"n": said["result_query_count"], "valid": valid}
-    if load.scenario == "single-stream":
-        return {**times, "mean_ms": ms("mean"), **counts}
-    if load.scenario == "multi-stream":
-        return {"samples_per_query": load.batch, **times, **counts}
-    asked = said["effective_target_qps"]
-    return {"rate_per_s": asked, **times, **counts, "cut_short": cut_short or bool(said["num_errors"])}
+        return Scenario(samples_per_s=rate, n=said["generated_samples_per_query"], valid=valid)
+    serves, query = load.scenario == "server", "_per_query" if load.scenario == "multi-stream" else ""
+    timeless = cut_short or (serves and bool(said["num_errors"]))
+
+    def ms(key: str) -> float | None:
+        return None if timeless else said[f"result_{key}_latency_ns"] / 1e6
+
+    return Scenario(
+        valid=valid,
+        n=said["result_query_count"],
+        p50_ms=ms(f"50.00_percentile{query}"),
+        p90_ms=ms(f"90.00_percentile{query}"),
+        p99_ms=ms(f"99.00_percentile{query}"),
+        mean_ms=ms("mean") if load.scenario == "single-stream" else None,
+        samples_per_query=load.batch if load.scenario == "multi-stream" else None,
+        rate_per_s=said["effective_target_qps"] if serves else None,
+    )
 
 
 def _leave(cpus: Sequence[int] | None) -> None:
