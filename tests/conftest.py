@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.session import bench_run
 from wmlc.compress.config import TrainConfig
 from wmlc.compress.learn.family import PeerFamily, build_family
 from wmlc.compress.session import start_run
@@ -23,7 +21,6 @@ from wmlc.compress.widths.graph import read_channels
 from wmlc.compress.widths.plan import PeerPlan, Scored, plan_family, score_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
-from wmlc.export.extract import bench_forms
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import export_onnx
 from wmlc.models.checkpoint import load_network, read_spec, save_network
@@ -176,10 +173,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
+    """A copy of `run` that was benched in fp32 and int8, in this process; tests leave it as it is."""
+    from measured import InProcess
+
+    from wmlc.bench.config import BenchConfig
+    from wmlc.bench.session import bench_run
+    from wmlc.export.extract import bench_forms
+
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
     data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
-    bench_run(copy, config, files, data, copy.bench)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wmlc.bench.cells.Worker", InProcess)
+        bench_run(copy, config, files, data, copy.bench)
     return copy
