@@ -182,7 +182,7 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
-    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
+    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wmlc.bench.cells.Worker", InProcess)
