@@ -129,6 +129,33 @@ def flatten_file(path: Path, batch: int | str = "batch", precision: str = '"fp16
     return path
 
 
+def foreign_file(directory: Path, width: int, *, batch: int | str = "n", pixels: int | str = 8) -> Path:
+    """A file from elsewhere: Conv, Relu, a depthwise Conv, pooling, MatMul and Add; nodes without names."""
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(np.ones(shape, np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], group=width, strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "w3"], ["f"]),
+        helper.make_node("Add", ["f", "w4"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "foreign",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, pixels, pixels])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 5])],
+        [weight("w1", width, 3, 3, 3), weight("w2", width, 1, 2, 2), weight("w3", width, 5),
+         weight("w4", 5)],
+    )  # fmt: skip
+    file = directory / f"foreign{width}.onnx"
+    save_onnx(file, graph)
+    return file
+
+
 def save_onnx(path: Path, graph: Any, precision: str = "") -> None:
     """Write a graph as an ONNX file that says in which `precision` it is, if any."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

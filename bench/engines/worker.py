@@ -167,7 +167,7 @@ class Worker:
 def _serve(pipe: Connection, seat: Seat) -> None:
     """The life of an engine's process: load, then answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines.py; read once, when torch is imported
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines/__init__.py; read once, when torch is imported
     os.dup2(2, 1)  # what a library prints must not come between the lines of a table or of JSON
     try:
         for library in seat.libraries:  # on any CPU, so that all engines' processes do it at once
