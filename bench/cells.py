@@ -52,7 +52,7 @@ class Cell:
         return f"{self.engine}, batch {self.batch}" + (f", {threads}" if self.device == "cpu" else "")
 
 
-def planned_cells(settings: BenchSettings, devices: Mapping[str, str]) -> list[Cell]:
+def bench_cells(settings: BenchSettings, devices: Mapping[str, str]) -> list[Cell]:
     """The cells of a bench, in order; threads are those of a CPU. Args: the device of each engine."""
     return [
         Cell(engine=engine, device=devices[engine], threads=threads, batch=batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmlc.bench.cells import planned_cells
+from wmlc.bench.cells import bench_cells
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
@@ -26,8 +26,8 @@ def enforce(bench: Bench, out: Path) -> None:
 def unfinished(bench: Bench) -> str | None:
     """In words, how many of its cells a bench has that was stopped; None where it has all of them."""
     done = {(row.engine, row.threads, row.batch) for row in bench.rows}
-    planned = planned_cells(bench.settings, bench.environment.devices)
-    return f"stopped after {len(done)} of {len(planned)} cells" if len(done) < len(planned) else None
+    cells = bench_cells(bench.settings, bench.environment.devices)
+    return f"stopped after {len(done)} of {len(cells)} cells" if len(done) < len(cells) else None
 
 
 def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:

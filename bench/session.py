@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wmlc import records
-from wmlc.bench.cells import Cell, Images, Measured, measure_cell, planned_cells, profile_cell
+from wmlc.bench.cells import Cell, Images, Measured, bench_cells, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
@@ -82,7 +82,7 @@ def _bench(
     rows, profiles, notes = list[Row](), list[Profile](), bench_notes(environment)
     top1: dict[str, dict[Key, float]] = {engine: {} for engine in config.engines}
     try:
-        for cell in planned_cells(settings, devices):
+        for cell in bench_cells(settings, devices):
             inside, known = subjects[cell.engine], top1[cell.engine]
             lacking = {s.key for s in inside if config.accuracy and s.key not in known}
             measured = measure_cell(cell, inside, config, images, top1_of=lacking, refuses=not rows)

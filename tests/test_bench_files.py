@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from wmlc import records
 from wmlc.bench.cells import Cell, Images, Measurement, _check_agreement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
-from wmlc.bench.engines.worker import Seat
+from wmlc.bench.engines.worker import Feed, Seat
 from wmlc.bench.session import bench_files
 from wmlc.bench.subjects import Key, Subject, file_subjects
 from wmlc.cli import main
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import EngineFailed, InputError
-from wmlc.records import Bench
+from wmlc.records import About, Bench
 
 QUICK = BenchConfig(seconds=0.01, launches=2, accuracy=False)
 
@@ -145,6 +146,22 @@ def test_weights_in_a_file_of_their_own_count(tmp_path: Path) -> None:
     assert subject.cost.params == 9 * 32 + 320 + 10
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mean": '"red"', "std": "[0.2]"}, {"mean": "[0.5, 0.5]", "std": "[0.2]"}, {"mean": "[NaN]", "std": "[0.2]"},
+        {"mean": "[0.4]", "std": "[-1]"}, {"ratio": "7.5", "top1": "-3.0"}, {"top1": "9" * 6000},
+        {"top1": "[" * 10**5}, {"top1": "NaN"},
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_ours_is_not_believed(tmp_path: Path, said: dict[str, str]) -> None:
+    model = onnx.load(str(classifier(tmp_path / "odd.onnx", 8)))
+    helper.set_model_props(model, said)
+    onnx.save(model, str(tmp_path / "odd.onnx"))
+    (subject,) = file_subjects([tmp_path / "odd.onnx"], None)
+    assert (subject.feed, subject.about) == (Feed(mean=[0.5], std=[0.25]), About())
+
+
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -251,8 +268,10 @@ def test_files_that_do_not_go_together_are_refused(two: list[Path], tmp_path: Pa
     with pytest.raises(InputError, match="the engine torch does not run ONNX files"):
         bench_files(two, replace(QUICK, engines=("torch",)), None, tmp_path / "bench.json")
     (tmp_path / "text.onnx").write_text("no")
-    with pytest.raises(InputError, match=r"text.onnx is not a readable ONNX file .*; name a .onnx classifier"):
-        bench_files([tmp_path / "text.onnx"], QUICK, None, tmp_path / "bench.json")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for name in ("text.onnx", "none.onnx", "pipe.onnx"):
+        with pytest.raises(InputError, match=rf"{name} is not a readable ONNX file \(.*\); name a .onnx classifier"):
+            bench_files([tmp_path / name], QUICK, None, tmp_path / "bench.json")
     assert not (tmp_path / "bench.json").exists()
 
 

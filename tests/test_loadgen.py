@@ -17,7 +17,7 @@ import wmlc.bench.scenarios.loadgen
 from wmlc import records
 from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.scenarios import SCENARIOS, Load, measure_scenario
-from wmlc.bench.scenarios.loadgen import _Samples, _System, plan_test, run_load
+from wmlc.bench.scenarios.loadgen import _Samples, _System, run_load, schedule
 from wmlc.errors import InputError
 from wmlc.records import Scenario
 
@@ -131,12 +131,12 @@ def test_without_loadgen_it_says_what_to_install(monkeypatch):
         ("offline", 0.3, 18.75, 600),  # 26.7 images / s, in full calls
     ],
 )
-def test_a_test_is_planned(scenario, call_s, least_s, count):
+def test_a_test_has_a_schedule(scenario, call_s, least_s, count):
     batch = 8 if scenario != "single-stream" else 1
     rate = 100.0 if scenario == "server" else None
-    plan = plan_test(Load(scenario=scenario, seconds=2, queries=500, batch=batch, rate_per_s=rate), call_s)
-    assert (plan.least_s, plan.count) == (pytest.approx(least_s), count)
-    assert plan.most_s == pytest.approx(1000 * max(least_s, call_s))
+    times = schedule(Load(scenario=scenario, seconds=2, queries=500, batch=batch, rate_per_s=rate), call_s)
+    assert (times.least_s, times.count) == (pytest.approx(least_s), count)
+    assert times.most_s == pytest.approx(1000 * max(least_s, call_s))
 
 
 def test_successive_samples_are_views_in_loadgens_order():
@@ -192,7 +192,7 @@ def test_a_last_smaller_call_is_filled_up(answered):
     """LoadGen is not asked for such a query, but its number of samples is its own affair."""
     engine = FullOnly()
     samples = _Samples(IMAGES, most=4)
-    system = _System(engine, samples, [4], plan_test(Load(scenario="offline", seconds=1, batch=4), 0.1))  # type: ignore[arg-type]
+    system = _System(engine, samples, [4], schedule(Load(scenario="offline", seconds=1, batch=4), 0.1))  # type: ignore[arg-type]
     system._loadgen = FakeLoadgen()
     system._run_query([FakeLoadgen.QuerySampleResponse(10 + index, index, 0) for index in (0, 1, 2, 3, 4, 1)])
     assert engine.calls == [[0, 1, 2, 3], [4, 1, 1, 1]]

@@ -169,5 +169,5 @@ def _read_precision(session: Any) -> str:
     said = session.get_modelmeta().custom_metadata_map.get("precision", '""')
     try:
         return str(json.loads(said))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # of a file from elsewhere
         return said
