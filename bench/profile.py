@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
-from wmlc.bench.attribution import OTHER
-from wmlc.console import UNKNOWN, scaled
 from wmlc.layers import LayerPair, compare, joined_by
 from wmlc.records import LayerTime, Profile
 
@@ -19,8 +16,6 @@ PAID_OUT = 0.8  # of the MAC ratio, as speed-up; below it, `where_lost` speaks
 APART = 0.1  # of the time of layers that are the same, between two profiles, that needs a word
 LEAST_SHARE = 0.05  # of what was lost, to be named
 MOST_PLACES, MOST_LAYERS = 3, 5  # named in one line
-LONGEST_NAME = 24
-HEADER = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
 
 
 def merge(rounds: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
@@ -126,45 +121,3 @@ def _stage(layer: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - MOST_LAYERS
     return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
-
-
-def profiled_words(own: Any) -> str:
-    """What the profile adds up to beside the call that was timed without it, in one line."""
-    said = f"{own['name']}: its layers add up to {own['profiled_ms']:.3g} ms"
-    if not own.get("p50_ms"):
-        return f"{said}, with what the profiler itself takes"
-    return f"{said} with the profiler on, a call takes {own['p50_ms']:.3g} ms without it (p50)"
-
-
-def profile_table(baseline: Any, peer: Any) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A terminal table's header and rows, within 100 columns: the baseline's → the peer's, once where equal."""
-    from wmlc.records.serial import reader
-
-    pairs = compare(*(reader(Profile).validate_python(side) for side in (baseline, peer)))
-    return HEADER, [
-        (
-            short_name(pair.known.layer.removeprefix(OTHER)),
-            _pair([p and p.channels for p in (pair.base, pair.peer)], lambda channels: ",".join(map(str, channels))),
-            _pair([p and (p.macs or None) for p in (pair.base, pair.peer)], scaled),
-            _pair([p and p.intensity for p in (pair.base, pair.peer)], lambda value: f"{value:#.3g}".rstrip(".")),
-            _pair([p and p.ms for p in (pair.base, pair.peer)], _milliseconds),
-            UNKNOWN if pair.times_faster is None else f"{pair.times_faster:.2f}",
-            "no faster" if pair.no_faster else "",
-        )
-        for pair in pairs
-    ]
-
-
-def _pair(values: Sequence[Any], shown: Any) -> str:
-    """64→48, once where both are shown alike."""
-    texts = [UNKNOWN if value is None else shown(value) for value in values]
-    return texts[0] if texts[0] == texts[1] else "→".join(texts)
-
-
-def short_name(name: str) -> str:
-    """The end of a long name, which tells layers and files apart."""
-    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.1f}"

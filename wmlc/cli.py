@@ -344,12 +344,8 @@ def bench(
         raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
     if files and (config.precisions != ("fp32",) or config.target):
         raise InputError("files run in the precision that is in them; leave --precision and --target out")
-    from dataclasses import asdict
-
     from wmlc.bench import session
-    from wmlc.bench.gates import enforce
     from wmlc.files import refuse_existing
-    from wmlc.report.terminal import print_bench
 
     if out is not None or files:
         refuse_existing(out or FILES_RECORD, force)
@@ -373,7 +369,10 @@ def bench(
             batches=config.batches,
         )  # fmt: skip
         record = session.bench_run(run, config, made, run_data, out, command=command_words())
-    print_bench(asdict(record), out, shown)
+    from wmlc.bench.gates import enforce
+    from wmlc.report.terminal import print_bench
+
+    print_bench(record, out, shown)
     enforce(record, out)
 
 
