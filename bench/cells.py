@@ -11,29 +11,31 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.bench import measure
+from wmlc.bench.attribution import attribute
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, Engine, engine_class
 from wmlc.bench.engines.machine import pinned_cpus
 from wmlc.bench.engines.worker import Memory, Opened, Seat, Worker, in_calls
-from wmlc.bench.profile import merge, profile_record
+from wmlc.bench.profile import merge
 from wmlc.bench.scenarios import measure_scenario
 from wmlc.bench.subjects import Key, Subject
 from wmlc.console import progress
 from wmlc.data import Data, normalise
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import open_as_written
-from wmlc.records import WarmUp
+from wmlc.records import LayerTime, Profile, Scenario, WarmUp
+from wmlc.settings import BenchSettings
+
+Value = TypeVar("Value")
 
 WARM_UP = 4  # times as long as a launch is timed: the most that its warm-up takes
 PROFILE_ROUNDS, PROFILE_MS = 8, 100.0  # rounds, and about as long a network in each
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,16 @@ class Cell:
         return f"{self.engine}, batch {self.batch}" + (f", {threads}" if self.device == "cpu" else "")
 
 
+def bench_cells(settings: BenchSettings, devices: Mapping[str, str]) -> list[Cell]:
+    """The cells of a bench, in order; threads are those of a CPU. Args: the device of each engine."""
+    return [
+        Cell(engine=engine, device=devices[engine], threads=threads, batch=batch)
+        for engine in settings.engines
+        for threads in (settings.threads if devices[engine] == "cpu" else settings.threads[:1])
+        for batch in settings.batches
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """What is shown to the networks: pixels for the times, and a data set for the accuracy, where there is one."""
@@ -59,117 +71,123 @@ class Images:
 
 
 @dataclass
-class Found:
-    """What was found in a cell so far, by network; filled in place."""
+class Measurement:
+    """What was measured of one network in one cell, filled in as the bench goes on; no numbers where it failed."""
 
-    opened: dict[Key, list[Opened]] = field(default_factory=dict)  # a launch each
-    first_ms: dict[Key, list[float]] = field(default_factory=dict)
-    memory: dict[Key, Memory] = field(default_factory=dict)
-    parity: dict[Key, float] = field(default_factory=dict)  # `wmlc.accuracy.parity` with the reference
-    top1: dict[Key, float] = field(default_factory=dict)  # percent
-    warm_ups: dict[Key, list[WarmUp]] = field(default_factory=dict)
-    bursts: dict[Key, list[list[np.ndarray]]] = field(default_factory=dict)  # milliseconds [L][R][calls]
-    compute: dict[Key, np.ndarray] = field(default_factory=dict)  # milliseconds [calls], no transfers
-    scenarios: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    lacking: dict[Key, list[str]] = field(default_factory=dict)  # what else could not be measured, and why
-    failures: dict[Key, str] = field(default_factory=dict)
+    subject: Subject
+    opened: list[Opened] = field(default_factory=list)  # a launch each
+    first_ms: list[float] = field(default_factory=list)
+    memory: Memory | None = None
+    parity: float | None = None  # `wmlc.accuracy.parity` with the reference
+    top1: float | None = None  # percent
+    warm_ups: list[WarmUp] = field(default_factory=list)
+    bursts: list[list[np.ndarray]] = field(default_factory=list)  # milliseconds [L][R][calls]
+    compute_ms: np.ndarray | None = None  # [calls], no transfers
+    scenarios: dict[str, Scenario] = field(default_factory=dict)
+    lacking: list[str] = field(default_factory=list)  # what else could not be measured, and why
+    failure: str | None = None
     refuses: bool = True  # a file at fault ends the bench; False: it costs the cell, as others were measured before
 
     @contextmanager
-    def failing(self, key: Key) -> Iterator[None]:
+    def failing(self) -> Iterator[None]:
         """An engine that fails in the block has no numbers in this cell, but its reason."""
         try:
             yield
         except EngineFailed as error:
-            self.failures[key] = str(error)
+            self.failure = str(error)
         except InputError as error:
             if self.refuses:
                 raise
-            self.failures[key] = str(error)
+            self.failure = str(error)
 
-    def live(self, things: Mapping[Key, Value]) -> dict[Key, Value]:
-        """Those of `things` that did not fail."""
-        return {key: thing for key, thing in things.items() if key not in self.failures}
+    @property
+    def times_ms(self) -> np.ndarray | None:
+        """The milliseconds of every timed call, of all launches together; None where it failed."""
+        return None if self.failure else np.concatenate([burst for launch in self.bursts for burst in launch])
+
+
+Measured = Mapping[Key, Measurement]
 
 
 def measure_cell(
     cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, *, top1_of: Set[Key], refuses: bool
-) -> Found:
+) -> dict[Key, Measurement]:
     """Everything that is measured in a cell; `InputError` where a file is at fault, if it `refuses` such.
 
     Args: the networks whose top-1 shall be measured too.
     """
-    found = Found(refuses=refuses)
-    for subject in subjects:
-        if subject.batch not in (None, cell.batch):
-            found.failures[subject.key] = f"the file takes batches of {subject.batch} only"
-    _ask(cell, subjects, config, images, found, top1_of)
+    measured = {subject.key: Measurement(subject, refuses=refuses) for subject in subjects}
+    for own in measured.values():
+        if own.subject.batch not in (None, cell.batch):
+            own.failure = f"the file takes batches of {own.subject.batch} only"
+    _ask(cell, measured, config, images, top1_of)
     with progress(f"timing {cell}", config.launches, "launches") as advance:
         for launch in range(config.launches):
-            _launch(cell, subjects, config, images, found, launch)
+            _launch(cell, measured, config, images, launch)
             advance(1)
-    return found
+    return measured
 
 
 def profile_cell(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found
-) -> dict[Key, dict[str, Any]]:
-    """Each network's time a layer, of those whose engine can tell; one that fails here keeps its other numbers.
+    cell: Cell, measured: Sequence[Measurement], config: BenchConfig, images: Images
+) -> tuple[dict[Key, Profile], dict[Key, str]]:
+    """Each network's time a layer, of those whose engine can tell, and the reasons of those that failed here.
 
     All are profiled by turns too, as a network profiled in a slow minute would seem to have slow layers.
     """
-    records: dict[Key, list[dict[str, Any]]] = {}
-    p50_ms = {key: float(np.median(np.concatenate(bursts))) for key, bursts in _calls(found).items()}
-    by_key = {subject.key: subject for subject in subjects if subject.key in p50_ms}
-    again = Found(failures=dict(found.failures), refuses=False)
+    times_ms = {own.subject.key: times for own in measured if (times := own.times_ms) is not None}
+    p50_ms = {key: float(np.median(times)) for key, times in times_ms.items()}
+    again = {own.subject.key: Measurement(own.subject, refuses=False) for own in measured if not own.failure}
+    rounds: dict[Key, list[list[LayerTime]]] = {}
     with (
-        _open(cell, list(by_key.values()), config, images, again) as workers,
+        _open(cell, again, config, images) as workers,
         progress(f"profiling {cell}", PROFILE_ROUNDS, "rounds") as advance,
     ):
         for _ in range(PROFILE_ROUNDS):
-            for key, worker in workers.items():
+            for key, worker in _live(workers, again).items():
                 nodes = None
-                if key not in again.failures:
-                    with again.failing(key):
-                        nodes = worker.profile(min(50, max(5, round(PROFILE_MS / p50_ms[key]))))
+                with again[key].failing():
+                    nodes = worker.profile(min(50, max(5, round(PROFILE_MS / p50_ms[key]))))
                 if nodes is not None:
-                    subject = by_key[key]
-                    records.setdefault(key, []).append(
-                        profile_record(
-                            name=subject.name, peer=subject.peer, precision=subject.precision, engine=cell.engine,
-                            threads=cell.threads, batch=cell.batch, onnx_file=subject.onnx_file, nodes=nodes,
-                            p50_ms=p50_ms[key],
-                        )
-                    )  # fmt: skip
+                    layers = attribute(again[key].subject.onnx_file, nodes, cell.batch)
+                    rounds.setdefault(key, []).append(layers)
             advance(1)
-    for key in again.failures.keys() - found.failures.keys():
-        found.lacking.setdefault(key, []).append(f"time a layer not measured: {again.failures[key]}")
-    return {key: merge(each) for key, each in records.items() if key not in again.failures}
-
-
-def _calls(found: Found) -> dict[Key, list[np.ndarray]]:
-    """Each network's bursts of all launches."""
-    return {
-        key: [burst for launch in launches for burst in launch] for key, launches in found.live(found.bursts).items()
+    profiles = {
+        key: _profile(cell, again[key].subject, merge(each), p50_ms[key]) for key, each in _live(rounds, again).items()
     }
+    return profiles, {key: own.failure for key, own in again.items() if own.failure}
+
+
+def _profile(cell: Cell, subject: Subject, layers: list[LayerTime], p50_ms: float) -> Profile:
+    """Profilers add some microseconds a node, so `profiled_ms` may be above `p50_ms`, but what a call costs outside of
+    the nodes is not in it."""
+    return Profile(
+        engine=cell.engine, threads=cell.threads, batch=cell.batch, peer=subject.peer, precision=subject.precision,
+        name=subject.name, profiled_ms=sum(layer.ms for layer in layers), p50_ms=p50_ms, layers=layers,
+    )  # fmt: skip
+
+
+def _live(things: Mapping[Key, Value], measured: Measured) -> dict[Key, Value]:
+    """The things of those networks that have not failed."""
+    return {key: thing for key, thing in things.items() if not measured[key].failure}
 
 
 @contextmanager
-def _open(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found
-) -> Iterator[dict[Key, Worker]]:
+def _open(cell: Cell, measured: Measured, config: BenchConfig, images: Images) -> Iterator[dict[Key, Worker]]:
     """A process for each network that has not failed, after its first inference."""
     pixels_NHWC = np.take(images.pixels_NHWC, range(cell.batch), axis=0, mode="wrap")
     with ExitStack() as stack:
-        live = found.live({subject.key: subject for subject in subjects})
-        workers = {key: stack.enter_context(Worker(_seat(subject, cell, config))) for key, subject in live.items()}
+        workers = {
+            key: stack.enter_context(Worker(_seat(own.subject, cell, config)))
+            for key, own in _live(measured, measured).items()
+        }
         for key, worker in workers.items():
-            with found.failing(key):
-                found.opened.setdefault(key, []).append(worker.ready())
-        for key, worker in found.live(workers).items():
-            with found.failing(key):
-                found.first_ms.setdefault(key, []).append(worker.first(pixels_NHWC))
-        yield found.live(workers)
+            with measured[key].failing():
+                measured[key].opened.append(worker.ready())
+        for key, worker in _live(workers, measured).items():
+            with measured[key].failing():
+                measured[key].first_ms.append(worker.first(pixels_NHWC))
+        yield _live(workers, measured)
 
 
 def _seat(subject: Subject, cell: Cell, config: BenchConfig) -> Seat:
@@ -187,56 +205,57 @@ def _seat(subject: Subject, cell: Cell, config: BenchConfig) -> Seat:
     )
 
 
-def _ask(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found, top1_of: Set[Key]
-) -> None:
+def _ask(cell: Cell, measured: Measured, config: BenchConfig, images: Images, top1_of: Set[Key]) -> None:
     """Whether each engine agrees with its reference; then its accuracy, and what it does in the scenarios."""
-    with _open(cell, subjects, config, images, found) as workers:
-        by_key = {subject.key: subject for subject in subjects}
+    with _open(cell, measured, config, images) as workers:
         for key, worker in workers.items():
-            with found.failing(key):
-                _check_agreement(by_key[key], worker, images, found)
-        asked = {key: worker for key, worker in found.live(workers).items() if key in top1_of}
+            with measured[key].failing():
+                _check_agreement(measured[key], worker, images)
+        asked = {key: worker for key, worker in _live(workers, measured).items() if key in top1_of}
         if asked and images.data is not None:
-            _, height, width = subjects[0].input_shape
+            _, height, width = next(iter(measured.values())).subject.input_shape
             batches = images.data.test_pixels(images_a_call(height, width))
-            found.top1, failures = top1_percent(asked, batches, images.data.test_count())
-            found.failures |= failures
+            top1, failures = top1_percent(asked, batches, images.data.test_count())
+            for key in asked:
+                measured[key].top1, measured[key].failure = top1.get(key), failures.get(key)
         if config.scenarios:
-            _ask_scenarios(cell, found.live(workers), config, found)
-    found.opened, found.first_ms = {}, {}  # those of the timed launches count
+            _ask_scenarios(cell, _live(workers, measured), measured, config)
+    for own in measured.values():  # those of the timed launches count
+        own.opened.clear()
+        own.first_ms.clear()
 
 
-def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], config: BenchConfig, found: Found) -> None:
+def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], measured: Measured, config: BenchConfig) -> None:
     with progress(f"scenarios, {cell}", len(workers) * len(config.scenarios), "scenarios") as advance:
         for key, worker in workers.items():
-            with found.failing(key):
+            own = measured[key]
+            with own.failing():
                 p50_ms = worker.warm_up(config.seconds).median_ms / cell.batch
-            for scenario in config.scenarios if key not in found.failures else ():
+            for scenario in () if own.failure else config.scenarios:
                 try:
-                    found.scenarios.setdefault(key, {})[scenario] = measure_scenario(
+                    own.scenarios[scenario] = measure_scenario(
                         worker, scenario, batch=cell.batch, seconds=config.seconds, seed=config.seed, p50_ms=p50_ms,
                         latency_bound_ms=config.latency_bound_ms or math.inf, cpus=pinned_cpus(cell.threads),
                     )  # fmt: skip
                 except (EngineFailed, InputError) as error:
-                    found.lacking.setdefault(key, []).append(f"scenario {scenario} not measured: {error}")
+                    own.lacking.append(f"scenario {scenario} not measured: {error}")
                 advance(1)
 
 
-def _check_agreement(subject: Subject, worker: Worker, images: Images, found: Found) -> None:
+def _check_agreement(own: Measurement, worker: Worker, images: Images) -> None:
     """Engines that disagree with their reference get no numbers."""
-    _, height, width = subject.input_shape
+    _, height, width = own.subject.input_shape
     pixels_NHWC = images.pixels_NHWC[: images_a_call(height, width)]
     logits_BC = worker.logits(pixels_NHWC)
-    precision = found.opened[subject.key][0].precision or subject.precision
-    expected_BC, other = _reference(subject, pixels_NHWC)
-    found.parity[subject.key] = difference = parity(logits_BC, expected_BC, precision)
-    if reason := disagreement(difference, precision, other):
+    precision = own.opened[0].precision or own.subject.precision
+    expected_BC, other = _reference(own.subject, pixels_NHWC)
+    own.parity = parity(logits_BC, expected_BC, precision)
+    if reason := disagreement(own.parity, precision, other):
         raise EngineFailed(reason)
     classes = len(images.data.record.class_names) if images.data else logits_BC.shape[1]
     if logits_BC.shape[1] != classes:
         raise InputError(
-            f"{subject.source} gives {logits_BC.shape[1]} scores and the data set has {classes} classes; name the "
+            f"{own.subject.source} gives {logits_BC.shape[1]} scores and the data set has {classes} classes; name the "
             "set that it was trained on, or leave --data out"
         )
 
@@ -257,29 +276,27 @@ def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, s
     return in_calls(lambda call: session.run(None, {name: call})[0], images, subject.batch), "ONNX Runtime"
 
 
-def _launch(
-    cell: Cell, subjects: Sequence[Subject], config: BenchConfig, images: Images, found: Found, launch: int
-) -> None:
+def _launch(cell: Cell, measured: Measured, config: BenchConfig, images: Images, launch: int) -> None:
     """Open every engine anew, warm it up, and time them all by turns."""
     last = launch == config.launches - 1
-    with _open(cell, subjects, config, images, found) as workers:
+    with _open(cell, measured, config, images) as workers:
         calls = {}
         for key, worker in workers.items():
-            with found.failing(key):
+            with measured[key].failing():
                 warm = worker.warm_up(WARM_UP * config.seconds / config.launches)
-                found.warm_ups.setdefault(key, []).append(warm)
+                measured[key].warm_ups.append(warm)
                 calls[key] = measure.burst_calls(warm.median_ms)
         warmed = {key: workers[key] for key in calls}
         least = -(-measure.MIN_CALLS // config.launches)
         bursts, failures = measure.interleave(
             warmed, calls, config.seconds / config.launches, config.seed + launch, least_calls=least
         )
-        found.failures |= failures
+        for key, reason in failures.items():
+            measured[key].failure = reason
         for key, times in bursts.items():
-            found.bursts.setdefault(key, []).append(times)
-            with found.failing(key):
-                if memory := workers[key].memory():
-                    found.memory[key] = memory
-                compute_ms = workers[key].compute_times(measure.MIN_CALLS) if last else None
-                if compute_ms is not None:
-                    found.compute[key] = compute_ms
+            own = measured[key]
+            own.bursts.append(times)
+            with own.failing():
+                own.memory = workers[key].memory() or own.memory
+                if last:
+                    own.compute_ms = workers[key].compute_times(measure.MIN_CALLS)

@@ -1,39 +1,52 @@
-"""Bounds on what was measured, and who misses them by how much."""
+"""What a bench has to answer for once it is written: that it was not stopped, and the bounds that the caller set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from wmlc.bench.config import BenchConfig
+from wmlc.bench.cells import bench_cells
+from wmlc.errors import GateError, InputError
+from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
+from wmlc.settings import BenchSettings
 
 
-def missed_gates(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> list[str]:
+def enforce(bench: Bench, out: Path) -> None:
+    """Raise `InputError` for a bench that was stopped before its end, and `GateError` for gates that were missed.
+
+    Args: the file `out` that the bench was written to.
+    """
+    if stopped := unfinished(bench):
+        raise InputError(f"{stopped}; {out} has what was measured")
+    if missed := missed_gates(bench.rows, bench.settings):
+        raise GateError("; ".join(missed))
+
+
+def unfinished(bench: Bench) -> str | None:
+    """In words, how many of its cells a bench has that was stopped; None where it has all of them."""
+    done = {(row.engine, row.threads, row.batch) for row in bench.rows}
+    cells = bench_cells(bench.settings, bench.environment.devices)
+    return f"stopped after {len(done)} of {len(cells)} cells" if len(done) < len(cells) else None
+
+
+def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
     """Each peer that missed a gate and by how much, by the median speed-up; what was not measured never passes."""
     missed, dropped = [], set()
     for row in rows:
-        if row["peer"] == BASELINE:
+        if row.peer == BASELINE:
             continue
-        network = row["peer"], row["precision"], row["engine"]
-        if config.max_drop is not None and network not in dropped:
+        network = row.peer, row.precision, row.engine
+        if settings.max_drop is not None and network not in dropped:
             dropped.add(network)  # top-1 is the same at every batch size
-            missed += _missed_drop(row, config)
-        if config.min_speedup is not None and row["achieved_ratio"] != 0:  # an unpruned peer is as fast as it was
-            missed += _missed_speedup(row, config)
+            missed += _missed_drop(row, settings, settings.max_drop)
+        if settings.min_speedup is not None and row.achieved_ratio != 0:  # an unpruned peer is as fast as it was
+            missed += _missed_speedup(row, settings, settings.min_speedup)
     return missed
 
 
-def place(row: Mapping[str, Any], config: BenchConfig) -> str:
-    """A row's network, and of engine and threads what the bench has several of."""
-    engine = f" with {row['engine']}" if len(config.engines) > 1 else ""
-    return f"{row['name']}{engine}" + (f" on {row['threads']} threads" if len(config.threads) > 1 else "")
-
-
-def _missed_drop(row: Mapping[str, Any], config: BenchConfig) -> list[str]:
-    drop, most = row["top1_drop"], config.max_drop
-    assert most is not None
-    name = row["name"] + (f" with {row['engine']}" if len(config.engines) > 1 else "")
+def _missed_drop(row: Row, settings: BenchSettings, most: float) -> list[str]:
+    name, drop = _named(row, settings), row.top1_drop
     if drop is None:
         return [f"{name}: top-1 drop was not measured, so --max-drop {most:g} is not met"]
     if drop > most:
@@ -41,13 +54,17 @@ def _missed_drop(row: Mapping[str, Any], config: BenchConfig) -> list[str]:
     return []
 
 
-def _missed_speedup(row: Mapping[str, Any], config: BenchConfig) -> list[str]:
-    least = config.min_speedup
-    assert least is not None
-    name = f"{place(row, config)} at batch {row['batch']}"
-    if row["speedup"] is None:
+def _missed_speedup(row: Row, settings: BenchSettings, least: float) -> list[str]:
+    threads = f" on {row.threads} threads" if len(settings.threads) > 1 else ""
+    name = f"{_named(row, settings)}{threads} at batch {row.batch}"
+    if row.speedup is None:
         return [f"{name}: speed-up was not measured, so --min-speedup {least:g} is not met"]
-    median = row["speedup"]["median"]
+    median = row.speedup.median
     if median < least:
         return [f"{name}: speed-up {median:.2f} is below --min-speedup {least:g} by {least - median:.2g}"]
     return []
+
+
+def _named(row: Row, settings: BenchSettings) -> str:
+    """A row's network, and its engine where the bench has several."""
+    return row.name + (f" with {row.engine}" if len(settings.engines) > 1 else "")

@@ -1,10 +1,9 @@
-"""The layers of an ONNX file: channels, MACs, bytes; and an engine's node times, laid on its layers."""
+"""The layers of an ONNX file: channels, MACs, bytes."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,7 @@ WEIGHT_AT = {  # operator → which of its inputs is the weight
 BIAS_AT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
 SCALED = ("QuantizeLinear", "DequantizeLinear")  # their inputs after the first are scales and zero points
 SAME_WEIGHT = (*SCALED, "Cast", "Identity", "Transpose", "Reshape")  # between a stored weight and its layer
-FOLLOWS = {  # what engines fuse into the layer before it
-    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Add", "Sum",
-    "Mul", "BatchNormalization", "Cast", "Identity", *SCALED,
-}  # fmt: skip
 KEEPS_TYPE = ("Relu", "Clip")  # between a layer and the QuantizeLinear that says in which type its output is written
-COMPUTES = re.compile("conv(?!ert)|gemm|matmul|matrixmultiply|fullyconnected|^$", re.IGNORECASE)  # "": not told
-# What engines put around a node's or a value's name.
-ADDED = re.compile(r"^InsertedPrecisionFreeCast_|^fused |_token_\d+$|_nchwc$|/WithoutBiases$|/MatMulAddFusion$")
-BETWEEN = re.compile(r" \+ | \|\| |PWN\(|[(),]")  # the names that an engine joined into one
-RANGE = re.compile(r"ForeignNode\[(.+)\.\.\.(.+)\]")  # TensorRT's, all nodes from one to another
-MOVES = "Reformatting "  # how TensorRT's copies begin, which go on with the name of what reads them
-OTHER = "other: "
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,9 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
+    """An ONNX file as it is read here."""
+
     path: Path
     nodes: list[Any]
     maker: dict[str, int]  # value → index of the node that makes it
@@ -70,7 +60,7 @@ def read_layers(onnx_file: Path) -> list[Layer]:
     A layer is named after its weight, "stage1.0.conv1" for "stage1.0.conv1.weight", also where that is quantised;
     else, as where the weight has no such name, after its node. Raises `InputError` where a shape is left open.
     """
-    return [layer for _, layer in _layers(_read(onnx_file))]
+    return [layer for _, layer in layers_of(read_graph(onnx_file))]
 
 
 def file_cost(onnx_file: Path) -> tuple[int, int]:
@@ -80,8 +70,8 @@ def file_cost(onnx_file: Path) -> tuple[int, int]:
     and single numbers. A batch norm that was folded has left a bias: one parameter a channel, where the network that
     was exported had two.
     """
-    graph = _read(onnx_file)
-    return _parameters(graph), sum(layer.macs for _, layer in _layers(graph))
+    graph = read_graph(onnx_file)
+    return _parameters(graph), sum(layer.macs for _, layer in layers_of(graph))
 
 
 def file_precision(onnx_file: Path) -> str:
@@ -99,87 +89,6 @@ def file_precision(onnx_file: Path) -> str:
     return "fp16" if sizes[TensorProto.FLOAT16] > sizes[TensorProto.FLOAT] else "fp32"
 
 
-def attribute(onnx_file: Path, nodes: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
-    """Lay an engine's times on the layers of the file: [{"layer", "op", "ms"}] in the order of its graph.
-
-    Args: (node, operator, ms) as an engine's `profile` tells them. A node belongs to the layer whose name, node or
-    output it is named after; one that computes and is named after what follows a layer (the Relu or Add that was
-    fused into it) to that layer, unless another node has taken it; and where one that computes and one layer are left
-    over, they belong together. One node for several layers is shared out by MACs. The rest is summed an operator, as
-    "other: ReorderOutput". Nothing is lost or counted twice; a layer without time is left out.
-    """
-    graph = _read(onnx_file)
-    layers = dict(_layers(graph))
-    names = _Names(graph, layers)
-    owners = [names.direct(label) for label, _, _ in nodes]
-    taken = {index for owner in owners for index in owner}
-    for place, (label, op, _) in enumerate(nodes):
-        if not owners[place] and COMPUTES.search(op) and (found := names.before(label, taken)) is not None:
-            owners[place] = [found]
-            taken.add(found)
-    left = [place for place, (_, op, _) in enumerate(nodes) if op and not owners[place] and COMPUTES.search(op)]
-    if len(left) == len(free := layers.keys() - taken) == 1:  # no name is needed to tell whose it is
-        owners[left[0]] = list(free)
-        taken |= free
-    spent, rest = dict.fromkeys(layers, 0.0), dict[str, float]()
-    for owner, (_, op, ms) in zip(owners, nodes, strict=True):
-        whole = sum(layers[index].macs for index in owner)
-        for index in owner:
-            spent[index] += ms * layers[index].macs / whole if whole else ms / len(owner)
-        if not owner:
-            rest[op or "unknown"] = rest.get(op or "unknown", 0.0) + ms
-    rows = [
-        {"layer": layers[index].name, "op": layers[index].op, "ms": spent[index]} for index in layers if index in taken
-    ]
-    return rows + [{"layer": OTHER + op, "op": op, "ms": ms} for op, ms in rest.items()]
-
-
-class _Names:
-    """Which layer a name of an engine's means; a layer is the index of its node."""
-
-    def __init__(self, graph: _Graph, layers: Mapping[int, Layer]) -> None:
-        self._graph, self._layers = graph, layers
-        self._named = {node.name: index for index, node in enumerate(graph.nodes) if node.name}
-        self._layer_named = {layer.name: index for index, layer in layers.items()}
-
-    def direct(self, label: str) -> list[int]:
-        """The layers that are named in `label` themselves or by the value that they make."""
-        if spans := RANGE.search(label):
-            ends = [self._node(name) for name in spans.groups()]
-            first, last = (ends[0], ends[1]) if None not in ends else (0, -1)
-            return [index for index in self._layers if first <= index <= last]  # type: ignore[operator]
-        return sorted({index for index in self._nodes(label) if index in self._layers})
-
-    def before(self, label: str, taken: set[int]) -> int | None:
-        """The last layer, not yet `taken`, whose output only passes what engines fuse on its way to the node named."""
-        found, waiting, seen = set[int](), self._nodes(label), set[int]()
-        while waiting:
-            index = waiting.pop()
-            if index in self._layers:
-                found.add(index)
-            elif index not in seen and self._graph.nodes[index].op_type in FOLLOWS:
-                seen.add(index)
-                waiting += [
-                    self._graph.maker[name] for name in self._graph.nodes[index].input if name in self._graph.maker
-                ]
-        return max(found - taken, default=None)
-
-    def _nodes(self, label: str) -> list[int]:
-        if label.startswith(MOVES):
-            return []
-        found = [self._node(name) for name in (label, *BETWEEN.split(label))]
-        return [index for index in dict.fromkeys(found) if index is not None]
-
-    def _node(self, name: str) -> int | None:
-        name = name.strip()
-        while (shorter := ADDED.sub("", name)) != name and name not in self._named:
-            name = shorter
-        for known in (self._layer_named, self._named, self._graph.maker):
-            if name in known:
-                return known[name]
-        return None
-
-
 def _load(onnx_file: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
@@ -192,7 +101,7 @@ def _load(onnx_file: Path) -> Any:
         raise InputError(f"{onnx_file} is not an ONNX file; extract it again") from None
 
 
-def _read(onnx_file: Path) -> _Graph:
+def read_graph(onnx_file: Path) -> Graph:
     """The graph with the shapes and types of its values at a batch of 1, where the file leaves the batch open."""
     import onnx
 
@@ -214,7 +123,7 @@ def _read(onnx_file: Path) -> _Graph:
             readers.setdefault(name, []).append(index)
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     item_bytes = {name: _item_bytes(kind) for name, kind in types.items()}
-    return _Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images)
+    return Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images)
 
 
 def _constants(model: Any) -> dict[str, Any]:
@@ -249,7 +158,7 @@ def _item_bytes(kind: int) -> int:
         return 0
 
 
-def _layers(graph: _Graph) -> Iterable[tuple[int, Layer]]:
+def layers_of(graph: Graph) -> Iterable[tuple[int, Layer]]:
     """(index of its node, layer); a name that stands twice, as of a weight that two layers share, gets a number."""
     times: dict[str, int] = {}
     for index, node in enumerate(graph.nodes):
@@ -259,7 +168,7 @@ def _layers(graph: _Graph) -> Iterable[tuple[int, Layer]]:
             yield index, _layer(graph, node, name if times[name] == 1 else f"{name} ({times[name]})")
 
 
-def _layer(graph: _Graph, node: Any, name: str) -> Layer:
+def _layer(graph: Graph, node: Any, name: str) -> Layer:
     weight, out = node.input[WEIGHT_AT[node.op_type]], node.output[0]
     shape, out_shape, in_shape = (_shape(graph, value) for value in (weight, out, node.input[0]))
     given = {attribute.name: attribute.i for attribute in node.attribute}
@@ -279,7 +188,7 @@ def _layer(graph: _Graph, node: Any, name: str) -> Layer:
     )  # fmt: skip
 
 
-def _name(graph: _Graph, node: Any) -> str:
+def _name(graph: Graph, node: Any) -> str:
     """Of the stored weight if it ends in ".weight", else of the node, else of the weight, the output at last."""
     weight = node.input[WEIGHT_AT[node.op_type]]
     while weight not in graph.constants and weight in graph.maker:
@@ -293,13 +202,13 @@ def _name(graph: _Graph, node: Any) -> str:
     return str(node.name or stored or node.output[0])
 
 
-def _source(graph: _Graph, value: str) -> str:
+def _source(graph: Graph, value: str) -> str:
     """What is read in place of `value`: where it is dequantised, the integers."""
     made_by = graph.nodes[graph.maker[value]] if value in graph.maker else None
     return made_by.input[0] if made_by is not None and made_by.op_type == "DequantizeLinear" else value
 
 
-def _sink(graph: _Graph, value: str) -> str:
+def _sink(graph: Graph, value: str) -> str:
     """What is written in place of `value`: where it is quantised at once, or after its Relu, the integers."""
     end = value
     while len(readers := graph.readers.get(end, [])) == 1:
@@ -312,7 +221,7 @@ def _sink(graph: _Graph, value: str) -> str:
     return value
 
 
-def _shape(graph: _Graph, value: str) -> tuple[int, ...]:
+def _shape(graph: Graph, value: str) -> tuple[int, ...]:
     if value not in graph.shapes:
         raise InputError(
             f"{graph.path} leaves the shape of {value!r} open, so its MACs cannot be told; "
@@ -321,11 +230,11 @@ def _shape(graph: _Graph, value: str) -> tuple[int, ...]:
     return graph.shapes[value]
 
 
-def _bytes(graph: _Graph, value: str) -> int:
+def _bytes(graph: Graph, value: str) -> int:
     return math.prod(_shape(graph, value)) * graph.item_bytes.get(value, 0)
 
 
-def _parameters(graph: _Graph) -> int:
+def _parameters(graph: Graph) -> int:
     """See `file_cost`."""
     from onnx import TensorProto
 

@@ -1,21 +1,19 @@
-"""What was found, as the rows of `bench.json`: a cell that was not measured is null, with its reason in the notes."""
+"""What was measured, as the rows of `bench.json`: what was not measured is null, with its reason in the notes."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from wmlc.bench import intervals, measure
-from wmlc.bench.cells import Cell, Found
+from wmlc.bench.cells import Cell, Measured, Measurement
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.subjects import Key, Subject
+from wmlc.bench.subjects import Key
 from wmlc.files import sha256
-from wmlc.records import Latency, Speedup, WarmUp
+from wmlc.records import Environment, Interval, Latency, Row, Speedup, WarmUp
 from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
@@ -25,103 +23,91 @@ NOISY = 0.03  # half an interval, relatively, from which on the machine is to bl
 ALIKE = 0.01  # networks whose MACs differ by less are not expected to differ
 
 
-def make_rows(
-    cell: Cell, subjects: Sequence[Subject], found: Found, top1: Mapping[Key, float], config: BenchConfig
-) -> list[dict[str, Any]]:
+def make_rows(cell: Cell, measured: Measured, top1: Mapping[Key, float], config: BenchConfig) -> list[Row]:
     """The rows of one cell. Args: `top1` of each network through this engine, percent, from whichever cell has it."""
-    baseline_key = (BASELINE, subjects[0].precision)
-    baseline = next((subject for subject in subjects if subject.key == baseline_key), None)
-    return [_make_row(cell, subject, baseline, found, top1, config) for subject in subjects]
+    first = next(iter(measured.values()))
+    baseline = measured.get((BASELINE, first.subject.precision))
+    return [_make_row(cell, own, baseline, top1, config) for own in measured.values()]
 
 
 def _make_row(
-    cell: Cell, subject: Subject, baseline: Subject | None, found: Found, top1: Mapping[Key, float], config: BenchConfig
-) -> dict[str, Any]:
-    key, about, cost = subject.key, subject.about, subject.cost
-    bursts = None if key in found.failures else found.bursts.get(key)
-    times = measure.latency(np.concatenate([burst for launch in bursts for burst in launch])) if bursts else None
-    speedup = _speedup(subject, baseline, found, config.seed)
-    mac_ratio = baseline.cost.macs / cost.macs if baseline else None
-    memory, compute = found.memory.get(key), found.compute.get(key)
-    difference, own_top1 = found.parity.get(key), top1.get(key)
-    baseline_top1 = top1.get(baseline.key) if baseline else None
-    opened = found.opened.get(key, [])
-    return {
-        "peer": subject.peer,
-        "name": subject.name,
-        "ratio": about.ratio,
-        "achieved_ratio": about.achieved_ratio,
-        "engine": cell.engine,
-        "precision": opened[0].precision or subject.precision if opened else subject.precision,
-        "threads": cell.threads,
-        "batch": cell.batch,
-        "device": cell.device,
-        "provider": opened[0].provider if opened else None,
-        "params": cost.params,
-        "macs": cost.macs,
-        "flops": 2 * cost.macs,
-        "mac_ratio": mac_ratio,
-        "file_bytes": subject.weights.stat().st_size + subject.more_bytes,
-        "file_sha256": sha256(subject.weights),
-        "latency_ms": asdict(times) if times else None,
-        "p50_interval": _p50_interval(bursts, config.seed) if bursts else None,
-        "compute_ms": asdict(measure.latency(compute)) if compute is not None else None,
-        "throughput_per_s": 1e3 * cell.batch / times.mean if times else None,
-        "speedup": asdict(speedup) if speedup else None,
-        "paid_out": speedup.median / mac_ratio if speedup and mac_ratio else None,
-        "load_ms": float(np.median([each.load_ms for each in opened])) if times else None,
-        "first_ms": float(np.median(found.first_ms[key])) if times else None,
-        "peak_memory_bytes": memory.peak if memory and times else None,
-        "engine_memory_bytes": memory.peak - memory.before if memory and times else None,
-        "top1": own_top1,
-        "top1_drop": baseline_top1 - own_top1 if own_top1 is not None and baseline_top1 is not None else None,
-        "scenarios": found.scenarios.get(key, {}),
-        "warm_up": asdict(found.warm_ups[key][-1]) if times else None,
-        "logits_apart": difference if difference is not None and np.isfinite(difference) else None,
-        "on_front": None,
-        "notes": [
-            *_missing_notes(subject, baseline, found, config, times, own_top1),
-            *_speed_notes(subject == baseline, times, speedup, found.warm_ups.get(key, [])),
-            *found.lacking.get(key, []),
+    cell: Cell, own: Measurement, baseline: Measurement | None, top1: Mapping[Key, float], config: BenchConfig
+) -> Row:
+    subject, about, cost = own.subject, own.subject.about, own.subject.cost
+    times_ms, opened, memory = own.times_ms, own.opened, own.memory
+    times = None if times_ms is None else measure.latency(times_ms)
+    speedup = intervals.speedup(baseline.bursts, own.bursts, config.seed) if baseline and _both(own, baseline) else None
+    mac_ratio = baseline.subject.cost.macs / cost.macs if baseline else None
+    own_top1, baseline_top1 = top1.get(subject.key), top1.get(baseline.subject.key) if baseline else None
+    return Row(
+        peer=subject.peer,
+        name=subject.name,
+        ratio=about.ratio,
+        achieved_ratio=about.achieved_ratio,
+        engine=cell.engine,
+        precision=opened[0].precision or subject.precision if opened else subject.precision,
+        threads=cell.threads,
+        batch=cell.batch,
+        device=cell.device,
+        provider=opened[0].provider if opened else None,
+        params=cost.params,
+        macs=cost.macs,
+        flops=2 * cost.macs,
+        mac_ratio=mac_ratio,
+        file_bytes=subject.weights.stat().st_size + subject.more_bytes,
+        file_sha256=sha256(subject.weights),
+        latency_ms=times,
+        p50_interval=_p50_interval(own.bursts, config.seed) if times else None,
+        compute_ms=None if own.compute_ms is None else measure.latency(own.compute_ms),
+        throughput_per_s=1e3 * cell.batch / times.mean if times else None,
+        speedup=speedup,
+        paid_out=speedup.median / mac_ratio if speedup and mac_ratio else None,
+        load_ms=float(np.median([each.load_ms for each in opened])) if times else None,
+        first_ms=float(np.median(own.first_ms)) if times else None,
+        peak_memory_bytes=memory.peak if memory and times else None,
+        engine_memory_bytes=memory.peak - memory.before if memory and times else None,
+        top1=own_top1,
+        top1_drop=baseline_top1 - own_top1 if own_top1 is not None and baseline_top1 is not None else None,
+        scenarios=own.scenarios,
+        warm_up=own.warm_ups[-1] if times else None,
+        logits_apart=own.parity if own.parity is not None and np.isfinite(own.parity) else None,
+        on_front=None,
+        notes=[
+            *_missing_notes(own, baseline, config, own_top1),
+            *_speed_notes(own is baseline, times, speedup, own.warm_ups),
+            *own.lacking,
             *(_top1_notes(own_top1, about.top1) if subject.precision == "fp32" else []),
         ],
-    }  # fmt: skip
+    )
 
 
-def _speedup(subject: Subject, baseline: Subject | None, found: Found, seed: int) -> Speedup | None:
-    """Against the baseline's bursts of the same rounds; the baseline's own is 1 by definition."""
-    if baseline is None or {subject.key, baseline.key} & found.failures.keys():
-        return None
-    return intervals.speedup(found.bursts[baseline.key], found.bursts[subject.key], seed)
+def _both(own: Measurement, other: Measurement) -> bool:
+    """Both were timed, in the same rounds."""
+    return not own.failure and not other.failure
 
 
-def _p50_interval(bursts: Sequence[Sequence[np.ndarray]], seed: int) -> dict[str, float]:
+def _p50_interval(bursts: Sequence[Sequence[np.ndarray]], seed: int) -> Interval:
     low, high = intervals.median_interval(intervals.burst_medians(bursts), seed)
-    return {"low": low, "high": high}
+    return Interval(low=low, high=high)
 
 
 def _missing_notes(
-    subject: Subject,
-    baseline: Subject | None,
-    found: Found,
-    config: BenchConfig,
-    times: Latency | None,
-    top1: float | None,
+    own: Measurement, baseline: Measurement | None, config: BenchConfig, top1: float | None
 ) -> list[str]:
-    """Why cells are null."""
-    reason, notes = found.failures.get(subject.key), []
-    missing = ["times and speed-up"] if times is None else []
-    missing += ["top-1"] if top1 is None and config.accuracy and reason else []
+    """Why values are null."""
+    notes = []
+    missing = ["times and speed-up"] if own.failure else []
+    missing += ["top-1"] if own.failure and top1 is None and config.accuracy else []
     if missing:
-        notes.append(f"{' and '.join(missing)} not measured: {reason}")
+        notes.append(f"{' and '.join(missing)} not measured: {own.failure}")
     elif top1 is None and config.accuracy:
         notes.append("top-1 and its drop not measured: there is no data set; name one with --data")
     if not config.accuracy:
         notes.append("top-1 and its drop not measured: the accuracy was switched off")
     if baseline is None:
         notes.append("speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none")
-    elif baseline.key in found.failures and subject != baseline:
-        notes.append(f"no comparison with the baseline where that has no number: {found.failures[baseline.key]}")
+    elif baseline.failure and own is not baseline:
+        notes.append(f"no comparison with the baseline where that has no number: {baseline.failure}")
     return notes
 
 
@@ -149,16 +135,17 @@ def _top1_notes(top1: float | None, trained: float | None) -> list[str]:
     return [f"top-1 is {top1:.2f} here and was {trained:.2f} after training; are these the same test images?"]
 
 
-def indistinct_notes(cell: Cell, subjects: Sequence[Subject], found: Found, seed: int) -> list[str]:
+def indistinct_notes(cell: Cell, measured: Measured, seed: int) -> list[str]:
     """Which neighbours by MACs could not be told apart, and whether the machine was too noisy for it."""
-    live = found.live({subject.key: subject for subject in subjects})
-    ranked = sorted(live.values(), key=lambda subject: (subject.precision, subject.cost.macs, -subject.peer))
+    timed = [own for own in measured.values() if not own.failure]
+    timed.sort(key=lambda own: (own.subject.precision, own.subject.cost.macs, -own.subject.peer))
     notes = []
-    for small, large in itertools.pairwise(ranked):
+    for smaller, larger in itertools.pairwise(timed):
+        small, large = smaller.subject, larger.subject
         fewer = large.cost.macs / small.cost.macs
         if small.precision != large.precision or fewer < 1 + ALIKE:
             continue
-        ratio = intervals.speedup(found.bursts[large.key], found.bursts[small.key], seed)
+        ratio = intervals.speedup(larger.bursts, smaller.bursts, seed)
         if ratio.low <= 1 <= ratio.high:
             shown = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
             noisy = ratio.high / ratio.low > (1 + NOISY) ** 2
@@ -167,11 +154,11 @@ def indistinct_notes(cell: Cell, subjects: Sequence[Subject], found: Found, seed
     return notes
 
 
-def bench_notes(environment: Mapping[str, Any]) -> list[str]:
+def bench_notes(environment: Environment) -> list[str]:
     """What concerns all rows alike."""
-    notes, load = [], environment["load_average_before"]
-    if load is not None and load > BUSY * environment["cores"]:
-        notes.append(f"the machine was busy before the bench (load {load:.1f} on {environment['cores']} CPUs)")
+    notes, load, cores = [], environment.load_average_before, environment.cores
+    if load is not None and cores is not None and load > BUSY * cores:
+        notes.append(f"the machine was busy before the bench (load {load:.1f} on {cores} CPUs)")
     if not hasattr(os, "sched_setaffinity"):
-        notes.append(f"threads are not pinned: {environment['pinning']}")
+        notes.append(f"threads are not pinned: {environment.pinning}")
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from wmlc import records
 from wmlc.accuracy import images_a_call
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import NETWORK, ONNX, engine_class
+from wmlc.bench.engines import NETWORK, ONNX, check_one_input, engine_class
 from wmlc.bench.engines.worker import Feed
 from wmlc.bench.layers import file_cost, file_precision
 from wmlc.data import Data
@@ -130,10 +132,10 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
     params, macs = file_cost(path)
     if not macs:
         raise InputError(f"{path} has no convolution or matrix product that is known here; name a classifier with some")
-    mean, std = about.get("mean"), about.get("std")
+    mean, std = _numbers(about.get("mean"), channels), _numbers(about.get("std"), channels)
     if dtype == "uint8":
         mean = std = None
-    elif mean is None or std is None:  # not ours: as the data set is, or somehow around 0
+    elif mean is None or std is None or min(std) <= 0:  # not ours: as the data set is, or somehow around 0
         mean, std = (data.record.mean, data.record.std) if data else ([0.5] * channels, [0.25] * channels)
     return Subject(
         peer=number,
@@ -152,16 +154,27 @@ def _read_file(path: Path, number: int, data: Data | None) -> Subject:
     )
 
 
+def _numbers(said: Any, count: int) -> list[float] | None:
+    """So many numbers as the metadata has them; None where it says something else."""
+    known = isinstance(said, list) and len(said) == count and all(type(each) in (int, float) for each in said)
+    return [float(each) for each in said] if known and all(map(math.isfinite, said)) else None
+
+
 def _about(said: Mapping[str, Any]) -> About:
-    """What the metadata tells of ratio and accuracy; a value that cannot be is not ours."""
+    """What the metadata tells of ratio and accuracy; nothing where a value cannot be, as it is not ours then."""
     told = {key: said[key] for key in ("ratio", "achieved_ratio", "top1") if isinstance(said.get(key), float)}
-    return About(**told)
+    try:
+        return records.parse(json.dumps(told), About, "its metadata", "description", "export it again")
+    except InputError:
+        return About()
 
 
 def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any], int]:
     """The shape (names for open dimensions) and type of the one input, the metadata, and bytes of weights elsewhere."""
     import onnx
 
+    if path.exists() and not path.is_file():  # reading a pipe may never end
+        raise InputError(f"{path} is not a readable ONNX file (no regular file); name a .onnx classifier")
     try:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path))  # by its path, as weights in other files lie beside it
@@ -171,8 +184,7 @@ def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any], int]:
         ) from None
     known = {value.name for value in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in known]
-    if len(inputs) != 1:
-        raise InputError(f"{path} takes {len(inputs)} inputs; bench needs a classifier with one, its images")
+    check_one_input(len(inputs), path)
     tensor = inputs[0].type.tensor_type
     shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim]
     elsewhere = {
@@ -187,7 +199,7 @@ def _metadata(model: Any) -> Iterator[tuple[str, Any]]:
     for entry in model.metadata_props:
         try:
             yield entry.key, json.loads(entry.value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or too deep
             yield entry.key, entry.value
 
 

@@ -191,7 +191,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
+    """A copy of `run` that was benched in fp32 and int8, in this process; tests leave it as it is."""
+    from measured import InProcess
+
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
     from wmlc.export.extract import bench_forms
@@ -199,9 +201,11 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
-    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
+    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
-    bench_run(copy, config, files, data, copy.bench)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wmlc.bench.cells.Worker", InProcess)
+        bench_run(copy, config, files, data, copy.bench)
     return copy
 
 

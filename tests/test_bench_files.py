@@ -1,60 +1,32 @@
-"""Benches of ONNX files of any origin, the table in other formats, sweeps, and what an engine that fails costs."""
+"""Benches of ONNX files of any origin: several cells, what a file or an engine at fault costs, and what is refused."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper, numpy_helper
+from measured import InProcess, classifier, measured, save_onnx
+from onnx import TensorProto, helper
 
-from wmlc.bench.cells import measure_cell
+from wmlc import records
+from wmlc.bench.cells import Cell, Images, Measurement, _check_agreement
 from wmlc.bench.config import BenchConfig
+from wmlc.bench.engines import engine_class
+from wmlc.bench.engines.worker import Feed, Seat
 from wmlc.bench.session import bench_files
-from wmlc.bench.subjects import file_subjects
+from wmlc.bench.subjects import Key, Subject, file_subjects
 from wmlc.cli import main
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import EngineFailed, InputError
+from wmlc.records import About, Bench
 
-QUICK = BenchConfig(seconds=0.02, launches=2, accuracy=False)
-
-
-def classifier(
-    path: Path, width: int, *, batch: int | str = "n", kind: int = TensorProto.FLOAT, last: bool = False
-) -> Path:
-    """A made-up network: images → (cast) → (transpose) → conv 3x3 of `width` → global mean → fully connected, 10 classes."""
-    draw = np.random.default_rng(0)
-    weights = {
-        "conv.weight": draw.normal(0, 0.2, (width, 1, 3, 3)), "fc.weight": draw.normal(0, 0.2, (10, width)),
-        "fc.bias": np.zeros(10),
-    }  # fmt: skip
-    nodes, value = [], "pixels"
-    if kind != TensorProto.FLOAT:
-        nodes.append(helper.make_node("Cast", [value], ["floats"], to=TensorProto.FLOAT))
-        value = "floats"
-    if last:
-        nodes.append(helper.make_node("Transpose", [value], ["planes"], perm=[0, 3, 1, 2]))
-        value = "planes"
-    nodes += [
-        helper.make_node("Conv", [value, "conv.weight"], ["maps"], pads=[1, 1, 1, 1]),
-        helper.make_node("GlobalAveragePool", ["maps"], ["means"]),
-        helper.make_node("Flatten", ["means"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["scores"], transB=1),
-    ]
-    shape = [batch, 8, 8, 1] if last else [batch, 1, 8, 8]
-    graph = helper.make_graph(
-        nodes, "classifier", [helper.make_tensor_value_info("pixels", kind, shape)],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 10])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
-    return path
+QUICK = BenchConfig(seconds=0.01, launches=2, accuracy=False)
 
 
 @pytest.fixture
@@ -62,62 +34,135 @@ def two(tmp_path: Path) -> list[Path]:
     return [classifier(tmp_path / "wide.onnx", 32), classifier(tmp_path / "narrow.onnx", 8)]
 
 
-def test_files_of_any_origin_are_measured_the_first_being_the_baseline(two, tmp_path):
-    record = bench_files(two, replace(QUICK, batches=(1, 3)), None, tmp_path / "bench.json")
-    assert [(row["name"], row["peer"], row["batch"]) for row in record["rows"]] == [
-        ("wide", 0, 1), ("narrow", 1, 1), ("wide", 0, 3), ("narrow", 1, 3),
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run in this process."""
+    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Nothing is run: each network takes a millisecond for 1,000 MACs. The cells, as they are measured."""
+    cells: list[Cell] = []
+
+    def measure_cell(cell: Cell, subjects: list[Subject], *_: Any, **__: Any) -> dict[Key, Measurement]:
+        cells.append(cell)
+        made = [(subject, measured(subject.peer, subject.cost.macs / 1000, top1=None)) for subject in subjects]
+        return {subject.key: replace(own, subject=subject) for subject, own in made}
+
+    monkeypatch.setattr("wmlc.bench.session.measure_cell", measure_cell)
+    return cells
+
+
+def test_files_of_any_origin_are_measured_the_first_being_the_baseline(two: list[Path], tmp_path: Path) -> None:
+    """Through ONNX Runtime in processes of its own, and layer by layer."""
+    bench = bench_files(two, replace(QUICK, profile=True), None, tmp_path / "bench.json")
+    assert [(row.name, row.peer) for row in bench.rows] == [("wide", 0), ("narrow", 1)]
+    wide, narrow = bench.rows
+    assert wide.macs == 8 * 8 * 9 * 32 + 320 and narrow.macs == 8 * 8 * 9 * 8 + 80
+    assert wide.params == 9 * 32 + 320 + 10
+    assert narrow.mac_ratio == wide.macs / narrow.macs
+    assert narrow.speedup and narrow.speedup.launches == 2 and wide.speedup and wide.speedup.median == 1
+    assert narrow.ratio is narrow.top1 is bench.data is None
+    assert narrow.peak_memory_bytes is None or narrow.peak_memory_bytes > (narrow.engine_memory_bytes or 0) > 0
+    assert [(p.name, p.peer) for p in bench.profiles] == [("wide", 0), ("narrow", 1)]
+    for profile in bench.profiles:
+        assert {"conv", "fc"} <= {layer.layer for layer in profile.layers}
+        assert profile.profiled_ms == sum(layer.ms for layer in profile.layers) and (profile.p50_ms or 0) > 0
+    assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench
+
+
+def test_openvino_is_benched_in_a_process_of_its_own(two: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO")
+    config = replace(QUICK, engines=("openvino",), launches=1)
+    (row,) = bench_files(two[1:], config, None, tmp_path / "bench.json").rows
+    assert row.provider and row.provider.startswith("OpenVINO 20") and row.latency_ms
+    assert row.logits_apart is not None and row.logits_apart < 1e-3
+
+
+def test_a_bench_has_a_cell_for_each_engine_threads_and_batch(
+    two: list[Path], tmp_path: Path, by_hand: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wmlc.bench.session.choose_devices", lambda config: {"ort": "cpu", "ort-trt": "cuda"})
+    monkeypatch.setattr("wmlc.bench.engines.machine._gpu_name", lambda: "a GPU")
+    monkeypatch.setattr("wmlc.bench.config.allowed_cpus", lambda: [0, 1])
+    config = replace(QUICK, engines=("ort", "ort-trt"), threads=(1, 2), batches=(1, 3))
+    bench = bench_files(two, config, None, tmp_path / "bench.json")
+    assert [str(cell) for cell in by_hand] == [
+        "ort, batch 1, 1 thread", "ort, batch 3, 1 thread", "ort, batch 1, 2 threads", "ort, batch 3, 2 threads",
+        "ort-trt, batch 1", "ort-trt, batch 3",
     ]  # fmt: skip
-    wide, narrow = record["rows"][:2]
-    assert wide["macs"] == 8 * 8 * 9 * 32 + 320 and narrow["macs"] == 8 * 8 * 9 * 8 + 80
-    assert wide["params"] == 9 * 32 + 320 + 10
-    assert narrow["mac_ratio"] == wide["macs"] / narrow["macs"]
-    assert narrow["speedup"]["n"] > 0 and wide["speedup"]["median"] == 1
-    assert narrow["ratio"] is narrow["top1"] is None
-    assert record["data"] is None
-    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(record))
+    assert [(row.engine, row.threads, row.batch, row.name) for row in bench.rows] == [
+        (cell.engine, cell.threads, cell.batch, name) for cell in by_hand for name in ("wide", "narrow")
+    ]
+    assert bench.rows[1].paid_out == pytest.approx(1) and bench.profiles == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "last"), [(TensorProto.UINT8, True), (TensorProto.UINT8, False), (TensorProto.FLOAT, True)]
+    ("kind", "last", "batch"),
+    [
+        (TensorProto.UINT8, True, "n"),
+        (TensorProto.UINT8, False, "n"),
+        (TensorProto.FLOAT, True, "n"),
+        (TensorProto.FLOAT, False, 7),  # which does not divide the images, so the last call is filled up
+    ],
 )
-def test_layouts_and_types_are_fed_as_the_file_takes_them(tmp_path, kind, last):
-    file = classifier(tmp_path / "other.onnx", 8, kind=kind, last=last)
-    (row,) = bench_files([file], QUICK, None, tmp_path / "bench.json")["rows"]
-    assert row["latency_ms"]["n"] >= 100 and row["logits_apart"] < 1e-3
+def test_layouts_types_and_fixed_batches_are_fed_as_the_file_takes_them(
+    tmp_path: Path, kind: int, last: bool, batch: int | str
+) -> None:
+    file = classifier(tmp_path / "other.onnx", 8, kind=kind, last=last, batch=batch)
+    (subject,) = file_subjects([file], None)
+    own = Measurement(subject)
+    seat = Seat(opener=engine_class("ort"), path=file, feed=subject.feed, batch=subject.batch)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    with InProcess(seat) as worker:
+        own.opened.append(worker.ready())
+        _check_agreement(own, worker, Images(pixels_NHWC=pixels, data=None))  # type: ignore[arg-type]
+    assert own.parity is not None and own.parity < 1e-3
 
 
-def test_accuracy_of_a_file_is_measured_on_a_named_set(two, tmp_path):
+def test_accuracy_of_a_file_is_measured_on_a_named_set(two: list[Path], tmp_path: Path, in_process: None) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     data = open_data(DataConfig())
-    record = bench_files(two, replace(QUICK, accuracy=True), data, tmp_path / "bench.json")
-    for row in record["rows"]:
-        assert 0 <= row["top1"] <= 100
-    assert record["pareto"][0]["points"]
+    bench = bench_files(two, replace(QUICK, accuracy=True, batches=(1, 2)), data, tmp_path / "bench.json")
+    assert all(row.top1 is not None and 0 <= row.top1 <= 100 for row in bench.rows)
+    assert [row.top1 for row in bench.rows[:2]] == [row.top1 for row in bench.rows[2:]]
+    assert bench.pareto[0].points and bench.data and bench.data.test_images == data.test_count()
 
 
-def test_a_file_of_one_batch_size_costs_only_the_other_cells(tmp_path):
+def test_a_file_of_one_batch_size_costs_only_the_other_cells(tmp_path: Path, in_process: None) -> None:
     file = classifier(tmp_path / "fixed.onnx", 8, batch=2)
-    one, two = bench_files([file], replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json")["rows"]
-    assert one["latency_ms"] is None and two["latency_ms"] is not None
-    assert one["notes"][0] == "times and speed-up not measured: the file takes batches of 2 only"
+    one, two = bench_files([file], replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json").rows
+    assert one.latency_ms is None and two.latency_ms is not None
+    assert one.notes[0] == "times and speed-up not measured: the file takes batches of 2 only"
 
 
-def test_a_batch_that_does_not_divide_the_images_is_filled_up(tmp_path):
-    file = classifier(tmp_path / "fixed.onnx", 8, batch=7)
-    (row,) = bench_files([file], replace(QUICK, batches=(7,)), None, tmp_path / "bench.json")["rows"]
-    assert row["latency_ms"] is not None and row["logits_apart"] < 1e-3
-
-
-def test_weights_in_a_file_of_their_own_count(tmp_path):
+def test_weights_in_a_file_of_their_own_count(tmp_path: Path) -> None:
     whole = classifier(tmp_path / "whole.onnx", 32)
     apart = tmp_path / "apart.onnx"
     onnx.save(onnx.load(str(whole)), str(apart), save_as_external_data=True, location="apart.bin", size_threshold=0)
-    (row,) = bench_files([apart], QUICK, None, tmp_path / "bench.json")["rows"]
-    assert row["file_bytes"] == apart.stat().st_size + (tmp_path / "apart.bin").stat().st_size
-    assert row["params"] == 9 * 32 + 320 + 10
+    (subject,) = file_subjects([apart], None)
+    assert (subject.weights, subject.more_bytes) == (apart, (tmp_path / "apart.bin").stat().st_size)
+    assert subject.cost.params == 9 * 32 + 320 + 10
 
 
-def test_files_of_one_name_are_told_apart(tmp_path):
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mean": '"red"', "std": "[0.2]"}, {"mean": "[0.5, 0.5]", "std": "[0.2]"}, {"mean": "[NaN]", "std": "[0.2]"},
+        {"mean": "[0.4]", "std": "[-1]"}, {"ratio": "7.5", "top1": "-3.0"}, {"top1": "9" * 6000},
+        {"top1": "[" * 10**5}, {"top1": "NaN"},
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_ours_is_not_believed(tmp_path: Path, said: dict[str, str]) -> None:
+    model = onnx.load(str(classifier(tmp_path / "odd.onnx", 8)))
+    helper.set_model_props(model, said)
+    onnx.save(model, str(tmp_path / "odd.onnx"))
+    (subject,) = file_subjects([tmp_path / "odd.onnx"], None)
+    assert (subject.feed, subject.about) == (Feed(mean=[0.5], std=[0.25]), About())
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     files = [classifier(tmp_path / folder / "model.onnx", 8) for folder in ("a", "b")]
@@ -125,36 +170,92 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     assert [subject.name for subject in file_subjects([files[0], files[0]], None)] == ["0: model", "1: model"]
 
 
-def test_a_file_without_a_known_layer_is_refused(tmp_path):
+def test_what_was_measured_before_an_interrupt_is_kept(
+    two: list[Path], tmp_path: Path, by_hand: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wmlc.bench.session import measure_cell
+
+    def stopping(*given: Any, **how: Any) -> dict[Key, Measurement]:
+        if by_hand:
+            raise KeyboardInterrupt
+        return measure_cell(*given, **how)
+
+    monkeypatch.setattr("wmlc.bench.session.measure_cell", stopping)
+    bench = bench_files(two, replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json")
+    assert [row.batch for row in bench.rows] == [1, 1]
+    assert bench.notes[-1] == "stopped after 1 of 2 cells"
+    assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench
+    with pytest.raises(KeyboardInterrupt):  # before anything was measured
+        bench_files(two, QUICK, None, tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_an_engine_that_fails_in_one_launch_costs_its_cell_only(
+    two: list[Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, calls = InProcess.first, []
+
+    def failing(self: InProcess, pixels_NHWC: np.ndarray) -> float:
+        calls.append(len(pixels_NHWC))
+        if len(pixels_NHWC) == 2 and calls.count(2) == 4:  # the second network in the first timed launch of batch 2
+            raise EngineFailed("its engine's process ended (killed by SIGKILL)")
+        return first(self, pixels_NHWC)
+
+    monkeypatch.setattr(InProcess, "first", failing)
+    rows = bench_files(two, replace(QUICK, batches=(1, 2, 3)), None, tmp_path / "bench.json").rows
+    unmeasured = [(row.name, row.batch) for row in rows if row.latency_ms is None]
+    assert unmeasured == [("narrow", 2)]
+    assert "its engine's process ended (killed by SIGKILL)" in rows[3].notes[0]
+
+
+def test_a_profile_that_fails_costs_no_times(
+    two: list[Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise InputError("its profiler is broken")
+
+    monkeypatch.setattr("wmlc.bench.engines.ort_engine.OrtEngine.profile", failing)
+    bench = bench_files(two, replace(QUICK, profile=True, launches=1), None, tmp_path / "bench.json")
+    assert bench.profiles == []
+    for row in bench.rows:
+        assert row.latency_ms is not None and row.notes[-1] == "time a layer not measured: its profiler is broken"
+
+
+def test_a_scenario_that_fails_costs_no_times(
+    two: list[Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise EngineFailed("no answer")
+
+    monkeypatch.setattr("wmlc.bench.cells.measure_scenario", failing)
+    config = replace(QUICK, scenarios=("offline",), launches=1)
+    for row in bench_files(two, config, None, tmp_path / "bench.json").rows:
+        assert row.latency_ms is not None and row.scenarios == {}
+        assert "scenario offline not measured: no answer" in row.notes
+
+
+def test_scenarios_are_run_through_loadgen(two: list[Path], tmp_path: Path, in_process: None) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
+    config = replace(QUICK, scenarios=("single-stream", "offline"), launches=1)
+    (row,) = bench_files(two[1:], config, None, tmp_path / "bench.json").rows
+    assert list(row.scenarios) == ["single-stream", "offline"]
+    assert all(found.n for found in row.scenarios.values())
+
+
+def test_a_file_without_a_known_layer_is_refused(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Flatten", ["x"], ["y"])], "nothing",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, str(tmp_path / "flat.onnx"))
+    save_onnx(tmp_path / "flat.onnx", graph)
     with pytest.raises(InputError, match=r"flat.onnx has no convolution or matrix product that is known here"):
         bench_files([tmp_path / "flat.onnx"], QUICK, None, tmp_path / "bench.json")
 
 
-def test_what_was_measured_before_an_interrupt_is_kept(two, tmp_path, monkeypatch):
-    measured = []
-
-    def stopping(cell, *rest, **how):
-        if measured:
-            raise KeyboardInterrupt
-        measured.append(cell)
-        return measure_cell(cell, *rest, **how)
-
-    monkeypatch.setattr("wmlc.bench.session.measure_cell", stopping)
-    with pytest.raises(InputError, match=r"stopped after 1 of 2 cells; .*bench.json has what was measured"):
-        bench_files(two, replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json")
-    record = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["batch"] for row in record["rows"]] == [1, 1]
-    assert "stopped after 1 of 2 cells" in record["notes"]
-
-
-def test_files_that_do_not_go_together_are_refused(two, tmp_path):
+def test_files_that_do_not_go_together_are_refused(two: list[Path], tmp_path: Path) -> None:
     big = tmp_path / "big.onnx"
     model = onnx.load(str(two[0]))
     for axis in (2, 3):
@@ -167,73 +268,14 @@ def test_files_that_do_not_go_together_are_refused(two, tmp_path):
     with pytest.raises(InputError, match="the engine torch does not run ONNX files"):
         bench_files(two, replace(QUICK, engines=("torch",)), None, tmp_path / "bench.json")
     (tmp_path / "text.onnx").write_text("no")
-    with pytest.raises(InputError, match=r"text.onnx is not a readable ONNX file .*; name a .onnx classifier"):
-        bench_files([tmp_path / "text.onnx"], QUICK, None, tmp_path / "bench.json")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for name in ("text.onnx", "none.onnx", "pipe.onnx"):
+        with pytest.raises(InputError, match=rf"{name} is not a readable ONNX file \(.*\); name a .onnx classifier"):
+            bench_files([tmp_path / name], QUICK, None, tmp_path / "bench.json")
     assert not (tmp_path / "bench.json").exists()
 
 
-def test_a_sweep_has_a_cell_for_each_engine_and_batch(two, tmp_path):
-    pytest.importorskip("openvino", reason="needs OpenVINO")
-    config = replace(QUICK, engines=("ort", "openvino"), batches=(1, 2))
-    rows = bench_files(two, config, None, tmp_path / "bench.json")["rows"]
-    assert [(row["engine"], row["batch"], row["name"]) for row in rows] == [
-        (engine, batch, name) for engine in ("ort", "openvino") for batch in (1, 2) for name in ("wide", "narrow")
-    ]
-    for row in rows:
-        assert row["speedup"]["median"] > 0 and row["logits_apart"] < 1e-3
-        assert row["provider"].startswith({"ort": "CPUExecutionProvider", "openvino": "OpenVINO 20"}[row["engine"]])
-
-
-def test_an_engine_that_fails_in_one_launch_costs_its_cell_only(two, tmp_path, monkeypatch):
-    from wmlc.bench.engines.worker import Worker
-
-    first, calls = Worker.first, []
-
-    def failing(self, pixels_NHWC):
-        calls.append(len(pixels_NHWC))
-        if len(pixels_NHWC) == 2 and calls.count(2) == 4:  # the second network in the first timed launch of batch 2
-            raise EngineFailed("its engine's process ended (killed by SIGKILL)")
-        return first(self, pixels_NHWC)
-
-    monkeypatch.setattr(Worker, "first", failing)
-    rows = bench_files(two, replace(QUICK, batches=(1, 2, 3)), None, tmp_path / "bench.json")["rows"]
-    measured = {(row["name"], row["batch"]): row["latency_ms"] is not None for row in rows}
-    assert [cell for cell, there in measured.items() if not there] == [("narrow", 2)]
-    assert "its engine's process ended (killed by SIGKILL)" in rows[3]["notes"][0]
-
-
-def test_what_each_layer_takes_is_profiled_side_by_side(two, tmp_path, capsys):
-    record = bench_files(two, replace(QUICK, profile=True), None, tmp_path / "bench.json")
-    wide, narrow = record["profiles"]
-    assert [(p["name"], p["peer"]) for p in (wide, narrow)] == [("wide", 0), ("narrow", 1)]
-    assert {"conv", "fc"} <= {layer["layer"] for layer in narrow["layers"]}
-    assert "narrow beside wide, ort, batch 1" in capsys.readouterr().out
-
-
-def table(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("|")]
-
-
-def test_formats(two, tmp_path):
-    def run(shown: str):
-        words = ["bench", *map(str, two), "--seconds", "0.02", "--launches", "2", "--no-accuracy", "--format", shown]
-        return CliRunner().invoke(main, [*words, "--out", str(tmp_path / f"{shown}.json")])
-
-    markdown = run("md")
-    assert markdown.exit_code == 0, markdown.output
-    lines = table(markdown.stdout)
-    assert [line.count("|") for line in lines] == [12] * 4 + [9] * 4
-    assert set(lines[1]) == set("| -:") and lines[1].startswith("| ---") and lines[1].endswith("---: |")
-    rows = list(csv.DictReader(io.StringIO(run("csv").stdout)))
-    record = json.loads((tmp_path / "csv.json").read_text())
-    assert [row["name"] for row in rows] == ["wide", "narrow"]
-    assert [float(row["latency_ms_p50"]) for row in rows] == [row["latency_ms"]["p50"] for row in record["rows"]]
-    assert json.loads(run("json").stdout) == json.loads((tmp_path / "json.json").read_text())
-    assert record["command"].startswith("wmlc bench ") and record["command"].endswith("csv.json")
-    assert "\x1b" not in markdown.stdout
-
-
-def test_wrong_words_are_refused_before_anything_runs(two, tmp_path):
+def test_wrong_words_are_refused_before_anything_runs(two: list[Path], tmp_path: Path) -> None:
     def refused(*words: str) -> str:
         result = CliRunner().invoke(main, ["bench", *map(str, two), *words])
         assert result.exit_code == 1, result.output
@@ -246,22 +288,3 @@ def test_wrong_words_are_refused_before_anything_runs(two, tmp_path):
     assert "exists already; choose another --out" in refused("--out", str(taken))
     result = CliRunner().invoke(main, ["bench", "--data", "digits"])
     assert "--data and --data-root are for files" in result.output
-
-
-def test_a_scenario_that_fails_costs_no_times(two, tmp_path, monkeypatch):
-    def failing(*_, **__):
-        raise EngineFailed("no answer")
-
-    monkeypatch.setattr("wmlc.bench.cells.measure_scenario", failing)
-    pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
-    for row in bench_files(two, replace(QUICK, scenarios=("offline",)), None, tmp_path / "bench.json")["rows"]:
-        assert row["latency_ms"] is not None and row["scenarios"] == {}
-        assert "scenario offline not measured: no answer" in row["notes"]
-
-
-def test_scenarios_are_run_through_loadgen(two, tmp_path):
-    pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen (mlcommons-loadgen)")
-    config = replace(QUICK, scenarios=("single-stream", "offline"), seconds=0.1)
-    for row in bench_files(two, config, None, tmp_path / "bench.json")["rows"]:
-        assert row["scenarios"]["single-stream"]["n"] > 0
-        assert row["scenarios"]["offline"]["n"] > 0

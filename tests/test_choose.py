@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from measured import made_row
 
+from wmlc import records
 from wmlc.bench.choose import Bounds, choose, pareto, ship_command
 from wmlc.cli import main
 from wmlc.errors import GateError, InputError
+from wmlc.records import Bench
 from wmlc.run import Run
 
-
-def row(peer: int, p50: float, top1: float | None, **other: Any) -> dict[str, Any]:
-    return {
-        "peer": peer, "name": f"peer{peer}" if peer else "baseline", "engine": "ort", "threads": 1, "batch": 1,
-        "precision": "fp32", "latency_ms": {"p50": p50, "p99": 2 * p50}, "top1": top1, "top1_drop": None,
-        "file_bytes": 1000 * peer or 5000, "macs": 10 * peer or 50, "speedup": None, "on_front": None, **other,
-    }  # fmt: skip
-
-
-ROWS = [row(0, 4.0, 80.0), row(1, 1.0, 70.0), row(2, 2.0, 75.0), row(3, 3.0, 74.0), row(4, 4.5, 79.0)]
+ROWS = [
+    made_row(0, 4.0, 80.0),
+    made_row(1, 1.0, 70.0),
+    made_row(2, 2.0, 75.0),
+    made_row(3, 3.0, 74.0),
+    made_row(4, 4.5, 79.0),
+]
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
-    rows = [dict(each) for each in ROWS]
-    (front,) = pareto(rows)
-    assert [point["name"] for point in front["points"]] == ["peer1", "peer2", "baseline"]
-    assert [each["on_front"] for each in rows] == [True, True, True, False, False]
+    rows, (front,) = pareto(ROWS)
+    assert [point.name for point in front.points] == ["peer1", "peer2", "baseline"]
+    assert [row.on_front for row in rows] == [True, True, True, False, False]
+    assert [replace(row, on_front=None) for row in rows] == ROWS
 
 
 def test_equals_share_the_front_and_engines_have_fronts_of_their_own():
-    rows = [row(1, 1.0, 70.0), row(2, 1.0, 70.0), row(3, 0.5, 90.0, engine="torch"), row(4, 1.0, None)]
-    fronts = pareto(rows)
-    assert [[point["peer"] for point in front["points"]] for front in fronts] == [[1, 2], [3]]
-    assert rows[3]["on_front"] is None
+    alike = [made_row(1, 1.0, 70.0), made_row(2, 1.0, 70.0)]
+    rows, fronts = pareto([*alike, made_row(3, 0.5, 90.0, engine="torch"), made_row(4, 1.0, None), made_row(5, None)])
+    assert [[point.peer for point in front.points] for front in fronts] == [[1, 2], [3]]
+    assert rows[3].on_front is rows[4].on_front is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_equals_share_the_front_and_engines_have_fronts_of_their_own():
     ],
 )
 def test_the_most_accurate_within_the_bounds_is_chosen(bounds, chosen):
-    assert choose(ROWS, bounds)["name"] == chosen
+    assert choose(ROWS, bounds).name == chosen
 
 
 def test_where_none_fits_the_nearest_is_named_and_by_how_much_it_misses():
@@ -69,7 +70,7 @@ def test_where_none_fits_the_nearest_is_named_and_by_how_much_it_misses():
 
 def test_what_was_not_measured_is_not_chosen_and_what_was_not_benched_is_refused():
     with pytest.raises(InputError, match="no peer whose numbers"):
-        choose([row(0, 1.0, 80.0), row(1, 1.0, None)], Bounds(min_top1=10))
+        choose([made_row(0, 1.0, 80.0), made_row(1, 1.0, None)], Bounds(min_top1=10))
     with pytest.raises(InputError, match="engine trt was not benched, ort was"):
         choose(ROWS, Bounds(max_bytes=10**6), engine="trt")
     with pytest.raises(InputError, match="name at least one bound: --max-latency-ms"):
@@ -98,13 +99,23 @@ def test_the_command_names_a_peer_and_how_to_ship_it(benched_run: Run, tmp_path:
     assert alone.exit_code == 0 and "ship it" not in alone.output
 
 
-def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
+def test_a_damaged_bench_is_refused_in_one_line(benched_run: Run, tmp_path: Path):
     record = json.loads(benched_run.bench.read_text())
-    small = next(row for row in record["rows"] if row["peer"] == 1 and row["precision"] == "int8")
-    large = {**small, "batch": 8}
-    record["rows"].append(large)
-    record["settings"]["target"] = "cpu"
+    record["rows"][0]["top1"], record["rows"][1]["latency_ms"] = 101, {"p50": "fast"}
+    (tmp_path / "bench.json").write_text(json.dumps(record))
+    result = invoke("--bench", str(tmp_path / "bench.json"), "--max-bytes", "10")
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert "rows[0].top1 must be" in result.output and "rows[1].latency_ms" in result.output
+    assert result.output.rstrip().endswith("run 'wmlc bench' first")
+
+
+def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
+    record = records.read(benched_run.bench, Bench, "bench", "bench again")
+    small = next(row for row in record.rows if row.peer == 1 and row.precision == "int8")
+    large, elsewhere = replace(small, batch=8), replace(small, engine="openvino")
+    settings = replace(record.settings, target="cpu")
+    record = replace(record, rows=[*record.rows, large, elsewhere], settings=settings)
     command = ship_command(Run(Path("my runs/a")), record, small)
     assert command == "wmlc ship --run 'my runs/a' --peer 1 --engine ort --precision int8 --target cpu"
     assert ship_command(benched_run, record, large) is None
-    assert ship_command(benched_run, record, {**small, "engine": "openvino"}) is None
+    assert ship_command(benched_run, record, elsewhere) is None

@@ -171,25 +171,30 @@ def bench(
     if out is not None or files:
         refuse_existing(out or FILES_RECORD, force)
     session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
-    how: dict[str, Any] = {"shown": shown, "command": command_words()}
     if files:
         from wmlc.data import DataConfig, open_data
 
         data = open_data(DataConfig(name=data_name, root=Path(data_root) if data_root else None)) if data_name else None
-        session.bench_files(files, config, data, out or FILES_RECORD, **how)
-        return
-    from wmlc.export.extract import bench_forms
-    from wmlc.run import find_run, open_run_data
+        out = out or FILES_RECORD
+        record = session.bench_files(files, config, data, out, command=command_words())
+    else:
+        from wmlc.export.extract import bench_forms
+        from wmlc.run import find_run, open_run_data
 
-    run = find_run(run_name)
-    data = open_run_data(run)
-    takes = {engine_class(engine).takes for engine in config.engines}
-    on_tensorrt = bool({"trt", "ort-trt"} & set(config.engines))
-    made = bench_forms(
-        run, data, config.precisions, config.target or ("gpu" if on_tensorrt else None), plans=PLAN in takes,
-        batches=config.batches,
-    )  # fmt: skip
-    session.bench_run(run, config, made, data, out or run.bench, **how)
+        run = find_run(run_name)
+        run_data, out = open_run_data(run), out or run.bench
+        takes = {engine_class(engine).takes for engine in config.engines}
+        on_tensorrt = bool({"trt", "ort-trt"} & set(config.engines))
+        made = bench_forms(
+            run, run_data, config.precisions, config.target or ("gpu" if on_tensorrt else None), plans=PLAN in takes,
+            batches=config.batches,
+        )  # fmt: skip
+        record = session.bench_run(run, config, made, run_data, out, command=command_words())
+    from wmlc.bench.gates import enforce
+    from wmlc.report.terminal import print_bench
+
+    print_bench(record, out, shown)
+    enforce(record, out)
 
 
 @main.command()

@@ -1,8 +1,9 @@
 """The engines there are, one file each, behind two methods: `infer` and `close`.
 
-To add one, write its file and its line in `ENGINES`. An engine's libraries are imported when it is opened, so that ONNX
-Runtime is timed without torch beside it; this file is free of them all, so that `--help` is quick. Threads
-never spin while they wait, as an idle engine's would take the CPU of the one that is timed.
+To add one, write its file and its line in `ENGINES`. What an engine can do beyond the two methods stands in its class,
+as a method or as None. An engine's libraries are imported when it is opened, so that ONNX Runtime is timed without
+torch beside it; this file is free of them all, so that `--help` is quick. Threads never spin while they wait, as an
+idle engine's would take the CPU of the one that is timed.
 
 N images, C channels or classes, H height, W width
 """
@@ -10,8 +11,11 @@ N images, C channels or classes, H height, W width
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from wmlc.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +28,15 @@ ENGINES = {  # name → file in this room and class
     "openvino": "openvino_engine.OpenVinoEngine",
     "trt": "trt_engine.TrtEngine",
 }
+Nodes = list[tuple[str, str, float]]  # (node, operator, milliseconds), in order of execution
 NETWORK, ONNX, PLAN = "network", "onnx", "plan"  # what an engine opens: a network's directory, an ONNX file, a plan
 
 
-class Engine(Protocol):
-    """A loaded network; `provider` is what really computes, `precision` what it computes in ("" if it can't tell).
+CALLS_BEFORE = 10  # a profile, whose first calls are slow
 
-    It may also have a clock of its own (CUDA events), `time_call(images_NCHW) -> milliseconds`, and where it can tell
-    them apart `time_compute`, the same without the transfers; and `profile(images_NCHW, calls)`, the
-    median milliseconds of each node as [(node, operator, ms)].
-    """
+
+class Engine(Protocol):
+    """A loaded network; `provider` is what really computes, `precision` what it computes in ("" if it can't tell)."""
 
     takes: ClassVar[str]  # NETWORK, ONNX or PLAN
     libraries: ClassVar[tuple[str, ...]]  # what opening it imports; a process may import them sooner
@@ -54,6 +57,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
 
+    @property
+    def time_call(self) -> Callable[[np.ndarray], float] | None:
+        """The milliseconds of one `infer` by a clock of the engine's own (CUDA events); None: it has none."""
+
+    @property
+    def time_compute(self) -> Callable[[np.ndarray], float] | None:
+        """The same without the transfers; None: it cannot tell them apart."""
+
+    @property
+    def profile(self) -> Callable[[np.ndarray, int], Nodes] | None:
+        """The milliseconds of each node over so many calls; None: it cannot tell."""
+
 
 def engine_class(name: str) -> type[Engine]:
     """The class of the engine called `name` in `ENGINES`."""
@@ -66,3 +81,9 @@ def one_line(error: Exception, most: int = 300) -> str:
     """An error's message without line breaks, cut to `most` characters; its class where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def check_one_input(count: int, path: Path) -> None:
+    """Raise `InputError` where a file does not take images and nothing else."""
+    if count != 1:
+        raise InputError(f"{path} takes {count} inputs; bench needs a classifier with one, its images")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from wmlc.errors import InputError
+from wmlc.records import Environment
 from wmlc.run import provenance
 from wmlc.tensorrt import this_machine
 
@@ -47,22 +47,23 @@ def choose_torch_device(device: str) -> str:
     return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
-def read_environment(devices: Mapping[str, str]) -> dict[str, Any]:
+def read_environment(devices: Mapping[str, str], threads: Sequence[int]) -> Environment:
     """What a record must say of where its numbers come from: hardware, versions, commit, time.
 
-    Args: the device of each engine, by its name.
+    Args: the device of each engine, by its name; the numbers of threads that the bench has.
     """
-    return {
-        "cpu": _cpu_name(),
-        "gpu": _gpu_name() if "cuda" in devices.values() else None,
-        "devices": dict(devices),
-        "plan_machine": this_machine() if "trt" in devices else None,
-        "cores": os.cpu_count(),
-        "pinning": "each engine's process" if pinned_cpus(1) else f"not available on {platform.system()}",
-        "system": platform.platform(),
-        "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    return Environment(
+        cpu=_cpu_name(),
+        gpu=_gpu_name() if "cuda" in devices.values() else None,
+        devices=dict(devices),
+        plan_machine=this_machine() if "trt" in devices else None,
+        cores=os.cpu_count(),
+        pinning="each engine's process" if pinned_cpus(1) else f"not available on {platform.system()}",
+        system=platform.platform(),
+        load_average_before=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        threads=list(threads),
         **vars(provenance()),
-    }
+    )
 
 
 def _cpu_name() -> str:

@@ -8,10 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import ONNX, one_line
+from wmlc.bench.engines import CALLS_BEFORE, ONNX, Nodes, one_line
 from wmlc.errors import InputError
-
-CALLS_BEFORE = 10  # a profile, whose first calls are slow
 
 
 class OpenVinoEngine:
@@ -24,6 +22,7 @@ class OpenVinoEngine:
     libraries: ClassVar[tuple[str, ...]] = ("openvino",)
     any_batch: ClassVar[bool] = True
     precision = ""
+    time_call = time_compute = None
 
     @staticmethod
     def choose_device(device: str) -> str:
@@ -54,7 +53,7 @@ class OpenVinoEngine:
     def infer(self, images_NCHW: np.ndarray) -> np.ndarray:
         return self._request.infer([images_NCHW], share_inputs=True)[0]
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         """The mean milliseconds over `calls` calls of each node that runs, in order: [(file's nodes, operator, ms)].
 
         OpenVINO's counters tell no more than the mean of all calls so far, in whole microseconds: that of the first

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import ONNX, one_line
+from wmlc.bench.engines import CALLS_BEFORE, ONNX, Nodes, check_one_input, one_line
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.layers import file_precision
 from wmlc.errors import InputError
 from wmlc.tensorrt import require_gpu
 
-CALLS_BEFORE = 10  # a profile, whose first calls are slow
 KERNEL = "_kernel_time"  # how the name of a node's event ends
 
 
@@ -31,12 +30,12 @@ class OrtEngine:
     takes: ClassVar[str] = ONNX
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     any_batch: ClassVar[bool] = True
+    on_gpu: ClassVar[str] = "CUDAExecutionProvider"
+    time_call = time_compute = None
 
     @staticmethod
     def choose_device(device: str) -> str:
         return choose_torch_device(device)
-
-    on_gpu: ClassVar[str] = "CUDAExecutionProvider"
 
     def __init__(self, path: Path, threads: int, device: str) -> None:
         import onnxruntime as ort
@@ -58,8 +57,7 @@ class OrtEngine:
                 "version that onnxruntime needs is missing; install them, or use --device cpu"
             )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1:
-            raise InputError(f"{path} takes {len(inputs)} inputs; bench needs a classifier with one, its images")
+        check_one_input(len(inputs), path)
         self._input, self._output = inputs[0].name, outputs[0].name
         self.precision = _read_precision(self._session)
         self._binding: Any = self._session.io_binding() if device == "cuda" else None
@@ -80,7 +78,7 @@ class OrtEngine:
         self._session.run_with_iobinding(self._binding)
         return self._binding.copy_outputs_to_cpu()[0]
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         """The median milliseconds over `calls` calls of each node that runs, in order: [(node, operator, ms)].
 
         By ONNX Runtime's own profiler, in whole microseconds and in a session beside the one that is timed, as it adds
@@ -122,7 +120,7 @@ class OrtEngine:
             ) from None
 
 
-def node_times(events: Sequence[dict[str, Any]], calls: int) -> list[tuple[str, str, float]]:
+def node_times(events: Sequence[dict[str, Any]], calls: int) -> Nodes:
     """The median milliseconds of each node over the last `calls` calls: [(node, operator, ms)], in order of execution.
 
     Args: what ONNX Runtime's profiler wrote; a call is an event too, and holds those of its nodes.
@@ -160,7 +158,7 @@ class OrtTensorRtEngine(OrtEngine):
         precision = file_precision(self._path)
         return {f"trt_{precision}_enable": "1"} if precision != "fp32" else {}
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         raise InputError(
             "--engine ort-trt runs the network as one node and has no times of its layers; use --engine trt"
         )
@@ -171,5 +169,5 @@ def _read_precision(session: Any) -> str:
     said = session.get_modelmeta().custom_metadata_map.get("precision", '""')
     try:
         return str(json.loads(said))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # of a file from elsewhere
         return said

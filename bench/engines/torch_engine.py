@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import NETWORK
+from wmlc.bench.engines import CALLS_BEFORE, NETWORK, Nodes
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.errors import InputError
 
-CALLS_BEFORE = 10  # a profile, whose first calls are slow
 BETWEEN = "between modules"  # additions, reshapes and the hooks that take the times
 
 
@@ -28,6 +28,7 @@ class TorchEngine:
     libraries: ClassVar[tuple[str, ...]] = ("torch", "wmlc.models.checkpoint")
     any_batch: ClassVar[bool] = True
     precision = "fp32"
+    time_compute = None
 
     @staticmethod
     def choose_device(device: str) -> str:
@@ -45,13 +46,16 @@ class TorchEngine:
         self._device = device
         self._forward = self._network.__call__
         self.provider = f"torch {device}"
-        if device == "cuda":
-            self.time_call = self._time_by_events
 
     def infer(self, images_NCHW: np.ndarray) -> np.ndarray:
         with self._torch.inference_mode():
             images = self._torch.from_numpy(images_NCHW).to(self._device)
             return self._forward(images).cpu().numpy()
+
+    @property
+    def time_call(self) -> Callable[[np.ndarray], float] | None:
+        """On a GPU only: the CPU has no clock of its own."""
+        return self._time_by_events if self._device == "cuda" else None
 
     def _time_by_events(self, images_NCHW: np.ndarray) -> float:
         """The milliseconds of one `infer` by the GPU's own clock, both copies included."""
@@ -62,7 +66,7 @@ class TorchEngine:
         end.synchronize()
         return start.elapsed_time(end)
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         """The median milliseconds over `calls` calls of each module without parts, in order: [(module, class, ms)].
 
         A module that runs twice in a call has the sum. What passes between the modules (additions, reshapes, and what
@@ -140,7 +144,7 @@ class CompiledEngine(TorchEngine):
         self._forward = self._torch.compile(self._network, dynamic=False)
         self.provider = f"torch.compile {device}"
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         raise InputError(
             "--engine torch-compile fuses modules and has no times of its layers; use --engine torch or ort"
         )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import PLAN
+from wmlc.bench.engines import CALLS_BEFORE, PLAN, Nodes
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import INPUT, OUTPUT
 from wmlc.tensorrt import AGAIN, check_record, load_tensorrt, make_logger, read_record, require_tensorrt, this_machine
@@ -32,7 +32,6 @@ TYPES = {
 }  # fmt: skip
 # How a kernel's name tells, the first that fits: sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_…
 KERNELS = {"int8": "_i8|int8|imma", "fp16": "f16f16|hmma|_h16|fp16", "tf32": "tf32", "fp32": "f32f32|scudnn|sgemm|ffma"}
-CALLS_BEFORE = 10  # a profile, whose first calls are slow
 NARROWEST_FIRST = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 
 
@@ -126,7 +125,7 @@ class TrtEngine:
         self._end.synchronize()
         return self._start.elapsed_time(self._end)
 
-    def profile(self, images_NCHW: np.ndarray, calls: int) -> list[tuple[str, str, float]]:
+    def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         """The median milliseconds over `calls` calls of each layer, in order: [(nodes of the file, type, ms)].
 
         By TensorRT's own profiler, in a context beside the one that is timed and without a CUDA graph, as it waits for

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from wmlc.bench import measure
-from wmlc.bench.engines import Engine, one_line
+from wmlc.bench.engines import Engine, Nodes, one_line
 from wmlc.bench.scenarios import Load
 from wmlc.bench.scenarios.loadgen import LONGEST_TEST, run_load
 from wmlc.errors import EngineFailed, InputError
-from wmlc.records import WarmUp
+from wmlc.records import Scenario, WarmUp
 
 TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
 
@@ -130,11 +130,11 @@ class Worker:
         """What the process holds of main memory; None where the system does not tell."""
         return self._ask("memory")
 
-    def load(self, load: Load) -> dict[str, Any]:
+    def load(self, load: Load) -> Scenario:
         """The result of one of LoadGen's tests on the images given to `first`."""
         return self._ask("load", load, timeout_s=max(self._timeout_s, LONGEST_TEST * load.seconds))
 
-    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
+    def profile(self, calls: int) -> Nodes | None:
         """(node, operator, median milliseconds) of each node on those images; None if the engine cannot tell."""
         return self._ask("profile", calls)
 
@@ -167,7 +167,7 @@ class Worker:
 def _serve(pipe: Connection, seat: Seat) -> None:
     """The life of an engine's process: load, then answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines.py; read once, when torch is imported
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # see engines/__init__.py; read once, when torch is imported
     os.dup2(2, 1)  # what a library prints must not come between the lines of a table or of JSON
     try:
         for library in seat.libraries:  # on any CPU, so that all engines' processes do it at once
@@ -215,19 +215,18 @@ class _Bench:
         return measure.time_calls(self.engine, self._taken(), calls)
 
     def compute_times(self, calls: int) -> np.ndarray | None:
-        time_compute = getattr(self.engine, "time_compute", None)
+        time_compute = self.engine.time_compute
         return np.array([time_compute(self._taken()) for _ in range(calls)]) if time_compute else None
 
     def memory(self) -> Memory | None:
         peak = _memory_bytes("VmHWM")
         return None if peak is None or self.before_bytes is None else Memory(self.before_bytes, peak)
 
-    def load(self, load: Load) -> dict[str, Any]:
+    def load(self, load: Load) -> Scenario:
         return run_load(self.engine, self._taken(), load)
 
-    def profile(self, calls: int) -> list[tuple[str, str, float]] | None:
-        profile = getattr(self.engine, "profile", None)
-        return profile(self._taken(), calls) if profile else None
+    def profile(self, calls: int) -> Nodes | None:
+        return self.engine.profile(self._taken(), calls) if self.engine.profile else None
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
         return in_calls(self.engine.infer, self.feed.images(pixels_NHWC), self.batch)

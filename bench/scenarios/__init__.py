@@ -10,9 +10,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from wmlc.errors import InputError
+from wmlc.records import Scenario, Trial
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 QUERIES = 662  # the fewest from which LoadGen's early stopping vouches for a 99th percentile
@@ -26,7 +27,7 @@ LOWEST = 1 / 64  # of the first rate; a search does not look below
 class Loaded(Protocol):
     """What LoadGen tests can be run on: a `Worker`."""
 
-    def load(self, load: Load) -> dict[str, Any]:
+    def load(self, load: Load) -> Scenario:
         """`run_load` in the engine's process."""
 
 
@@ -64,8 +65,8 @@ def measure_scenario(
     seed: int,
     p50_ms: float,
     cpus: Sequence[int] | None,
-) -> dict[str, Any]:
-    """What one network's engine does in a scenario, as `bench.json` has it; for server its highest rate.
+) -> Scenario:
+    """What one network's engine does in a scenario; for server its highest rate.
 
     Args: `p50_ms` an image, as measured before; its inverse is the rate that the search starts from, and above the
     bound no rate can hold. Raises what `worker.load` raises.
@@ -75,32 +76,30 @@ def measure_scenario(
         return worker.load(load)
     seeds = itertools.count(seed)  # each trial has arrivals of its own, the one that confirms too
 
-    def run(rate_per_s: float) -> dict[str, Any]:
+    def run(rate_per_s: float) -> Scenario:
         trial = replace(load, rate_per_s=rate_per_s, latency_bound_ms=latency_bound_ms, seed=next(seeds))
         return worker.load(trial)
 
     most_trials = MOST_TRIALS if p50_ms <= latency_bound_ms else 0
-    found = highest_rate(run, 1000 / float(p50_ms), latency_bound_ms, most_trials=most_trials)
-    enough = found["n"] is None or found["n"] >= QUERIES
-    return {"latency_bound_ms": latency_bound_ms, "valid": enough, **found}
+    return highest_rate(run, 1000 / float(p50_ms), latency_bound_ms, most_trials=most_trials)
 
 
 def highest_rate(
-    run: Callable[[float], dict[str, Any]], first_rate: float, bound_ms: float, *, most_trials: int = MOST_TRIALS
-) -> dict[str, Any]:
+    run: Callable[[float], Scenario], first_rate: float, bound_ms: float, *, most_trials: int = MOST_TRIALS
+) -> Scenario:
     """The highest rate whose p99 stays within the bound: bracketed, bisected, then confirmed by one more test.
 
     A rate fails only if it fails twice, as one stall of the machine is enough to spoil a test, and it has to hold once
-    more at the end. One that is not confirmed is lowered, by 5 %, then 10 %, 15 % …, until one is. `run(rate)` returns
-    at least `p50_ms, p99_ms, n, cut_short`. Returns `rate_per_s` with `p50_ms, p99_ms, n` of the test that confirmed it
-    (None where no rate held), `failed_rate_per_s`, the lowest that did not hold (None where all did), and all `trials`.
+    more at the end. One that is not confirmed is lowered, by 5 %, then 10 %, 15 % …, until one is. `run(rate)` gives
+    the times of one test, none where it was cut short. What is returned has the times of the test that confirmed its
+    rate (None where no rate held), the lowest rate that did not hold (None where all did), and all trials.
     """
-    trials: list[dict[str, Any]] = []
+    trials: list[Trial] = []
 
-    def holds(rate: float) -> dict[str, Any] | None:
+    def holds(rate: float) -> Scenario | None:
         result = run(rate)
-        held = not result["cut_short"] and result["p99_ms"] <= bound_ms
-        trials.append({"rate_per_s": rate, "p99_ms": result["p99_ms"], "n": result["n"], "held": held})
+        held = result.p99_ms is not None and result.p99_ms <= bound_ms
+        trials.append(Trial(rate_per_s=rate, p99_ms=result.p99_ms, n=result.n or 0, held=held))
         return result if held else None
 
     rate: float | None = first_rate
@@ -115,27 +114,31 @@ def highest_rate(
             break
         step += STEP_DOWN
         held *= 1 - step
-    return {
-        "rate_per_s": held if confirmed else None,
-        "failed_rate_per_s": _bracket(trials)[1],
-        **{key: confirmed[key] if confirmed else None for key in ("p50_ms", "p99_ms", "n")},
-        "trials": trials,
-    }
+    return Scenario(
+        valid=confirmed is None or (confirmed.n or 0) >= QUERIES,
+        n=confirmed.n if confirmed else None,
+        p50_ms=confirmed.p50_ms if confirmed else None,
+        p99_ms=confirmed.p99_ms if confirmed else None,
+        latency_bound_ms=bound_ms,
+        rate_per_s=held if confirmed else None,
+        failed_rate_per_s=_bracket(trials)[1],
+        trials=trials,
+    )
 
 
-def _outcomes(trials: Sequence[dict[str, Any]]) -> dict[float, bool]:
+def _outcomes(trials: Sequence[Trial]) -> dict[float, bool]:
     """Whether each rate held, by the last of its trials."""
-    return {trial["rate_per_s"]: trial["held"] for trial in trials}
+    return {trial.rate_per_s: trial.held for trial in trials}
 
 
-def _bracket(trials: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
+def _bracket(trials: Sequence[Trial]) -> tuple[float | None, float | None]:
     """The highest rate that held and the lowest that did not."""
     rates = _outcomes(trials)
     held = max((rate for rate, held in rates.items() if held), default=None)
     return held, min((rate for rate, held in rates.items() if not held), default=None)
 
 
-def _next_rate(trials: Sequence[dict[str, Any]], first_rate: float) -> float | None:
+def _next_rate(trials: Sequence[Trial], first_rate: float) -> float | None:
     """Twice the rate while all held; a half, an eighth, a 64th while none did; then the geometric mean; or None."""
     held, failed = _bracket(trials)
     if failed is None:

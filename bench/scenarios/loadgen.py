@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlc.bench.scenarios import Load, require_loadgen
+from wmlc.records import Scenario
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,22 +40,21 @@ LONGEST_TEST = 2 * GIVE_UP * LONGEST  # times `seconds`: what takes longer hangs
 SLACK = 1.2  # offline: more samples than the estimate asks for, so that the test is not too short
 
 
-def run_load(engine: Engine, images_NCHW: np.ndarray, load: Load) -> dict[str, Any]:
+def run_load(engine: Engine, images_NCHW: np.ndarray, load: Load) -> Scenario:
     """One LoadGen test of an open engine, in its process and on its thread; the images are LoadGen's samples.
 
-    Returns what `bench.json` says of the scenario; for server that of one rate, and whether the test was
-    `cut_short`. Raises `InputError` without LoadGen, and what the engine raises, after the test was brought to its end.
+    For server it is that of one rate. A test that was cut short has no times. Raises `InputError` without LoadGen, and
+    what the engine raises, after the test was brought to its end.
     """
     require_loadgen()
     samples = _Samples(images_NCHW, load.batch if load.scenario != "single-stream" else 1)
     sizes, call_s = _warm_up(engine, samples, load)
-    plan = plan_test(load, call_s)
-    system = _System(engine, samples, sizes, plan)
+    system = _System(engine, samples, sizes, schedule(load, call_s))
     return _read_result(load, system.run(load), system.cut_short)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How long a test shall at least last, after which time it is cut short, and its least queries or samples."""
 
     least_s: float
@@ -63,15 +63,15 @@ class Plan:
     call_s: float
 
 
-def plan_test(load: Load, call_s: float) -> Plan:
-    """The plan of a test whose calls of `batch` images take `call_s` seconds: full calls in the offline scenario."""
+def schedule(load: Load, call_s: float) -> Schedule:
+    """Of a test whose calls of `batch` images take `call_s` seconds; the offline scenario has full calls only."""
     per_s = {"server": load.rate_per_s, "offline": load.batch / call_s}.get(load.scenario, 1 / call_s)
     assert per_s, "a server has a rate"
     least_s = min(max(load.seconds, load.queries / per_s), LONGEST * load.seconds)
     count = max(1, min(load.queries, int(least_s * per_s)))
     if load.scenario == "offline":
         count = load.batch * math.ceil(SLACK * least_s / call_s)
-    return Plan(least_s, GIVE_UP * max(least_s, call_s), count, call_s)
+    return Schedule(least_s, GIVE_UP * max(least_s, call_s), count, call_s)
 
 
 class _Samples:
@@ -135,9 +135,9 @@ class _System:
     Once the engine has raised, or the time is up, samples are answered without being run, so that the test ends.
     """
 
-    def __init__(self, engine: Engine, samples: _Samples, sizes: Sequence[int], plan: Plan) -> None:
+    def __init__(self, engine: Engine, samples: _Samples, sizes: Sequence[int], times: Schedule) -> None:
         self._loadgen: Any = importlib.import_module("mlperf_loadgen")
-        self._engine, self._samples, self._sizes, self._plan = engine, samples, sizes, plan
+        self._engine, self._samples, self._sizes, self._times = engine, samples, sizes, times
         self._waiting: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._end = math.inf
@@ -151,8 +151,8 @@ class _System:
         try:
             with tempfile.TemporaryDirectory(prefix="wmlc-loadgen-") as logs:
                 if load.scenario in ("offline", "server"):  # where LoadGen itself does not stop
-                    self._end = time.perf_counter() + self._plan.most_s
-                test = (sut, qsl, _settings(lg, load, self._plan), _log_settings(lg, logs), "")
+                    self._end = time.perf_counter() + self._times.most_s
+                test = (sut, qsl, _settings(lg, load, self._times), _log_settings(lg, logs), "")
                 if serves:
                     self._serve(test, load.cpus)
                 else:
@@ -211,22 +211,22 @@ class _System:
         self._loadgen.QuerySamplesComplete([response(number, 0, 0) for number, _ in samples])
 
 
-def _settings(lg: Any, load: Load, plan: Plan) -> Any:
+def _settings(lg: Any, load: Load, times: Schedule) -> Any:
     """LoadGen's settings; it prepares its queries beforehand, so it must know how many there may be."""
     settings = lg.TestSettings()
     names = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "offline": "Offline", "server": "Server"}
     settings.scenario = getattr(lg.TestScenario, names[load.scenario])
     settings.mode = lg.TestMode.PerformanceOnly
-    settings.min_duration_ms = math.ceil(1000 * plan.least_s)
-    settings.min_query_count = plan.count
+    settings.min_duration_ms = math.ceil(1000 * times.least_s)
+    settings.min_query_count = times.count
     settings.schedule_rng_seed = settings.sample_index_rng_seed = settings.qsl_rng_seed = load.seed
     if load.scenario == "server":
         settings.server_target_qps = load.rate_per_s
-        settings.server_target_latency_ns = int(1e6 * (load.latency_bound_ms or 1000 * plan.most_s))
+        settings.server_target_latency_ns = int(1e6 * (load.latency_bound_ms or 1000 * times.most_s))
     elif load.scenario != "offline":
-        settings.max_duration_ms = math.ceil(1000 * plan.most_s)
-        settings.single_stream_expected_latency_ns = 1e9 * plan.call_s / 2
-        settings.multi_stream_expected_latency_ns = 1e9 * plan.call_s / 2
+        settings.max_duration_ms = math.ceil(1000 * times.most_s)
+        settings.single_stream_expected_latency_ns = 1e9 * times.call_s / 2
+        settings.multi_stream_expected_latency_ns = 1e9 * times.call_s / 2
         settings.multi_stream_samples_per_query = load.batch
     else:
         settings.offline_expected_qps = 0.0  # so that `min_query_count` alone is the number of samples
@@ -248,25 +248,28 @@ def _read_log(path: Path) -> dict[str, Any]:
     return {record["key"]: record["value"] for record in records}
 
 
-def _read_result(load: Load, said: dict[str, Any], cut_short: bool) -> dict[str, Any]:
-    """A scenario's record from what LoadGen said; a test that was cut short has no times."""
-
-    def ms(key: str) -> float | None:
-        return None if cut_short else said[f"result_{key}_latency_ns"] / 1e6
-
+def _read_result(load: Load, said: dict[str, Any], cut_short: bool) -> Scenario:
+    """What LoadGen said of a test; one that was cut short, or a server's with errors, has no times."""
     valid = said["result_validity"] == "VALID" and not said["num_errors"] and not cut_short
     if load.scenario == "offline":
         rate = None if cut_short else said["result_samples_per_second"]
-        return {"samples_per_s": rate, "n": said["generated_samples_per_query"], "valid": valid}
-    query = "_per_query" if load.scenario == "multi-stream" else ""
-    times = {f"p{p}_ms": ms(f"{p}.00_percentile{query}") for p in (50, 90, 99)}
-    counts = {"n": said["result_query_count"], "valid": valid}
-    if load.scenario == "single-stream":
-        return {**times, "mean_ms": ms("mean"), **counts}
-    if load.scenario == "multi-stream":
-        return {"samples_per_query": load.batch, **times, **counts}
-    asked = said["effective_target_qps"]
-    return {"rate_per_s": asked, **times, **counts, "cut_short": cut_short or bool(said["num_errors"])}
+        return Scenario(samples_per_s=rate, n=said["generated_samples_per_query"], valid=valid)
+    serves, query = load.scenario == "server", "_per_query" if load.scenario == "multi-stream" else ""
+    timeless = cut_short or (serves and bool(said["num_errors"]))
+
+    def ms(key: str) -> float | None:
+        return None if timeless else said[f"result_{key}_latency_ns"] / 1e6
+
+    return Scenario(
+        valid=valid,
+        n=said["result_query_count"],
+        p50_ms=ms(f"50.00_percentile{query}"),
+        p90_ms=ms(f"90.00_percentile{query}"),
+        p99_ms=ms(f"99.00_percentile{query}"),
+        mean_ms=ms("mean") if load.scenario == "single-stream" else None,
+        samples_per_query=load.batch if load.scenario == "multi-stream" else None,
+        rate_per_s=said["effective_target_qps"] if serves else None,
+    )
 
 
 def _leave(cpus: Sequence[int] | None) -> None:

@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from wmlc.records import Row
 
 CASES = {"resnet20": 32, "resnet18": 224}
 
@@ -35,7 +39,7 @@ def make_images(root: Path, pixels: int) -> Path:
     return root
 
 
-def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple[int, ...]) -> list[Row]:
     """The bench's rows for one network and divisor."""
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
@@ -54,7 +58,7 @@ def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple
         data = open_run_data(run)
         bench = BenchConfig(batches=batches, seconds=seconds, accuracy=False)
         files = bench_forms(run, data, bench.precisions, None, plans=False, batches=batches)
-        return list(bench_run(run, bench, files, data, run.bench)["rows"])
+        return bench_run(run, bench, files, data, run.bench).rows
 
 
 def main() -> None:
@@ -71,14 +75,14 @@ def main() -> None:
         for divisor in map(int, arguments.divisors.split(",")):
             batches = tuple(map(int, arguments.batch.split(",")))
             for row in measure(arch, pixels, divisor, arguments.seconds, batches):
-                found.append({"arch": arch, "pixels": pixels, "divisor": divisor, **row})
-                if not row["peer"]:
+                found.append({"arch": arch, "pixels": pixels, "divisor": divisor, **asdict(row)})
+                if not (row.peer and row.speedup and row.latency_ms):
                     continue
-                speed, ratio = row["speedup"], row["mac_ratio"]
+                speed = row.speedup
                 lines.append(
-                    f"| {arch} @ {pixels} | {divisor} | {row['batch']} | {row['ratio']:g} | {row['latency_ms']['p50']:.3f} | "
-                    f"{ratio:.2f} | {speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}] | "
-                    f"{row['paid_out']:.2f} |"
+                    f"| {arch} @ {pixels} | {divisor} | {row.batch} | {row.ratio:g} | {row.latency_ms.p50:.3f} | "
+                    f"{row.mac_ratio:.2f} | {speed.median:.2f} [{speed.low:.2f}, {speed.high:.2f}] | "
+                    f"{row.paid_out:.2f} |"
                 )
     print("\n| network | divisor | batch | ratio | p50 ms | MAC ratio | speed-up [95 %] | paid out |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

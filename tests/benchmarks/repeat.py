@@ -11,9 +11,12 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from wmlc.records import Bench, Row
 
 
 def main() -> None:
@@ -31,15 +34,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     run = find_run(arguments.run)
-    data, records = open_run_data(run), list[dict[str, Any]]()
+    data = open_run_data(run)
+    benches: list[Bench] = []
     with tempfile.TemporaryDirectory() as directory:
         for number in range(arguments.benches):
             config = BenchConfig(batches=(arguments.batch,), seconds=arguments.seconds, seed=number, accuracy=False)
             files = bench_forms(run, data, config.precisions, None, plans=False, batches=config.batches)
-            records.append(bench_run(run, config, files, data, Path(directory) / f"{number}.json", shown="csv"))
+            benches.append(bench_run(run, config, files, data, Path(directory) / f"{number}.json"))
     print("\n| network | pooled speed-up | medians, lowest to highest | mean half-width | intervals that cover it |")
     print("| --- | --- | --- | --- | --- |")
-    found = [summary([record["rows"][place] for record in records]) for place in range(1, len(records[0]["rows"]))]
+    found = [summary([bench.rows[place] for bench in benches]) for place in range(1, len(benches[0].rows))]
     for row in found:
         print(
             f"| {row['name']} | {row['pooled']:.4f} | {row['medians'][0]:.3f} to {row['medians'][-1]:.3f} | "
@@ -49,18 +53,18 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: list[Row]) -> dict[str, Any]:
     """One network's speed-up over all benches; pooled: the geometric mean of their medians."""
-    speedups = [row["speedup"] for row in rows]
-    pooled = float(np.exp(np.mean([np.log(s["median"]) for s in speedups])))
+    speedups = [row.speedup for row in rows if row.speedup]
+    pooled = float(np.exp(np.mean([np.log(s.median) for s in speedups])))
     return {
-        "name": rows[0]["name"],
+        "name": rows[0].name,
         "benches": len(rows),
         "pooled": pooled,
-        "medians": sorted(s["median"] for s in speedups),
-        "half_width": float(np.mean([(s["high"] - s["low"]) / 2 / s["median"] for s in speedups])),
-        "covering": sum(s["low"] <= pooled <= s["high"] for s in speedups),
-        "intervals": [[s["low"], s["high"]] for s in speedups],
+        "medians": sorted(s.median for s in speedups),
+        "half_width": float(np.mean([(s.high - s.low) / 2 / s.median for s in speedups])),
+        "covering": sum(s.low <= pooled <= s.high for s in speedups),
+        "intervals": [[s.low, s.high] for s in speedups],
     }
 
 

@@ -84,7 +84,7 @@ def main() -> None:
             worker.ready()
             worker.first(pixels_NHWC)
             worker.warm_up(0.5)
-            return float(worker.load(Load(scenario="single-stream", seconds=arguments.seconds, cpus=cpus))["p50_ms"])
+            return worker.load(Load(scenario="single-stream", seconds=arguments.seconds, cpus=cpus)).p50_ms or 0.0
 
     ways: dict[str, Callable[[], float]] = {"bare": bare, "ours": ours, "loadgen": loadgen}
     medians: dict[str, list[float]] = {name: [] for name in ways}

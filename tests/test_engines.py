@@ -1,0 +1,170 @@
+"""The engines: what each opens and computes, what its class says it can do, and what is refused in words."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from measured import classifier, flatten_file
+
+from wmlc.bench import measure
+from wmlc.bench.config import BenchConfig
+from wmlc.bench.engines import ENGINES, engine_class
+from wmlc.bench.engines.machine import choose_torch_device
+from wmlc.bench.engines.ort_engine import OrtEngine
+from wmlc.bench.engines.torch_engine import TorchEngine
+from wmlc.errors import InputError
+from wmlc.models.checkpoint import load_network
+from wmlc.run import Run
+
+
+def test_onnx_runtime_reads_precision_and_runs_any_batch(tmp_path):
+    engine = OrtEngine(flatten_file(tmp_path / "small.onnx"), threads=2, device="cpu")
+    assert (engine.provider, engine.precision) == ("CPUExecutionProvider", "fp16")
+    images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    np.testing.assert_array_equal(engine.infer(images), images.reshape(3, 64))
+    engine.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an ONNX file", None])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage):
+    path = tmp_path / "damaged.onnx"
+    whole = classifier(path, 8).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(InputError) as raised:
+        OrtEngine(path, threads=1, device="cpu")
+    assert str(raised.value).startswith(f"{path} is not an ONNX file that onnxruntime can load (")
+    assert str(raised.value).endswith("; extract it again")
+    assert "\n" not in str(raised.value)
+
+
+def test_torch_runs_the_network_of_a_directory(run: Run):
+    engine = TorchEngine(run.network(1), threads=torch.get_num_threads(), device="cpu")
+    images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    with torch.inference_mode():
+        expected = load_network(run.network(1))(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(engine.infer(images), expected, atol=1e-5)
+    assert engine.time_call is None and engine.time_compute is None
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "abilities"),
+    [
+        ("torch", {"time_call", "profile"}), ("torch-compile", {"time_call", "profile"}), ("ort", {"profile"}),
+        ("ort-trt", {"profile"}), ("openvino", {"profile"}), ("trt", {"time_call", "time_compute", "profile"}),
+    ],
+)  # fmt: skip
+def test_an_engine_says_by_its_class_what_it_can_do(name: str, abilities: set[str]):
+    """A method, or None; torch's clock is that of a GPU, so there it is a property."""
+    kind = engine_class(name)
+    assert {can for can in ("time_call", "time_compute", "profile") if vars_of(kind)[can] is not None} == abilities
+    assert set(ENGINES) == {"torch", "torch-compile", "ort", "ort-trt", "openvino", "trt"}
+
+
+def vars_of(kind: type) -> dict[str, object]:
+    """A class's attributes, inherited ones too."""
+    return {name: value for each in reversed(kind.__mro__) for name, value in vars(each).items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"engines": ("tvm",)},
+            "engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got tvm",
+        ),
+        (
+            {"engines": ("ort", "ort")},
+            "engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got ort,ort",
+        ),
+        (
+            {"scenarios": ("offline", "rush")},
+            "scenario must name some of single-stream, multi-stream, offline, server, each once; got offline,rush",
+        ),
+        (
+            {"scenarios": ("server",)},
+            "the scenario server and --latency-bound go together: the highest rate whose 99th percentile stays under it; give both, such as --scenario server --latency-bound 20",
+        ),
+        ({"launches": 0}, "launches must be at least 1, got 0"),
+        (
+            {"engines": ("ort", "torch"), "precisions": ("int8",)},
+            "the engine torch runs a peer as it was trained, in fp32; use --engine ort for others",
+        ),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"batches": (1, 0)}, "batch must be at least 1, got 1,0"),
+        ({"batches": ()}, "batch must be at least 1, got none"),
+        ({"batches": (2, 2)}, "batch must name each size once, got 2,2"),
+        ({"seconds": 0.0}, "seconds must be above 0, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"min_speedup": 0.0}, "min_speedup must be above 0, got 0"),
+        ({"max_drop": float("nan")}, "max_drop must be a number of top-1 points, got nan"),
+    ],
+)
+def test_a_bad_config_is_refused(options, message):
+    with pytest.raises(InputError) as raised:
+        BenchConfig(**options)
+    assert str(raised.value) == message
+
+
+def test_more_threads_than_cpus_are_refused():
+    for threads in (0, 10**6):
+        with pytest.raises(InputError, match=f"^threads must be from 1 to the [0-9]+ CPUs there are, got {threads}$"):
+            BenchConfig(threads=(threads,))
+
+
+def test_tensorrt_says_what_is_missing_and_loads_nothing(monkeypatch):
+    find, said = importlib.util.find_spec, []
+    loaded = "tensorrt" in sys.modules
+    for gpu, package in ((False, True), (True, None), (True, True)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, p=package: p if name == "tensorrt" else find(name)
+        )
+        try:
+            assert engine_class("trt").choose_device("auto") == "cuda"
+        except InputError as error:
+            said.append(str(error))
+    assert ("tensorrt" in sys.modules) == loaded
+    assert said == [
+        "--engine trt needs an NVIDIA GPU and its driver, and torch sees none; use a GPU machine, or use --engine ort or torch",
+        "--engine trt needs the package tensorrt, which is not installed (pip install 'wmlc[trt]'); install it, or use "
+        "--engine ort or torch",
+    ]
+
+
+def test_cuda_is_never_replaced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_torch_device("auto") == choose_torch_device("cpu") == "cpu"
+    with pytest.raises(InputError, match="--device cuda was asked for, but torch sees no CUDA GPU"):
+        choose_torch_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (choose_torch_device("auto"), choose_torch_device("cpu")) == ("cuda", "cpu")
+
+
+def test_a_provider_that_does_not_load_is_an_error(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("here the CUDA provider loads")
+    with pytest.raises(InputError, match="CUDAExecutionProvider"):
+        OrtEngine(flatten_file(tmp_path / "small.onnx"), threads=1, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("engine", ["ort", "torch"])
+def test_a_gpu_computes_what_the_cpu_does(run: Run, tmp_path, engine):
+    source = classifier(tmp_path / "a.onnx", 8) if engine == "ort" else run.network(1)
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    on_cpu, on_gpu = (engine_class(engine)(source, 1, device) for device in ("cpu", "cuda"))
+    for batch in (5, 2):
+        np.testing.assert_allclose(on_gpu.infer(images[:batch]), on_cpu.infer(images[:batch]), atol=1e-3)
+    assert (measure.time_calls(on_gpu, images, 3) > 0).all()
+
+
+def test_the_command_line_can_read_defaults_without_torch():
+    program = "import sys; from wmlc.bench.config import BenchConfig; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,66 @@
+"""Gates: who misses a bound and by how much, and a bench that was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from measured import faster, made_row
+
+from wmlc.bench.engines.machine import read_environment
+from wmlc.bench.gates import enforce, missed_gates
+from wmlc.errors import GateError, InputError
+from wmlc.records import Bench, Row
+from wmlc.settings import BenchSettings
+
+ROW = made_row(1, top1_drop=0.5, speedup=faster(2.0))
+
+
+def bench_of(rows: list[Row], settings: BenchSettings) -> Bench:
+    devices = dict.fromkeys(settings.engines, "cpu")
+    return Bench(
+        command="", environment=read_environment(devices, settings.threads), settings=settings, data=None, notes=[],
+        rows=rows, pareto=[], profiles=[],
+    )  # fmt: skip
+
+
+def test_a_measured_gate_that_holds_is_not_reported() -> None:
+    both = BenchSettings(max_drop=0.5, min_speedup=2.0)
+    assert missed_gates([ROW], both) == []
+    assert missed_gates([made_row(0)], BenchSettings(min_speedup=2.0)) == []
+    assert missed_gates([replace(ROW, achieved_ratio=0.0, speedup=faster(1.0))], BenchSettings(min_speedup=2.0)) == []
+    enforce(bench_of([ROW], both), Path("bench.json"))
+
+
+def test_missed_gates_name_the_peer_and_by_how_much() -> None:
+    settings = BenchSettings(max_drop=-100, min_speedup=1e6, batches=(1, 4))
+    with pytest.raises(GateError) as raised:
+        enforce(bench_of([ROW, replace(ROW, batch=4, speedup=faster(3.0))], settings), Path("bench.json"))
+    assert str(raised.value).split("; ") == [
+        "peer1: top-1 drop 0.50 is above --max-drop -100 by 1e+02 points",  # once, as it is that of every batch
+        "peer1 at batch 1: speed-up 2.00 is below --min-speedup 1e+06 by 1e+06",
+        "peer1 at batch 4: speed-up 3.00 is below --min-speedup 1e+06 by 1e+06",
+    ]
+
+
+def test_what_was_not_measured_passes_no_gate() -> None:
+    unknown = replace(ROW, top1_drop=None, speedup=None)
+    assert missed_gates([unknown], BenchSettings(max_drop=1.0, min_speedup=1.0)) == [
+        "peer1: top-1 drop was not measured, so --max-drop 1 is not met",
+        "peer1 at batch 1: speed-up was not measured, so --min-speedup 1 is not met",
+    ]
+
+
+def test_engine_and_threads_are_named_where_there_are_several() -> None:
+    settings = BenchSettings(engines=("ort", "torch"), threads=(1, 2), max_drop=0.4, min_speedup=2.5)
+    assert missed_gates([replace(ROW, threads=2)], settings) == [
+        "peer1 with ort: top-1 drop 0.50 is above --max-drop 0.4 by 0.1 points",
+        "peer1 with ort on 2 threads at batch 1: speed-up 2.00 is below --min-speedup 2.5 by 0.5",
+    ]
+
+
+def test_a_bench_that_was_stopped_is_said_before_its_gates() -> None:
+    settings = BenchSettings(batches=(1, 2, 8), threads=(1, 2), min_speedup=100.0)
+    with pytest.raises(InputError, match=r"^stopped after 2 of 6 cells; out\.json has what was measured$"):
+        enforce(bench_of([ROW, replace(ROW, batch=2)], settings), Path("out.json"))
