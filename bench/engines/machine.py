@@ -10,7 +10,7 @@ from typing import Any
 
 from wmlc.errors import InputError
 from wmlc.run import provenance
-from wmlc.tensorrt import this_machine
+from wmlc.trt_machine import this_machine
 
 
 def allowed_cpus() -> list[int]:

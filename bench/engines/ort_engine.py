@@ -15,7 +15,7 @@ from wmlc.bench.engines import ONNX, one_line
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.layers import file_precision
 from wmlc.errors import InputError
-from wmlc.tensorrt import require_gpu
+from wmlc.trt_machine import require_gpu
 
 CALLS_BEFORE = 10  # a profile, whose first calls are slow
 KERNEL = "_kernel_time"  # how the name of a node's event ends
