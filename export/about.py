@@ -22,9 +22,10 @@ OF_SOME = {
 
 
 def write_about(model: onnx.ModelProto, about: FileAbout) -> None:
-    """Give `model` its metadata, in place of what it has."""
+    """Give `model` these facts, beside what other programs have noted in its metadata."""
+    noted = {entry.key: entry.value for entry in model.metadata_props}
     said = {key: json.dumps(value) for key, value in asdict(about).items() if value is not None or key not in OF_SOME}
-    onnx.helper.set_model_props(model, said)
+    onnx.helper.set_model_props(model, noted | said)
 
 
 def read_about(file: Path) -> FileAbout:
@@ -38,5 +39,6 @@ def read_about(file: Path) -> FileAbout:
 
 def about_of(model: onnx.ModelProto, file: Path) -> FileAbout:
     """What `model`, read from `file`, says of itself."""
-    said = ", ".join(f"{json.dumps(entry.key)}: {entry.value}" for entry in model.metadata_props)
-    return records.parse(f"{{{said}}}", FileAbout, file, "ONNX file of wmlc", "extract it again")
+    known = FileAbout.__dataclass_fields__
+    said = [f"{json.dumps(entry.key)}: {entry.value}" for entry in model.metadata_props if entry.key in known]
+    return records.parse(f"{{{', '.join(said)}}}", FileAbout, file, "ONNX file of wmlc", "extract it again")

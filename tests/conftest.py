@@ -177,9 +177,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A copy of `run` that was benched in fp32 and int8; tests leave it as it is."""
+    data, config = open_run_data(run), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
+    bench_forms(
+        run, data, config.precisions, None, plans=False, batches=config.batches
+    )  # whose files the copy takes over
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
-    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.02, launches=2)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     bench_run(copy, config, files, data, copy.bench)
     return copy
