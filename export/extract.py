@@ -13,7 +13,6 @@ import onnxruntime
 from torch import Tensor
 
 from wmlc.accuracy import images_a_call, top1_percent
-from wmlc.console import print_table
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.about import read_about
@@ -25,6 +24,7 @@ from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_spec, save_network
 from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
+from wmlc.table import Table
 from wmlc.trt_machine import short
 
 MOST_LAYERS = 20  # printed by --compare
@@ -205,7 +205,8 @@ def _print_layers(onnx_file: Path, images_NCHW: np.ndarray) -> None:
 
     apart = sorted(compare_layers(onnx_file, images_NCHW), key=lambda layer: -layer[1])
     rows = [[name, f"{value:.2e}"] for name, value in apart[:MOST_LAYERS]]
-    print_table(f"TensorRT against ONNX Runtime, {len(apart)} layers, the furthest first", ["layer", "apart"], rows)
+    title = f"TensorRT against ONNX Runtime, {len(apart)} layers, the furthest first"
+    Table(["layer", "apart"], rows, title).show()
 
 
 def _fitting(out: Path, config: ExportConfig) -> ExportConfig:

@@ -21,7 +21,7 @@ from wmlc.export import extract as extract_module
 from wmlc.export import to_onnx
 from wmlc.export.about import read_about
 from wmlc.export.config import ExportConfig
-from wmlc.export.extract import Extracted, extract, run_file, run_files
+from wmlc.export.extract import Extracted, OnnxFile, extract, run_file, run_files
 from wmlc.files import sha256
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
@@ -215,3 +215,16 @@ def test_what_cannot_be_extracted_is_said(run: Run, peer: str, out: str, message
     with pytest.raises(InputError) as caught:
         list(extract(run, peer, Path(out), FP32, force=False))
     assert str(caught.value) == message
+
+
+def test_an_onnx_file_of_another_program_is_said_to_be_one(run: Run, peer_file: Path, tmp_path: Path) -> None:
+    model, out = onnx.load(str(peer_file)), tmp_path / "p.onnx"
+    del model.metadata_props[:]
+    onnx.save_model(model, str(out))
+    with pytest.raises(InputError, match=r"p\.onnx is not a readable ONNX file of wmlc: architecture is missing; data"):
+        read_about(out)
+    out.write_bytes(b"no ONNX")
+    with pytest.raises(InputError, match=r"p\.onnx is not a readable ONNX file \(.*\); extract it again"):
+        read_about(out)
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*p\.onnx \(.*\); extract it again"):
+        OnnxFile(out, read_spec(run.network(1)), FP32)

@@ -25,7 +25,6 @@ from wmlc.files import sha256
 from wmlc.plan_record import check_record, read_record
 
 FORMS = ("fp32", "fp16", "int8-gpu")
-BUILT = [(arch, form) for arch in ("resnet20", "mobilenet_v2") for form in FORMS]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +32,8 @@ def rtx() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install '.[test]' on Linux, x86_64")
 
 
-@pytest.mark.parametrize(("arch", "form"), [*BUILT, ("resnet50", "fp32")])  # the last for its bottlenecks
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_real_builder_builds_every_form_of_every_network(
     rtx: Any, exported: Export, tmp_path: Path, arch: str, form: str
 ) -> None:
