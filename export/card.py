@@ -2,107 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from wmlc.export.config import ShipConfig
 from wmlc.files import sha256
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.records import NetworkSpec
-from wmlc.run import Run, provenance
+from wmlc.records import (
+    Cost,
+    Manifest,
+    NetworkSpec,
+    Preprocess,
+    ShippedAccuracy,
+    ShippedLatency,
+    ShippedNetwork,
+    Tensor,
+)
+from wmlc.run import BASELINE, Run, provenance
 
 CARD_FILE = "model_card.md"
 
 
 def make_manifest(
     name: str, version: int, file: Path, file_name: str, spec: NetworkSpec, run: Run, *,
-    accuracy: Mapping[str, Any], latency: Mapping[str, Any] | None, cost: Mapping[str, int], config: ShipConfig,
-) -> dict[str, Any]:  # fmt: skip
+    accuracy: ShippedAccuracy, latency: ShippedLatency | None, cost: Cost, config: ShipConfig,
+) -> Manifest:  # fmt: skip
     """Everything that a client, or whoever answers for the deployment, must know of one version of a model."""
     channels, height, width = spec.input_shape
     precision, _, target = config.form.partition("-")
-    pixels = config.with_preprocess
-    said = {
-        key: getattr(spec.about, key)
-        for key in ("peer", "ratio", "achieved_ratio", "ratio_of", "method", "data", "seed")
-    }
-    return {
-        "model": name,
-        "version": version,
-        "file": file_name,
-        "sha256": sha256(file),
-        "file_bytes": file.stat().st_size,
-        "license": config.license,
-        "server": "triton" if config.to == "kserve" else config.to,
-        "input": {
-            "name": INPUT,
-            "dtype": "uint8" if pixels else "float32",
-            "shape": [-1, height, width, channels] if pixels else [-1, channels, height, width],
-            "layout": "NHWC" if pixels else "NCHW",
-        },
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": [-1, len(spec.class_names)], "meaning": "logits"},
-        "preprocess": {
-            "inside": pixels,
-            "formula": "(pixels / scale - mean) / std, a channel each",
-            "scale": 255,
-            "mean": spec.mean,
-            "std": spec.std,
-            "size": [height, width],
-            "channels": "RGB" if channels == 3 else "gray",
-        },
-        "labels": spec.class_names,
-        "max_batch": config.max_batch,
-        "architecture": spec.arch,
-        "network": {**said, **cost},
-        "precision": precision,
-        "target": target or None,
-        "accuracy": dict(accuracy),
-        "latency": None if latency is None else dict(latency),
-        "run": run.root.resolve().name,
-        "trained_at_commit": spec.about.commit,
-        "shipped": vars(provenance()),
-        "schema_version": 1,
-    }
+    about, pixels = spec.about, config.with_preprocess
+    return Manifest(
+        model=name,
+        version=version,
+        file=file_name,
+        sha256=sha256(file),
+        file_bytes=file.stat().st_size,
+        license=config.license,
+        server="triton" if config.to == "kserve" else config.to,
+        input=Tensor(
+            name=INPUT,
+            dtype="uint8" if pixels else "float32",
+            shape=[-1, height, width, channels] if pixels else [-1, channels, height, width],
+            layout="NHWC" if pixels else "NCHW",
+        ),
+        output=Tensor(name=OUTPUT, dtype="float32", shape=[-1, len(spec.class_names)], meaning="logits"),
+        preprocess=Preprocess(
+            inside=pixels,
+            formula="(pixels / scale - mean) / std, a channel each",
+            scale=255,
+            mean=spec.mean,
+            std=spec.std,
+            size=(height, width),
+            channels="RGB" if channels == 3 else "gray",
+        ),
+        labels=spec.class_names,
+        max_batch=config.max_batch,
+        architecture=spec.arch,
+        network=ShippedNetwork(
+            peer=about.peer,
+            ratio=about.ratio,
+            achieved_ratio=about.achieved_ratio,
+            ratio_of=about.ratio_of,
+            method=about.method,
+            data=about.data,
+            seed=about.seed,
+            params=cost.params,
+            macs=cost.macs,
+        ),
+        precision=precision,
+        target=target or None,
+        accuracy=accuracy,
+        latency=latency,
+        run=run.root.resolve().name,
+        trained_at_commit=about.commit,
+        shipped=provenance(),
+    )
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
+def model_card(manifest: Manifest) -> str:
     """The manifest as a page of Markdown."""
-    network, accuracy, latency = manifest["network"], manifest["accuracy"], manifest["latency"]
-    given, output, preprocess = manifest["input"], manifest["output"], manifest["preprocess"]
+    network, accuracy = manifest.network, manifest.accuracy
+    given, output, preprocess = manifest.input, manifest.output, manifest.preprocess
     lines = [
-        f"# {manifest['model']}, version {manifest['version']}",
+        f"# {manifest.model}, version {manifest.version}",
         "",
-        f"{manifest['architecture']}, {_which(network)}, trained on {network['data']} by the method "
-        f"`{network['method']}`; {manifest['precision']}"
-        + (f" for the {manifest['target']}" if manifest["target"] else "")
-        + f"; license: {manifest['license'] or 'not stated'}.",
+        f"{manifest.architecture}, {_which(network)}, trained on {network.data} by the method "
+        f"`{network.method}`; {manifest.precision}"
+        + (f" for the {manifest.target}" if manifest.target else "")
+        + f"; license: {manifest.license or 'not stated'}.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| parameters | {network['params']:,} |",
-        f"| MACs | {network['macs']:,} |",
-        f"| file | {manifest['file_bytes']:,} bytes, sha256 {manifest['sha256'][:16]}… |",
-        f"| top-1 | {accuracy['top1']:.2f} % of {accuracy['test_images']:,} test images, through {accuracy['engine']} |"
-        if accuracy["top1"] is not None
+        f"| parameters | {network.params:,} |",
+        f"| MACs | {network.macs:,} |",
+        f"| file | {manifest.file_bytes:,} bytes, sha256 {manifest.sha256[:16]}… |",
+        f"| top-1 | {accuracy.top1:.2f} % of {accuracy.test_images:,} test images, through {accuracy.engine} |"
+        if accuracy.top1 is not None
         else "| top-1 | not measured |",
-        f"| drop against the baseline | {accuracy['top1_drop']:.2f} points |"
-        if accuracy["top1_drop"] is not None
+        f"| drop against the baseline | {accuracy.top1_drop:.2f} points |"
+        if accuracy.top1_drop is not None
         else "| drop against the baseline | not measured |",
-        *_latency_lines(latency, manifest["sha256"]),
+        *_latency_lines(manifest.latency, manifest.sha256),
         "",
         "## How to call it",
         "",
-        f"Input `{given['name']}`: {given['dtype']} {given['shape']}, {given['layout']}, at most "
-        f"{manifest['max_batch']} images a request. "
+        f"Input `{given.name}`: {given.dtype} {given.shape}, {given.layout}, at most "
+        f"{manifest.max_batch} images a request. "
         + (
-            f"Raw {preprocess['channels']} pixels of 0 to 255; scaling and normalisation are inside."
-            if preprocess["inside"]
-            else f"{preprocess['channels']} pixels resized to {preprocess['size'][0]} x {preprocess['size'][1]}, then "
-            f"{preprocess['formula']}, with scale {preprocess['scale']}, mean {_numbers(preprocess['mean'])}, "
-            f"std {_numbers(preprocess['std'])}."
+            f"Raw {preprocess.channels} pixels of 0 to 255; scaling and normalisation are inside."
+            if preprocess.inside
+            else f"{preprocess.channels} pixels resized to {preprocess.size[0]} x {preprocess.size[1]}, then "
+            f"{preprocess.formula}, with scale {preprocess.scale}, mean {_numbers(preprocess.mean)}, "
+            f"std {_numbers(preprocess.std)}."
         ),
-        f"Output `{output['name']}`: {output['dtype']} {output['shape']}, {output['meaning']}.",
+        f"Output `{output.name}`: {output.dtype} {output.shape}, {output.meaning}.",
         "",
         "## What it does not say",
         "",
@@ -113,29 +125,29 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _which(network: Mapping[str, Any]) -> str:
-    if network["peer"] is None:
+def _which(network: ShippedNetwork) -> str:
+    if network.peer is None:
         return "the weighted ensemble of a family"
-    if network["peer"] == 0:
+    if network.peer == BASELINE:
         return "the unpruned baseline"
-    got = "" if network["achieved_ratio"] is None else f", {network['achieved_ratio']:.1%} reached"
-    return f"peer {network['peer']} of a family, pruned by {network['ratio']:.0%} of its {network['ratio_of']}{got}"
+    got = "" if network.achieved_ratio is None else f", {network.achieved_ratio:.1%} reached"
+    return f"peer {network.peer} of a family, pruned by {network.ratio:.0%} of its {network.ratio_of}{got}"
 
 
-def _latency_lines(latency: Mapping[str, Any] | None, sha256_of_file: str) -> list[str]:
+def _latency_lines(latency: ShippedLatency | None, sha256_of_file: str) -> list[str]:
     if latency is None:
         return ["| latency | not measured |"]
-    times, speedup = latency["ms"], latency["speedup"]
-    other = "" if latency["of_sha256"] == sha256_of_file else ", of the same network without preprocessing inside"
-    where = f"{latency['provider']} on {latency['machine']}, {latency['threads']} thread(s)"
+    times, speedup = latency.ms, latency.speedup
+    other = "" if latency.of_sha256 == sha256_of_file else ", of the same network without preprocessing inside"
+    where = f"{latency.provider} on {latency.machine}, {latency.threads} thread(s)"
     faster = (
-        f"| speed-up over the baseline | {speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}] |"
+        f"| speed-up over the baseline | {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] |"
         if speedup
         else "| speed-up over the baseline | not measured |"
     )
     return [
-        f"| latency, batch {latency['batch']} | p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms, "
-        f"n = {times['n']:,}; {where}{other} |",
+        f"| latency, batch {latency.batch} | p50 {times.p50:.3f} ms, p99 {times.p99:.3f} ms, "
+        f"n = {times.n:,}; {where}{other} |",
         faster,
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,20 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmlc.accuracy import images_a_call, top1_percent
-from wmlc.console import print_table
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
+from wmlc.export.about import read_about
 from wmlc.export.config import PLAN_SUFFIXES, ExportConfig, changed
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
-from wmlc.files import check_writable, new_directory, new_file, refuse_existing
+from wmlc.files import check_writable, new_directory, new_file, refuse_existing, sha256
 from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_spec, save_network
 from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
+from wmlc.table import Table
+from wmlc.trt_machine import short
 
 MOST_LAYERS = 20  # printed by --compare
 OF_PLANS = ("batch_range", "version_compatible", "hardware_compatible", "compare")
@@ -70,7 +73,7 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
     data, missed = open_run_data(run), []
     for peer, target in targets.items():
         try:
-            yield write_file(*load(run.network(peer)), target, data, config)
+            yield write_file(run, peer, target, data, config)
         except GateError as error:
             missed.append(f"{target} was not written: {peer_name(peer)} {error}")
     if missed:
@@ -83,11 +86,11 @@ def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:
 
 
 def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int, Path]]:
-    """Each network's file in `config`'s form, in the run, made where it is missing or older than the weights."""
+    """Each network's file in `config`'s form, in the run, made where it is missing or of other weights."""
     for peer in select_peers(read_family(run), "all"):
-        file, weights = run_file(run, peer, config.form), run.network(peer) / WEIGHTS_FILE
-        if not file.exists() or (weights.exists() and file.stat().st_mtime < weights.stat().st_mtime):
-            write_file(*load(run.network(peer)), file, data, config, measured=False)
+        file = run_file(run, peer, config.form)
+        if not _is_of(file, sha256_of_weights(run, peer)):
+            write_file(run, peer, file, data, config, measured=False)
         yield peer, file
 
 
@@ -105,11 +108,6 @@ def bench_forms(
     return files
 
 
-def load(directory: Path) -> tuple[nn.Sequential, NetworkSpec]:
-    """The network in `directory` and its record."""
-    return load_network(directory), read_spec(directory)
-
-
 def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int]) -> Iterator[tuple[int, Path]]:
     """Each network's TensorRT plan in `config`'s form, beside its ONNX file, for `batches` and for the test set."""
     from wmlc.export.to_tensorrt import plan_for
@@ -119,19 +117,59 @@ def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int
         yield peer, plan_for(file, (*batches, images_a_call(height, width)))
 
 
+def fp32_file(run: Run, peer: int, data: Data, with_preprocess: bool, elsewhere: Path) -> Path:
+    """A network's fp32 file, of which every other form is made: exported once for its weights and kept in the run.
+
+    With preprocessing inside it is a file of its own. Where the run is read-only, it goes to the directory `elsewhere`.
+    """
+    form = "pixels" if with_preprocess else "fp32"
+    file, weights_sha256 = run_file(run, peer, form), sha256_of_weights(run, peer)
+    if _is_of(file, weights_sha256):
+        return file
+    if not os.access(run.root, os.W_OK):
+        file = elsewhere / file.name
+    directory = run.network(peer)
+    export_onnx(
+        load_network(directory), read_spec(directory), file, data.train_pixels(max(CHECKED_BATCHES)),
+        with_preprocess=with_preprocess, weights_sha256=weights_sha256,
+    )  # fmt: skip
+    return file
+
+
+def sha256_of_weights(run: Run, peer: int) -> str | None:
+    """The hash of a network's weights; None where there are none."""
+    weights = run.network(peer) / WEIGHTS_FILE
+    return sha256(weights) if weights.is_file() else None
+
+
+def _is_of(file: Path, weights_sha256: str | None) -> bool:
+    """Whether there is such an ONNX file, and it was exported from these weights."""
+    try:
+        return file.is_file() and weights_sha256 is not None and read_about(file).weights_sha256 == weights_sha256
+    except InputError:
+        return False
+
+
 def write_file(
-    network: nn.Module, spec: NetworkSpec, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
+    run: Run, peer: int, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
 ) -> Extracted:
-    """Write `network`, which `spec` describes, to `target`, an ONNX file or a plan; nothing stays where it fails.
+    """Write a network of the run to `target`, an ONNX file or a plan, as `convert` does."""
+    check_writable(target)
+    with tempfile.TemporaryDirectory() as work:
+        fp32 = fp32_file(run, peer, data, config.with_preprocess, Path(work))
+        return convert(fp32, read_spec(run.network(peer)), target, data, config, measured=measured)
+
+
+def convert(
+    fp32: Path, spec: NetworkSpec, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
+) -> Extracted:
+    """Write the network in the ONNX file `fp32`, which `spec` describes, to `target`, an ONNX file or a plan.
 
     In less than fp32, and if `measured`, its top-1 on the test set through ONNX Runtime is compared with
-    fp32's. Raises `GateError` where it lost more than `config.max_drop`.
+    fp32's. Raises `GateError` where it lost more than `config.max_drop`. Nothing stays where it fails.
     """
     check_writable(target)
     with tempfile.TemporaryDirectory() as work:
-        fp32 = Path(work) / f"{target.stem}.onnx"
-        pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
-        export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
         file = fp32 if config.precision == "fp32" else Path(work) / f"{target.stem}-{config.form}.onnx"
         if config.precision == "fp16":
             to_fp16(fp32, file)
@@ -142,7 +180,7 @@ def write_file(
         top1 = _compare_top1(fp32, file, spec, data, config) if measured and file != fp32 else None
         _place(file, target, config)
         if config.compare:
-            _print_layers(file, fed_pixels(pixels_NHWC[:1], spec, False))
+            _print_layers(file, fed_pixels(data.train_pixels(1), spec, False))
     return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
 
 
@@ -156,17 +194,19 @@ def _place(onnx_file: Path, target: Path, config: ExportConfig) -> None:
             hardware_compatible=config.hardware_compatible,
         )  # fmt: skip
         return
-    with new_file(target) as aside:
-        aside.write_bytes(onnx_file.read_bytes())
+    if onnx_file != target:  # the run's own
+        with new_file(target) as aside:
+            aside.write_bytes(onnx_file.read_bytes())
 
 
 def _print_layers(onnx_file: Path, images_NCHW: np.ndarray) -> None:
     """The layers of a plan of `onnx_file` that are furthest from ONNX Runtime's, by polygraphy."""
-    from wmlc.export.to_tensorrt import compare_layers
+    from wmlc.export.layer_by_layer import compare_layers
 
     apart = sorted(compare_layers(onnx_file, images_NCHW), key=lambda layer: -layer[1])
     rows = [[name, f"{value:.2e}"] for name, value in apart[:MOST_LAYERS]]
-    print_table(f"TensorRT against ONNX Runtime, {len(apart)} layers, the furthest first", ["layer", "apart"], rows)
+    title = f"TensorRT against ONNX Runtime, {len(apart)} layers, the furthest first"
+    Table(["layer", "apart"], rows, title).show()
 
 
 def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
@@ -183,7 +223,7 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
         raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:
         return config
-    from wmlc.tensorrt import require_tensorrt
+    from wmlc.trt_machine import require_tensorrt
 
     require_tensorrt(f"--out {out}", "--out FILE.onnx")
     if config.compare and config.with_preprocess:
@@ -194,9 +234,9 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
 
 
 def _copy_network(directory: Path, target: Path) -> None:
-    network, spec = load(directory)
+    network = load_network(directory)
     with new_directory(target) as aside:
-        save_network(network, spec, aside)
+        save_network(network, read_spec(directory), aside)
 
 
 def _target(out: Path, peer: int) -> Path:
@@ -213,8 +253,10 @@ class OnnxFile:
 
     def __init__(self, path: Path, spec: NetworkSpec, config: ExportConfig) -> None:
         as_written = config.form == "int8-gpu"  # as a GPU will compute it
-        session = onnxruntime.InferenceSession
-        self._session = open_as_written(path) if as_written else session(str(path), providers=["CPUExecutionProvider"])
+        try:
+            self._session = open_as_written(path) if as_written else _open(path)
+        except Exception as error:  # ONNX Runtime has no class of its own for them
+            raise InputError(f"ONNX Runtime cannot open {path} ({short(str(error))}); extract it again") from None
         self._spec, self._with_preprocess = spec, config.with_preprocess
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
@@ -222,6 +264,10 @@ class OnnxFile:
 
         fed = fed_pixels(from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
         return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def _compare_top1(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config: ExportConfig) -> tuple[float, float]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from wmlc.console import progress
 from wmlc.errors import InputError
+from wmlc.export.about import about_of, write_about
 
 QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "ReduceMean", "GlobalAveragePool"]
 PREPROCESS_OPS = ["Cast", "Div", "Sub"]  # pixels are scaled in fp32 in every precision
@@ -66,7 +67,7 @@ def to_fp16(fp32: Path, out: Path) -> None:
     with _quiet():
         half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS)
     OnnxModel(half).topological_sort()  # the casts were put at the end
-    _save(half, out, {"precision": "fp16"})
+    _save(half, out, precision="fp16")
 
 
 def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrator: str) -> None:
@@ -91,8 +92,8 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
             calibrate_method=_METHODS[calibrator],
             extra_options={"WeightSymmetric": True, **ranges, **flavour["extra_options"]},
         )
-    about = {"precision": "int8", "target": target, "calibrator": calibrator, "calibration_images": len(images)}
-    _save(onnx.load(str(out)), out, about)
+    made = onnx.load(str(out))
+    _save(made, out, precision="int8", target=target, calibrator=calibrator, calibration_images=len(images))
 
 
 class _Images(quantization.CalibrationDataReader):
@@ -117,10 +118,9 @@ class _Images(quantization.CalibrationDataReader):
         return {"input": batch}
 
 
-def _save(model: onnx.ModelProto, out: Path, about: dict[str, Any]) -> None:
-    """Write `model` with `about` added to its metadata."""
-    said = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, said | {key: json.dumps(value) for key, value in about.items()})
+def _save(model: onnx.ModelProto, out: Path, **changed: Any) -> None:
+    """Write `model`, whose metadata is still its fp32 file's but for what has `changed`."""
+    write_about(model, replace(about_of(model, out), **changed))
     onnx.checker.check_model(model)
     onnx.save_model(model, str(out))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from wmlc import records
 from wmlc.errors import InputError
-from wmlc.files import flush, read_json
+from wmlc.files import flush
+from wmlc.records import Manifest
 
 MANIFEST_FILE = "manifest.json"
 
@@ -38,13 +39,18 @@ def staging_beside(repository: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-def check_same_interface(manifest: Mapping[str, Any], model: Path) -> None:
+def read_manifest(version: Path, remedy: str = "ship it again") -> Manifest:
+    """The manifest of one version of a model."""
+    return records.read(version / MANIFEST_FILE, Manifest, "manifest", remedy)
+
+
+def check_same_interface(manifest: Manifest, model: Path) -> None:
     """Versions of a model share its configuration, so they must be called alike, by the same kind of server."""
-    former = read_json(model / str(newest_version(model)) / MANIFEST_FILE, "manifest", "ship into another --out")
+    former = read_manifest(model / str(newest_version(model)), "ship into another --out")
     for key in ("server", "file", "input", "output", "labels"):
-        if former.get(key) != manifest[key]:
+        if getattr(former, key) != getattr(manifest, key):
             raise InputError(
-                f"{manifest['model']} {former.get('version')} in this repository has another {key} than the new one; "
+                f"{manifest.model} {former.version} in this repository has another {key} than the new one; "
                 "ship into another --out"
             )
 

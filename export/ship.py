@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from wmlc import records
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.console import say
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import OnnxFile, load, run_file, write_file
+from wmlc.export.extract import OnnxFile, convert, run_file, write_file
 from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
-from wmlc.export.publish import MANIFEST_FILE, check_same_interface, newest_version, publish, staging_beside
-from wmlc.files import new_file, read_json, sha256
-from wmlc.models.checkpoint import read_spec
+from wmlc.export.publish import (
+    MANIFEST_FILE,
+    check_same_interface,
+    newest_version,
+    publish,
+    read_manifest,
+    staging_beside,
+)
+from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
+from wmlc.files import new_file, sha256
+from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
-from wmlc.records import Family, NetworkSpec
+from wmlc.plan_record import read_record
+from wmlc.records import Bench, Cost, Family, Latency, NetworkSpec, Row, ShippedAccuracy, ShippedLatency
 from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_config, read_family, select_peers
 
 CHECKED_IMAGES = 64
-BENCHED = {
-    "batch", "threads", "device", "provider", "latency_ms", "file_sha256", "top1", "top1_drop", "params", "macs",
-    "speedup", "throughput_per_s", "notes",
-}  # fmt: skip
-ENVIRONMENT = {"machine", "device", "threads", "time"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benched:
+    """What the bench says of a network: its row at the smallest batch, where and when that was measured."""
+
+    row: Row
+    latency: Latency  # the row's
+    machine: str | None  # the GPU or the CPU that it ran on
+    time: str
+    test_images: int
 
 
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
@@ -47,16 +62,15 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
     peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
     if out.is_file():
         raise InputError(f"{out} is a file; choose a directory for --out")
-    rows = {peer: _benched(run, peer, config) for peer in peers}
-    if missed := [line for peer, row in rows.items() for line in _missed(peer_name(peer), row, config)]:
+    benched = {peer: _benched(run, peer, config) for peer in peers}
+    if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
     data = open_run_data(run)
     try:
         with staging_beside(out) as staging:
-            staged = [_stage_peer(run, peer, rows[peer], data, staging, out, config) for peer in peers]
+            staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
             if config.ensemble:
-                environment = rows[peers[0]]["environment"]
-                staged.append(_stage_ensemble(run, family, data, staging, out, config, environment))
+                staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
             out.mkdir(exist_ok=True)
             for model in staged:
                 yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
@@ -72,13 +86,13 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
     """Ship, and say what came of it: a line a model, or their manifests as JSON."""
     manifests = []
     for version in ship(run, wanted, out, config):
-        manifest = read_json(version / MANIFEST_FILE, "manifest", "ship it again")
-        manifests.append(manifest)
+        manifest = read_manifest(version)
+        manifests.append(asdict(manifest))
         if not as_json:
-            top1 = manifest["accuracy"]["top1"]
+            top1, latency = manifest.accuracy.top1, manifest.latency
             shown = "top-1 not measured" if top1 is None else f"top-1 {top1:.2f}"
-            p99 = f"p99 {manifest['latency']['ms']['p99']:.3g} ms" if manifest["latency"] else "latency not measured"
-            say(f"wrote {version} ({manifest['file_bytes']:,} bytes, {manifest['precision']}, {shown}, {p99})")
+            p99 = f"p99 {latency.ms.p99:.3g} ms" if latency else "latency not measured"
+            say(f"wrote {version} ({manifest.file_bytes:,} bytes, {manifest.precision}, {shown}, {p99})")
     if as_json:
         say(json.dumps(manifests, indent=2))
         return
@@ -101,117 +115,115 @@ def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
 
 
-def _benched(run: Run, peer: int, config: ShipConfig) -> dict[str, Any]:
-    """The bench's row of this very file, at its smallest batch, with the bench's environment under `environment`."""
+def _benched(run: Run, peer: int, config: ShipConfig) -> Benched:
+    """What the bench measured of this very file at its smallest batch; `InputError` where it did not pass."""
     asked = f"--engine {config.engine} --precision {config.precision}"
     asked += f" --target {config.target}" if config.target else ""
     remedy = f"run 'wmlc bench --run {run.root} {asked}' first, as only what passed it ships"
-    record = read_json(run.bench, "bench", remedy)
-    try:
-        rows = [
-            row | {"environment": _on(record["environment"], row), "test_images": record["data"]["test_images"]}
-            for row in record["rows"]
-            if (row["peer"], row["engine"], row["precision"]) == (peer, config.engine, config.precision)
-        ]
-        complete = all(row.keys() >= BENCHED and row["environment"].keys() >= ENVIRONMENT for row in rows)
-    except (KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise InputError(f"{run.bench} is damaged, or of an older wmlc; {remedy}")
-    if not rows:
+    bench = records.read(run.bench, Bench, "bench", remedy)
+    wanted = (peer, config.engine, config.precision)
+    rows = [row for row in bench.rows if (row.peer, row.engine, row.precision) == wanted]
+    if not rows or bench.data is None:
         raise InputError(f"{peer_name(peer)} was not benched with {asked}; {remedy}")
-    row = min(rows, key=lambda row: row["batch"])
-    if row["latency_ms"] is None:
-        raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row['notes'])}); it cannot ship")
+    row = min(rows, key=lambda row: row.batch)
+    if row.latency_ms is None:
+        raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row.notes)}); it cannot ship")
     file = run_file(run, peer, config.form, config.suffix)
-    if not file.is_file() or sha256(file) != row["file_sha256"]:
+    if not file.is_file() or sha256(file) != row.file_sha256:
         raise InputError(f"{file} is not the file that was benched; {remedy}")
-    return row
+    return Benched(
+        row=row,
+        latency=row.latency_ms,
+        machine=bench.environment.gpu if row.device == "cuda" else bench.environment.cpu,
+        time=bench.environment.time,
+        test_images=bench.data.test_images,
+    )
 
 
-def _on(environment: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A bench's environment, as it was for one row."""
-    machine = environment["gpu"] if row["device"] == "cuda" else environment["cpu"]
-    return {**environment, "machine": machine, "device": row["device"], "threads": row["threads"]}
-
-
-def _missed(name: str, row: Mapping[str, Any], config: ShipConfig) -> list[str]:
+def _missed(name: str, benched: Benched, config: ShipConfig) -> list[str]:
     """The gates that a benched network misses, in words."""
-    missed = []
-    if config.min_top1 is not None and (row["top1"] is None or row["top1"] < config.min_top1):
-        got = "was not measured" if row["top1"] is None else f"is {row['top1']:.2f}"
+    missed, top1, p99 = [], benched.row.top1, benched.latency.p99
+    if config.min_top1 is not None and (top1 is None or top1 < config.min_top1):
+        got = "was not measured" if top1 is None else f"is {top1:.2f}"
         missed.append(f"{name}: top-1 {got}, --min-top1 asks for {config.min_top1:g}")
-    if config.max_latency_ms is not None and row["latency_ms"]["p99"] > config.max_latency_ms:
+    if config.max_latency_ms is not None and p99 > config.max_latency_ms:
         missed.append(
-            f"{name}: p99 at batch {row['batch']} is {row['latency_ms']['p99']:.3g} ms, "
-            f"--max-latency-ms allows {config.max_latency_ms:g}"
+            f"{name}: p99 at batch {benched.row.batch} is {p99:.3g} ms, --max-latency-ms allows "
+            f"{config.max_latency_ms:g}"
         )
     return missed
 
 
 def _stage_peer(
-    run: Run, peer: int, row: Mapping[str, Any], data: Data, staging: Path, out: Path, config: ShipConfig
+    run: Run, peer: int, benched: Benched, data: Data, staging: Path, out: Path, config: ShipConfig
 ) -> Model:
-    spec, file = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix)
-    environment = row["environment"]
-    accuracy = {
-        "top1": row["top1"], "top1_drop": row["top1_drop"], "test_images": row["test_images"], "engine": row["engine"],
-    }  # fmt: skip
+    spec, file, row = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix), benched.row
+    if spec.about.peer != peer or spec.about.ratio is None:
+        raise InputError(f"{run.network(peer) / SPEC_FILE} is damaged: it is not about {peer_name(peer)}; train again")
+    accuracy = ShippedAccuracy(
+        top1=row.top1, top1_drop=row.top1_drop, test_images=benched.test_images, engine=row.engine
+    )
     if config.with_preprocess:  # another file than the benched one: its answers and its accuracy are measured here
-        benched, file = file, staging / f"{peer_name(peer)}.onnx"
-        write_file(*load(run.network(peer)), file, data, _export_config(config), measured=False)
+        plain, file = file, staging / f"{peer_name(peer)}.onnx"
+        write_file(run, peer, file, data, _export_config(config), measured=False)
         pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
-        plain = OnnxFile(benched, spec, replace(_export_config(config), with_preprocess=False))
-        _check_equal(file, plain.logits(pixels_NHWC), pixels_NHWC, spec, config, "the benched file")
-        accuracy |= _measure(file, spec, data, config, peer_name(peer))
-        if row["top1"] is not None and row["top1_drop"] is not None:
-            accuracy["top1_drop"] = row["top1"] + row["top1_drop"] - accuracy["top1"]
-    latency = {
-        "ms": row["latency_ms"], "batch": row["batch"], "engine": row["engine"], "provider": row["provider"],
-        "machine": environment["machine"], "threads": row["threads"],
-        "speedup": row["speedup"], "throughput_per_s": row["throughput_per_s"], "time": environment["time"],
-        "of_sha256": row["file_sha256"],
-    }  # fmt: skip
-    cost = {"params": row["params"], "macs": row["macs"]}
-    return _stage(run, spec, file, staging, out, config, accuracy, latency, cost, environment)
+        expected = OnnxFile(plain, spec, replace(_export_config(config), with_preprocess=False))
+        _check_equal(file, expected.logits(pixels_NHWC), pixels_NHWC, spec, config, "the benched file")
+        baseline_top1 = None if row.top1 is None or row.top1_drop is None else row.top1 + row.top1_drop
+        accuracy = _measure(file, spec, data, config, peer_name(peer), baseline_top1)
+    latency = ShippedLatency(
+        ms=benched.latency,
+        batch=row.batch,
+        engine=row.engine,
+        provider=row.provider,
+        machine=benched.machine,
+        threads=row.threads,
+        speedup=row.speedup,
+        throughput_per_s=row.throughput_per_s,
+        time=benched.time,
+        of_sha256=row.file_sha256,
+    )
+    return _stage(run, spec, file, staging, out, config, accuracy, latency, Cost(row.params, row.macs), row)
 
 
 def _stage_ensemble(
-    run: Run, family: Family, data: Data, staging: Path, out: Path, config: ShipConfig,
-    environment: Mapping[str, Any],
-) -> Model:  # fmt: skip
+    run: Run, family: Family, data: Data, staging: Path, out: Path, config: ShipConfig, row: Row
+) -> Model:
     """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
     if family.method == "one":
         raise InputError("the ensemble of one is mixed by a gate that no peer holds; drop --ensemble, and ship a peer")
     weights = family.peer_weights
     if len(weights) != len(family.peers):
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
-    peers = [load(run.network(peer.peer)) for peer in family.peers]
-    spec = peers[-1][1]
+    directories = [run.network(peer.peer) for peer in family.peers]
+    spec = read_spec(directories[-1])
     spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
-    network = Ensemble([network for network, _ in peers], weights).eval()
-    file = staging / "ensemble.onnx"
-    write_file(network, spec, file, data, _export_config(config), measured=False)
+    network = Ensemble([load_network(directory) for directory in directories], weights).eval()
+    fp32, file = staging / "fp32.onnx", staging / "ensemble.onnx"
+    pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
+    export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
+    convert(fp32, spec, file, data, _export_config(config), measured=False)
     pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0]
     with torch.inference_mode():
         expected_NC = network(normalise(pixels_NHWC, spec.mean, spec.std)).numpy()
     _check_equal(file, expected_NC, pixels_NHWC.numpy(), spec, config, "torch")
-    accuracy = _measure(file, spec, data, config, "ensemble")
-    accuracy["top1_drop"] = family.baseline.top1 - accuracy["top1"] if family.baseline else None
-    channels, height, width = spec.input_shape
-    cost = total_cost(network, (channels, height, width))
-    costs = {"params": cost.params, "macs": cost.macs}
-    return _stage(run, spec, file, staging, out, config, accuracy, None, costs, environment)
+    accuracy = _measure(file, spec, data, config, "ensemble", family.baseline.top1 if family.baseline else None)
+    cost = total_cost(network, spec.input_shape)
+    return _stage(run, spec, file, staging, out, config, accuracy, None, cost, row)
 
 
-def _measure(file: Path, spec: NetworkSpec, data: Data, config: ShipConfig, name: str) -> dict[str, Any]:
+def _measure(
+    file: Path, spec: NetworkSpec, data: Data, config: ShipConfig, name: str, baseline_top1: float | None
+) -> ShippedAccuracy:
     """The accuracy of a file that the bench has not seen; `GateError` where it is below `config.min_top1`."""
     _, height, width = spec.input_shape
     engine = {name: OnnxFile(file, spec, _export_config(config))}
     found, _ = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
-    if config.min_top1 is not None and found[name] < config.min_top1:
-        raise GateError(f"{name}: top-1 is {found[name]:.2f}, --min-top1 asks for {config.min_top1:g}")
-    return {"top1": found[name], "test_images": data.test_count(), "engine": "ort"}
+    top1 = found[name]
+    if config.min_top1 is not None and top1 < config.min_top1:
+        raise GateError(f"{name}: top-1 is {top1:.2f}, --min-top1 asks for {config.min_top1:g}")
+    drop = None if baseline_top1 is None else baseline_top1 - top1
+    return ShippedAccuracy(top1=top1, top1_drop=drop, test_images=data.test_count(), engine="ort")
 
 
 def _export_config(config: ShipConfig) -> ExportConfig:
@@ -229,10 +241,9 @@ def _check_equal(
 
 def _stage(
     run: Run, spec: NetworkSpec, file: Path, staging: Path, out: Path, config: ShipConfig,
-    accuracy: Mapping[str, Any], latency: Mapping[str, Any] | None, cost: Mapping[str, int],
-    environment: Mapping[str, Any],
+    accuracy: ShippedAccuracy, latency: ShippedLatency | None, cost: Cost, row: Row,
 ) -> Model:  # fmt: skip
-    """Everything of one version, in `staging` as it shall lie in the repository."""
+    """Everything of one version, in `staging` as it shall lie in the repository; on a device and threads as `row`'s."""
     name = model_name(run, spec, config.form)
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
@@ -245,8 +256,8 @@ def _stage(
         labels=spec.class_names,
         input_dims=[height, width, channels] if config.with_preprocess else [channels, height, width],
         pixels=config.with_preprocess,
-        device=environment["device"] if config.device == "auto" else config.device,
-        threads=environment["threads"],
+        device=row.device if config.device == "auto" else config.device,
+        threads=row.threads,
         preferred_batches=[usual] if 1 < usual <= config.max_batch else [],
     )
     manifest = make_manifest(
@@ -259,24 +270,19 @@ def _stage(
     directory = staging / name / str(version)
     directory.mkdir(parents=True)
     shutil.copyfile(file, directory / model.file_name)
-    said = {
-        MANIFEST_FILE: json.dumps(manifest, indent=2, allow_nan=False) + "\n", CARD_FILE: model_card(manifest),
-    }  # fmt: skip
     for place, files in ((directory, layout.version), (staging / name, layout.shared)):
         for file_name, content in files.items():
             (place / file_name).write_bytes(content)
-    for file_name, text in said.items():
-        (directory / file_name).write_text(text, encoding="utf-8")
+    records.write(directory / MANIFEST_FILE, manifest)
+    (directory / CARD_FILE).write_text(model_card(manifest), encoding="utf-8")
     return model
 
 
 def _plan_batch(plan: Path, config: ShipConfig) -> int:
     """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes."""
-    from wmlc.tensorrt import read_record
-
-    batches = read_record(plan)["batch_range"]
-    if config.max_batch > batches[2]:
+    _, usual, largest = read_record(plan).batch_range
+    if config.max_batch > largest:
         raise InputError(
-            f"max_batch is {config.max_batch}, {plan.name} takes {batches[2]} at most; pass --max-batch {batches[2]}"
+            f"max_batch is {config.max_batch}, {plan.name} takes {largest} at most; pass --max-batch {largest}"
         )
-    return batches[1]
+    return usual

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from wmlc.data import normalise
 from wmlc.errors import InputError
+from wmlc.export.about import write_about
 from wmlc.files import new_file
 from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.cost import total_cost
-from wmlc.records import NetworkSpec
+from wmlc.records import FileAbout, NetworkSpec
 
 OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
 PARITY = 1e-4  # float32, absolute, between the network in torch and its file in ONNX Runtime
@@ -47,24 +47,28 @@ class WithPreprocess(nn.Module):
 
 
 def export_onnx(
-    network: nn.Module, spec: NetworkSpec, out: Path, pixels_NHWC: Tensor, *, with_preprocess: bool = False
-) -> None:
+    network: nn.Module, spec: NetworkSpec, out: Path, pixels_NHWC: Tensor, *, with_preprocess: bool = False,
+    weights_sha256: str | None = None,
+) -> None:  # fmt: skip
     """Write `network`, which `spec` describes, to the ONNX file `out`.
 
     The file: opset 20, batch dynamic, input `input` (float32 [N, C, H, W], normalised; with `with_preprocess`
     uint8 [N, H, W, C] pixels), output `logits` [N, classes], batch norm folded, and metadata
-    that says what it is. Before it gets its name, it is read back: every weight's shape must match the network's, and
-    ONNX Runtime's logits must be within 1e-4 of torch's on the real images `pixels_NHWC` (uint8, at least 7)
-    at batch 1 and 7. Raises `InputError`, leaving nothing behind, where they are not.
+    that says what it is and, by `weights_sha256`, from which file of weights it came. Before it gets its name, it is
+    read back: every weight's shape must match the network's, and ONNX Runtime's logits must be within 1e-4 of torch's
+    on the real images `pixels_NHWC` (uint8, at least 7) at batch 1 and 7. Raises `InputError`, leaving nothing behind,
+    where they are not.
     """
     assert len(pixels_NHWC) >= max(CHECKED_BATCHES)
     with new_file(out) as aside:
-        _write(network, spec, aside, with_preprocess)
+        _write(network, spec, aside, with_preprocess, weights_sha256)
         _check_shapes(aside, out, network)
         _check_logits(aside, out, network, spec, pixels_NHWC, with_preprocess)
 
 
-def _write(network: nn.Module, spec: NetworkSpec, path: Path, with_preprocess: bool) -> None:
+def _write(
+    network: nn.Module, spec: NetworkSpec, path: Path, with_preprocess: bool, weights_sha256: str | None
+) -> None:
     channels, height, width = spec.input_shape
     module = WithPreprocess(network, spec.mean, spec.std).eval() if with_preprocess else network
     shape = (2, height, width, channels) if with_preprocess else (2, channels, height, width)
@@ -84,26 +88,37 @@ def _write(network: nn.Module, spec: NetworkSpec, path: Path, with_preprocess: b
             tensor.name = tensor.name.removeprefix("network.")
         for node in model.graph.node:
             node.input[:] = [name.removeprefix("network.") for name in node.input]
-    onnx.helper.set_model_props(model, _metadata(network, spec, model, with_preprocess))
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    write_about(model, _about(network, spec, opset, with_preprocess, weights_sha256))
     onnx.checker.check_model(model)
     onnx.save_model(model, str(path))
 
 
-def _metadata(network: nn.Module, spec: NetworkSpec, model: onnx.ModelProto, with_preprocess: bool) -> dict[str, str]:
-    """What the file says of itself; every value is JSON."""
-    channels, height, width = spec.input_shape
-    cost = total_cost(network, (channels, height, width))
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    about = {
-        key: getattr(spec.about, key)
-        for key in ("data", "method", "peer", "ratio", "achieved_ratio", "ratio_of", "top1", "commit")
-    }
-    record = {
-        "architecture": spec.arch, **about, "class_names": spec.class_names, "input_shape": spec.input_shape,
-        "mean": spec.mean, "std": spec.std, "with_preprocess": with_preprocess, "precision": "fp32",
-        "params": cost.params, "macs": cost.macs, "opset": opset,
-    }  # fmt: skip
-    return {key: json.dumps(value) for key, value in record.items()}
+def _about(
+    network: nn.Module, spec: NetworkSpec, opset: int, with_preprocess: bool, weights_sha256: str | None
+) -> FileAbout:
+    cost, known = total_cost(network, spec.input_shape), spec.about
+    return FileAbout(
+        architecture=spec.arch,
+        data=known.data,
+        method=known.method,
+        peer=known.peer,
+        ratio=known.ratio,
+        achieved_ratio=known.achieved_ratio,
+        ratio_of=known.ratio_of,
+        top1=known.top1,
+        commit=known.commit,
+        class_names=spec.class_names,
+        input_shape=spec.input_shape,
+        mean=spec.mean,
+        std=spec.std,
+        with_preprocess=with_preprocess,
+        precision="fp32",
+        params=cost.params,
+        macs=cost.macs,
+        opset=opset,
+        weights_sha256=weights_sha256,
+    )
 
 
 def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:

@@ -8,39 +8,30 @@ N images, C channels, H height, W width
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from wmlc import records
 from wmlc.console import note
 from wmlc.errors import InputError
-from wmlc.files import check_writable, new_file, sha256, write_json
-from wmlc.forms import INPUT, open_as_written
+from wmlc.export.about import read_about
+from wmlc.export.timings import attach_timings, keep_timings, timings_file
+from wmlc.files import check_writable, new_file, sha256
+from wmlc.forms import INPUT
+from wmlc.plan_record import is_current, range_for, record_path
+from wmlc.records import FileAbout, Machine, PlanRecord
 from wmlc.run import provenance
-from wmlc.tensorrt import (
+from wmlc.trt_machine import (
     AMPERE,
     MOST_MESSAGES,
-    is_current,
-    keep_timings,
     load_tensorrt,
     make_logger,
-    range_for,
-    read_timings,
-    record_path,
     short,
     this_machine,
-    timings_file,
     version_numbers,
 )
-
-COMPARED_OPS = ("Conv", "Gemm", "Relu", "Clip", "Add")  # whose outputs `compare_layers` looks at
 
 
 def build_plan(
@@ -105,7 +96,7 @@ def _serialize(
     if hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if timing_cache is not None:
-        _attach_timings(config, timing_cache)
+        attach_timings(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return f"{logger.words()}; if it ran out of memory, free the GPU, else extract the peer in another precision"
@@ -128,14 +119,6 @@ def _wrong_input(trt: Any, network: Any, name: str) -> str | None:
     return f"its input is {found}, a plan needs {name!r} of FLOAT or UINT8 with a free batch (-1) and all else fixed"
 
 
-def _attach_timings(config: Any, file: Path) -> None:
-    """Give `config` the timings kept in `file`, or an empty cache, with a word where they are not of this machine."""
-    cache = config.create_timing_cache(read_timings(file))
-    if cache is None or not config.set_timing_cache(cache, False):
-        note(f"the kept timings {file} do not fit this TensorRT and GPU; starting anew")
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
 def extract_plan(
     onnx_file: Path,
     plan: Path,
@@ -147,39 +130,43 @@ def extract_plan(
 ) -> None:
     """Build `plan` on this machine, with the record that loading checks beside it.
 
-    The record gets its name first, and an older plan goes before that: where there is a plan, there is its own record.
+    An older plan goes first and the new one comes last: where there is a plan, there is its own record.
     Raises `InputError` where GPU, driver or package are missing, before any of TensorRT is loaded, and as `build_plan`.
     """
     trt = load_tensorrt(f"building {plan}")
-    machine, about = this_machine(), read_metadata(onnx_file)
+    machine, about = this_machine(), read_about(onnx_file)
     _check_buildable(onnx_file, about, machine, hardware_compatible)
-    note(f"building {plan} with TensorRT {trt.__version__} on {machine['gpu']}; the first time may take minutes")
+    note(f"building {plan} with TensorRT {trt.__version__} on {machine.gpu}; the first time may take minutes")
     start = time.perf_counter()
     with new_file(plan) as aside:
         build_plan(
             trt, onnx_file, aside, batch_range=batch_range, version_compatible=version_compatible,
             hardware_compatible=hardware_compatible, timing_cache=timings_file(machine, cache_dir),
         )  # fmt: skip
-        record = {
-            **machine, "batch_range": list(batch_range), "version_compatible": version_compatible,
-            "hardware_compatible": hardware_compatible, "precision": about.get("precision", "fp32"),
-            "target": about.get("target"), "onnx_sha256": sha256(onnx_file), "plan_sha256": sha256(aside),
-            "plan_bytes": aside.stat().st_size, "build_seconds": round(time.perf_counter() - start, 2),
-            "network": about, **vars(provenance()), "schema_version": 1,
-        }  # fmt: skip
-        with new_file(record_path(plan)) as record_aside:
-            write_json(record_aside, record)
-            plan.unlink(missing_ok=True)
+        record = PlanRecord(
+            **vars(machine),
+            batch_range=batch_range,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            precision=about.precision,
+            target=about.target,
+            onnx_sha256=sha256(onnx_file),
+            plan_sha256=sha256(aside),
+            plan_bytes=aside.stat().st_size,
+            build_seconds=round(time.perf_counter() - start, 2),
+            network=about,
+            **vars(provenance()),
+        )
+        plan.unlink(missing_ok=True)
+        records.write(record_path(plan), record)
 
 
-def _check_buildable(
-    onnx_file: Path, about: Mapping[str, Any], machine: Mapping[str, Any], hardware_compatible: bool
-) -> None:
-    if about.get("precision") == "int8" and about.get("target") != "gpu":
-        made_for = about.get("target") or "cpu"
+def _check_buildable(onnx_file: Path, about: FileAbout, machine: Machine, hardware_compatible: bool) -> None:
+    if about.precision == "int8" and about.target != "gpu":
+        made_for = about.target or "cpu"
         raise InputError(f"{onnx_file} is int8 for {made_for}, a plan takes int8 of --target gpu; extract that")
-    if hardware_compatible and version_numbers(machine["compute_capability"]) < AMPERE:
-        found = f"{machine['gpu']} has {machine['compute_capability']}"
+    if hardware_compatible and version_numbers(machine.compute_capability) < AMPERE:
+        found = f"{machine.gpu} has {machine.compute_capability}"
         raise InputError(f"hardware-compatible plans need compute capability 8.0 or newer, {found}; build without it")
 
 
@@ -190,68 +177,3 @@ def plan_for(onnx_file: Path, batches: Sequence[int]) -> Path:
     if not is_current(plan, sha256(onnx_file), batches, this_machine()):
         extract_plan(onnx_file, plan, batch_range=range_for(batches))
     return plan
-
-
-def read_metadata(onnx_file: Path) -> dict[str, Any]:
-    """What an ONNX file says of itself, its values read as the JSON they are; `InputError` if it is no ONNX file."""
-    import onnx
-
-    try:
-        model = onnx.load(str(onnx_file), load_external_data=False)
-    except Exception as error:  # protobuf's, or the system's
-        raise InputError(f"{onnx_file} is not a readable ONNX file ({short(str(error))}); extract it again") from None
-    said: dict[str, Any] = {}
-    for entry in model.metadata_props:
-        try:
-            said[entry.key] = json.loads(entry.value)
-        except json.JSONDecodeError:
-            said[entry.key] = entry.value
-    return said
-
-
-def compare_layers(onnx_file: Path, images_NCHW: np.ndarray) -> list[tuple[str, float]]:
-    """Where TensorRT leaves ONNX Runtime: (layer, distance) in the file's order, on float32 `images_NCHW`.
-
-    The distance is sqrt(mean((t - o)²) / mean(o²)) between a layer's outputs t in TensorRT and o in ONNX Runtime on the
-    CPU, which runs every node as it stands. All layers' outputs are returned, so TensorRT fuses less than in the plan.
-    Raises `InputError` where GPU, driver, tensorrt or polygraphy are missing, and as `build_plan`.
-    """
-    trt = load_tensorrt("comparing layers")
-    if importlib.util.find_spec("polygraphy") is None:
-        raise InputError("comparing layers needs polygraphy, which is not installed (pip install 'wmlc[trt]')")
-    polygraphy = importlib.import_module("polygraphy.backend.trt")
-
-    with tempfile.TemporaryDirectory() as directory:
-        marked, plan = Path(directory) / "layers.onnx", Path(directory) / "layers.plan"
-        names = mark_layers(onnx_file, marked)
-        build_plan(trt, marked, plan, batch_range=(len(images_NCHW),) * 3)
-        expected = dict(zip(names, run_plainly(marked, images_NCHW), strict=True))
-        with polygraphy.TrtRunner(polygraphy.EngineFromBytes(plan.read_bytes())) as runner:
-            got = runner.infer({INPUT: images_NCHW})
-            return [(name, distance(got[name], expected[name])) for name in names]
-
-
-def mark_layers(onnx_file: Path, out: Path) -> list[str]:
-    """Write `onnx_file` to `out` with the outputs of all its layers (`COMPARED_OPS`) as outputs; all their names."""
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(onnx_file)))
-    typed = {value.name: value for value in model.graph.value_info}
-    layers = [name for node in model.graph.node if node.op_type in COMPARED_OPS for name in node.output]
-    final = list(model.graph.output)
-    del model.graph.output[:]
-    model.graph.output.extend([typed[name] for name in layers if name in typed] + final)
-    onnx.save_model(model, str(out))
-    return [value.name for value in model.graph.output]
-
-
-def run_plainly(onnx_file: Path, images_NCHW: np.ndarray) -> list[np.ndarray]:
-    """All outputs of an ONNX file in ONNX Runtime on the CPU, every node as it stands."""
-    return [np.asarray(output) for output in open_as_written(onnx_file).run(None, {INPUT: images_NCHW})]
-
-
-def distance(got: np.ndarray, expected: np.ndarray) -> float:
-    """sqrt(mean((got - expected)²) / mean(expected²)), in float64."""
-    o = expected.astype(np.float64)
-    difference, size = (float(np.sqrt(np.square(x).mean())) for x in (got - o, o))
-    return difference / max(size, float(np.finfo(np.float64).tiny))

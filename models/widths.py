@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ def read_widths(network: nn.Module) -> Widths:
     }
 
 
-def check_widths(full: nn.Module, widths: Mapping[str, Any]) -> None:
+def check_widths(full: nn.Module, widths: Mapping[str, list[int]]) -> None:
     """Raise `InputError`, naming all offenders, unless `widths` is a cut of the network `full`."""
     allowed = read_widths(full)
     wrong = [f"{name} is missing" for name in allowed if name not in widths]
@@ -67,13 +66,11 @@ def cut_to_widths(full: nn.Module, widths: Mapping[str, list[int]]) -> nn.Module
     return full
 
 
-def _is_cut_of(got: Any, full: list[int]) -> bool:
-    """Whether `got` is a list of whole numbers from 1 up to `full`'s, entry by entry."""
-    if not isinstance(got, list) or len(got) != len(full):
+def _is_cut_of(got: list[int], full: list[int]) -> bool:
+    """Whether `got` are as many numbers from 1 up to `full`'s, and a convolution's groups divide its channels."""
+    if len(got) != len(full) or not all(1 <= g <= f for g, f in zip(got, full, strict=True)):
         return False
-    return all(type(g) is int and 1 <= g <= f for g, f in zip(got, full, strict=True)) and (
-        len(got) < 3 or (got[0] % got[2] == 0 and got[1] % got[2] == 0)
-    )
+    return len(got) < 3 or (got[0] % got[2] == 0 and got[1] % got[2] == 0)
 
 
 def _tensor_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -199,9 +199,12 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     from wmlc.export.extract import bench_forms
     from wmlc.run import Run, open_run_data
 
+    data, config = open_run_data(run), BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
+    bench_forms(  # whose files the copy takes over
+        run, data, config.precisions, None, plans=False, batches=config.batches
+    )
     copy = Run(tmp_path_factory.mktemp("benched") / "run")
     shutil.copytree(run.root, copy.root)
-    data, config = open_run_data(copy), BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wmlc.bench.cells.Worker", InProcess)

@@ -1,39 +1,23 @@
-"""What data.py promises: splits, determinism, augmentation, what it opens and when, and its refusals."""
+"""What data/ promises: splits, determinism, augmentation, what is opened and when, one class a size of images."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_folders import make_folder, open_folder
 from PIL import Image
 
 from wmlc.data import Data, DataConfig, normalise, open_data
+from wmlc.data.files import FileData
+from wmlc.data.memory import MemoryData
 from wmlc.errors import InputError
-
-
-def make_folder(root: Path, train: int = 10, test: int = 3, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """Classes `cat` and `dog`, of `train` and `test` random images each, all different."""
-    draw = np.random.default_rng(0)
-    for part, count in (("train", train), ("test", test)):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
-                pixels = draw.integers(1, 256, shape, dtype=np.uint8)  # no black: the padding is black
-                Image.fromarray(pixels).save(root / part / name / f"{i:02}.png")
-    return root
-
-
-def open_folder(root: Path, **options: Any) -> Data:
-    return open_data(DataConfig(root=root, **{"name": "imagefolder", "workers": 0, **options}))
 
 
 def read_part(folder: Path) -> torch.Tensor:
@@ -140,7 +124,7 @@ def test_grey_files_make_one_channel(tmp_path):
 def test_size_decides_what_is_held_in_memory(tmp_path, size, image_size, name, shape, small):
     make_folder(tmp_path, train=3, test=1, size=size)
     data = open_folder(tmp_path, image_size=image_size, name=name, held_out=0.3)
-    assert (data.record.input_shape, data.record.small) == (shape, small)
+    assert (data.record.input_shape, data.record.small, type(data)) == (shape, small, MemoryData if small else FileData)
     for batch in (data.train_batches(2, 0), data.held_out_batches(2), data.test_batches(2)):
         assert next(batch)[0].shape[1:] == shape
     assert data.held_out_batch(2, 5)[0].shape[1:] == shape
@@ -275,158 +259,3 @@ def test_testing_needs_no_train_images(tmp_path, size):
     data = open_folder(tmp_path)
     pixels, labels = all_of(data.test_pixels(4))
     assert (len(pixels), labels.tolist()) == (6, [0, 0, 0, 1, 1, 1])
-
-
-def test_importing_loads_no_torch():
-    code = "import wmlc.data, sys; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# Refusals
-
-
-def refusal(call: Any) -> str:
-    """The message of the `InputError` that `call` raises: one line, with no other error behind it."""
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"name": "mnist"},
-            "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet",
-        ),
-        (
-            {"name": "imagenet"},
-            "imagenet needs --data-root DIR, a folder with train/ and val/ or test/",
-        ),
-        ({"workers": -1}, "workers must be at least 0, got -1"),
-        ({"held_out": 0.0}, "held_out must be above 0 and at most 0.5, got 0.0"),
-        ({"held_out": 0.6}, "held_out must be above 0 and at most 0.5, got 0.6"),
-        ({"train_images": 1}, "train_images must be at least 2, got 1"),
-        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-    ],
-)
-def test_a_bad_config_is_refused(options, message):
-    assert refusal(lambda: DataConfig(**options)) == message
-
-
-WANTED = "--data-root must be a folder with train/ and val/ or test/, and in each a folder a class"
-
-
-def test_bad_folders_are_refused_at_the_door(tmp_path):
-    root = tmp_path / "set"
-    assert refusal(lambda: open_folder(root)) == f"{root} is not a folder; {WANTED}"
-    root.mkdir()
-    assert refusal(lambda: open_folder(root)) == f"{root} is empty; {WANTED}"
-    (root / "test" / "cat").mkdir(parents=True)
-    assert refusal(lambda: open_folder(root)) == f"{root} has no train/; {WANTED}"
-    (root / "train").mkdir()
-    remedy = "give each of at least 2 classes a folder of images"
-    assert refusal(lambda: open_folder(root)) == f"{root / 'train'} has no class folders; {remedy}"
-    (root / "train" / "cat").mkdir()
-    assert refusal(lambda: open_folder(root)) == f"{root / 'train'} has one class only, cat; {remedy}"
-    (root / "train" / "dog").mkdir()
-    assert refusal(lambda: open_folder(root)) == (
-        f"only one part of {root} has train/dog; give both the same class folders"
-    )
-    (root / "test" / "dog").mkdir()
-    data = open_folder(root)
-    assert refusal(lambda: data.train_steps(1)) == (
-        f"{root / 'train'} has no images in cat, dog; add some, or remove the class"
-    )
-    (root / "test" / "dog").rmdir()
-    (root / "test" / "cat").rmdir()
-    (root / "test").rmdir()
-    assert refusal(lambda: open_folder(root)) == (
-        f"{root} has no val/ or test/; put test images into one, in the class folders of train/"
-    )
-
-
-def test_too_few_and_too_many_images_are_refused(tmp_path):
-    make_folder(tmp_path, train=2)
-    assert refusal(lambda: open_folder(tmp_path).record) == (
-        "4 training images are too few to hold out a share of 0.1: that is 0 of them; "
-        "use more images or another held_out"
-    )
-    assert refusal(lambda: open_folder(tmp_path, train_images=5).record) == (
-        "train_images must be at most 4 (all), got 5"
-    )
-    data = open_folder(tmp_path, held_out=0.25)
-    assert refusal(lambda: data.train_batches(4, 0)) == (
-        "a batch of 4 is more than the 3 images trained on; pass --batch-size 3 or less"
-    )
-    assert refusal(lambda: data.train_pixels(4)) == ("4 training images were asked for, there are 3; ask for fewer")
-
-
-def test_a_file_of_another_size_is_named(tmp_path):
-    data = open_folder(make_folder(tmp_path))
-    odd = tmp_path / "test" / "dog" / "01.png"
-    Image.new("RGB", (9, 8)).save(odd)
-    assert refusal(lambda: next(data.test_pixels(4))) == (
-        f"{odd} is 9 x 8, other files 8 x 8; pass --image-size to resize them all"
-    )
-
-
-def test_a_coloured_file_among_grey_ones_is_named(tmp_path):
-    data = open_folder(make_folder(tmp_path, mode="L"))
-    odd = tmp_path / "test" / "dog" / "01.png"
-    Image.new("RGB", (8, 8)).save(odd)
-    assert refusal(lambda: next(data.test_pixels(4))) == (
-        f"{odd} has colour (mode RGB), other files are grey; convert one or the other"
-    )
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_file_is_named_by_whoever_decodes_it(tmp_path, workers):
-    make_folder(tmp_path, size=(80, 70), test=1)
-    bad = tmp_path / "test" / "dog" / "00.png"
-    bad.write_bytes(bad.read_bytes()[:3000])  # the header is whole
-    data = open_folder(tmp_path, image_size=72, workers=workers)
-    message = refusal(lambda: list(data.test_pixels(4)))
-    assert message.startswith(f"{bad} is not a readable image (")
-    assert message.endswith("); repair or remove it")
-
-
-def test_an_unreadable_header_is_named(tmp_path):
-    bad = make_folder(tmp_path) / "train" / "cat" / "00.png"
-    bad.write_bytes(b"")
-    assert refusal(lambda: open_folder(tmp_path).record).startswith(f"{bad} is not a readable image (")
-
-
-def test_a_missing_cifar_says_where_it_looked_and_a_damaged_one_is_not_unpickled(tmp_path):
-    config = DataConfig(name="cifar10", root=tmp_path)
-    folder = tmp_path / "cifar-10-batches-py"
-    assert refusal(lambda: open_data(config)) == (
-        f"cifar10 is not in {tmp_path} (there is no {folder}); pass --download to fetch it, "
-        f"or --data-root DIR for where it is"
-    )
-    folder.mkdir()
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
-        (folder / name).write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # unpickled, this would end the process
-    assert refusal(lambda: open_data(config).record) == (
-        f"{folder} is incomplete or damaged: its checksums do not match; delete it and pass --download, "
-        f"or pass --data-root DIR for a whole copy"
-    )
-
-
-def test_a_size_that_an_array_set_does_not_have_is_refused():
-    pytest.importorskip("sklearn", reason="needs scikit-learn")
-    assert open_data(DataConfig(image_size=8)).train_steps(32) == 40
-    assert refusal(lambda: open_data(DataConfig(image_size=16)).record) == (
-        "image_size is 16, but digits has images of 8 x 8; leave --image-size out"
-    )
-
-
-def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert refusal(lambda: open_data(DataConfig())) == (
-        "digits needs scikit-learn, which is not installed; pip install 'wmlc[demo]'"
-    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +17,13 @@ import torch
 import wmlc
 from wmlc.data import normalise
 from wmlc.errors import InputError
+from wmlc.export import extract as extract_module
 from wmlc.export import to_onnx
+from wmlc.export.about import read_about
 from wmlc.export.config import ExportConfig
-from wmlc.export.extract import Extracted, extract, run_files
+from wmlc.export.extract import Extracted, OnnxFile, extract, run_file, run_files
+from wmlc.files import sha256
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.run import Run, open_run_data
 
@@ -38,8 +44,8 @@ def peer_file(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_file_is_the_peer_at_any_batch(run: Run, peer_file: Path) -> None:
     network = wmlc.load(run.network(1))
-    spec = json.loads((run.network(1) / "spec.json").read_text())
-    images = normalise(open_run_data(run).train_pixels(33), spec["mean"], spec["std"]).contiguous()
+    spec = read_spec(run.network(1))
+    images = normalise(open_run_data(run).train_pixels(33), spec.mean, spec.std).contiguous()
     for batch in (1, 7, 33):
         with torch.inference_mode():
             expected = network(images[:batch]).numpy()
@@ -62,7 +68,8 @@ def test_the_file_is_dense_folded_and_says_what_it_is(run: Run, peer_file: Path)
     assert said["class_names"] == [str(digit) for digit in range(10)]
     assert (said["params"], said["macs"]) == (cost.params, cost.macs)
     assert said["opset"] == next(entry.version for entry in model.opset_import if entry.domain == "") == to_onnx.OPSET
-    assert {"mean", "std", "ratio", "top1", "commit"} <= said.keys()
+    assert {"mean", "std", "ratio", "top1", "commit"} <= said.keys() and not {"target", "calibrator"} & said.keys()
+    assert read_about(peer_file).weights_sha256 == sha256(run.network(1) / "weights.safetensors")
     assert str(Path(__file__).parent.parent).encode() not in peer_file.read_bytes(), "no path of the maker's machine"
 
 
@@ -70,9 +77,9 @@ def test_preprocessing_inside_the_file_takes_pixels(run: Run, tmp_path: Path) ->
     out = tmp_path / "p.onnx"
     list(extract(run, "2", out, ExportConfig(with_preprocess=True), force=False))
     pixels = open_run_data(run).train_pixels(5)
-    spec = json.loads((run.network(2) / "spec.json").read_text())
+    spec = read_spec(run.network(2))
     with torch.inference_mode():
-        expected = wmlc.load(run.network(2))(normalise(pixels, spec["mean"], spec["std"])).numpy()
+        expected = wmlc.load(run.network(2))(normalise(pixels, spec.mean, spec.std)).numpy()
     np.testing.assert_allclose(run_onnx(out, pixels.numpy()), expected, atol=1e-4)
 
 
@@ -84,19 +91,90 @@ def test_all_and_baseline_as_directories_load_bit_identical(run: Run, tmp_path: 
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_bench_files_are_made_once(run: Run) -> None:
-    data = open_run_data(run)
-    files = dict(run_files(run, data, FP32))
-    made = {peer: file.stat().st_mtime_ns for peer, file in files.items()}
-    assert set(files) == {0, 1, 2}
-    assert {peer: file.stat().st_mtime_ns for peer, file in run_files(run, data, FP32)} == made
+def copy_of(run: Run, to: Path) -> Run:
+    """The run as training left it, without a file of its networks."""
+    shutil.copytree(run.root, to, ignore=shutil.ignore_patterns("onnx"))
+    return Run(to)
 
 
-def test_a_file_that_disagrees_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def exports(peer_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was asked of the exporter, call by call; in its place the file of `run`'s peer 1 is handed out."""
+    calls: list[dict[str, Any]] = []
+
+    def export(network: Any, spec: Any, out: Path, pixels: Any, **how: Any) -> None:
+        calls.append(how)
+        model = onnx.load(str(peer_file))
+        said = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, said | {key: json.dumps(value) for key, value in how.items()})
+        out.parent.mkdir(exist_ok=True)
+        onnx.save_model(model, str(out))
+
+    monkeypatch.setattr(extract_module, "export_onnx", export)
+    return calls
+
+
+def test_one_export_serves_all_precisions(run: Run, tmp_path: Path, exports: list[dict[str, Any]]) -> None:
+    copy = copy_of(run, tmp_path / "run")
+    forms = [
+        {"precision": "fp32"},
+        {"precision": "fp16"},
+        {"precision": "int8"},
+        {"precision": "int8", "target": "gpu"},
+    ]
+    for number, form in enumerate(forms):
+        list(extract(copy, "1", tmp_path / f"{number}.onnx", ExportConfig(**form), force=False))
+        assert read_about(tmp_path / f"{number}.onnx").precision == form["precision"]
+    assert len(exports) == 1, "and where it was made first, beside the run's other files"
+    assert (tmp_path / "0.onnx").read_bytes() == run_file(copy, 1, "fp32").read_bytes()
+    for precision in ("fp32", "fp16", "int8"):
+        dict(run_files(copy, open_run_data(copy), ExportConfig(precision=precision)))
+    assert len(exports) == 3, "one more for the baseline and for peer 2"
+
+
+def test_a_file_that_takes_pixels_is_an_export_of_its_own(
+    run: Run, tmp_path: Path, exports: list[dict[str, Any]]
+) -> None:
+    copy = copy_of(run, tmp_path / "run")
+    for out, pixels in (("a", False), ("b", True), ("c", True), ("d", False)):
+        list(extract(copy, "1", tmp_path / f"{out}.onnx", ExportConfig(with_preprocess=pixels), force=False))
+    assert [how["with_preprocess"] for how in exports] == [False, True]
+
+
+def test_files_are_made_again_where_the_weights_have_changed(
+    run: Run, tmp_path: Path, exports: list[dict[str, Any]]
+) -> None:
+    copy, weights = copy_of(run, tmp_path / "run"), "weights.safetensors"
+    made = dict(run_files(copy, open_run_data(copy), FP32))
+    assert set(made) == {0, 1, 2} and len(exports) == 3
+    os.utime(made[1], (0, 0))  # an older file of the same weights is as good
+    assert dict(run_files(copy, open_run_data(copy), FP32)) == made and len(exports) == 3
+    shutil.copy(copy.network(1) / "spec.json", copy.network(2))
+    shutil.copy(copy.network(1) / weights, copy.network(2))
+    made[0].write_bytes(b"cut short")
+    list(run_files(copy, open_run_data(copy), FP32))
+    assert [how["weights_sha256"] for how in exports[3:]] == [sha256(copy.network(peer) / weights) for peer in (0, 2)]
+
+
+def test_a_run_that_cannot_be_written_to_is_extracted_all_the_same(
+    run: Run, tmp_path: Path, exports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(run, tmp_path / "run")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy.root and access(path, mode))
+    list(extract(copy, "1", tmp_path / "p.onnx", ExportConfig(precision="fp16"), force=False))
+    assert len(exports) == 1 and not copy.onnx.exists() and (tmp_path / "p.onnx").is_file()
+
+
+def test_a_file_that_disagrees_is_not_written(
+    run: Run, peer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(run, tmp_path / "run")
+    monkeypatch.setattr(to_onnx, "_write", lambda network, spec, path, *_: shutil.copy(peer_file, path))
     monkeypatch.setattr(to_onnx, "PARITY", 0.0)
-    with pytest.raises(InputError, match=r"p\.onnx was not written: at batch \d ONNX Runtime's logits are"):
-        list(extract(run, "1", tmp_path / "p.onnx", FP32, force=False))
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"family-peer1\.onnx was not written: at batch \d ONNX Runtime's logits are"):
+        list(extract(copy, "1", tmp_path / "p.onnx", FP32, force=False))
+    assert list(copy.onnx.iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_damaged_weights_leave_nothing_but_the_error(run: Run, tmp_path: Path) -> None:
@@ -137,3 +215,16 @@ def test_what_cannot_be_extracted_is_said(run: Run, peer: str, out: str, message
     with pytest.raises(InputError) as caught:
         list(extract(run, peer, Path(out), FP32, force=False))
     assert str(caught.value) == message
+
+
+def test_an_onnx_file_of_another_program_is_said_to_be_one(run: Run, peer_file: Path, tmp_path: Path) -> None:
+    model, out = onnx.load(str(peer_file)), tmp_path / "p.onnx"
+    del model.metadata_props[:]
+    onnx.save_model(model, str(out))
+    with pytest.raises(InputError, match=r"p\.onnx is not a readable ONNX file of wmlc: architecture is missing; data"):
+        read_about(out)
+    out.write_bytes(b"no ONNX")
+    with pytest.raises(InputError, match=r"p\.onnx is not a readable ONNX file \(.*\); extract it again"):
+        read_about(out)
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*p\.onnx \(.*\); extract it again"):
+        OnnxFile(out, read_spec(run.network(1)), FP32)

@@ -1,7 +1,7 @@
-"""Real servers on loopback serve the very directories that `wmlc ship` writes, and every answer is checked.
+"""Triton on loopback serves the very directory that `wmlc ship` writes, and every answer is checked.
 
-Triton is its own core with a Python stand-in for its ONNX Runtime backend (tests/servers/triton.py); MLServer is as it
-comes. `make servers` installs both; without them these tests skip. The last two tests change the repository.
+It is its own core with a Python stand-in for its ONNX Runtime backend (tests/servers/triton.py). `make servers`
+installs it; without it these tests skip. The last two tests change the repository.
 """
 
 from __future__ import annotations
@@ -18,86 +18,54 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import onnxruntime
 import pytest
-from click.testing import CliRunner, Result
 from google.protobuf import json_format, text_format
 from PIL import Image
-from servers.clients import Answer, ask, ask_together, connect, infer, request_input, statistics
-from servers.mlserver import mlserver
-from servers.process import Server, ServerFailed, missing
+from servers.clients import Answer, ask, connect, infer, request_input, statistics
+from servers.process import Server, missing
+from servers.shipped import (
+    IMAGES,
+    MODEL,
+    PROTOCOLS,
+    REQUESTS,
+    SAME,
+    Shipped,
+    ask_at_once,
+    assert_all_right,
+    close,
+    digest,
+    invoke,
+    run_onnx,
+    ship,
+    ship_peer1,
+)
 from servers.triton import triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from wmlc.cli import main
-from wmlc.data import normalise
 from wmlc.export.extract import run_file
 from wmlc.files import sha256
-from wmlc.run import Run, open_run_data
+from wmlc.run import Run
 
-if why := missing("triton") or missing("mlserver"):
+if why := missing("triton"):
     pytest.skip(why, allow_module_level=True)
 
-MODEL = "resnet20_digits_p07"  # what `wmlc ship` calls peer 1 of the run that these tests share
 PIXEL_MODEL = "resnet20_digits_p0"  # peer 2, shipped with preprocessing inside
-SAME = 1e-5  # absolute, between the server's logits and ONNX Runtime's here; their versions differ
-IMAGES = 32
-CLIENTS, REQUESTS = 64, 16
-PROTOCOLS = ["http", "grpc"]
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A run, what was shipped of it, and real test images to ask for."""
-
-    run: Run
-    repository: Path
-    pixels_NHWC: np.ndarray  # uint8
-    images_NCHW: np.ndarray  # float32, normalised as the manifest says
-
-    def manifest(self, version: str = "1") -> dict[str, Any]:
-        return json.loads((self.repository / MODEL / version / "manifest.json").read_text())
-
-    def expected(self, version: str = "1") -> np.ndarray:
-        """ONNX Runtime's own answers [N, classes] to the images."""
-        return run_onnx(self.repository / MODEL / version / "model.onnx", self.images_NCHW)
-
-
-def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["logits"], {"input": images})[0])
-
-
-def invoke(*arguments: object, code: int = 0) -> Result:
-    """Run the command line; its exit code must be `code`."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def ship(run: Run, peer: int, to: str, out: Path, *options: str) -> None:
-    """For the CPU, whatever the bench ran on: the servers here have no other."""
-    invoke("ship", "--run", run.root, "--peer", peer, "--to", to, "--out", out, "--device", "cpu", *options)
+CLIENTS = 64
 
 
 @pytest.fixture(scope="module")
 def shipped(benched_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """Peer 1 as it is, and peer 2 with preprocessing inside, in one model repository."""
-    repository = tmp_path_factory.mktemp("serving") / "models"
-    ship(benched_run, 1, "triton", repository)
-    ship(benched_run, 2, "triton", repository, "--with-preprocess")
-    pixels, _ = next(iter(open_run_data(benched_run).test_pixels(IMAGES)))
-    preprocess = json.loads((repository / MODEL / "1" / "manifest.json").read_text())["preprocess"]
-    images = normalise(pixels, preprocess["mean"], preprocess["std"]).contiguous()
-    return Shipped(benched_run, repository, pixels.numpy(), images.numpy())
+    shipped = ship_peer1(benched_run, "triton", tmp_path_factory.mktemp("serving") / "models")
+    ship(benched_run, 2, "triton", shipped.repository, "--with-preprocess")
+    return shipped
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +73,6 @@ def server(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Triton on the repository, looking for changes every second."""
     with triton(shipped.repository, poll_seconds=1, log=tmp_path_factory.mktemp("log") / "triton.log") as live:
         yield live
-
-
-def close(logits: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.abs(logits - expected).max() <= SAME)
 
 
 def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
@@ -157,10 +121,6 @@ def test_answers_are_onnx_runtimes(shipped: Shipped, server: Server, protocol: s
     assert digest(shipped.repository) == before, "a server writes nothing into the repository"
 
 
-def digest(directory: Path) -> dict[str, str]:
-    return {str(path.relative_to(directory)): sha256(path) for path in directory.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_network_with_preprocessing_takes_pixels(shipped: Shipped, server: Server, protocol: str) -> None:
     with connect(server, protocol) as client:
@@ -173,11 +133,11 @@ def test_the_server_says_what_the_manifest_says(shipped: Shipped, server: Server
     manifest = shipped.manifest()
     with connect(server, "http") as client:
         metadata = client.get_model_metadata(MODEL)
-    assert (metadata["name"], metadata["versions"]) == (manifest["model"], [str(manifest["version"])]) == (MODEL, ["1"])
+    assert (metadata["name"], metadata["versions"]) == (manifest.model, [str(manifest.version)]) == (MODEL, ["1"])
     assert metadata["platform"] == "onnxruntime_onnx"
-    for key in ("input", "output"):
-        said = {"name": manifest[key]["name"], "datatype": "FP32", "shape": manifest[key]["shape"]}
-        assert manifest[key]["dtype"] == "float32" and metadata[f"{key}s"] == [said]
+    for key, tensor in (("inputs", manifest.input), ("outputs", manifest.output)):
+        said = {"name": tensor.name, "datatype": "FP32", "shape": tensor.shape}
+        assert tensor.dtype == "float32" and metadata[key] == [said]
 
 
 def test_the_server_runs_the_config_that_was_shipped(shipped: Shipped, server: Server) -> None:
@@ -205,7 +165,7 @@ def assert_holds(live: Any, written: Any) -> None:
 
 def test_classification_answers_with_a_label(shipped: Shipped, server: Server) -> None:
     labels = (shipped.repository / MODEL / "labels.txt").read_text().split()
-    assert labels == shipped.manifest()["labels"]
+    assert labels == shipped.manifest().labels
     best = int(shipped.expected()[0].argmax())
     for protocol in PROTOCOLS:
         with connect(server, protocol) as client:
@@ -243,30 +203,6 @@ def test_64_clients_get_every_answer_and_all_of_them_right(shipped: Shipped, ser
     assert max(entry["batch_size"] for entry in after["batch_stats"]) > 1
 
 
-def ask_at_once(shipped: Shipped, server: Server, clients: int, protocols: list[str]) -> list[Answer]:
-    """So many clients, taking turns in protocol, that start together and ask REQUESTS times each."""
-    expected, start = shipped.expected(), threading.Barrier(clients)
-
-    def order(seed: int) -> Iterator[int]:
-        start.wait(60)
-        yield from np.random.default_rng(seed).integers(IMAGES, size=REQUESTS).tolist()
-
-    def is_right(image: int, version: str, logits: np.ndarray) -> bool:
-        return version == "1" and close(logits, expected[image])
-
-    return ask_together(
-        [
-            functools.partial(ask, server, protocol, MODEL, shipped.images_NCHW, order(i), is_right)
-            for i, protocol in zip(range(clients), itertools.cycle(protocols))
-        ]
-    )
-
-
-def assert_all_right(answers: list[Answer]) -> None:
-    assert {answer.error for answer in answers} == {""}
-    assert all(answer.right for answer in answers)
-
-
 def test_verify_believes_the_server_and_not_another_repository(
     shipped: Shipped, server: Server, tmp_path: Path
 ) -> None:
@@ -294,7 +230,7 @@ def test_the_examples_in_the_docs_work(shipped: Shipped, server: Server, tmp_pat
     expected = shipped.expected()[0]
 
     (program,) = [text for kind, text in blocks if kind == "python"]
-    assert run_in(tmp_path, sys.executable, "-c", program).strip() == shipped.manifest()["labels"][expected.argmax()]
+    assert run_in(tmp_path, sys.executable, "-c", program).strip() == shipped.manifest().labels[expected.argmax()]
 
     commands = re.findall(r"^\$ (curl .*)$", "".join(text for kind, text in blocks if kind == "console"), re.MULTILINE)
     ready, metadata, answer, counts = [run_in(tmp_path, "bash", "-c", command) for command in commands]
@@ -309,53 +245,6 @@ def run_in(directory: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-# What Triton refuses to load
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda config: config.dynamic_batching.preferred_batch_size.append(4096), "preferred size must be <= max batch size"),
-        (lambda config: setattr(config, "max_batch_size", -1), "'max_batch_size' must be non-negative"),
-        (lambda config: setattr(config.input[0], "name", "pixels"), "the config has 'pixels', the file has ['input']"),
-    ],
-    ids=["preferred batch", "negative batch", "input name"],
-)  # fmt: skip
-def test_a_wrong_config_is_refused(
-    shipped: Shipped, tmp_path: Path, spoil: Callable[[Any], None], message: str
-) -> None:
-    """So the one that passed was read, and was right."""
-    shutil.copytree(shipped.repository / MODEL, tmp_path / MODEL)
-    file = tmp_path / MODEL / "config.pbtxt"
-    config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    spoil(config)
-    file.write_text(text_format.MessageToString(config))
-    with pytest.raises(ServerFailed) as refused, triton(tmp_path, timeout_s=30):
-        pass
-    assert message in str(refused.value)
-
-
-# MLServer
-
-
-def test_mlserver_answers_as_onnx_runtime_does(shipped: Shipped, tmp_path: Path) -> None:
-    out = tmp_path / "mlserver"
-    ship(shipped.run, 1, "mlserver", out)
-    before, expected = digest(out), shipped.expected()
-    with mlserver(out) as server:
-        for protocol in PROTOCOLS:
-            json_only = {"binary_data": False} if protocol == "http" else {}  # it speaks no binary tensors over HTTP
-            tensor = request_input(protocol, shipped.images_NCHW, binary=False)
-            with connect(server, protocol) as client:
-                result = infer(client, protocol, MODEL, tensor, **json_only)
-            np.testing.assert_allclose(result.as_numpy("logits"), expected, rtol=0, atol=SAME)
-        answers = ask_at_once(shipped, server, 16, ["grpc"])
-        invoke("ship", "--run", shipped.run.root, "--out", out, "--verify", f"http://{server.http}")
-    assert len(answers) == 16 * REQUESTS
-    assert_all_right(answers)
-    assert digest(out) == before, "a server writes nothing into the shipped directory"
 
 
 # The live repository: from here on it changes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,18 @@ from google.protobuf import text_format
 from torch import nn
 
 import wmlc
+from wmlc import records
 from wmlc.cli import main
-from wmlc.errors import GateError, InputError
-from wmlc.export import ship as ship_module
+from wmlc.errors import InputError
 from wmlc.export.config import ShipConfig
 from wmlc.export.layouts import root_files
+from wmlc.export.publish import read_manifest
 from wmlc.export.ship import ship
-from wmlc.files import sha256, write_json
+from wmlc.files import sha256
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
+from wmlc.records import Bench, Tensor
 from wmlc.run import Run, open_run_data, read_family
 
 triton = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -43,11 +45,6 @@ def invoke(*arguments: Any) -> Result:
 
 def listing(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-
-
-def copy_of(run: Run, to: Path) -> Run:
-    shutil.copytree(run.root, to)
-    return Run(to)
 
 
 def read_config(model: Path) -> Any:
@@ -90,18 +87,20 @@ def test_the_configuration_is_the_files_own(repository: Path, benched_run: Run) 
 
 def test_the_manifest_says_what_was_measured(repository: Path, benched_run: Run) -> None:
     model = repository / "resnet20_digits_p07" / "1"
-    manifest, bench = json.loads((model / "manifest.json").read_text()), json.loads(benched_run.bench.read_text())
-    row = next(row for row in bench["rows"] if (row["peer"], row["precision"]) == (1, "fp32"))
-    spec = json.loads((benched_run.network(1) / "spec.json").read_text())
-    assert manifest["sha256"] == sha256(model / "model.onnx") == row["file_sha256"]
-    assert manifest["accuracy"]["top1"] == row["top1"] and manifest["accuracy"]["top1_drop"] == row["top1_drop"]
-    assert manifest["latency"]["ms"] == row["latency_ms"] and manifest["latency"]["speedup"] == row["speedup"]
-    assert (manifest["preprocess"]["mean"], manifest["preprocess"]["std"]) == (spec["mean"], spec["std"])
-    assert manifest["input"] == {"name": "input", "dtype": "float32", "shape": [-1, 1, 8, 8], "layout": "NCHW"}
-    assert (manifest["network"]["params"], manifest["network"]["macs"]) == (row["params"], row["macs"])
-    assert (manifest["license"], manifest["version"], manifest["labels"]) == ("Apache-2.0", 1, spec["class_names"])
+    manifest, bench = read_manifest(model), records.read(benched_run.bench, Bench, "bench", "")
+    row = next(row for row in bench.rows if (row.peer, row.precision) == (1, "fp32"))
+    spec = read_spec(benched_run.network(1))
+    assert row.latency_ms is not None and manifest.latency is not None
+    assert manifest.sha256 == sha256(model / "model.onnx") == row.file_sha256
+    assert (manifest.accuracy.top1, manifest.accuracy.top1_drop) == (row.top1, row.top1_drop)
+    assert (manifest.latency.ms, manifest.latency.speedup) == (row.latency_ms, row.speedup)
+    assert (manifest.latency.machine, manifest.latency.time) == (bench.environment.cpu, bench.environment.time)
+    assert (manifest.preprocess.mean, manifest.preprocess.std) == (spec.mean, spec.std)
+    assert manifest.input == Tensor(name="input", dtype="float32", shape=[-1, 1, 8, 8], layout="NCHW")
+    assert (manifest.network.params, manifest.network.macs) == (row.params, row.macs)
+    assert (manifest.license, manifest.version, manifest.labels) == ("Apache-2.0", 1, spec.class_names)
     card = (model / "model_card.md").read_text()
-    assert f"{row['top1']:.2f} %" in card and f"p99 {row['latency_ms']['p99']:.3f} ms" in card and "Apache-2.0" in card
+    assert f"{row.top1:.2f} %" in card and f"p99 {row.latency_ms.p99:.3f} ms" in card and "Apache-2.0" in card
 
 
 def test_the_ensemble_is_the_weighted_mean_of_all_peers(repository: Path, benched_run: Run) -> None:
@@ -109,13 +108,13 @@ def test_the_ensemble_is_the_weighted_mean_of_all_peers(repository: Path, benche
     peers = [wmlc.load(benched_run.network(peer)) for peer in (1, 2)]
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = sum(w * peer(images) for w, peer in zip(family["peer_weights"], peers, strict=True))
+        expected = sum(w * peer(images) for w, peer in zip(family.peer_weights, peers, strict=True))
     model = repository / "resnet20_digits_ensemble" / "1"
     session = onnxruntime.InferenceSession(str(model / "model.onnx"), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"input": images.numpy()})[0], expected, atol=1e-4)
-    manifest = json.loads((model / "manifest.json").read_text())
-    assert manifest["accuracy"]["top1"] == pytest.approx(family["ensemble_top1"], abs=0.5)
-    assert manifest["latency"] is None, "bench does not time it"
+    manifest = read_manifest(model)
+    assert manifest.accuracy.top1 == pytest.approx(family.ensemble_top1, abs=0.5)
+    assert manifest.latency is None, "bench does not time it"
     assert "| latency | not measured |" in (model / "model_card.md").read_text()
 
 
@@ -152,7 +151,7 @@ def test_shipped_again_it_is_version_2_and_the_first_stays(benched_run: Run, tmp
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert list(ship(benched_run, "1", out, TRITON)) == [out / "resnet20_digits_p07" / "2"]
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert json.loads((out / "resnet20_digits_p07" / "2" / "manifest.json").read_text())["version"] == 2
+    assert read_manifest(out / "resnet20_digits_p07" / "2").version == 2
     assert list(ship(benched_run, "1", out, replace(TRITON, replace=True, max_batch=4))) == [
         out / "resnet20_digits_p07" / "2"
     ]
@@ -169,8 +168,8 @@ def test_a_precision_has_a_name_of_its_own(benched_run: Run, tmp_path: Path) -> 
     out = tmp_path / "models"
     list(ship(benched_run, "2,baseline", out, replace(TRITON, precision="int8")))
     assert sorted(path.name for path in out.iterdir()) == ["resnet20_digits_baseline_int8", "resnet20_digits_p0_int8"]
-    manifest = json.loads((out / "resnet20_digits_p0_int8" / "1" / "manifest.json").read_text())
-    assert (manifest["precision"], manifest["target"]) == ("int8", "cpu")
+    manifest = read_manifest(out / "resnet20_digits_p0_int8" / "1")
+    assert (manifest.precision, manifest.target) == ("int8", "cpu")
 
 
 def test_pixels_in_is_another_interface(benched_run: Run, tmp_path: Path) -> None:
@@ -188,9 +187,9 @@ def test_pixels_in_is_another_interface(benched_run: Run, tmp_path: Path) -> Non
     pixels = next(iter(open_run_data(benched_run).test_pixels(8)))[0].numpy()
     session = onnxruntime.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
     assert session.run(None, {"input": pixels})[0].shape == (8, 10)
-    manifest = json.loads((model / "1" / "manifest.json").read_text())
-    assert manifest["preprocess"]["inside"] is True
-    assert manifest["sha256"] != manifest["latency"]["of_sha256"], "another file than the benched one, and it says so"
+    manifest = read_manifest(model / "1")
+    assert manifest.preprocess.inside and manifest.latency is not None
+    assert manifest.sha256 != manifest.latency.of_sha256, "another file than the benched one, and it says so"
     assert "of the same network without preprocessing inside" in (model / "1" / "model_card.md").read_text()
 
 
@@ -248,149 +247,15 @@ def test_mlserver_gets_settings_and_a_runtime(benched_run: Run, tmp_path: Path) 
     assert "class OnnxRuntime(MLModel)" in (model / "wmlc_runtime.py").read_text()
 
 
-# What does not ship
-
-
-def damage_row(run: Run, **changes: Any) -> None:
-    record = json.loads(run.bench.read_text())
-    for row in record["rows"]:
-        row.update(changes)
-    write_json(run.bench, record)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (
-            lambda run: run.bench.unlink(),
-            r"so there is no bench here; run 'wmlc bench --run .* --engine ort --precision fp32' first",
-        ),
-        (
-            lambda run: damage_row(run, engine="torch"),
-            r"peer1 was not benched with --engine ort --precision fp32; run ",
-        ),
-        (
-            lambda run: damage_row(run, latency_ms=None, notes=["times not measured: its engine's logits differ"]),
-            r"peer1 did not pass the bench \(times not measured: its engine's logits differ\); it cannot ship",
-        ),
-        (
-            lambda run: (run.onnx / "family-peer1.onnx").write_bytes(b"another"),
-            r"family-peer1\.onnx is not the file that was benched; run ",
-        ),
-        (lambda run: (run.onnx / "family-peer1.onnx").unlink(), r"is not the file that was benched; run "),
-    ],
-)
-def test_only_what_passed_the_bench_ships(
-    benched_run: Run, tmp_path: Path, break_it: Callable[[Run], Any], message: str
-) -> None:
-    run = copy_of(benched_run, tmp_path / "run")
-    break_it(run)
-    with pytest.raises(InputError, match=message):
-        list(ship(run, "1", tmp_path / "models", TRITON))
-    assert not (tmp_path / "models").exists()
-
-
-@pytest.mark.parametrize("record", [{}, {"rows": 5}, {"rows": [{"peer": 1, "engine": "ort", "precision": "fp32"}]}])
-def test_a_damaged_or_older_bench_is_one_line(benched_run: Run, tmp_path: Path, record: dict[str, Any]) -> None:
-    run = copy_of(benched_run, tmp_path / "run")
-    write_json(run.bench, record | ({"environment": {}, "data": {"test_images": 1}} if record else {}))
-    with pytest.raises(InputError, match=r"bench\.json is damaged, or of an older wmlc; run 'wmlc bench"):
-        list(ship(run, "1", tmp_path / "models", TRITON))
-    family = json.loads(run.family.read_text())
-    del family["peer_weights"]
-    write_json(run.family, family)
-    shutil.copy(benched_run.bench, run.bench)
-    with pytest.raises(InputError, match="no weight of each peer"):
-        list(ship(run, "1", tmp_path / "models", replace(TRITON, ensemble=True)))
-    assert not (tmp_path / "models").exists()
-
-
-def test_gates_refuse_in_words_and_write_nothing(benched_run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "models"
-    with pytest.raises(GateError, match=r"^peer1: top-1 is [\d.]+, --min-top1 asks for 100; peer1: p99 at batch 1 is "):
-        list(ship(benched_run, "1", out, replace(TRITON, min_top1=100, max_latency_ms=1e-6)))
-    unmeasured = copy_of(benched_run, tmp_path / "run")
-    damage_row(unmeasured, top1=None)
-    with pytest.raises(GateError, match="peer2: top-1 was not measured, --min-top1 asks for 0"):
-        list(ship(unmeasured, "2", out, replace(TRITON, min_top1=0)))
-    result = invoke("--run", benched_run.root, "--peer", "1", "--out", out, "--min-top1", "100")
-    assert result.exit_code == 3 and result.output.count("\n") == 1
-    damage_row(unmeasured, top1=100.0)
-    with pytest.raises(GateError, match="ensemble: top-1 is "):  # measured here, not taken from the bench
-        list(ship(unmeasured, "2", out, replace(TRITON, ensemble=True, min_top1=99.9)))
-    assert list(out.iterdir()) == [] if out.exists() else True
-    assert list(ship(benched_run, "1", out, replace(TRITON, min_top1=0, max_latency_ms=1e6)))
-
-
-def test_a_failure_on_the_way_leaves_the_repository_as_it_was(
-    benched_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "models"
-    list(ship(benched_run, "1", out, TRITON))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def full(*_: Any, **__: Any) -> Any:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ship_module, "model_card", full)
-    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; choose another --out"):
-        list(ship(benched_run, "1,2", out, TRITON))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
 def test_two_peers_of_one_ratio_have_two_names(benched_run: Run, tmp_path: Path) -> None:
-    run = copy_of(benched_run, tmp_path / "run")
-    family = json.loads(run.family.read_text())
-    family["peers"][1]["ratio"] = family["peers"][0]["ratio"]
-    write_json(run.family, family)
-    spec_file = run.network(2) / "spec.json"
-    spec = json.loads(spec_file.read_text())
-    spec["about"]["ratio"] = family["peers"][0]["ratio"]
-    write_json(spec_file, spec)
+    run = Run(tmp_path / "run")
+    shutil.copytree(benched_run.root, run.root)
+    family, spec = read_family(run), read_spec(run.network(2))
+    ratio = family.peers[0].ratio
+    records.write(run.family, replace(family, peers=[family.peers[0], replace(family.peers[1], ratio=ratio)]))
+    records.write(run.network(2) / "spec.json", replace(spec, about=replace(spec.about, ratio=ratio)))
     made = list(ship(run, "1,2", tmp_path / "models", TRITON))
     assert [path.parent.name for path in made] == ["resnet20_digits_p07-1", "resnet20_digits_p07-2"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"to": "heroku"}, "to must be one of triton, kserve, ovms, mlserver, got 'heroku'"),
-        ({"engine": "torch"}, "engine must be one of ort, trt, got 'torch'"),
-        ({"engine": "trt", "device": "cpu"}, "a TensorRT plan runs on a GPU; use --engine ort for the CPU"),
-        ({"max_batch": 0}, "max_batch must be from 1 to 65,536, got 0"),
-        ({"queue_delay_us": 10**20}, "queue_delay_us must be from 0 to 60,000,000, got 100000000000000000000"),
-        (
-            {"to": "ovms", "device": "cuda", "instances": 2},
-            "device, instances has no place in ovms's layout; leave it out, or ship to triton",
-        ),
-        (
-            {"max_latency_ms": 1.0, "with_preprocess": True},
-            "max_latency_ms cannot hold with with_preprocess, a file that bench has not timed; leave one out",
-        ),
-        ({"min_top1": 101.0}, "min_top1 must be from 0 to 100 percent, got 101"),
-        ({"max_latency_ms": 0.0}, "max_latency_ms must be above 0, got 0"),
-        ({"storage_uri": "pvc://x"}, "storage_uri goes with --to kserve, got --to triton"),
-    ],
-)
-def test_what_cannot_be_shipped_is_said(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as raised:
-        ShipConfig(**settings)
-    assert str(raised.value) == message
-
-
-def test_a_server_that_does_not_answer_is_one_line(benched_run: Run, repository: Path) -> None:
-    result = invoke("--run", benched_run.root, "--out", repository, "--verify", "http://127.0.0.1:9")
-    assert result.exit_code == 1 and result.output.startswith("Error: no server answers at http://127.0.0.1:9 (")
-    result = invoke("--run", benched_run.root, "--out", repository, "--verify", "127.0.0.1:9")
-    assert result.output == "Error: --verify takes an address like http://127.0.0.1:8000, got 127.0.0.1:9\n"
-    for address in ("http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://", "https://127.0.0.1:1", "http://a/b"):
-        result = invoke("--run", benched_run.root, "--out", repository, "--verify", address)
-        assert result.output == f"Error: --verify takes an address like http://127.0.0.1:8000, got {address}\n"
-    result = invoke("--run", benched_run.root, "--out", repository.parent, "--verify", "http://127.0.0.1:9")
-    assert "there is no shipped model in" in result.output
-    assert invoke("--run", benched_run.root).exit_code == 2
-    result = invoke("--run", benched_run.root, "--verify", "http://127.0.0.1:9", "--peer", "1")
-    assert result.output == "Error: --verify ships nothing: give it --out, --run and --json, without --peer\n"
 
 
 def test_the_manifests_come_as_json(benched_run: Run, tmp_path: Path) -> None:

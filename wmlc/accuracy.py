@@ -1,4 +1,4 @@
-"""What anything that gives logits for pixels is asked: top-1 on the whole test set, and whether it agrees.
+"""Top-1 on the whole test set, and whether an engine's logits agree with a reference's.
 
 B batch, C channels or classes, H height, W width
 """
@@ -27,7 +27,7 @@ Key = TypeVar("Key")
 
 
 class Answers(Protocol):
-    """What gives logits for pixels."""
+    """Protocol: class scores for a batch of pixels."""
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, C] -> float32 [B, C]."""

@@ -52,7 +52,7 @@ class Run:
 
     @property
     def onnx(self) -> Path:
-        """The ONNX files that `bench` makes for itself."""
+        """The ONNX files of its networks, which `extract` and `bench` make and share."""
         return self.root / "onnx"
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from wmlc.errors import InputError
 from wmlc.records import Environment
 from wmlc.run import provenance
-from wmlc.tensorrt import this_machine
+from wmlc.trt_machine import this_machine
 
 
 def allowed_cpus() -> list[int]:

@@ -15,7 +15,7 @@ from wmlc.bench.engines import CALLS_BEFORE, ONNX, Nodes, check_one_input, one_l
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.layers import file_precision
 from wmlc.errors import InputError
-from wmlc.tensorrt import require_gpu
+from wmlc.trt_machine import require_gpu
 
 KERNEL = "_kernel_time"  # how the name of a node's event ends
 

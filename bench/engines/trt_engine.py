@@ -20,7 +20,8 @@ import numpy as np
 from wmlc.bench.engines import CALLS_BEFORE, PLAN, Nodes
 from wmlc.errors import EngineFailed, InputError
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.tensorrt import AGAIN, check_record, load_tensorrt, make_logger, read_record, require_tensorrt, this_machine
+from wmlc.plan_record import AGAIN, check_record, read_record
+from wmlc.trt_machine import load_tensorrt, make_logger, require_tensorrt, this_machine
 
 # In what a layer is, its parameters or its kernel's name: that it computes, and that it only moves or converts.
 COMPUTING = ("conv", "gemm", "matmul", "matrixmultiply", "fprop")
@@ -76,7 +77,7 @@ class TrtEngine:
         self._torch, self._path, self._cuda_graph = torch, path, cuda_graph
         self._logger = make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        if record["version_compatible"]:
+        if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime, which is code
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -86,10 +87,10 @@ class TrtEngine:
         self._smallest, self._largest = shapes[0][0], shapes[2][0]
         self.layers = computing_layers(_inspect(trt, self._engine, shapes[1]))
         self.precision = main_precision(self.layers)
-        if self.precision != record["precision"]:
+        if self.precision != record.precision:
             shown = ", ".join(f"{count} in {name}" for name, count in self.layers.most_common()) or "none found"
             raise InputError(
-                f"{path} was built from an ONNX file in {record['precision']} and computes in {self.precision} "
+                f"{path} was built from an ONNX file in {record.precision} and computes in {self.precision} "
                 f"(convolutions and matrix products: {shown}); {AGAIN}, or report it with {path.name}.json"
             )
         self.provider = "TensorRT " + ".".join(trt.__version__.split(".")[:3])

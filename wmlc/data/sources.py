@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Any
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
-    from PIL import Image
     from torch import Tensor
 
 DATA_SETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
 
 # Where the test images are, best first: ImageNet's own test/ has no labels, so its val/ comes first.
 _TEST_FOLDERS = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
-_SMALL_SIDE = 64  # images up to this side are held in memory
-_LARGE_SIZE = 224
-_HEADERS = 256  # files whose headers tell a folder's image size and channels
-_GREY_MODES = ("1", "L")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +62,6 @@ class Part:
     pixels_NHWC: Tensor | None = None
     paths: Sequence[str] = ()
     where: str = ""  # the folder, for messages
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    small: bool
-    height: int
-    width: int
-    channels: int
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Up to `most` places out of `count`, evenly spread."""
-    return [i * count // most for i in range(most)] if most < count else list(range(count))
 
 
 # Sets that come as arrays.
@@ -131,7 +113,7 @@ def _read_cifar(config: DataConfig, train: bool) -> Part:
         ) from None
     except (OSError, HTTPException) as error:
         raise InputError(
-            f"cannot fetch {config.name} into {root} ({_one_line(error)}); "
+            f"cannot fetch {config.name} into {root} ({one_line(error)}); "
             f"check the network, or pass --data-root DIR for a copy"
         ) from None
     return _array_part(config, part.data, part.targets, list(part.classes))
@@ -211,120 +193,16 @@ def _some(names: list[str]) -> str:
 
 
 def refuse_empty_classes(part: Part) -> None:
+    """Raise `InputError` that names the classes without an image."""
     counts = part.labels_N.bincount(minlength=len(part.class_names)).tolist()
     empty = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
     if empty:
         raise InputError(f"{part.where} has no images in {_some(empty)}; add some, or remove the class")
 
 
-def read_layout(paths: Sequence[str], config: DataConfig) -> Layout:
-    """Size and channels by the headers of some files: small if they are all of one size up to 64 x 64."""
-    from PIL import Image
-
-    sizes, modes = set(), set()
-    for i in spread(len(paths), _HEADERS):
-        try:
-            with Image.open(paths[i]) as image:
-                sizes.add(image.size)
-                modes.add(image.mode)
-        except Exception as error:
-            raise _unreadable(paths[i], error) from None
-    channels = 1 if modes <= set(_GREY_MODES) else 3
-    common = sizes.pop() if len(sizes) == 1 else (_LARGE_SIZE, _LARGE_SIZE)
-    if config.name != "imagenet" and config.image_size is None and max(common) <= _SMALL_SIDE:
-        return Layout(small=True, height=common[1], width=common[0], channels=channels)
-    side = config.image_size or _LARGE_SIZE
-    small = config.name != "imagenet" and side <= _SMALL_SIDE
-    return Layout(small=small, height=side, width=side, channels=channels)
-
-
-def image_transform(config: DataConfig, layout: Layout, augment: bool) -> Callable[[Any], Any] | None:
-    """What happens to a decoded image; None: it must have the set's size. Small ones are augmented later."""
-    from torchvision.transforms import v2
-
-    size = layout.height
-    if layout.small:
-        return None if config.image_size is None else v2.Resize([size, size])
-    if not augment:
-        return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
-    steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-    if config.name == "imagenet":  # the paper names the jitter but not its strength; 0.4 is the usual one
-        steps.append(v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4))
-    return v2.Compose(steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFiles:
-    """Image files as a map from place to (uint8 [H, W, C], class id), for torch's DataLoader.
-
-    An unreadable file's item is the `InputError`: raised in a worker it would come wrapped in a traceback.
-    """
-
-    part: Part
-    layout: Layout
-    transform: Callable[[Any], Any] | None
-    seeds_N: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.part.paths)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int] | InputError:
-        import numpy as np
-        import torch
-
-        try:
-            image = _open_image(self.part.paths[place], self.layout, any_size=self.transform is not None)
-        except InputError as error:
-            return error
-        if self.transform is not None and self.seeds_N is None:
-            image = self.transform(image)
-        elif self.transform is not None and self.seeds_N is not None:
-            with torch.random.fork_rng(devices=[]):  # transforms know only the global generator
-                torch.default_generator.manual_seed(int(self.seeds_N[place]))
-                image = self.transform(image)
-        pixels_HWC = np.array(image).reshape(self.layout.height, self.layout.width, self.layout.channels)
-        return torch.from_numpy(pixels_HWC), int(self.part.labels_N[place])
-
-
-def _open_image(path: str, layout: Layout, any_size: bool) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if layout.channels == 1 else "RGB")
-            mode = file.mode
-    except Exception as error:
-        raise _unreadable(path, error) from None
-    if layout.channels == 1 and mode not in _GREY_MODES:
-        raise InputError(f"{path} has colour (mode {mode}), other files are grey; convert one or the other")
-    if not any_size and image.size != (layout.width, layout.height):
-        raise InputError(
-            f"{path} is {image.width} x {image.height}, other files {layout.width} x {layout.height}; "
-            f"pass --image-size to resize them all"
-        )
-    return image
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    """Decoders raise what they like: OSError, SyntaxError, struct.error. Callers hence catch Exception."""
-    return InputError(f"{path} is not a readable image ({_one_line(error)}); repair or remove it")
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an exception says, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def stack_images(items: list[tuple[Tensor, int] | InputError]) -> tuple[Tensor, Tensor] | InputError:
-    """(uint8 [B, H, W, C], int64 [B]), or the first of the items that is an error."""
-    import torch
-
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
 
 
 # For each set: a check of what folders tell, and the reader of its train or test part.

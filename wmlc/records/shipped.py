@@ -50,6 +50,7 @@ class FileAbout(Record):
     target: str | None = None  # of int8, as are the next two
     calibrator: str | None = None
     calibration_images: Size | None = None
+    weights_sha256: str | None = None  # of the weights.safetensors that it was exported from; an ensemble has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Tensor(Record):
     """An input or an output of a shipped model; -1 is the batch."""
 
     name: str
-    dtype: str
+    dtype: Literal["float32", "uint8"]
     shape: list[Annotated[int, Ge(-1)]]
     layout: str | None = None  # of an input
     meaning: str | None = None  # of an output
