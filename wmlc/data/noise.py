@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from wmlc.records import DataRecord
 from wmlc.data.sources import DataConfig
+from wmlc.records import DataRecord
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
     import torch

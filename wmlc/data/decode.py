@@ -1,0 +1,176 @@
+"""Image files → pixels: their common size, what happens to each on the way, and the workers that decode them.
+
+N images, B batch, H height, W width, C channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wmlc.data.sources import DataConfig, Part, one_line
+from wmlc.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+_SMALL_SIDE = 64  # images up to this side are held in memory
+_LARGE_SIZE = 224
+_HEADERS = 256  # files whose headers tell a folder's image size and channels
+_GREY_MODES = ("1", "L")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The shape that all images of a set are brought to, and whether they are small enough to be held in memory."""
+
+    small: bool
+    height: int
+    width: int
+    channels: int
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` places out of `count`, evenly spread."""
+    return [i * count // most for i in range(most)] if most < count else list(range(count))
+
+
+def read_layout(paths: Sequence[str], config: DataConfig) -> Layout:
+    """Size and channels by the headers of some files: small if they are all of one size up to 64 x 64."""
+    from PIL import Image
+
+    sizes, modes = set(), set()
+    for i in spread(len(paths), _HEADERS):
+        try:
+            with Image.open(paths[i]) as image:
+                sizes.add(image.size)
+                modes.add(image.mode)
+        except Exception as error:
+            raise _unreadable(paths[i], error) from None
+    channels = 1 if modes <= set(_GREY_MODES) else 3
+    common = sizes.pop() if len(sizes) == 1 else (_LARGE_SIZE, _LARGE_SIZE)
+    if config.name != "imagenet" and config.image_size is None and max(common) <= _SMALL_SIDE:
+        return Layout(small=True, height=common[1], width=common[0], channels=channels)
+    side = config.image_size or _LARGE_SIZE
+    small = config.name != "imagenet" and side <= _SMALL_SIDE
+    return Layout(small=small, height=side, width=side, channels=channels)
+
+
+def small_transform(config: DataConfig, layout: Layout) -> Callable[[Any], Any] | None:
+    """What happens to a decoded small image, which is augmented later; None: nothing, it must have the set's size."""
+    if config.image_size is None:
+        return None
+    from torchvision.transforms import v2
+
+    return v2.Resize([layout.height, layout.height])
+
+
+def large_transform(config: DataConfig, layout: Layout, augment: bool) -> Callable[[Any], Any]:
+    """What happens to a decoded large image: cut out at random and mirrored to train, from the middle to test."""
+    from torchvision.transforms import v2
+
+    size = layout.height
+    if not augment:
+        return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+    steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    if config.name == "imagenet":  # the paper names the jitter but not its strength; 0.4 is the usual one
+        steps.append(v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4))
+    return v2.Compose(steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles:
+    """Image files as a map from place to (uint8 [H, W, C], class id), for torch's DataLoader.
+
+    An unreadable file's item is the `InputError`: raised in a worker it would come wrapped in a traceback.
+    """
+
+    part: Part
+    layout: Layout
+    transform: Callable[[Any], Any] | None
+    seeds_N: Tensor | None = None  # of the transform's random choices
+
+    def __len__(self) -> int:
+        return len(self.part.paths)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int] | InputError:
+        import numpy as np
+        import torch
+
+        try:
+            image = _open_image(self.part.paths[place], self.layout, any_size=self.transform is not None)
+        except InputError as error:
+            return error
+        if self.transform is not None and self.seeds_N is None:
+            image = self.transform(image)
+        elif self.transform is not None and self.seeds_N is not None:
+            with torch.random.fork_rng(devices=[]):  # transforms know only the global generator
+                torch.default_generator.manual_seed(int(self.seeds_N[place]))
+                image = self.transform(image)
+        pixels_HWC = np.array(image).reshape(self.layout.height, self.layout.width, self.layout.channels)
+        return torch.from_numpy(pixels_HWC), int(self.part.labels_N[place])
+
+
+def _open_image(path: str, layout: Layout, any_size: bool) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if layout.channels == 1 else "RGB")
+            mode = file.mode
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    if layout.channels == 1 and mode not in _GREY_MODES:
+        raise InputError(f"{path} has colour (mode {mode}), other files are grey; convert one or the other")
+    if not any_size and image.size != (layout.width, layout.height):
+        raise InputError(
+            f"{path} is {image.width} x {image.height}, other files {layout.width} x {layout.height}; "
+            f"pass --image-size to resize them all"
+        )
+    return image
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    """Decoders raise what they like: OSError, SyntaxError, struct.error. Callers hence catch Exception."""
+    return InputError(f"{path} is not a readable image ({one_line(error)}); repair or remove it")
+
+
+def stack_images(items: list[tuple[Tensor, int] | InputError]) -> tuple[Tensor, Tensor] | InputError:
+    """(uint8 [B, H, W, C], int64 [B]), or the first of the items that is an error."""
+    import torch
+
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+
+
+def decode(
+    images: ImageFiles, places: Sequence[int], batch_size: int, workers: int, pinned: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(uint8 [B, H, W, C], class ids [B]) on the CPU, of the images at these places; the last batch may be partial.
+
+    Args: processes that decode, 0 for this one; whether the memory shall be `pinned`, for copies to a GPU.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    loader: Iterable[Any] = DataLoader(
+        images,  # type: ignore[arg-type]  # it is a map all the same
+        batch_size,
+        sampler=places,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        collate_fn=stack_images,
+        pin_memory=pinned,
+        generator=torch.Generator(),  # else it would draw the workers' seeds from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch

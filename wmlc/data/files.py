@@ -1,0 +1,106 @@
+"""A set of large images: files, decoded and augmented by worker processes as they are needed.
+
+N images, B batch, H height, W width, C channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from wmlc.data import normalise
+from wmlc.data.decode import ImageFiles, decode, large_transform, spread, stack_images
+from wmlc.data.parts import EPOCH, Parts, generator
+from wmlc.data.sources import DataConfig, Part
+from wmlc.errors import InputError
+from wmlc.records import DataRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STATISTICS_IMAGES = 1024  # that tell the set's mean and deviation
+
+
+class FileData:
+    """`wmlc.data.Data` of large images."""
+
+    def __init__(self, parts: Parts, device: torch.device | str) -> None:
+        self._parts = parts
+        self._device = torch.device(device)
+
+    @property
+    def config(self) -> DataConfig:
+        return self._parts.config
+
+    @cached_property
+    def record(self) -> DataRecord:
+        return self._parts.record(self._sample(_STATISTICS_IMAGES))
+
+    def train_steps(self, batch_size: int) -> int:
+        return self._parts.train_steps(batch_size)
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
+
+    def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels_BHWC, labels_B in self._decode(self._parts.train, self._parts.split[1], batch_size):
+            yield self._finish(pixels_BHWC, labels_B)
+
+    def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
+        chosen = self._parts.split[1][self._parts.held_out_order(batch_size, index)]
+        # Threads, as large images decode outside Python's lock, and workers would be started for one batch.
+        images = self._files(self._parts.train)
+        with ThreadPoolExecutor(max(1, self.config.workers)) as pool:
+            batch = stack_images(list(pool.map(images.__getitem__, chosen.tolist())))
+        if isinstance(batch, InputError):
+            raise batch
+        return self._finish(*batch)
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels_BHWC, labels_B in self.test_pixels(batch_size):
+            yield self._finish(pixels_BHWC, labels_B)
+
+    def test_count(self) -> int:
+        return len(self._parts.test.labels_N)
+
+    def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self._decode(self._parts.test, torch.arange(self.test_count()), batch_size)
+
+    def train_pixels(self, count: int) -> Tensor:
+        self._parts.check_train_count(count)
+        return torch.cat(list(self._sample(count)))
+
+    def _sample(self, most: int) -> Iterator[Tensor]:
+        """uint8 [B, H, W, C] of up to `most` images trained on, evenly spread."""
+        train = self._parts.split[0]
+        for pixels_BHWC, _ in self._decode(self._parts.train, train[spread(len(train), most)], batch_size=32):
+            yield pixels_BHWC
+
+    def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        train, draw = self._parts.split[0], generator(self.config.seed, EPOCH, epoch)
+        order = train[torch.randperm(len(train), generator=draw)][: steps * batch_size]
+        # A seed an image, so that an epoch does not depend on the number of workers.
+        seeds_N = torch.randint(2**62, (len(self._parts.train.paths),), generator=draw)
+        for pixels_BHWC, labels_B in self._decode(self._parts.train, order, batch_size, seeds_N):
+            yield self._finish(pixels_BHWC, labels_B)
+
+    def _files(self, part: Part, seeds_N: Tensor | None = None) -> ImageFiles:
+        """The files of a part, augmented if seeds are given."""
+        transform = large_transform(self.config, self._parts.layout, augment=seeds_N is not None)
+        return ImageFiles(part=part, layout=self._parts.layout, transform=transform, seeds_N=seeds_N)
+
+    def _decode(
+        self, part: Part, chosen: Tensor, batch_size: int, seeds_N: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        images, pinned = self._files(part, seeds_N), self._device.type == "cuda"
+        return decode(images, chosen.tolist(), batch_size, self.config.workers, pinned)
+
+    def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Move a batch to the device and normalise it."""
+        pixels_BHWC = pixels_BHWC.to(self._device, non_blocking=True)
+        images_BCHW = normalise(pixels_BHWC, self.record.mean, self.record.std)
+        return images_BCHW, labels_B.to(self._device, non_blocking=True)

@@ -1,0 +1,154 @@
+"""A set of small images: all of them as uint8 tensors on the device, and augmented there.
+
+N images, B batch, H height, W width, C channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import pad
+
+from wmlc.data import normalise
+from wmlc.data.decode import ImageFiles, decode, small_transform, spread
+from wmlc.data.parts import EPOCH, Parts, generator
+from wmlc.data.sources import DataConfig, Part
+from wmlc.records import DataRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FEW = 2000  # small files that are read sooner than workers are started
+
+
+class MemoryData:
+    """`wmlc.data.Data` of small images."""
+
+    def __init__(self, parts: Parts, device: torch.device | str) -> None:
+        self._parts = parts
+        self._device = torch.device(device)
+
+    @property
+    def config(self) -> DataConfig:
+        return self._parts.config
+
+    @cached_property
+    def record(self) -> DataRecord:
+        return self._parts.record(self._train[0].split(1024))
+
+    def train_steps(self, batch_size: int) -> int:
+        return self._parts.train_steps(batch_size)
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
+
+    def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        pixels_NHWC, labels_N = self._held_out
+        for pixels_BHWC, labels_B in zip(pixels_NHWC.split(batch_size), labels_N.split(batch_size), strict=True):
+            yield self._finish(pixels_BHWC, labels_B)
+
+    def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
+        order = self._parts.held_out_order(batch_size, index).to(self._device)
+        pixels_NHWC, labels_N = self._held_out
+        return self._finish(pixels_NHWC[order], labels_N[order])
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels_BHWC, labels_B in self.test_pixels(batch_size):
+            yield self._finish(pixels_BHWC, labels_B)
+
+    def test_count(self) -> int:
+        return len(self._parts.test.labels_N)
+
+    def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        labels_N = self._parts.test.labels_N
+        yield from zip(self._test.split(batch_size), labels_N.split(batch_size), strict=True)
+
+    def train_pixels(self, count: int) -> Tensor:
+        self._parts.check_train_count(count)
+        pixels_NHWC, labels_N = self._train
+        return pixels_NHWC[torch.tensor(spread(len(labels_N), count), device=self._device)].cpu()
+
+    # What is read, each when first asked for.
+
+    @cached_property
+    def _padded(self) -> tuple[Tensor, Tensor]:
+        """The images trained on, on the device: uint8 [N, H + 2 pad, W + 2 pad, C], class ids [N]."""
+        train, side = self._parts.split[0], self._pad
+        # Black, as torchvision's RandomCrop pads, and as the digits' background is.
+        pixels_NHWC = self._pixels(self._parts.train, train).to(self._device)
+        padded_NHWC = pad(pixels_NHWC, (0, 0, side, side, side, side)).contiguous()  # as `_crop` needs it
+        return padded_NHWC, self._parts.train.labels_N[train].to(self._device)
+
+    @property
+    def _train(self) -> tuple[Tensor, Tensor]:
+        """A view of the images trained on, without their padding: uint8 [N, H, W, C], class ids [N]."""
+        padded_NHWC, labels_N = self._padded
+        layout, side = self._parts.layout, self._pad
+        return padded_NHWC[:, side : side + layout.height, side : side + layout.width], labels_N
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        held_out = self._parts.split[1]
+        pixels_NHWC = self._pixels(self._parts.train, held_out)
+        return pixels_NHWC.to(self._device), self._parts.train.labels_N[held_out].to(self._device)
+
+    @cached_property
+    def _test(self) -> Tensor:
+        return self._pixels(self._parts.test, torch.arange(self.test_count()))
+
+    @property
+    def _pad(self) -> int:
+        """4 pixels around images of 32 and more, proportionally less around smaller ones."""
+        return min(4, min(self._parts.layout.height, self._parts.layout.width) // 8)
+
+    def _pixels(self, part: Part, chosen: Tensor) -> Tensor:
+        """uint8 [N, H, W, C] on the CPU of the images at the places `chosen`."""
+        if part.pixels_NHWC is not None:
+            return part.pixels_NHWC[chosen]
+        layout, config = self._parts.layout, self.config
+        pixels_NHWC = torch.empty((len(chosen), layout.height, layout.width, layout.channels), dtype=torch.uint8)
+        images = ImageFiles(part=part, layout=layout, transform=small_transform(config, layout))
+        workers, done = config.workers if len(chosen) >= _FEW else 0, 0
+        pinned = self._device.type == "cuda"
+        for pixels_BHWC, _ in decode(images, chosen.tolist(), batch_size=256, workers=workers, pinned=pinned):
+            pixels_NHWC[done : done + len(pixels_BHWC)] = pixels_BHWC
+            done += len(pixels_BHWC)
+        return pixels_NHWC
+
+    # How batches come about.
+
+    def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        padded_NHWC, labels_N = self._padded
+        # Drawn on the CPU, so that an epoch is the same on every device.
+        draw, count, shifts = generator(self.config.seed, EPOCH, epoch), len(labels_N), 2 * self._pad + 1
+        order = torch.randperm(count, generator=draw).to(self._device)
+        top_N = torch.randint(shifts, (count,), generator=draw).to(self._device)
+        left_N = torch.randint(shifts, (count,), generator=draw).to(self._device)
+        flip_N = (torch.rand(count, generator=draw) < 0.5).to(self._device)
+        for step in range(steps):
+            now = slice(step * batch_size, (step + 1) * batch_size)
+            pixels_BHWC = _crop(padded_NHWC, order[now], top_N[now], left_N[now], shifts)
+            if self.config.name != "digits":  # a mirrored digit is no digit
+                pixels_BHWC = torch.where(flip_N[now, None, None, None], pixels_BHWC.flip(2), pixels_BHWC)
+            yield self._finish(pixels_BHWC, labels_N[order[now]])
+
+    def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Move a batch to the device, where it is not there yet, and normalise it."""
+        pixels_BHWC = pixels_BHWC.to(self._device, non_blocking=True)
+        images_BCHW = normalise(pixels_BHWC, self.record.mean, self.record.std)
+        return images_BCHW, labels_B.to(self._device, non_blocking=True)
+
+
+def _crop(padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, shifts: int) -> Tensor:
+    """Cut a window out of each chosen image: uint8 [B, H, W, C]; it fits in `shifts` places each way."""
+    count, padded_height, padded_width, channels = padded_NHWC.shape
+    height, width = padded_height - shifts + 1, padded_width - shifts + 1
+    row = padded_width * channels
+    # All windows as one view, so that a batch's are one gather of whole rows (4 x as fast as one of pixels).
+    windows = padded_NHWC.as_strided(
+        (count, shifts, shifts, height, width * channels), (padded_height * row, row, channels, row, 1)
+    )
+    return windows[index_B, top_B, left_B].view(-1, height, width, channels)

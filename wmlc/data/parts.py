@@ -1,0 +1,131 @@
+"""The train and test images of a set, which of them are held out, and what the set says of itself.
+
+This is what a set held in memory and one read from files have in common.
+
+N images, B batch, H height, W width, C channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from wmlc.data.decode import Layout, read_layout
+from wmlc.data.sources import SETS, DataConfig, Part, refuse_empty_classes
+from wmlc.errors import InputError
+from wmlc.records import DataRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPLIT, EPOCH, HELD_OUT_PASS = range(3)  # what a stream of random numbers is for
+
+
+class Parts:
+    """The parts of the set `config.name`, each read when first asked for."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def train(self) -> Part:
+        """All images but the test images."""
+        return self._read(train=True)
+
+    @cached_property
+    def test(self) -> Part:
+        """The test images, at least one a class."""
+        part = self._read(train=False)
+        refuse_empty_classes(part)
+        return part
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The shape of the images; where they are files, by their headers."""
+        if self.train.pixels_NHWC is not None:
+            _, height, width, channels = self.train.pixels_NHWC.shape
+            return Layout(small=True, height=height, width=width, channels=channels)
+        # A machine that only tests may have train/'s class folders without their images.
+        return read_layout(self.train.paths or self._read(train=False).paths, self.config)
+
+    def _read(self, train: bool) -> Part:
+        _, read = SETS[self.config.name]
+        return read(self.config, train)
+
+    @cached_property
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Places in train of the images trained on and of those held out, ascending."""
+        refuse_empty_classes(self.train)
+        count, config = len(self.train.labels_N), self.config
+        if config.train_images is not None and config.train_images > count:
+            raise InputError(f"train_images must be at most {count} (all), got {config.train_images}")
+        order = torch.randperm(count, generator=generator(config.seed, SPLIT))[: config.train_images]
+        held_out = round(len(order) * config.held_out)
+        if not 0 < held_out < len(order):
+            raise InputError(
+                f"{len(order)} training images are too few to hold out a share of {config.held_out}: "
+                f"that is {held_out} of them; use more images or another held_out"
+            )
+        return order[held_out:].sort().values, order[:held_out].sort().values
+
+    def train_steps(self, batch_size: int) -> int:
+        """Batches an epoch; the last, partial one is dropped."""
+        count = len(self.split[0])
+        if batch_size > count:
+            raise InputError(
+                f"a batch of {batch_size} is more than the {count} images trained on; pass --batch-size {count} or less"
+            )
+        return count // batch_size
+
+    def check_train_count(self, count: int) -> None:
+        """Raise `InputError` where there are fewer than `count` images to train on."""
+        if count > len(self.split[0]):
+            have = len(self.split[0])
+            raise InputError(f"{count} training images were asked for, there are {have}; ask for fewer")
+
+    def held_out_order(self, batch_size: int, index: int) -> Tensor:
+        """Which of the held-out images make the `index`-th batch of an endless walk, reshuffled at each pass."""
+        count = len(self.split[1])
+        batch_size = min(batch_size, count)
+        nth_pass, step = divmod(index, count // batch_size)
+        shuffle = generator(self.config.seed, HELD_OUT_PASS, nth_pass)
+        return torch.randperm(count, generator=shuffle)[step * batch_size :][:batch_size]
+
+    def record(self, batches: Iterable[Tensor]) -> DataRecord:
+        """What the set says of itself; mean and deviation are those of these uint8 [B, H, W, C]."""
+        layout, (train, held_out) = self.layout, self.split
+        mean, std = _mean_and_std(batches)
+        return DataRecord(
+            name=self.config.name,
+            class_names=self.train.class_names,
+            input_shape=(layout.channels, layout.height, layout.width),
+            mean=mean,
+            std=std,
+            train=len(train),
+            held_out=len(held_out),
+            small=layout.small,
+        )
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """Random numbers that depend on the seed and on what they are for."""
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _mean_and_std(batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Per channel, of pixels scaled to 0..1, over uint8 batches [B, H, W, C]."""
+    count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
+    for pixels_BHWC in batches:
+        flat_PC = pixels_BHWC.cpu().flatten(0, 2).double()  # whole numbers, which doubles sum exactly
+        count += len(flat_PC)
+        total_C = total_C + flat_PC.sum(0)
+        squares_C = squares_C + flat_PC.square().sum(0)
+    mean_C = total_C / count
+    std_C = (squares_C / count - mean_C**2).clamp(min=0).sqrt()
+    # A channel of one value has no deviation; 1 of 255 keeps its normalised pixels finite.
+    return (mean_C / 255).tolist(), (std_C.clamp(min=1) / 255).tolist()
