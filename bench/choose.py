@@ -14,6 +14,7 @@ from wmlc.console import say
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
+from wmlc.settings import setting
 from wmlc.stats import pareto_front
 
 SHIPPED = ("ort", "trt")  # engines whose files `wmlc ship` takes
@@ -23,10 +24,10 @@ SHIPPED = ("ort", "trt")  # engines whose files `wmlc ship` takes
 class Bounds:
     """What a network must keep to; None: whatever it is."""
 
-    max_latency_ms: float | None = None  # 99th percentile of one call
-    max_bytes: int | None = None  # of its file
-    max_macs: float | None = None
-    min_top1: float | None = None  # percent
+    max_latency_ms: float | None = setting(None, "Most milliseconds of a call, at the 99th percentile.", metavar="X")
+    max_bytes: int | None = setting(None, "Largest file.", metavar="N")
+    max_macs: float | None = setting(None, "Most multiply-accumulates an image, such as 5e8.", metavar="N")
+    min_top1: float | None = setting(None, "Least top-1 in percent.", metavar="X")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -51,6 +52,16 @@ class Bounds:
         if least is not None and top1 < least:
             missed.append((1 - top1 / least, f"has top-1 {top1:.2f}, {least - top1:.2g} points below {least:g}"))
         return missed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Among:
+    """Which rows a network is chosen among; None: the bench's first, and of precisions any."""
+
+    engine: str | None = setting(None, "As measured with.", metavar="E", shown="the bench's first")
+    precision: str | None = setting(None, "In this precision only.", metavar="P")
+    threads: int | None = setting(None, "With so many threads.", metavar="T", shown="the bench's first")
+    batch: int | None = setting(None, "At this batch size.", metavar="B", shown="the bench's first")
 
 
 def times(row: Row) -> Latency:
@@ -129,8 +140,13 @@ def _by_speed(row: Row) -> tuple[float, float]:
     return times(row).p99, -(row.top1 or 0.0)
 
 
-def print_choice(run: Run | None, bench: Path, bounds: Bounds, *, as_json: bool, **wanted: str | int | None) -> None:
-    """Name the peer to ship, what it gives, and how to ship it, where the bench is that of a `run`; see `choose`."""
+def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Among, *, as_json: bool) -> None:
+    """Name the peer to ship, what it gives, and how to ship it, where the bench is that of a `run`; see `choose`.
+
+    Args: the `run`, or the record of a `bench`, or both.
+    """
+    bench, wanted = bench or (run.bench if run else None), vars(among)
+    assert bench is not None
     again = f"run 'wmlc bench{f' --run {run.root}' if run else ''}' first"
     record = records.read(bench, Bench, "bench", again)
     row = choose(record.rows, bounds, **wanted)

@@ -12,6 +12,7 @@ from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS
 from wmlc.settings import BenchSettings
+from wmlc.table import FORMATS
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -48,6 +49,16 @@ class BenchConfig(BenchSettings):
                 "under it; give both, such as --scenario server --latency-bound 20"
             )
 
+    @property
+    def takes_plans(self) -> bool:
+        """Some engine opens TensorRT plans."""
+        return any(engine_class(name).takes == PLAN for name in self.engines)
+
+    @property
+    def int8_target(self) -> str | None:
+        """What int8 files are made for; None leaves it to the export."""
+        return self.target or ("gpu" if {"trt", "ort-trt"} & set(self.engines) else None)
+
     def _check_engines(self) -> None:
         takes = {name: engine_class(name).takes for name in self.engines}
         as_trained = [name for name in self.engines if takes[name] == NETWORK]
@@ -61,6 +72,18 @@ class BenchConfig(BenchSettings):
             raise InputError(
                 f"cuda_graph is a choice of the engine trt, got no graph for {','.join(self.engines)}; leave it out"
             )
+
+
+def check_asked(config: BenchConfig, shown: str, *, run: bool, files: bool, data: bool) -> None:
+    """Raise `InputError` where options of `wmlc bench` do not go together: a run or files, and what is for files."""
+    if shown not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
+    if files and run:
+        raise InputError("bench measures a run or files; give --run or FILEs, not both")
+    if data and not files:
+        raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
+    if files and (config.precisions != ("fp32",) or config.target):
+        raise InputError("files run in the precision that is in them; leave --precision and --target out")
 
 
 def _check_names(what: str, names: Sequence[str], allowed: Sequence[str], *, empty: bool) -> None:

@@ -7,13 +7,14 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.errors import InputError
 from wmlc.run import data_config
-from wmlc.settings import TrainConfig
+from wmlc.settings import TrainConfig, setting
 
 CHOICES = {
     "method": tuple(METHODS),
@@ -26,6 +27,8 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 
+SWEEP_ENGINES = ("local", "ray")
+
 AT_LEAST = {
     "epochs": 1, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
     "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
@@ -34,6 +37,26 @@ AT_LEAST = {
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
 MOST = 2**31  # of a whole number, as records hold it; a seed has a bound of its own
 LONGEST_SHOWN = 60  # letters of a value in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How the runs of a grid are carried out."""
+
+    jobs: int = setting(1, "Runs at once on a machine.", metavar="N")
+    engine: str = setting(
+        "local", "This machine, or the machines and GPUs of a Ray cluster, which must share a file system.",
+        metavar="|".join(SWEEP_ENGINES),
+    )  # fmt: skip
+    address: str | None = setting(None, "Ray's cluster.", metavar="auto|HOST:PORT", shown="a Ray of this machine")
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise InputError(f"--jobs must be at least 1, got {self.jobs}")
+        if self.engine not in SWEEP_ENGINES:
+            raise InputError(f"--engine must be one of {', '.join(SWEEP_ENGINES)}, got {self.engine!r}")
+        if self.address is not None and self.engine != "ray":
+            raise InputError("--address is where a Ray cluster is; pass --engine ray with it")
 
 
 def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:

@@ -13,7 +13,7 @@ from typing import Any
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
-from wmlc.console import UNKNOWN, say
+from wmlc.console import UNKNOWN, note, say
 from wmlc.errors import InputError
 from wmlc.settings import TrainConfig, names_of
 from wmlc.table import Table
@@ -58,8 +58,12 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
     """A recipe's settings with `given` over them, and the names of those that were left out.
 
     What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
-    family that the other has no choice of.
+    family that the other has no choice of. Another run's baseline is one, and none is nobody's.
     """
+    if given.get("baseline_from") is not None:
+        given = {"baseline": True, **given}
+    elif given.get("baseline") is False:
+        given = {"baseline_from": None, **given}
     former = recipe.get("method", TrainConfig.method)
     method, left = given.get("method", former), list[str]()
     own = METHODS.get(method) if isinstance(method, str) and method != former else None
@@ -67,6 +71,15 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
         not_its = [*names_of("method"), *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
         left = [name for name in recipe if name in not_its and name not in given]
     return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
+
+
+def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
+    """The settings in a recipe, if one is named, with `given` over them; a note says what another method left out."""
+    chosen, left = override(read_recipe(recipe) if recipe else {}, given)
+    config = settle(chosen, recipe or "options")
+    if left:
+        note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
+    return config
 
 
 def list_recipes() -> list[Recipe]:

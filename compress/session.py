@@ -109,7 +109,7 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
             network, spec = baseline
             (aside / "baseline").mkdir()
             save_network(network, spec, aside / "baseline")
-    return _train(run, config, data, prepared, device)
+    return _train_stoppable(run, config, data, prepared, device)
 
 
 def resume_run(run: Run) -> Run:
@@ -121,7 +121,15 @@ def resume_run(run: Run) -> Run:
     config = settle(vars(runs.read_config(run).settings), str(run.config))
     device = choose_device(config.device, config.precision)
     data = open_data(data_config(config), device.name)
-    return _train(run, config, data, prepare(config, data, device), device)
+    return _train_stoppable(run, config, data, prepare(config, data, device), device)
+
+
+def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
+    """`_train`; Ctrl-C says how to go on."""
+    try:
+        return _train(run, config, data, prepared, device)
+    except KeyboardInterrupt:
+        raise InputError(f"stopped; go on with 'wmlc train --resume --out {run.root}'") from None
 
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:

@@ -13,13 +13,14 @@ import onnxruntime
 from torch import Tensor
 
 from wmlc.accuracy import images_a_call, top1_percent
+from wmlc.console import say
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.about import read_about
 from wmlc.export.config import PLAN_SUFFIXES, ExportConfig, changed
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
-from wmlc.files import check_writable, new_directory, new_file, refuse_existing, sha256
+from wmlc.files import check_writable, new_directory, new_file, refuse_existing, sha256, size_of
 from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_spec, save_network
 from wmlc.records import NetworkSpec
@@ -78,6 +79,12 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
             missed.append(f"{target} was not written: {peer_name(peer)} {error}")
     if missed:
         raise GateError("; ".join(missed))
+
+
+def print_extracted(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bool) -> None:
+    """Extract, and say what was written."""
+    for made in extract(run, wanted, out, config, force=force):
+        say(f"wrote {made.path} ({size_of(made.path):,} bytes)" + made.accuracy(config.form))
 
 
 def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:

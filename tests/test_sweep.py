@@ -36,7 +36,9 @@ GRID = (
 )  # 0.9 of the MACs is out of reach under the sharing tree, which only training finds
 SWEEP = """
 import sys; from pathlib import Path; from wmlc.compress.sweep.session import run_sweep
-try: run_sweep(sys.argv[1], sys.argv[4:], Path(sys.argv[2]), 1, sys.argv[3], None, False, False)
+from wmlc.compress.config import SweepConfig
+config = SweepConfig(engine=sys.argv[3])
+try: run_sweep(sys.argv[1], sys.argv[4:], Path(sys.argv[2]), config, dry_run=False, as_json=False)
 except ValueError as error: print(error)
 """
 BEYOND, FIRST, SECOND = "ratios-0.9-0", "ratios-0.5-0", "ratios-0.3-0"

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from wmlc.compress import session
-from wmlc.compress.config import settle
+from wmlc.compress.config import SweepConfig, settle
 from wmlc.compress.sweep.session import run_sweep
 from wmlc.records import Branch, Cost, DataRecord, DeviceRecord, Family, Peer, RunRecord
 from wmlc.run import Run
@@ -37,8 +37,8 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def sweep(recipe: str | None, sets: Sequence[str], out: Path, **options: Any) -> None:
     """`wmlc sweep` with its defaults."""
-    defaults = {"jobs": 1, "engine": "local", "address": None, "dry_run": False, "as_json": False}
-    run_sweep(recipe, sets, out, **{**defaults, **options})
+    said = {name: options.pop(name, False) for name in ("dry_run", "as_json")}
+    run_sweep(recipe, sets, out, SweepConfig(**options), **said)
 
 
 def a_run_record(config: TrainConfig) -> RunRecord:

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 import wmlc
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import PLAN, engine_class
-from wmlc.compress.config import CHOICES, settle
-from wmlc.compress.recipes import override, print_recipes, read_recipe
-from wmlc.console import note
+from wmlc.bench.choose import Among, Bounds, print_choice
+from wmlc.bench.config import BenchConfig, check_asked
+from wmlc.compress.config import CHOICES, SweepConfig
+from wmlc.compress.recipes import choose_config, print_recipes
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.options import (
@@ -21,20 +20,14 @@ from wmlc.options import (
     Grouped,
     command_words,
     force_option,
+    format_option,
     given,
     json_option,
     options_of,
     run_option,
+    split,
 )
 from wmlc.settings import BenchSettings, TrainConfig
-from wmlc.table import FORMATS
-
-VERIFY_TAKES = ("run_name", "out", "verify", "as_json")  # of `wmlc ship`
-FILES_RECORD = Path("bench.json")  # of a bench of files
-
-format_option = click.option(
-    "--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print."
-)
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,22 +79,12 @@ def train(
         return
     if as_json and not dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    if "baseline" in asked:
-        asked = {"baseline_from": None, **asked}
-    elif "baseline_from" in asked:
-        asked["baseline"] = True
-    chosen, left = override(read_recipe(recipe) if recipe else {}, asked)
-    config = settle(chosen, recipe or "options")
-    if left:
-        note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
+    config = choose_config(recipe, asked)
     if dry_run:
         session.dry_run(config, as_json)
         return
     out = out or RUNS / f"{config.arch}-{config.data}-{config.method}"
-    try:
-        session.start_run(config, out, force, command_words())
-    except KeyboardInterrupt:
-        raise InputError(f"stopped; go on with 'wmlc train --resume --out {out}'") from None
+    session.start_run(config, out, force, command_words())
 
 
 @main.command(cls=Grouped)
@@ -123,13 +106,10 @@ def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings
     With --peer all, --out family.onnx makes family-peer1.onnx, family-peer2.onnx, …
     """
     config = ExportConfig(**settings)
-    from wmlc.console import say
-    from wmlc.export.extract import extract as extract_peers
-    from wmlc.files import size_of
+    from wmlc.export.extract import print_extracted
     from wmlc.run import find_run
 
-    for made in extract_peers(find_run(run_name), peer, out, config, force=force):
-        say(f"wrote {made.path} ({size_of(made.path):,} bytes)" + made.accuracy(config.form))
+    print_extracted(find_run(run_name), peer, out, config, force=force)
 
 
 @main.command(cls=Grouped)
@@ -157,25 +137,20 @@ def bench(
     wmlc bench theirs.onnx ours.onnx
     """
     config = BenchConfig(**settings)
-    if shown not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
-    if files and run_name:
-        raise InputError("bench measures a run or files; give --run or FILEs, not both")
-    if (data_name or data_root) and not files:
-        raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
-    if files and (config.precisions != ("fp32",) or config.target):
-        raise InputError("files run in the precision that is in them; leave --precision and --target out")
+    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name or data_root))
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 
-    if out is not None or files:
-        refuse_existing(out or FILES_RECORD, force)
+    if files:
+        out = out or Path("bench.json")
+    if out is not None:
+        refuse_existing(out, force)
     session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
     if files:
         from wmlc.data import DataConfig, open_data
 
         data = open_data(DataConfig(name=data_name, root=Path(data_root) if data_root else None)) if data_name else None
-        out = out or FILES_RECORD
+        assert out is not None
         record = session.bench_files(files, config, data, out, command=command_words())
     else:
         from wmlc.export.extract import bench_forms
@@ -183,12 +158,9 @@ def bench(
 
         run = find_run(run_name)
         run_data, out = open_run_data(run), out or run.bench
-        takes = {engine_class(engine).takes for engine in config.engines}
-        on_tensorrt = bool({"trt", "ort-trt"} & set(config.engines))
         made = bench_forms(
-            run, run_data, config.precisions, config.target or ("gpu" if on_tensorrt else None), plans=PLAN in takes,
-            batches=config.batches,
-        )  # fmt: skip
+            run, run_data, config.precisions, config.int8_target, plans=config.takes_plans, batches=config.batches
+        )
         record = session.bench_run(run, config, made, run_data, out, command=command_words())
     from wmlc.bench.gates import enforce
     from wmlc.report.terminal import print_bench
@@ -197,22 +169,13 @@ def bench(
     enforce(record, out)
 
 
-@main.command()
+@main.command(cls=Grouped)
 @run_option
 @click.option("--bench", "bench_file", type=PATH, metavar="FILE.json", help="A bench's record.  [default: the run's]")
-@click.option("--max-latency-ms", type=float, metavar="X", help="Most milliseconds of a call, at the 99th percentile.")
-@click.option("--max-bytes", type=int, metavar="N", help="Largest file.")
-@click.option("--max-macs", type=float, metavar="N", help="Most multiply-accumulates an image, such as 5e8.")
-@click.option("--min-top1", type=float, metavar="X", help="Least top-1 in percent.")
-@click.option("--engine", metavar="E", help="As measured with.  [default: the bench's first]")
-@click.option("--precision", metavar="P", help="In this precision only.")
-@click.option("--threads", type=int, metavar="T", help="With so many threads.  [default: the bench's first]")
-@click.option("--batch", type=int, metavar="B", help="At this batch size.  [default: the bench's first]")
+@options_of(Bounds)
+@options_of(Among)
 @json_option
-def choose(
-    run_name: Path | None, bench_file: Path | None, as_json: bool, max_latency_ms: float | None, max_bytes: int | None,
-    max_macs: float | None, min_top1: float | None, **wanted: Any,
-) -> None:  # fmt: skip
+def choose(run_name: Path | None, bench_file: Path | None, as_json: bool, **settings: Any) -> None:
     """Name the peer to ship, from what was measured.
 
     Of the peers within the bounds the most accurate; with --min-top1 alone, or where top-1 was not measured, the
@@ -222,14 +185,11 @@ def choose(
     wmlc choose --max-latency-ms 3 --engine ort
     wmlc choose --min-top1 75
     """
-    from wmlc.bench.choose import Bounds, print_choice
     from wmlc.run import find_run
 
-    bounds = Bounds(max_latency_ms=max_latency_ms, max_bytes=max_bytes, max_macs=max_macs, min_top1=min_top1)
+    bounds, among = split(settings, Bounds, Among)
     run = find_run(run_name) if run_name or bench_file is None else None
-    bench_file = bench_file or (run.bench if run else None)
-    assert bench_file is not None
-    print_choice(run, bench_file, bounds, as_json=as_json, **wanted)
+    print_choice(run, bench_file, bounds, among, as_json=as_json)
 
 
 @main.command()
@@ -252,9 +212,7 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
 @main.command(cls=Grouped)
 @run_option
 @click.option("--peer", metavar="K,K,…|all|baseline", help="Which networks, peers counted from 1, the smallest first.")
-@click.option(
-    "--out", type=PATH, default=Path("model_repository"), show_default=True, metavar="DIR", help="The model repository."
-)
+@click.option("--out", type=PATH, default="model_repository", show_default=True, metavar="DIR", help="Where to.")
 @options_of(ShipConfig)
 @click.option("--verify", metavar="URL", help="Ship nothing; ask the server at URL whether it serves what DIR holds.")
 @json_option
@@ -273,7 +231,7 @@ def ship(
     from wmlc.run import find_run
 
     if verify is not None:
-        if other := [f"--{name.replace('_', '-')}" for name in given(["peer", *settings]) if name not in VERIFY_TAKES]:
+        if other := [f"--{name.replace('_', '-')}" for name in given(["peer", *settings])]:
             raise InputError(f"--verify ships nothing: give it --out, --run and --json, without {', '.join(other)}")
         from wmlc.export.verify import print_verified
 
@@ -295,18 +253,12 @@ def ship(
     "ratios=0.7:0.5:0.3:0,0.3:0.2:0.1:0.",
 )  # fmt: skip
 @click.option("--out", type=PATH, metavar="DIR", help="Where the runs go.  [default: runs/RECIPE]")
-@click.option("--jobs", default=1, show_default=True, metavar="N", help="Runs at once on a machine.")
-@click.option(
-    "--engine", default="local", show_default=True, metavar="local|ray",
-    help="This machine, or the machines and GPUs of a Ray cluster, which must share a file system.",
-)  # fmt: skip
-@click.option("--address", metavar="auto|HOST:PORT", help="Ray's cluster.  [default: a Ray of this machine]")
+@options_of(SweepConfig)
 @click.option("--dry-run", is_flag=True, help="Print the grid and how far each run is; train nothing.")
 @json_option
 def sweep(
-    recipe: str | None, sets: tuple[str, ...], out: Path | None, jobs: int, engine: str, address: str | None,
-    dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
+    recipe: str | None, sets: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool, **settings: Any
+) -> None:
     """Train a grid of runs: every combination of the values given with --set, over RECIPE.
 
     What is finished is skipped and what was killed goes on, so the same command again completes a sweep. One failed
@@ -319,7 +271,7 @@ def sweep(
     from wmlc.run import RUNS
 
     out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
-    run_sweep(recipe, sets, out, jobs, engine, address, dry_run, as_json)
+    run_sweep(recipe, sets, out, SweepConfig(**settings), dry_run=dry_run, as_json=as_json)
 
 
 @main.command()

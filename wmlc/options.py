@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from wmlc.errors import GateError, InputError
+from wmlc.table import FORMATS
 
 PATH = click.Path(path_type=Path)
 
@@ -177,6 +178,12 @@ def _type(flag: str, name: str, annotation: str) -> Any:
     return {"int": int, "float": float, "str": str}[annotation]
 
 
+def split(settings: dict[str, Any], *kinds: type) -> Iterator[Any]:
+    """A command's options as the configurations that they were made of."""
+    for kind in kinds:
+        yield kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})
+
+
 def given(names: Sequence[str]) -> dict[str, Any]:
     """Those of the options `names` that the caller passed, with their values."""
     context = click.get_current_context()
@@ -184,6 +191,9 @@ def given(names: Sequence[str]) -> dict[str, Any]:
     return {name: context.params[name] for name in passed}
 
 
+format_option = click.option(
+    "--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print."
+)
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import settle
+from wmlc.compress.config import SweepConfig, settle
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
 from wmlc.console import UNKNOWN, say
@@ -28,7 +28,6 @@ from wmlc.run import BASELINE, Run, read_config, read_family
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
 from wmlc.table import Table
 
-ENGINES = ("local", "ray")
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
 UNFINISHED, TO_DO, REFUSED = "unfinished", "to do", "refused"  # how far a run is, besides FINISHED
 
@@ -46,17 +45,17 @@ class Entry:
 
 
 def run_sweep(
-    recipe: str | None, sets: Sequence[str], out: Path, jobs: int, engine: str, address: str | None,
-    dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
+    recipe: str | None, sets: Sequence[str], out: Path, config: SweepConfig, *, dry_run: bool, as_json: bool
+) -> None:
     """Train every run of a grid that is not finished yet in `out`/NAME, and say how each ended.
 
-    Args: a recipe's name or file; texts KEY=VALUE,VALUE,… (see `read_grid`); runs at once on a machine; `local` or
-    `ray`, for which every machine must see `out`, the data and the working directory under the same paths; Ray's
-    address, none for a Ray of this machine. In `out`/.sweep lie NAME.yaml, a run's settings, and NAME.log, what it
-    printed. Raises `InputError` before anything starts for settings that cannot be, and at the end where a run failed.
+    Args: a recipe's name or file; texts KEY=VALUE,VALUE,… (see `read_grid`). With Ray every machine must see `out`, the
+    data and the working directory under the same paths. In `out`/.sweep lie NAME.yaml, a run's settings, and NAME.log,
+    what it printed. Raises `InputError` before anything starts for settings that cannot be, and at the end where a
+    run failed.
     """
-    _check_options(jobs, engine, address, dry_run, as_json)
+    if as_json and not dry_run:
+        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
     points = read_grid(recipe, sets)
     entries = arrange(points, out)
     if dry_run:
@@ -68,7 +67,7 @@ def run_sweep(
             say(f"skipped {entry.point.name}: finished")
     try:
         with _ending_is_interrupt():
-            _train_all(points, entries, out, jobs, engine, address, failed)
+            _train_all(points, entries, out, config, failed)
     except KeyboardInterrupt:
         raise InputError("stopped; the same command goes on where it was") from None
     done = [shlex.quote(str(out / point.name)) for point in points if point.name not in failed]
@@ -104,17 +103,6 @@ def arrange(points: Sequence[Point], out: Path, failed: Collection[str] = ()) ->
                     after = None if there else first.point.name
                     takes[member.point.name] = replace(member, baseline=first.run.root, after=after)
     return [takes.get(entry.point.name, entry) for entry in entries]
-
-
-def _check_options(jobs: int, engine: str, address: str | None, dry_run: bool, as_json: bool) -> None:
-    if jobs < 1:
-        raise InputError(f"--jobs must be at least 1, got {jobs}")
-    if engine not in ENGINES:
-        raise InputError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if address is not None and engine != "ray":
-        raise InputError("--address is where a Ray cluster is; pass --engine ray with it")
-    if as_json and not dry_run:
-        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
 
 
 def _entry(point: Point, run: Run) -> Entry:
@@ -154,9 +142,8 @@ def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
 
 
 def _train_all(
-    points: Sequence[Point], entries: Sequence[Entry], out: Path, at_once: int, engine: str, address: str | None,
-    failed: dict[str, str],
-) -> None:  # fmt: skip
+    points: Sequence[Point], entries: Sequence[Entry], out: Path, config: SweepConfig, failed: dict[str, str]
+) -> None:
     """Do all that is to do; a run whose baseline failed to come is arranged again, until none is left."""
     done = 0
 
@@ -181,8 +168,9 @@ def _train_all(
     total = len(todo)
     if not todo:
         return
-    _say_counts(entries, at_once, engine)
-    with ray_engine(address, at_once) if engine == "ray" else local_engine(at_once) as work:
+    _say_counts(entries, config.jobs, config.engine)
+    engine = ray_engine(config.address, config.jobs) if config.engine == "ray" else local_engine(config.jobs)
+    with engine as work:
         while todo:
             first = [e for e in todo if e.after is None] + [e for e in todo if e.after is not None]
             work([_job(entry, out) for entry in first], report)
