@@ -14,19 +14,7 @@ from wmlc.compress.config import CHOICES, SweepConfig
 from wmlc.compress.recipes import choose_config, print_recipes
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.options import (
-    PATH,
-    Cli,
-    Grouped,
-    command_words,
-    force_option,
-    format_option,
-    given,
-    json_option,
-    options_of,
-    run_option,
-    split,
-)
+from wmlc.options import PATH, Cli, command_words, forced, given, json_option, options_of, run_option, shown_as, split
 from wmlc.settings import BenchSettings, TrainConfig
 
 
@@ -48,7 +36,7 @@ def main() -> None:
     """
 
 
-@main.command(cls=Grouped)
+@main.command()
 @click.argument("recipe", required=False)
 @options_of(TrainConfig, CHOICES, switches=True)
 @click.option("--out", type=PATH, help="The run's directory.  [default: runs/ARCH-DATA-METHOD]")
@@ -56,7 +44,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the family and train nothing.")
 @click.option("--list", "list_recipes", is_flag=True, help="List the recipes that came with wmlc.")
 @json_option
-@force_option
+@forced
 def train(
     recipe: str | None, out: Path | None, resume: bool, dry_run: bool, list_recipes: bool, force: bool, as_json: bool,
     **settings: Any,
@@ -87,17 +75,12 @@ def train(
     session.start_run(config, out, force, command_words())
 
 
-@main.command(cls=Grouped)
+@main.command()
 @run_option
-@click.option(
-    "--peer", required=True, metavar="K|all|baseline", help="Which network, peers counted from 1, the smallest first."
-)
-@click.option(
-    "--out", type=PATH, required=True,
-    help="FILE.onnx, FILE.plan (or .engine, TensorRT), or a directory for spec.json and weights.safetensors.",
-)  # fmt: skip
+@click.option("--peer", required=True, metavar="K|all|baseline", help="Which network; peer 1 is the smallest.")
+@click.option("--out", type=PATH, required=True, help="FILE.onnx, FILE.plan, or a directory (spec.json and weights).")
 @options_of(ExportConfig)
-@force_option
+@forced
 def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings: Any) -> None:
     """Write a peer as a standalone dense network.
 
@@ -112,15 +95,15 @@ def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings
     print_extracted(find_run(run_name), peer, out, config, force=force)
 
 
-@main.command(cls=Grouped)
+@main.command()
 @click.argument("files", nargs=-1, type=PATH, metavar="[FILE.onnx …]")
 @run_option
 @options_of(BenchSettings)
 @click.option("--data", "data_name", metavar="NAME", help="With files: the data set to measure their top-1 on.")
 @click.option("--data-root", metavar="DIR", help="Where that lies.")
-@format_option
+@shown_as
 @click.option("--out", type=PATH, metavar="FILE.json", help="The record.  [default: bench.json in the run]")
-@force_option
+@forced
 def bench(
     files: tuple[Path, ...], run_name: Path | None, data_name: str | None, data_root: str | None, shown: str,
     out: Path | None, force: bool, **settings: Any,
@@ -141,8 +124,7 @@ def bench(
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 
-    if files:
-        out = out or Path("bench.json")
+    out = Path("bench.json") if files and out is None else out
     if out is not None:
         refuse_existing(out, force)
     session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
@@ -169,7 +151,7 @@ def bench(
     enforce(record, out)
 
 
-@main.command(cls=Grouped)
+@main.command()
 @run_option
 @click.option("--bench", "bench_file", type=PATH, metavar="FILE.json", help="A bench's record.  [default: the run's]")
 @options_of(Bounds)
@@ -195,7 +177,7 @@ def choose(run_name: Path | None, bench_file: Path | None, as_json: bool, **sett
 @main.command()
 @click.argument("run_names", nargs=-1, type=PATH, metavar="[RUN …]")
 @click.option("--out", type=PATH, metavar="FILE.html", help="The page.  [default: report.html in the first run]")
-@force_option
+@forced
 def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     """Make one page of what runs gave: to look at, to send, to print.
 
@@ -209,7 +191,7 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     write_report(runs, out or runs[0].report, force=force or out is None)
 
 
-@main.command(cls=Grouped)
+@main.command()
 @run_option
 @click.option("--peer", metavar="K,K,…|all|baseline", help="Which networks, peers counted from 1, the smallest first.")
 @click.option("--out", type=PATH, default="model_repository", show_default=True, metavar="DIR", help="Where to.")
@@ -249,8 +231,7 @@ def ship(
 @click.argument("recipe", required=False)
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=V,V,…",
-    help="Values of a setting, one or several; again for other settings. A list's own values take colons: "
-    "ratios=0.7:0.5:0.3:0,0.3:0.2:0.1:0.",
+    help="Values of a setting; again for other settings. A list's own values take colons: ratios=0.7:0.5:0,0.3:0.",
 )  # fmt: skip
 @click.option("--out", type=PATH, metavar="DIR", help="Where the runs go.  [default: runs/RECIPE]")
 @options_of(SweepConfig)
@@ -277,9 +258,9 @@ def sweep(
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--paper", metavar="table6|table7|table8", help="Set the paper's published numbers beside the measured.")
-@format_option
+@shown_as
 @click.option("--out", type=PATH, metavar="FILE.md|csv|json", help="Write the comparison to a file too.")
-@force_option
+@forced
 def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | None, force: bool) -> None:
     """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
 
@@ -298,7 +279,7 @@ def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | N
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--figure", "figures", metavar="NAME,…", help="Some of the figures only; a wrong name lists them.")
 @click.option("--out", type=PATH, default=Path("plots"), show_default=True, metavar="DIR", help="Where they go.")
-@force_option
+@forced
 def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) -> None:
     """Draw the paper's figures from finished runs, each as SVG, PNG and the numbers as JSON.
 

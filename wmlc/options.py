@@ -32,33 +32,6 @@ class GateMissed(click.ClickException):
     exit_code = GateError.exit_code
 
 
-class Cli(click.Group):
-    """Turns errors that the caller can act on into one line and their exit code."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        words = shlex.join(["wmlc", *args])  # before click takes them apart
-        context = super().make_context(info_name, args, parent, **extra)
-        context.meta["words"] = words
-        return context
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise Fixable(_one_line(error)) from error
-        except GateError as error:
-            raise GateMissed(_one_line(error)) from error
-        except click.MissingParameter:
-            raise
-        except click.BadParameter as error:  # a wrong value, not a wrong command line
-            raise Fixable(error.format_message()) from error
-        except OSError as error:
-            place = f": {error.filename}" if error.filename else ""
-            raise Fixable(f"{error.strerror or error}{place}") from error
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -96,6 +69,35 @@ class Grouped(click.Command):
         for title in sorted(sections, key=lambda title: shortened and title == "Options"):  # then they come last
             with formatter.section(title):
                 formatter.write_dl(sections[title])
+
+
+class Cli(click.Group):
+    """Turns errors that the caller can act on into one line and their exit code."""
+
+    command_class = Grouped
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = shlex.join(["wmlc", *args])  # before click takes them apart
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta["words"] = words
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise Fixable(_one_line(error)) from error
+        except GateError as error:
+            raise GateMissed(_one_line(error)) from error
+        except click.MissingParameter:
+            raise
+        except click.BadParameter as error:  # a wrong value, not a wrong command line
+            raise Fixable(error.format_message()) from error
+        except OSError as error:
+            place = f": {error.filename}" if error.filename else ""
+            raise Fixable(f"{error.strerror or error}{place}") from error
 
 
 def _help_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -191,13 +193,13 @@ def given(names: Sequence[str]) -> dict[str, Any]:
     return {name: context.params[name] for name in passed}
 
 
-format_option = click.option(
+shown_as = click.option(
     "--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print."
 )
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
-force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+forced = click.option("--force", is_flag=True, help="Replace what is there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
