@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from wmlc.layers import LayerPair, compare, joined_by
+from wmlc.layer_pairs import LayerPair, compare, joined_by
 from wmlc.records import LayerTime, Profile
 
 PAID_OUT = 0.8  # of the MAC ratio, as speed-up; below it, `where_lost` speaks

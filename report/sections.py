@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wmlc.layers import NO_FASTER
+from wmlc.layer_pairs import NO_FASTER
 from wmlc.report import charts, series, tables
 from wmlc.report.cells import Cell, all_cells, grouped_notes
 from wmlc.report.runs import TrainedRun, network_names, network_of

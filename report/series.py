@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wmlc.console import digits, scaled
-from wmlc.layers import LayerPair, compare
+from wmlc.layer_pairs import LayerPair, compare
 from wmlc.records import Profile, Row, Scenario, Speedup
 from wmlc.report.cells import Cell, cell_of, profile_cell
 from wmlc.report.runs import TrainedRun, network_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from wmlc import records
 from wmlc.console import UNKNOWN, digits, note, say, say_notes, scaled
-from wmlc.layers import OTHER, compare
+from wmlc.layer_pairs import OTHER, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.cells import grouped_notes
 from wmlc.run import BASELINE

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from wmlc.bench.profile import _losses, merge, where_lost
-from wmlc.layers import compare, joined_by
+from wmlc.layer_pairs import compare, joined_by
 from wmlc.records import LayerTime, Profile
 
 

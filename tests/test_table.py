@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from wmlc.console import print_table, say_notes
+from wmlc.console import say_notes
 from wmlc.table import Table
 
 TABLE = Table(("method", "n", "top-1"), [["wml", "3", "70.12\n±0.50"], ["self-distillation", "1", "69.00"]])
@@ -54,7 +54,7 @@ def test_nothing_is_cut_and_no_line_ends_in_blanks(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == wide and not any(line.endswith(" ") for line in lines)
     assert max(map(len, lines[:2])) <= 100, "a title is wrapped"
-    print_table("", ("a", "b"), [["1", "2"]])
+    Table(("a", "b"), [["1", "2"]]).show()
     assert capsys.readouterr().out == "a  b\n1  2\n"
     Table(("a",), [["[red]x[/red] :smile:"]]).show(markdown=True)
     assert capsys.readouterr().out.endswith("| [red]x[/red] :smile: |\n")

@@ -11,7 +11,7 @@ import pytest
 from made import made_bench, made_latency, made_layer, made_profile, made_row, made_speedup
 
 from wmlc import records
-from wmlc.layers import OTHER
+from wmlc.layer_pairs import OTHER
 from wmlc.records import Bench, Row, Scenario, Trial
 from wmlc.report.terminal import layer_table, print_bench, profiled_words, short_name
 from wmlc.settings import BenchSettings

@@ -54,13 +54,6 @@ def say_notes(lines: Sequence[str], *, markdown: bool = False) -> None:
         say(f"- {line}" if markdown else textwrap.fill(f"note: {line}", WIDTH, subsequent_indent="      "))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table whose first `left` columns are words and the rest numbers."""
-    from wmlc.table import Table
-
-    Table(header, rows, title, words=left).show()
-
-
 def digits(value: float | None) -> str:
     """Three significant digits or more: 0.120, 12.3, 123.4, 1,234."""
     if value is None:

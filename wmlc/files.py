@@ -117,19 +117,6 @@ def write_json(path: Path, record: Any) -> None:
         aside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`, or an `InputError` that names `what` it should be and the `remedy`."""
-    try:
-        record = json.loads(read_text(path, what, remedy))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a readable {what} (damaged or truncated JSON: {error}); {remedy}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a {what}: expected a JSON object, got {type(record).__name__}; {remedy}")
-    return record
-
-
 def size_of(path: Path) -> int:
     """The bytes of a file, or of all files in a directory."""
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())

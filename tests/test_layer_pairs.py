@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from made import made_layer, made_profile
 
-from wmlc.layers import LayerPair, compare, joined_by
+from wmlc.layer_pairs import LayerPair, compare, joined_by
 
 BASE = made_profile(0, [made_layer("a", 1.0, 100), made_layer("b", 2.0, 100), made_layer("other: Add", 0.3, 0, None)])
 
