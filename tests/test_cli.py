@@ -170,15 +170,6 @@ def test_runs_that_cannot_be_used_are_one_line(run: Run, tmp_path: Path, monkeyp
     assert not Path("p.onnx").exists()
 
 
-def test_an_onnx_file_that_is_damaged_stops_the_bench(run: Run, tmp_path: Path) -> None:
-    shutil.copytree(run.root, tmp_path / "run")
-    (tmp_path / "run" / "onnx").mkdir(exist_ok=True)
-    for name in ("baseline", "peer1", "peer2"):
-        (tmp_path / "run" / "onnx" / f"family-{name}.onnx").write_bytes(b"\x08\x0a")
-    message = assert_one_line(invoke("bench", "--run", tmp_path / "run", "--seconds", "0.1"))
-    assert ".onnx" in message and "extract it again" in message
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -91,8 +91,8 @@ def manifest() -> Manifest:
     )  # fmt: skip
     return Manifest(
         model="resnet20_p05", version=1, file="model.onnx", sha256=SHA, file_bytes=9, license="MIT", server="triton",
-        input=Tensor(name="images", dtype="FP32", shape=[-1, 3, 32, 32], layout="NCHW"),
-        output=Tensor(name="logits", dtype="FP32", shape=[-1, 2], meaning="scores"),
+        input=Tensor(name="images", dtype="float32", shape=[-1, 3, 32, 32], layout="NCHW"),
+        output=Tensor(name="logits", dtype="float32", shape=[-1, 2], meaning="scores"),
         preprocess=Preprocess(inside=False, formula="(pixels / 255 - mean) / std", scale=255, mean=[0.5] * 3,
                               std=[0.25] * 3, size=(32, 32), channels="RGB"),
         labels=["cat", "dog"], max_batch=8, architecture="resnet20", precision="fp32", target=None,

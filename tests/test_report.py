@@ -231,7 +231,7 @@ def test_damaged_records_are_refused_in_one_line(tmp_path: Path) -> None:
     assert read_runs([run], with_bench=True)[0].bench is None
     again = f"bench again with 'wmlc bench --run {run.root}'"
     for damage, said in (
-        ('{"rows": [1]}', "is no bench record of this wmlc: its schema_version is 'missing', this one reads 1"),
+        ('{"rows": [1]}', "is no bench record of this wmlc: its schema_version is missing"),
         (
             '{"schema_version": 1, "rows": [1]}',
             "is not a readable bench record: command is missing; environment is miss",

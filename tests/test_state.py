@@ -83,10 +83,10 @@ def test_a_state_that_cannot_be_this_runs_is_refused(tmp_path: Path, changes: di
 @pytest.mark.parametrize(
     ("written", "fault"),
     [
-        ('"peer_weights": [NaN, 0.5]', r"peer_weights\[0\] must be .*, got nan"),
-        ('"peer_weights": [0.5, 1.5]', r"peer_weights\[1\] must be less than or equal to 1\.0"),
-        ('"phase": "both"', "phase must be 'family' or 'baseline', got 'both'"),
-        ('"epoch": "4"', "epoch must be .*integer, got '4'"),
+        ('"peer_weights": [NaN, 0.5]', r"peer_weights\[0\] must be a finite number, got NaN"),
+        ('"peer_weights": [0.5, 1.5]', r"peer_weights\[1\] must be at most 1, got 1\.5"),
+        ('"phase": "both"', 'phase must be "family" or "baseline", got "both"'),
+        ('"epoch": "4"', 'epoch must be a whole number, got "4"'),
     ],
 )  # fmt: skip
 def test_a_state_of_other_types_is_refused(tmp_path: Path, written: str, fault: str) -> None:
@@ -139,7 +139,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Run:
         raise KeyboardInterrupt
 
     root = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError):
         patch.setattr(session, "save_peers", stop)
         train(root, ratios=(0.5, 0.0), baseline=False)
     return Run(root)

@@ -107,7 +107,7 @@ def test_stopped_in_the_baseline_goes_on_in_the_baseline(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(session, "save_baseline", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InputError, match="stopped; go on with"):
             train(tmp_path / "stopped", ratios=(0.5, 0.0))
     run = session.resume_run(Run(tmp_path / "stopped"))
     for peer in (0, 1, 2):
