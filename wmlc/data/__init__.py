@@ -59,6 +59,12 @@ class Data(Protocol):
     def test_count(self) -> int:
         """Images in the test set; decodes none of a folder's."""
 
+    def check_test(self) -> None:
+        """Decode every test image, so that a damaged one is found before a training and not after it.
+
+        Raises: `InputError` that names the first that cannot be used.
+        """
+
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(uint8 [B, H, W, C], class ids int64 [B]) on the CPU, in `test_batches`' order.
 
