@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # `wmlc --help` needs no torch
     import torch
     from torch import Tensor
 
+    from wmlc.data.parts import Parts
+
 __all__ = ["DATA_SETS", "Data", "DataConfig", "DataRecord", "normalise", "open_data"]
 
 
@@ -80,16 +82,27 @@ def open_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
 
     Raises: `InputError` for a missing, empty or inconsistent data folder, or a missing scikit-learn.
     """
+    return data_of(open_parts(config), device)
+
+
+def open_parts(config: DataConfig) -> Parts:
+    """The parts of the data set, checked as far as folders tell; raises as `open_data` does."""
+    from wmlc.data.parts import Parts
+
     check, _ = SETS[config.name]
     try:
         check(config)
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; make it readable") from None
+    return Parts(config)
+
+
+def data_of(parts: Parts, device: torch.device | str = "cpu") -> Data:
+    """The data set of these parts, held in memory or read from its files as it is needed."""
     from wmlc.data.files import FileData
     from wmlc.data.memory import MemoryData
-    from wmlc.data.parts import Parts
 
-    parts = Parts(config)
+    config = parts.config
     large = config.name == "imagenet" or (config.name == "imagefolder" and not parts.layout.small)
     return FileData(parts, device) if large else MemoryData(parts, device)
 

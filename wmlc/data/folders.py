@@ -51,9 +51,9 @@ def class_folders(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(entries):
         if letters := unfit_letters(path.name):
-            what = "is no Unicode" if _not_unicode(path.name) else "has a control character"
+            what = "what is no Unicode" if _not_unicode(path.name) else "a control character"
             raise InputError(
-                f"the class folder {shown(str(path))} has a name that {what} ({', '.join(letters)}); rename it"
+                f"the class folder {shown(str(path))} has {what} in its name ({', '.join(letters)}); rename it"
             )
         name = unicodedata.normalize("NFC", path.name)
         if name in found:

@@ -114,7 +114,7 @@ def _header(file: Image) -> Header:
 
 
 def _turn(file: Image) -> int:
-    """EXIF's orientation; 1 (upright) where there is none or it is damaged, and of a TIFF: Pillow itself turns those."""
+    """EXIF's orientation; 1 (upright) where there is none or it is damaged, and of a TIFF, as Pillow turns those."""
     from PIL import Image
 
     if file.format == "TIFF":
