@@ -54,7 +54,7 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     record, method = data.record, METHODS[config.method]
     torch.manual_seed(config.seed)
     full = _fresh(config, record, device)
-    _check_smallest_batch(full, config, record)
+    _check_held_out(full, config, record)
     graph = read_channels(full, record.input_shape)
     images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0)))
     stages = list(dict(full.named_children()))
@@ -81,24 +81,20 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     return Prepared(full, scored, widths, family.to(device.name))
 
 
-def _check_smallest_batch(full: nn.Sequential, config: TrainConfig, record: DataRecord) -> None:
-    """Raise `InputError` where a batch of one image would leave a batch norm a single value, without a deviation."""
+def _check_held_out(full: nn.Sequential, config: TrainConfig, record: DataRecord) -> None:
+    """Raise `InputError` where one held-out image would leave a batch norm a single value, without a deviation."""
     reweighs = METHODS[config.method].reweighs and len(config.ratios) > 1
-    reweighs = reweighs and config.epochs * (record.train // config.batch_size) >= config.reweigh_every
-    if config.batch_size > 1 and not (reweighs and record.held_out == 1):
+    steps = config.epochs * (record.train // config.batch_size)
+    if record.held_out != 1 or not reweighs or steps < config.reweigh_every:
         return
     try:
         with torch.no_grad(), torch.random.fork_rng():
             copy.deepcopy(full).train()(torch.zeros(1, *record.input_shape, device=next(full.parameters()).device))
     except ValueError:
-        one, more = (
-            ("a batch of one image", "pass --batch-size 2 or more")
-            if config.batch_size == 1
-            else ("one held-out image", "pass a larger --held-out, or --method wml-p, which does not move peer weights")
-        )
+        _, height, width = record.input_shape
         raise InputError(
-            f"the batch norm of {config.arch} cannot train on {one} of {record.input_shape[1]} x "
-            f"{record.input_shape[2]} pixels; {more}"
+            f"the peer weights of {config.arch} cannot be learned on one held-out image of {height} x {width} pixels, "
+            f"as its batch norm would see one value; pass a larger --held-out, or --method wml-p"
         ) from None
 
 

@@ -94,11 +94,12 @@ def find_pictures(folder: Path, classes: Mapping[str, Path], others: Sequence[Pa
     above = [path for place in (folder, folder.resolve()) for path in (place, *place.absolute().parents)]
     walk = _Walk({_identity(path) for path in [*above, *classes.values()]})
     _count_strays(folder, walk)
+    if any(path.is_symlink() for path in classes.values()):
+        walk.seen |= _folders_in(others)
     for label, path in enumerate(classes.values()):
         _visit(str(path), label, walk, required=True)
     if walk.links:
-        for other in others:
-            walk.seen |= {_identity(Path(place)) for place, _, _ in os.walk(other)}
+        walk.seen |= _folders_in(others)
     while walk.links:
         label, place = walk.links.pop(0)
         identity = _identity(Path(place))
@@ -112,7 +113,7 @@ def find_pictures(folder: Path, classes: Mapping[str, Path], others: Sequence[Pa
     for label, place, names in sorted(walk.files):
         paths += [str(Path(place, name)) for name in names]
         labels += [label] * len(names)
-    return Found(paths, labels, dict(walk.skipped.most_common()))
+    return Found(paths, labels, dict(sorted(walk.skipped.items(), key=lambda kind: (-kind[1], kind[0]))))
 
 
 def in_words(skipped: Mapping[str, int]) -> str:
@@ -120,6 +121,11 @@ def in_words(skipped: Mapping[str, int]) -> str:
     kinds = [f"{count:,} {_plural(what, count)}" for what, count in list(skipped.items())[:_MOST_KINDS]]
     rest = sum(list(skipped.values())[_MOST_KINDS:])
     return ", ".join(kinds) + (f" and {rest:,} more" if rest else "")
+
+
+def _folders_in(others: Sequence[Path]) -> set[Identity]:
+    """The real directories of other parts, at every depth."""
+    return {_identity(Path(place)) for other in others for place, _, _ in os.walk(other)}
 
 
 def _visit(place: str, label: int, walk: _Walk, required: bool = False) -> None:

@@ -170,7 +170,7 @@ def _check_folder(config: DataConfig) -> None:
         lone = [f"train/{name}" for name in names if name not in test_names]
         lone += [f"{test.name}/{name}" for name in test_names if name not in names]
         raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders")
-    refuse_same_folder([*classes.values(), *test_classes.values()])
+    refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
 
 
 def test_folder(config: DataConfig) -> Path:
