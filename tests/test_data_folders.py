@@ -138,6 +138,12 @@ def test_val_is_tested_on_where_test_has_no_classes(tmp_path, capsys):
     assert open_folder(root).test_count() == 6
     said = f"{root / 'test'} has no class folders (3 images without labels), so val/ is tested on\n"
     assert capsys.readouterr().err == said
+    (root / "test" / "unsorted").mkdir()
+    assert refusal(root) == (
+        f"only one part of {root} has train/cat, train/dog, test/unsorted; give both the same class folders; "
+        f"val/ has those of train/: to test on it, move test/ away"
+    )
+    (root / "test" / "unsorted").rmdir()
     shutil.rmtree(root / "val")
     assert refusal(root) == (
         f"{root / 'test'} has no class folders, only 3 images without labels; put test images into the class folders of "

@@ -178,6 +178,15 @@ def test_a_training_set_of_one_colour_is_refused(tmp_path, mode):
     )
 
 
+def test_images_of_one_colour_each_are_counted(tmp_path, capsys):
+    make_folder(tmp_path)
+    for path in tmp_path.glob("train/dog/*.png"):
+        Image.new("RGB", (8, 8), (int(path.stem), 0, 0)).save(path)
+    count = open_folder(tmp_path).train_pixels(18).flatten(1, 2).eq(0)[..., 1].all(1).sum()
+    _ = open_folder(tmp_path).record
+    assert capsys.readouterr().err == f"{count} training images are of one colour each; 'wmlc data' names them\n"
+
+
 @pytest.mark.parametrize("size", [(8, 8), (80, 70)])
 def test_a_damaged_test_picture_is_found_when_the_test_images_are_checked(tmp_path, size):
     bad = make_folder(tmp_path, size=size) / "test" / "dog" / "02.png"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from wmlc.data.folders import check_root
 from wmlc.data.sources import DATA_SETS, SETS, DataConfig
 from wmlc.errors import InputError
 from wmlc.records import DataRecord
@@ -90,6 +91,8 @@ def open_parts(config: DataConfig) -> Parts:
     from wmlc.data.parts import Parts
 
     check, _ = SETS[config.name]
+    if config.root is not None:
+        check_root(config.root)
     try:
         check(config)
     except OSError as error:

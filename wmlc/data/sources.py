@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlc.console import note
-from wmlc.data.folders import check_root, class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
+from wmlc.data.folders import class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
 from wmlc.data.pictures import ENDINGS, one_line
 from wmlc.errors import InputError
 
@@ -148,7 +148,6 @@ def _root(config: DataConfig) -> Path:
 def _check_folder(config: DataConfig) -> None:
     root = _root(config)
     wanted = "--data-root must be a folder with train/ and val/ or test/, and in each a folder a class"
-    check_root(root)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; {wanted}")
     if not any(root.iterdir()):
@@ -169,7 +168,10 @@ def _check_folder(config: DataConfig) -> None:
     if names != test_names:
         lone = [f"train/{name}" for name in names if name not in test_names]
         lone += [f"{test.name}/{name}" for name in test_names if name not in names]
-        raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders")
+        others = [name for name in _TEST_FOLDERS[config.name] if name != test.name and (root / name).is_dir()]
+        fitting = [name for name in others if list(class_folders(root / name)) == names]
+        hint = f"; {fitting[0]}/ has those of train/: to test on it, move {test.name}/ away" if fitting else ""
+        raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders{hint}")
     refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
 
 
