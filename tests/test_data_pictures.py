@@ -195,3 +195,23 @@ def test_a_damaged_test_picture_is_found_when_the_test_images_are_checked(tmp_pa
     data = open_folder(tmp_path, image_size=size[0])
     with pytest.raises(InputError, match=r"02\.png is not a readable image"):
         data.check_test()
+
+
+def test_a_damaged_file_is_a_picture_or_a_refusal_in_one_line(tmp_path):
+    draw = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.ppm", "a.bmp"):
+        path = Path(saved(tmp_path / name, COLOUR_HWC, exif=exif))
+        whole = path.read_bytes()
+        for _ in range(30):
+            damaged = bytearray(whole)
+            for place in draw.integers(0, len(whole), 2):
+                damaged[place] = draw.integers(256)
+            path.write_bytes(damaged[: draw.integers(1, 2 * len(whole))])
+            try:
+                header, picture = read_header(str(path)), read_picture(str(path))
+            except InputError as error:
+                assert str(error).isprintable() and str(path) in str(error)
+            else:
+                assert (header.width, header.height) == picture.size and header.grey == (picture.mode == "L")

@@ -203,12 +203,13 @@ def _from_range(file: Image) -> Image:
     tags: Any = getattr(file, "tag_v2", {}) if file.format == "TIFF" else {}
     if file.mode == "I" and file.format not in ("PNG", "PPM"):
         raise InputError("has pixels as 32-bit or signed numbers, of which no range is known; save 8 or 16 bits")
-    bits = tags.get(258, (16,))[0]  # BitsPerSample
+    bits = min(tags.get(258, (16,))[0], 16)  # BitsPerSample
     whitest = 2**bits - 1
-    grey_HW = np.rint(values_HW.astype(np.float64) * (255 / whitest)).clip(0, 255)
+    grey_of = np.rint(np.arange(whitest + 1) * (255 / whitest)).astype(np.uint8)
+    grey_HW = grey_of[values_HW.clip(0, whitest)]
     if tags.get(262) == 0:  # PhotometricInterpretation: white is 0
         grey_HW = 255 - grey_HW
-    return Image.fromarray(_over_clear(grey_HW, values_HW, file.info.get("transparency")).astype(np.uint8))
+    return Image.fromarray(_over_clear(grey_HW, values_HW, file.info.get("transparency")))
 
 
 def _over_clear(grey_HW: np.ndarray, values_HW: np.ndarray, clear: Any) -> np.ndarray:
@@ -218,4 +219,4 @@ def _over_clear(grey_HW: np.ndarray, values_HW: np.ndarray, clear: Any) -> np.nd
     if not isinstance(clear, int) or not (seen_HW := values_HW != clear).any():
         return grey_HW
     ground = 255 if grey_HW[seen_HW].min() < _LIGHT else 0
-    return np.where(seen_HW, grey_HW, ground)
+    return np.where(seen_HW, grey_HW, np.uint8(ground))
