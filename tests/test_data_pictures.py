@@ -197,6 +197,7 @@ def test_a_damaged_test_picture_is_found_when_the_test_images_are_checked(tmp_pa
         data.check_test()
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, about damaged tags
 def test_a_damaged_file_is_a_picture_or_a_refusal_in_one_line(tmp_path):
     draw = np.random.default_rng(0)
     exif = Image.Exif()

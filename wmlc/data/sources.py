@@ -173,6 +173,7 @@ def _check_folder(config: DataConfig) -> None:
         hint = f"; {fitting[0]}/ has those of train/: to test on it, move {test.name}/ away" if fitting else ""
         raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders{hint}")
     refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
+    _note_unlabelled(config, test)
 
 
 def test_folder(config: DataConfig) -> Path:
@@ -201,8 +202,6 @@ def _read_folder(config: DataConfig, train: bool) -> Part:
     classes = class_folders(folder)
     parts = [root / name for name in ("train", *_TEST_FOLDERS[config.name])]
     found = find_pictures(folder, classes, [path for path in parts if path != folder and path.is_dir()])
-    if not train:
-        _note_unlabelled(config, folder)
     if found.skipped:
         note(f"skipped in {folder}: {in_words(found.skipped)}")
     labels = torch.tensor(found.labels, dtype=torch.int64)
