@@ -90,7 +90,7 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
     prepared = prepare(config, data, device)
     # what can be refused is refused now, before the directory is made or an old run given up
     data.train_steps(config.batch_size)
-    data.test_count()
+    data.check_test()
     if config.compile:
         check_compiler(device)
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:

@@ -68,7 +68,8 @@ def test_bad_folders_are_refused_at_the_door(tmp_path):
     (root / "test" / "dog").mkdir()
     data = open_folder(root)
     assert refusal(lambda: data.train_steps(1)) == (
-        f"{root / 'train'} has no images in cat, dog; add some, or remove the class"
+        f"{root / 'train'} has no images in cat, dog; add some that end in .jpg, .jpeg, .jfif, .png, .gif, .bmp, .ppm, "
+        f".pgm, .tif, .tiff, .webp, or remove the class"
     )
     (root / "test" / "dog").rmdir()
     (root / "test" / "cat").rmdir()

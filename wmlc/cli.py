@@ -12,18 +12,22 @@ from wmlc.bench.choose import Among, Bounds, print_choice
 from wmlc.bench.config import BenchConfig, check_asked
 from wmlc.compress.config import CHOICES, SweepConfig
 from wmlc.compress.recipes import choose_config, print_recipes
+from wmlc.data.look import data_command
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.options import PATH, Cli, command_words, forced, given, json_option, options_of, run_option, shown_as, split
 from wmlc.settings import BenchSettings, TrainConfig
 
 
-@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Cli, commands=[data_command], context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(wmlc.__version__)
 def main() -> None:
     """One training run, a family of dense networks, each measured against the unpruned one.
 
     \b
+    wmlc data pets                             what a folder of pictures holds
     wmlc train                                 train four peers and the baseline
     wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
     wmlc bench --engine ort                    is it faster, and what did it cost?
@@ -265,10 +269,6 @@ def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | N
     """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
 
     Runs whose data, epochs or baselines differ get tables of their own, and a line that says what separates them.
-
-    \b
-    wmlc compare runs/study/* --out study.md
-    wmlc compare runs/table6-* --paper table6
     """
     from wmlc.report.compare import compare_runs
 

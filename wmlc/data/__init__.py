@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from wmlc.data.folders import check_root
 from wmlc.data.sources import DATA_SETS, SETS, DataConfig
 from wmlc.errors import InputError
 from wmlc.records import DataRecord
@@ -18,6 +19,8 @@ from wmlc.records import DataRecord
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
     import torch
     from torch import Tensor
+
+    from wmlc.data.parts import Parts
 
 __all__ = ["DATA_SETS", "Data", "DataConfig", "DataRecord", "normalise", "open_data"]
 
@@ -59,6 +62,12 @@ class Data(Protocol):
     def test_count(self) -> int:
         """Images in the test set; decodes none of a folder's."""
 
+    def check_test(self) -> None:
+        """Decode every test image, so that a damaged one is found before a training and not after it.
+
+        Raises: `InputError` that names the first that cannot be used.
+        """
+
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(uint8 [B, H, W, C], class ids int64 [B]) on the CPU, in `test_batches`' order.
 
@@ -74,16 +83,29 @@ def open_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
 
     Raises: `InputError` for a missing, empty or inconsistent data folder, or a missing scikit-learn.
     """
+    return data_of(open_parts(config), device)
+
+
+def open_parts(config: DataConfig) -> Parts:
+    """The parts of the data set, checked as far as folders tell; raises as `open_data` does."""
+    from wmlc.data.parts import Parts
+
     check, _ = SETS[config.name]
+    if config.root is not None:
+        check_root(config.root)
     try:
         check(config)
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; make it readable") from None
+    return Parts(config)
+
+
+def data_of(parts: Parts, device: torch.device | str = "cpu") -> Data:
+    """The data set of these parts, held in memory or read from its files as it is needed."""
     from wmlc.data.files import FileData
     from wmlc.data.memory import MemoryData
-    from wmlc.data.parts import Parts
 
-    parts = Parts(config)
+    config = parts.config
     large = config.name == "imagenet" or (config.name == "imagefolder" and not parts.layout.small)
     return FileData(parts, device) if large else MemoryData(parts, device)
 

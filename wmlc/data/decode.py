@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmlc.data.sources import DataConfig, Part, one_line
+from wmlc.data.pictures import read_header, read_picture, shown
+from wmlc.data.sources import DataConfig, Part
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _SMALL_SIDE = 64  # images up to this side are held in memory
 _LARGE_SIZE = 224
 _HEADERS = 256  # files whose headers tell a folder's image size and channels
-_GREY_MODES = ("1", "L")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,9 @@ def spread(count: int, most: int) -> list[int]:
 
 def read_layout(paths: Sequence[str], config: DataConfig) -> Layout:
     """Size and channels by the headers of some files: small if they are all of one size up to 64 x 64."""
-    from PIL import Image
-
-    sizes, modes = set(), set()
-    for i in spread(len(paths), _HEADERS):
-        try:
-            with Image.open(paths[i]) as image:
-                sizes.add(image.size)
-                modes.add(image.mode)
-        except Exception as error:
-            raise _unreadable(paths[i], error) from None
-    channels = 1 if modes <= set(_GREY_MODES) else 3
+    headers = [read_header(paths[i]) for i in spread(len(paths), _HEADERS)]
+    sizes = {(header.width, header.height) for header in headers}
+    channels = 1 if all(header.grey for header in headers) else 3
     common = sizes.pop() if len(sizes) == 1 else (_LARGE_SIZE, _LARGE_SIZE)
     if config.name != "imagenet" and config.image_size is None and max(common) <= _SMALL_SIDE:
         return Layout(small=True, height=common[1], width=common[0], channels=channels)
@@ -114,27 +106,17 @@ class ImageFiles:
 
 
 def _open_image(path: str, layout: Layout, any_size: bool) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if layout.channels == 1 else "RGB")
-            mode = file.mode
-    except Exception as error:
-        raise _unreadable(path, error) from None
-    if layout.channels == 1 and mode not in _GREY_MODES:
-        raise InputError(f"{path} has colour (mode {mode}), other files are grey; convert one or the other")
+    image = read_picture(path)
+    if layout.channels == 1 and image.mode != "L":
+        raise InputError(
+            f"{shown(path)} has colour (mode {image.mode}), other files are grey; convert one or the other"
+        )
     if not any_size and image.size != (layout.width, layout.height):
         raise InputError(
-            f"{path} is {image.width} x {image.height}, other files {layout.width} x {layout.height}; "
+            f"{shown(path)} is {image.width} x {image.height}, other files {layout.width} x {layout.height}; "
             f"pass --image-size to resize them all"
         )
-    return image
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    """Decoders raise what they like: OSError, SyntaxError, struct.error. Callers hence catch Exception."""
-    return InputError(f"{path} is not a readable image ({one_line(error)}); repair or remove it")
+    return image.convert("L" if layout.channels == 1 else "RGB")
 
 
 def stack_images(items: list[tuple[Tensor, int] | InputError]) -> tuple[Tensor, Tensor] | InputError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from wmlc.console import progress
 from wmlc.data import normalise
 from wmlc.data.decode import ImageFiles, decode, large_transform, spread, stack_images
 from wmlc.data.parts import EPOCH, Parts, generator
@@ -66,6 +67,11 @@ class FileData:
 
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
+
+    def check_test(self) -> None:
+        with progress("looking at the test images", self.test_count()) as advance:
+            for _, labels_B in self.test_pixels(batch_size=32):
+                advance(len(labels_B))
 
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._decode(self._parts.test, torch.arange(self.test_count()), batch_size)

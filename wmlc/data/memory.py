@@ -62,6 +62,9 @@ class MemoryData:
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
 
+    def check_test(self) -> None:
+        _ = self._test
+
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         labels_N = self._parts.test.labels_N
         yield from zip(self._test.split(batch_size), labels_N.split(batch_size), strict=True)

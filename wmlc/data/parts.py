@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wmlc.console import note
 from wmlc.data.decode import Layout, read_layout
 from wmlc.data.sources import SETS, DataConfig, Part, refuse_empty_classes
 from wmlc.errors import InputError
@@ -98,7 +99,15 @@ class Parts:
     def record(self, batches: Iterable[Tensor]) -> DataRecord:
         """What the set says of itself; mean and deviation are those of these uint8 [B, H, W, C]."""
         layout, (train, held_out) = self.layout, self.split
-        mean, std = _mean_and_std(batches)
+        mean, std, plain, flat = _mean_and_std(batches)
+        if flat and not plain:
+            note(f"{flat:,} training images are of one colour each; 'wmlc data' names them")
+        if plain:
+            colour = ", ".join(f"{255 * value:.0f}" for value in mean)
+            raise InputError(
+                f"the training images are all one colour ({colour} of 255), so there is nothing to learn; "
+                f"look at what {self.train.where or self.config.name} holds"
+            )
         return DataRecord(
             name=self.config.name,
             class_names=self.train.class_names,
@@ -117,15 +126,22 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _mean_and_std(batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
-    """Per channel, of pixels scaled to 0..1, over uint8 batches [B, H, W, C]."""
+def _mean_and_std(batches: Iterable[Tensor]) -> tuple[list[float], list[float], bool, int]:
+    """Per channel, of pixels scaled to 0..1, over uint8 batches [B, H, W, C].
+
+    Returns also whether all pixels are the same, and how many images have one colour.
+    """
+    first_C, plain, flat = None, True, 0
     count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
     for pixels_BHWC in batches:
         flat_PC = pixels_BHWC.cpu().flatten(0, 2).double()  # whole numbers, which doubles sum exactly
+        first_C = flat_PC[0] if first_C is None else first_C
+        flat += int((pixels_BHWC == pixels_BHWC[:, :1, :1]).flatten(1).all(1).sum())
+        plain = plain and bool((flat_PC == first_C).all())
         count += len(flat_PC)
         total_C = total_C + flat_PC.sum(0)
         squares_C = squares_C + flat_PC.square().sum(0)
     mean_C = total_C / count
     std_C = (squares_C / count - mean_C**2).clamp(min=0).sqrt()
     # A channel of one value has no deviation; 1 of 255 keeps its normalised pixels finite.
-    return (mean_C / 255).tolist(), (std_C.clamp(min=1) / 255).tolist()
+    return (mean_C / 255).tolist(), (std_C.clamp(min=1) / 255).tolist(), plain, flat

@@ -6,12 +6,15 @@ N images, B batch, H height, W width, C channels
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wmlc.console import note
+from wmlc.data.folders import class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
+from wmlc.data.pictures import ENDINGS, one_line
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
@@ -62,6 +65,7 @@ class Part:
     pixels_NHWC: Tensor | None = None
     paths: Sequence[str] = ()
     where: str = ""  # the folder, for messages
+    skipped: Mapping[str, int] = field(default_factory=dict)  # what else lies there → how often
 
 
 # Sets that come as arrays.
@@ -150,42 +154,58 @@ def _check_folder(config: DataConfig) -> None:
         raise InputError(f"{root} is empty; {wanted}")
     if not (root / "train").is_dir():
         raise InputError(f"{root} has no train/; {wanted}")
-    test = _test_folder(config)
-    names, test_names = _class_names(root / "train"), _class_names(test)
+    test = test_folder(config)
+    classes, test_classes = class_folders(root / "train"), class_folders(test)
+    names, test_names = list(classes), list(test_classes)
+    if names and not test_names:
+        raise InputError(
+            f"{test} has no class folders, only {unlabelled(test):,} images without labels; "
+            f"put test images into the class folders of train/, below test/ or val/"
+        )
     if len(names) < 2:
         found = f"one class only, {names[0]}" if names else "no class folders"
         raise InputError(f"{root / 'train'} has {found}; give each of at least 2 classes a folder of images")
     if names != test_names:
         lone = [f"train/{name}" for name in names if name not in test_names]
         lone += [f"{test.name}/{name}" for name in test_names if name not in names]
-        raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders")
+        others = [name for name in _TEST_FOLDERS[config.name] if name != test.name and (root / name).is_dir()]
+        fitting = [name for name in others if list(class_folders(root / name)) == names]
+        hint = f"; {fitting[0]}/ has those of train/: to test on it, move {test.name}/ away" if fitting else ""
+        raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders{hint}")
+    refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
+    _note_unlabelled(config, test)
 
 
-def _test_folder(config: DataConfig) -> Path:
-    """The first of the folders there may be for test images."""
+def test_folder(config: DataConfig) -> Path:
+    """The first of the folders there may be for test images that has class folders; else the first that there is."""
     root, allowed = _root(config), _TEST_FOLDERS[config.name]
-    for folder in allowed:
-        if (root / folder).is_dir():
-            return root / folder
-    raise InputError(f"{root} has no val/ or test/; put test images into one, in the class folders of train/")
+    there = [root / folder for folder in allowed if (root / folder).is_dir()]
+    if not there:
+        raise InputError(f"{root} has no val/ or test/; put test images into one, in the class folders of train/")
+    return next((folder for folder in there if class_folders(folder)), there[0])
 
 
-def _class_names(folder: Path) -> list[str]:
-    """The folders in `folder`, sorted, but for hidden ones, which notebooks leave behind."""
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+def _note_unlabelled(config: DataConfig, test: Path) -> None:
+    """Say that test images are taken from another folder than expected, as the first has no labels."""
+    root, first = _root(config), _TEST_FOLDERS[config.name][0]
+    if test.name != first and (root / first).is_dir():
+        count = unlabelled(root / first)
+        note(f"{root / first} has no class folders ({count:,} images without labels), so {test.name}/ is tested on")
 
 
 def _read_folder(config: DataConfig, train: bool) -> Part:
-    """The paths of the image files and their classes; opens none."""
+    """The paths of the image files and their classes; opens none. What is skipped is said, in one line."""
     import torch
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    folder = _root(config) / "train" if train else _test_folder(config)
-    names = _class_names(folder)
-    number = {name: i for i, name in enumerate(names)}
-    found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-    return Part(class_names=names, labels_N=labels, paths=[path for path, _ in found], where=str(folder))
+    root = _root(config)
+    folder = root / "train" if train else test_folder(config)
+    classes = class_folders(folder)
+    parts = [root / name for name in ("train", *_TEST_FOLDERS[config.name])]
+    found = find_pictures(folder, classes, [path for path in parts if path != folder and path.is_dir()])
+    if found.skipped:
+        note(f"skipped in {folder}: {in_words(found.skipped)}")
+    labels = torch.tensor(found.labels, dtype=torch.int64)
+    return Part(class_names=list(classes), labels_N=labels, paths=found.paths, where=str(folder), skipped=found.skipped)
 
 
 def _some(names: list[str]) -> str:
@@ -197,12 +217,11 @@ def refuse_empty_classes(part: Part) -> None:
     counts = part.labels_N.bincount(minlength=len(part.class_names)).tolist()
     empty = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
     if empty:
-        raise InputError(f"{part.where} has no images in {_some(empty)}; add some, or remove the class")
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+        lying = f" (skipped: {in_words(part.skipped)})" if part.skipped else ""
+        raise InputError(
+            f"{part.where} has no images in {_some(empty)}{lying}; add some that end in {', '.join(ENDINGS)}, "
+            f"or remove the class"
+        )
 
 
 # For each set: a check of what folders tell, and the reader of its train or test part.
