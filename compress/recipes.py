@@ -13,7 +13,7 @@ from typing import Any
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
-from wmlc.console import UNKNOWN, note, say
+from wmlc.console import UNKNOWN, note, say, say_exactly
 from wmlc.errors import InputError
 from wmlc.settings import TrainConfig, names_of
 from wmlc.table import Table
@@ -97,7 +97,7 @@ def print_recipes(as_json: bool) -> None:
     """List the recipes that came with wmlc, as a table or as JSON."""
     found = list_recipes()
     if as_json:
-        say(json.dumps([asdict(recipe) for recipe in found], indent=2))
+        say_exactly(json.dumps([asdict(recipe) for recipe in found], indent=2))
         return
     rows = [
         [r.recipe, r.what, r.arch, r.data, r.method, ",".join(f"{x:g}" for x in r.ratios) or UNKNOWN, str(r.epochs)]

@@ -204,9 +204,9 @@ def top1_lines(run: TrainedRun) -> Lines:
 
 
 def loss_lines(run: TrainedRun) -> Lines:
-    """The training loss over the epochs, of the family and of the baseline."""
+    """The training loss over the epochs, of the baseline and of the family, there the mean over peers."""
     phases = {"baseline": run.baseline_epochs, "family": run.epochs}
-    lines = {who: [(epoch.epoch, epoch.train_loss) for epoch in epochs] for who, epochs in phases.items()}
+    lines = {who: [(epoch.epoch, epoch.mean_loss) for epoch in epochs] for who, epochs in phases.items()}
     return {who: line for who, line in lines.items() if line}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc import records
-from wmlc.console import UNKNOWN, digits, note, say, say_notes, scaled
+from wmlc.console import UNKNOWN, digits, note, say, say_exactly, say_notes, scaled
 from wmlc.layer_pairs import OTHER, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.cells import grouped_notes
@@ -34,9 +34,9 @@ def print_bench(bench: Bench, out: Path, shown: str) -> None:
     Args: `out` is the file that it was written to, which the last line names.
     """
     if shown == "json":
-        say(records.text(bench, indent=2))
+        say_exactly(records.text(bench, indent=2))
     elif shown == "csv":
-        say(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
+        say_exactly(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
     else:
         _print_tables(bench, markdown=shown == "md")
     (note if shown in ("csv", "json") else say)(f"wrote {out}")

@@ -14,26 +14,19 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from wmlc.errors import GateError, InputError
+from wmlc.console import visible
+from wmlc.errors import GateError, InputError, Stopped
 from wmlc.table import FORMATS
 
 PATH = click.Path(path_type=Path)
 
 
-class Fixable(click.ClickException):
-    """Shown as one line; the caller can act on it."""
+class OneLine(click.ClickException):
+    """Shown as one line, whatever a name in it holds."""
 
-    exit_code = InputError.exit_code
-
-
-class GateMissed(click.ClickException):
-    """Shown as one line; something measured misses a bound."""
-
-    exit_code = GateError.exit_code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    def __init__(self, error: Exception | str, exit_code: int = InputError.exit_code) -> None:
+        super().__init__(visible(" ".join(str(error).split())))
+        self.exit_code = exit_code
 
 
 class Setting(click.Option):
@@ -87,17 +80,20 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except InputError as error:
-            raise Fixable(_one_line(error)) from error
-        except GateError as error:
-            raise GateMissed(_one_line(error)) from error
+        except (InputError, GateError) as error:
+            raise OneLine(error, error.exit_code) from error
+        except KeyboardInterrupt:
+            raise OneLine("stopped", Stopped.exit_code) from None
         except click.MissingParameter:
             raise
         except click.BadParameter as error:  # a wrong value, not a wrong command line
-            raise Fixable(error.format_message()) from error
+            raise OneLine(error.format_message()) from error
+        except click.UsageError as error:
+            error.message = visible(error.message)
+            raise
         except OSError as error:
             place = f": {error.filename}" if error.filename else ""
-            raise Fixable(f"{error.strerror or error}{place}") from error
+            raise OneLine(f"{error.strerror or error}{place}") from error
 
 
 def _help_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -21,8 +21,8 @@ import yaml
 from wmlc.compress.config import SweepConfig, settle
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
-from wmlc.console import UNKNOWN, say
-from wmlc.errors import InputError
+from wmlc.console import UNKNOWN, say, say_exactly
+from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
 from wmlc.run import BASELINE, Run, read_config, read_family
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
@@ -69,7 +69,7 @@ def run_sweep(
         with _ending_is_interrupt():
             _train_all(points, entries, out, config, failed)
     except KeyboardInterrupt:
-        raise InputError("stopped; the same command goes on where it was") from None
+        raise Stopped("stopped; the same command goes on where it was") from None
     done = [shlex.quote(str(out / point.name)) for point in points if point.name not in failed]
     if done:
         say(f"side by side: wmlc compare {' '.join(done)}")
@@ -246,4 +246,4 @@ def _print_json(entries: Sequence[Entry], out: Path) -> None:
         }
         for entry in entries
     ]  # fmt: skip
-    say(json.dumps(rows, indent=2))
+    say_exactly(json.dumps(rows, indent=2))
