@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
@@ -18,6 +20,7 @@ from wmlc.errors import InputError
 from wmlc.settings import TrainConfig, names_of
 from wmlc.table import Table
 
+DEMO = "digits"
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -74,12 +77,26 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
 
 
 def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
-    """The settings in a recipe, if one is named, with `given` over them; a note says what another method left out."""
+    """The settings in a recipe, with `given` over them; a note says what another method left out.
+
+    Where neither a recipe nor `given` says what to train, it is the demo's recipe.
+    """
+    if recipe is None and not given.keys() - {*names_of("place", "incidental", "seed")}:
+        recipe = DEMO
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
     config = settle(chosen, recipe or "options")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     return config
+
+
+def print_settings(config: TrainConfig, *, alone: bool) -> None:
+    """Print settings as YAML, from which they settle to themselves; `alone`: nothing else was asked for."""
+    if not alone:
+        raise InputError("--print-config prints the settings and stops; leave out --resume, --dry-run and --json")
+    known = {name: value for name, value in asdict(config).items() if value is not None}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    say_exactly(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None).rstrip("\n"))
 
 
 def list_recipes() -> list[Recipe]:

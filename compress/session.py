@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
 from wmlc.compress.learn.train import fit, make_optimizer
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
+from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
@@ -43,6 +45,37 @@ from wmlc.models.cost import total_cost
 from wmlc.records import DeviceRecord, Epoch, NetworkSpec, Phase, RunRecord
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `wmlc train` shall do with its settings."""
+
+    out: Path | None = None  # the run's directory
+    resume: bool = False
+    dry_run: bool = False
+    force: bool = False  # replace the run that is there
+    as_json: bool = False
+
+
+def train(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str = "") -> None:
+    """Start a run of the settings `asked` over those of a `recipe`, go on with one, or only show its family.
+
+    Args: the `command` that the record shall name.
+    """
+    if wanted.resume:
+        if asked or recipe or wanted.force or wanted.dry_run or wanted.as_json:
+            raise InputError("--resume takes all settings from the run; pass only --out with it")
+        resume_run(runs.find_run(wanted.out))
+        return
+    if wanted.as_json and not wanted.dry_run:
+        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
+    config = choose_config(recipe, asked)
+    if wanted.dry_run:
+        dry_run(config, wanted.as_json)
+        return
+    root = wanted.out or runs.RUNS / f"{config.arch}-{config.data}-{config.method}"
+    start_run(config, root, wanted.force, command)
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:

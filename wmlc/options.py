@@ -9,7 +9,7 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -18,15 +18,31 @@ from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped
 from wmlc.table import FORMATS
 
+if TYPE_CHECKING:
+    from wmlc.run import Run
+
 PATH = click.Path(path_type=Path)
 
 
-class OneLine(click.ClickException):
-    """Shown as one line, whatever a name in it holds."""
+class Fixable(click.ClickException):
+    """Shown as one line, whatever a name in it holds; the caller can act on it."""
 
-    def __init__(self, error: Exception | str, exit_code: int = InputError.exit_code) -> None:
+    exit_code = InputError.exit_code
+
+    def __init__(self, error: Exception | str) -> None:
         super().__init__(visible(" ".join(str(error).split())))
-        self.exit_code = exit_code
+
+
+class Interrupted(Fixable):
+    """The caller pressed Ctrl-C."""
+
+    exit_code = Stopped.exit_code
+
+
+class GateMissed(Fixable):
+    """Something measured misses a bound."""
+
+    exit_code = GateError.exit_code
 
 
 class Setting(click.Option):
@@ -80,20 +96,23 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (InputError, GateError) as error:
-            raise OneLine(error, error.exit_code) from error
         except KeyboardInterrupt:
-            raise OneLine("stopped", Stopped.exit_code) from None
+            raise Interrupted("stopped") from None
+        except Stopped as error:
+            raise Interrupted(error) from error
+        except InputError as error:
+            raise Fixable(error) from error
+        except GateError as error:
+            raise GateMissed(error) from error
         except click.MissingParameter:
             raise
         except click.BadParameter as error:  # a wrong value, not a wrong command line
-            raise OneLine(error.format_message()) from error
+            raise Fixable(error.format_message()) from error
         except click.UsageError as error:
-            error.message = visible(error.message)
-            raise
+            raise click.UsageError(visible(error.format_message()), error.ctx) from error
         except OSError as error:
             place = f": {error.filename}" if error.filename else ""
-            raise OneLine(f"{error.strerror or error}{place}") from error
+            raise Fixable(f"{error.strerror or error}{place}") from error
 
 
 def _help_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -195,8 +214,22 @@ shown_as = click.option(
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
+peer_option = click.option(
+    "--peer", required=True, metavar="K|all|baseline", help="Which network; peer 1 is the smallest."
+)
+sets_option = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=V,V,…",
+    help="Values of a setting; again for other settings. A list's own values take colons: ratios=0.7:0.5:0,0.3:0.",
+)  # fmt: skip
 forced = click.option("--force", is_flag=True, help="Replace what is there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def the_run(name: Path | None) -> Run:
+    """The run that `run_option` named; what finds it is imported as late as a room."""
+    from wmlc.run import find_run
+
+    return find_run(name)
 
 
 def command_words() -> str:
