@@ -90,11 +90,14 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def print_settings(config: TrainConfig, *, alone: bool) -> None:
-    """Print settings as YAML, from which they settle to themselves; `alone`: nothing else was asked for."""
+def print_settings(recipe: str | None, given: Mapping[str, Any], *, alone: bool) -> None:
+    """Print the settings of `choose_config` as YAML, from which they settle to themselves.
+
+    Raises `InputError` unless they are `alone`, and nothing is to be done with them.
+    """
     if not alone:
-        raise InputError("--print-config prints the settings and stops; leave out --resume, --dry-run and --json")
-    known = {name: value for name, value in asdict(config).items() if value is not None}
+        raise InputError("--print-config prints the settings and stops; pass only a recipe and settings with it")
+    known = {name: value for name, value in asdict(choose_config(recipe, given)).items() if value is not None}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     say_exactly(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None).rstrip("\n"))
 

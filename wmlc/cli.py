@@ -12,7 +12,7 @@ from wmlc import options
 from wmlc.bench.choose import Among, Bounds, print_choice
 from wmlc.bench.config import BenchConfig, check_asked
 from wmlc.compress.config import CHOICES, SweepConfig
-from wmlc.compress.recipes import choose_config, print_recipes, print_settings
+from wmlc.compress.recipes import print_recipes, print_settings
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.options import PATH, Cli, command_words, forced, given, json_option, options_of, run_option, shown_as, split
@@ -54,13 +54,10 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
     RECIPE is a YAML file, or the name of one that came with wmlc (--list shows them); options override it. Where
     neither it nor an option says what to train, it is 'digits'.
     """
-    if list_recipes:
-        print_recipes(as_json)
-        return
     wanted = {name: settings.pop(name) for name in ("out", "resume", "dry_run", "force")} | {"as_json": as_json}
     asked = given(list(settings))
-    if print_config:
-        print_settings(choose_config(recipe, asked), alone=not (wanted["resume"] or wanted["dry_run"] or as_json))
+    if list_recipes or print_config:
+        print_recipes(as_json) if list_recipes else print_settings(recipe, asked, alone=not any(wanted.values()))
         return
     from wmlc.compress import session
 
@@ -174,10 +171,7 @@ def choose(run_name: Path | None, bench_file: Path | None, as_json: bool, **sett
 @options.peer_option
 @json_option
 def predict(pictures: tuple[Path, ...], run_name: Path | None, peer: str, as_json: bool) -> None:
-    """Say what pictures show: the five likeliest classes with their probabilities.
-
-    A picture comes to the network as the test images came to it when its top-1 was measured.
-    """
+    """Say what pictures show, from pixels as top-1 was measured on: the five likeliest classes of each."""
     from wmlc.predict import print_predictions
 
     print_predictions(options.the_run(run_name), peer, pictures, as_json)
@@ -243,7 +237,7 @@ def ship(
 @click.option("--dry-run", is_flag=True, help="Print the grid and how far each run is; train nothing.")
 @json_option
 def sweep(
-    recipe: str | None, sets: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool, **how: Any
+    recipe: str | None, sets: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool, **settings: Any
 ) -> None:
     """Train a grid of runs: every combination of the values given with --set, over RECIPE.
 
@@ -255,7 +249,7 @@ def sweep(
     """
     from wmlc.compress.sweep.session import run_sweep
 
-    run_sweep(recipe, sets, out, SweepConfig(**how), dry_run=dry_run, as_json=as_json)
+    run_sweep(recipe, sets, out, SweepConfig(**settings), dry_run=dry_run, as_json=as_json)
 
 
 @main.command()
