@@ -90,13 +90,14 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def print_settings(recipe: str | None, given: Mapping[str, Any], *, alone: bool) -> None:
+def print_settings(recipe: str | None, given: Mapping[str, Any], *, beside: Mapping[str, Any]) -> None:
     """Print the settings of `choose_config` as YAML, from which they settle to themselves.
 
-    Raises `InputError` unless they are `alone`, and nothing is to be done with them.
+    Raises `InputError` where, `beside` that, something is to be done with them.
     """
-    if not alone:
-        raise InputError("--print-config prints the settings and stops; pass only a recipe and settings with it")
+    flags = {"resume": "--resume", "dry_run": "--dry-run", "as_json": "--json"}
+    if asked := [flag for name, flag in flags.items() if beside[name]]:
+        raise InputError(f"--print-config prints the settings as YAML and stops; leave out {', '.join(asked)}")
     known = {name: value for name, value in asdict(choose_config(recipe, given)).items() if value is not None}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     say_exactly(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None).rstrip("\n"))

@@ -57,7 +57,7 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
     wanted = {name: settings.pop(name) for name in ("out", "resume", "dry_run", "force")} | {"as_json": as_json}
     asked = given(list(settings))
     if list_recipes or print_config:
-        print_recipes(as_json) if list_recipes else print_settings(recipe, asked, alone=not any(wanted.values()))
+        print_recipes(as_json) if list_recipes else print_settings(recipe, asked, beside=wanted)
         return
     from wmlc.compress import session
 
