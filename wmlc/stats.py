@@ -57,7 +57,7 @@ def positive_interval(middle: float, low: float, high: float) -> tuple[float, fl
     """
     if low > 0:
         return low, high
-    factor = math.exp((high - low) / (2 * middle))
+    factor = math.exp(min((high - low) / (2 * middle), 20.0))
     return middle / factor, middle * factor
 
 
