@@ -142,9 +142,9 @@ def print_epoch(phase: Phase, epoch: Epoch, epochs: int, left: str) -> None:
 def _epoch_line(
     phase: Phase, epoch: str, epochs: int, loss: str, top1: Sequence[str], images_per_s: str, left: str
 ) -> str:
-    own = "".join(f"  {text:>5}" for text in top1[:-1])
+    own = "".join(f"  {text:>6}" for text in top1[:-1])
     start = f"{phase:<8} {epoch:>{max(5, 2 * len(str(epochs)) + 1)}}  {loss:>6}{own}"
-    return f"{start}  {top1[-1]:>{8 if own else 5}}  {images_per_s:>8}  {left:>8}"
+    return f"{start}  {top1[-1]:>{8 if own else 6}}  {images_per_s:>8}  {left:>8}"
 
 
 def targets(peers: list[PeerFacts]) -> list[Target]:
