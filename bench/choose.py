@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wmlc import records
-from wmlc.console import say
+from wmlc.console import say, say_exactly
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
@@ -153,7 +153,7 @@ def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Amo
     command = ship_command(run, record, row) if run and bench == run.bench else None
     unknown = "top-1 was not measured, so this is the fastest" if row.top1 is None else None
     if as_json:
-        say(json.dumps({**asdict(row), "command": command, "note": unknown}, indent=2))
+        say_exactly(json.dumps({**asdict(row), "command": command, "note": unknown}, indent=2))
         return
     say(f"{row.name}: {described(row)}")
     threads = f"{row.threads} thread{'s' * (row.threads > 1)}"

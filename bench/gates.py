@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmlc.bench.cells import bench_cells
-from wmlc.errors import GateError, InputError
+from wmlc.errors import GateError, Stopped
 from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
 from wmlc.settings import BenchSettings
 
 
 def enforce(bench: Bench, out: Path) -> None:
-    """Raise `InputError` for a bench that was stopped before its end, and `GateError` for gates that were missed.
+    """Raise `Stopped` for a bench that was stopped before its end, and `GateError` for gates that were missed.
 
     Args: the file `out` that the bench was written to.
     """
     if stopped := unfinished(bench):
-        raise InputError(f"{stopped}; {out} has what was measured")
+        raise Stopped(f"{stopped}; {out} has what was measured")
     if missed := missed_gates(bench.rows, bench.settings):
         raise GateError("; ".join(missed))
 

@@ -87,8 +87,10 @@ def _both(own: Measurement, other: Measurement) -> bool:
 
 
 def _p50_interval(bursts: Sequence[Sequence[np.ndarray]], seed: int) -> Interval:
-    low, high = intervals.median_interval(intervals.burst_medians(bursts), seed)
-    return Interval(low=low, high=high)
+    """On a log scale, as a time is above zero however much it varies."""
+    log_LR = [np.log(medians_R) for medians_R in intervals.burst_medians(bursts)]
+    low, high = intervals.median_interval(log_LR, seed)
+    return Interval(low=float(np.exp(low)), high=float(np.exp(high)))
 
 
 def _missing_notes(

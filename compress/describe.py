@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -16,6 +17,8 @@ from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
 from wmlc.console import UNKNOWN, say
+from wmlc.records import Epoch, Phase
+from wmlc.run import peer_name
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
@@ -112,6 +115,36 @@ def family_notes(peers: list[PeerFacts], config: TrainConfig) -> list[str]:
         for one, other in itertools.pairwise(peers)
         if one.stage_channels == other.stage_channels and one.params == other.params
     ]
+
+
+def print_epoch_header(phase: Phase, peers: int, epochs: int) -> None:
+    """What the columns are that `print_epoch` fills."""
+    accuracies = [*map(peer_name, range(1, peers + 1)), "ensemble"] if peers > 1 else ["top-1"]
+    columns = f"peer1 … {accuracies[-1]}" if peers > 1 else accuracies[-1]
+    say(f"loss: of training{', mean over peers' * (peers > 1)}; {columns}: held-out images, %; left: of the whole run")
+    say(_epoch_line(phase, "epoch", epochs, "loss", accuracies, "images/s", "left"), "bold")
+
+
+def print_epoch(phase: Phase, epoch: Epoch, epochs: int, left: str) -> None:
+    """An epoch as a line; the loss is the mean over peers, and so the same whatever their number.
+
+    Args: of so many `epochs`; the time `left` until the run's end.
+    """
+    values = [*epoch.top1, epoch.ensemble_top1] if len(epoch.top1) > 1 else epoch.top1
+    say(
+        _epoch_line(
+            phase, f"{epoch.epoch}/{epochs}", epochs, f"{epoch.mean_loss:.3f}", [f"{value:.2f}" for value in values],
+            f"{epoch.images_per_s:,.0f}", left,
+        )
+    )  # fmt: skip
+
+
+def _epoch_line(
+    phase: Phase, epoch: str, epochs: int, loss: str, top1: Sequence[str], images_per_s: str, left: str
+) -> str:
+    own = "".join(f"  {text:>6}" for text in top1[:-1])
+    start = f"{phase:<8} {epoch:>{max(5, 2 * len(str(epochs)) + 1)}}  {loss:>6}{own}"
+    return f"{start}  {top1[-1]:>{8 if own else 6}}  {images_per_s:>8}  {left:>8}"
 
 
 def targets(peers: list[PeerFacts]) -> list[Target]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,7 +53,6 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     record, method = data.record, METHODS[config.method]
     torch.manual_seed(config.seed)
     full = _fresh(config, record, device)
-    _check_held_out(full, config, record)
     graph = read_channels(full, record.input_shape)
     images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0)))
     stages = list(dict(full.named_children()))
@@ -79,23 +77,6 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         )
     add_extras(family, gate=method.gated, regressors=bool(term and term.regressors))
     return Prepared(full, scored, widths, family.to(device.name))
-
-
-def _check_held_out(full: nn.Sequential, config: TrainConfig, record: DataRecord) -> None:
-    """Raise `InputError` where one held-out image would leave a batch norm a single value, without a deviation."""
-    reweighs = METHODS[config.method].reweighs and len(config.ratios) > 1
-    steps = config.epochs * (record.train // config.batch_size)
-    if record.held_out != 1 or not reweighs or steps < config.reweigh_every:
-        return
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            copy.deepcopy(full).train()(torch.zeros(1, *record.input_shape, device=next(full.parameters()).device))
-    except ValueError:
-        _, height, width = record.input_shape
-        raise InputError(
-            f"the peer weights of {config.arch} cannot be learned on one held-out image of {height} x {width} pixels, "
-            f"as its batch norm would see one value; pass a larger --held-out, or --method wml-p"
-        ) from None
 
 
 def asked_of(config: TrainConfig) -> Asked:

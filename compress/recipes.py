@@ -10,14 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
-from wmlc.console import UNKNOWN, note, say
+from wmlc.console import UNKNOWN, note, say, say_exactly
 from wmlc.errors import InputError
 from wmlc.settings import TrainConfig, names_of
 from wmlc.table import Table
 
+DEMO = "digits"
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -74,12 +77,30 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
 
 
 def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
-    """The settings in a recipe, if one is named, with `given` over them; a note says what another method left out."""
+    """The settings in a recipe, with `given` over them; a note says what another method left out.
+
+    Where neither a recipe nor `given` says what to train, it is the demo's recipe.
+    """
+    if recipe is None and not given.keys() - {*names_of("place", "incidental", "seed")}:
+        recipe = DEMO
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
     config = settle(chosen, recipe or "options")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     return config
+
+
+def print_settings(recipe: str | None, given: Mapping[str, Any], *, beside: Mapping[str, Any]) -> None:
+    """Print the settings of `choose_config` as YAML, from which they settle to themselves.
+
+    Raises `InputError` where, `beside` that, something is to be done with them.
+    """
+    flags = {"resume": "--resume", "dry_run": "--dry-run", "as_json": "--json"}
+    if asked := [flag for name, flag in flags.items() if beside[name]]:
+        raise InputError(f"--print-config prints the settings as YAML and stops; leave out {', '.join(asked)}")
+    known = {name: value for name, value in asdict(choose_config(recipe, given)).items() if value is not None}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    say_exactly(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None).rstrip("\n"))
 
 
 def list_recipes() -> list[Recipe]:
@@ -97,7 +118,7 @@ def print_recipes(as_json: bool) -> None:
     """List the recipes that came with wmlc, as a table or as JSON."""
     found = list_recipes()
     if as_json:
-        say(json.dumps([asdict(recipe) for recipe in found], indent=2))
+        say_exactly(json.dumps([asdict(recipe) for recipe in found], indent=2))
         return
     rows = [
         [r.recipe, r.what, r.arch, r.data, r.method, ",".join(f"{x:g}" for x in r.ratios) or UNKNOWN, str(r.epochs)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from wmlc.compress.config import settle
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
+    print_epoch,
+    print_epoch_header,
     print_family,
     print_share_choices,
     print_targets,
@@ -30,16 +33,49 @@ from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
 from wmlc.compress.learn.train import fit, make_optimizer
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
+from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
-from wmlc.console import note, say
+from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
-from wmlc.errors import InputError
+from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, new_directory, refuse_existing
 from wmlc.models.checkpoint import load_network, read_spec, save_network
+from wmlc.models.cost import total_cost
 from wmlc.records import DeviceRecord, Epoch, NetworkSpec, Phase, RunRecord
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `wmlc train` shall do with its settings."""
+
+    out: Path | None = None  # the run's directory
+    resume: bool = False
+    dry_run: bool = False
+    force: bool = False  # replace the run that is there
+    as_json: bool = False
+
+
+def train(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str = "") -> None:
+    """Start a run of the settings `asked` over those of a `recipe`, go on with one, or only show its family.
+
+    Args: the `command` that the record shall name.
+    """
+    if wanted.resume:
+        if asked or recipe or wanted.force or wanted.dry_run or wanted.as_json:
+            raise InputError("--resume takes all settings from the run; pass only --out with it")
+        resume_run(runs.find_run(wanted.out))
+        return
+    if wanted.as_json and not wanted.dry_run:
+        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
+    config = choose_config(recipe, asked)
+    if wanted.dry_run:
+        dry_run(config, wanted.as_json)
+        return
+    root = wanted.out or runs.RUNS / f"{config.arch}-{config.data}-{config.method}"
+    start_run(config, root, wanted.force, command)
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:
@@ -66,7 +102,7 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
             "targets": [asdict(target) for target in targets(peers)],
             "notes": family_notes(peers, config),
         }
-        say(json.dumps(record, indent=2))
+        say_exactly(json.dumps(record, indent=2))
         return
     print_family(peers, prepared.scored, config)
     if choices:
@@ -129,7 +165,7 @@ def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepar
     try:
         return _train(run, config, data, prepared, device)
     except KeyboardInterrupt:
-        raise InputError(f"stopped; go on with 'wmlc train --resume --out {run.root}'") from None
+        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}'") from None
 
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
@@ -145,28 +181,33 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     peers = peer_facts(prepared.family, prepared.widths)
     say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(peers, prepared.scored, config)
+    trains_family = method.cuts_trained or reached != "baseline"
+    trains_baseline = trains_baseline and not (method.cuts_trained and reached == "family")
 
-    def train_family(family: PeerFamily, settings: TrainConfig) -> TrainState:
-        return _train_phase(run, "family", family, settings, method, data, device, reached == "family")
+    def train_family(family: PeerFamily, settings: TrainConfig, work: LongWork) -> TrainState:
+        return _train_phase(run, "family", family, settings, method, data, device, reached == "family", work)
 
-    def train_baseline() -> None:
+    def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
-        state = _train_phase(run, "baseline", alone, config, ALONE, data, device, reached == "baseline")
+        state = _train_phase(run, "baseline", alone, config, ALONE, data, device, reached == "baseline", work)
         save_baseline(run, alone, config, data, prepared.scored.graph.cost, state, device)
 
-    if method.cuts_trained:
-        if reached != "family" and trains_baseline:
-            train_baseline()
-        cut = cut_trained(prepared, run.network(BASELINE), config, data.record, device)
-        state = train_family(cut_peers(cut), of_second_half(config))
-        state.seconds += read_spec(run.network(BASELINE)).about.seconds or 0.0
-        save_peers(run, cut.family, config, data, peers, state, device)
-    else:
-        if reached != "baseline":
-            state = train_family(prepared.family, config)
-            save_peers(run, prepared.family, config, data, peers, state, device)
-        if trains_baseline:
-            train_baseline()
+    fitted = (cut_peers(prepared), of_second_half(config)) if method.cuts_trained else (prepared.family, config)
+    parts = [fitted] * trains_family + [(family_of_one(prepared.full), config)] * trains_baseline
+    with long_work(sum(_work(*part, data) for part in parts)) as work:
+        if method.cuts_trained:
+            if trains_baseline:
+                train_baseline(work)
+            cut = cut_trained(prepared, run.network(BASELINE), config, data.record, device)
+            state = train_family(cut_peers(cut), of_second_half(config), work)
+            state.seconds += read_spec(run.network(BASELINE)).about.seconds or 0.0
+            save_peers(run, cut.family, config, data, peers, state, device)
+        else:
+            if trains_family:
+                state = train_family(prepared.family, config, work)
+                save_peers(run, prepared.family, config, data, peers, state, device)
+            if trains_baseline:
+                train_baseline(work)
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
     say(
@@ -179,9 +220,12 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
 
 def _train_phase(
     run: Run, phase: Phase, family: PeerFamily, config: TrainConfig, method: Method, data: Data, device: Device,
-    resume: bool,
+    resume: bool, work: LongWork,
 ) -> TrainState:  # fmt: skip
-    """Train `family` to the end of its epochs and put its best weights back into it."""
+    """Train `family` to the end of its epochs and put its best weights back into it.
+
+    Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     family.to(memory_format=torch.channels_last)
@@ -193,22 +237,29 @@ def _train_phase(
         if (kept := len(runs.read_epochs(run, phase))) < state.epoch:
             note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
     runs.keep_epochs(run, phase, state.epoch)
+    an_epoch = _work(family, config, data) / config.epochs
+    work.skip(state.epoch * an_epoch)
+    print_epoch_header(phase, family.peers, config.epochs)
     with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
 
         def on_epoch(epoch: Epoch) -> None:
             runs.append_epoch(run, phase, epoch)
             _to_tensorboard(writer, epoch)
-            top1 = " ".join(f"{value:5.2f}" for value in epoch.top1)
-            ensemble = f"  ensemble {epoch.ensemble_top1:5.2f}" if family.peers > 1 else ""
-            say(
-                f"{phase} {epoch.epoch:>3}/{config.epochs}  loss {epoch.train_loss:.3f}  "
-                f"held-out top-1 {top1}{ensemble}  {epoch.images_per_s:,.0f} images/s"
-            )
+            print_epoch(phase, epoch, config.epochs, work.left)
             save_state(run.checkpoint, state, family, optimizer)
 
-        fit(family, optimizer, data, config, method, state, device, on_epoch)
+        def on_step(epoch: int, share: float) -> None:
+            work.advance(share * an_epoch, f"{phase} {epoch}/{config.epochs}")
+
+        fit(family, optimizer, data, config, method, state, device, on_epoch, on_step)
     family.load_state_dict(state.best)
     return state
+
+
+def _work(family: PeerFamily, config: TrainConfig, data: Data) -> float:
+    """How much it is to train `family`, in MACs of its forward passes: what a run's time left is told by."""
+    a_step = config.batch_size * total_cost(family, data.record.input_shape).macs
+    return float(config.epochs * data.train_steps(config.batch_size) * a_step)
 
 
 def _to_tensorboard(writer: Any, epoch: Epoch) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from wmlc import records
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
-from wmlc.console import say
+from wmlc.console import say, say_exactly
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
@@ -94,7 +94,7 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
             p99 = f"p99 {latency.ms.p99:.3g} ms" if latency else "latency not measured"
             say(f"wrote {version} ({manifest.file_bytes:,} bytes, {manifest.precision}, {shown}, {p99})")
     if as_json:
-        say(json.dumps(manifests, indent=2))
+        say_exactly(json.dumps(manifests, indent=2))
         return
     for name in root_files(out, config, on_gpu=False):
         say(f"wrote {out / name}")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from wmlc.accuracy import disagreement, parity
-from wmlc.console import say
+from wmlc.console import say, say_exactly
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig
@@ -71,7 +71,7 @@ def print_verified(run: Run, repository: Path, url: str, as_json: bool) -> None:
                 f"test images ONNX Runtime's (apart by {one.apart:.2g})"
             )
     if as_json:
-        say(json.dumps(found, indent=2))
+        say_exactly(json.dumps(found, indent=2))
 
 
 def _connect(url: str) -> Any:

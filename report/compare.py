@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.console import UNKNOWN, note, say, say_notes, scaled
-from wmlc.console import out as screen
+from wmlc.console import UNKNOWN, note, say, say_exactly, say_notes, scaled
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing
 from wmlc.report.configurations import Comparable, Configuration, comparable
@@ -72,16 +73,16 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
 
 def _captured(show: Callable[[], None]) -> str:
     """What `show` would print."""
-    with screen.capture() as printed:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         show()
-    return printed.get()
+    return printed.getvalue()
 
 
 def _print(sections: Sequence[Section], apart: str | None, form: str) -> None:
     if form == "json":
-        say(json.dumps(as_record(sections, apart), indent=2))
+        say_exactly(json.dumps(as_record(sections, apart), indent=2))
     elif form == "csv":
-        say(Table.of(csv_lines(sections)).csv().rstrip("\n"))
+        say_exactly(Table.of(csv_lines(sections)).csv().rstrip("\n"))
     else:
         _print_tables(sections, apart, markdown=form == "md")
 

@@ -7,6 +7,7 @@ from wmlc.records import Network, Row
 from wmlc.report.cells import cell_of
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import peer_name
+from wmlc.stats import top1_difference
 
 NEAR = 1.0  # top-1 points below the baseline that count as "within a point"
 
@@ -39,16 +40,44 @@ def _found(run: TrainedRun) -> str:
     drop = {peer.peer: round(whole - _top1(run, peer), 6) for peer in pruned}
     near = [peer for peer in pruned if drop[peer.peer] <= NEAR]
     peer = min(near, key=lambda p: p.params) if near else min(pruned, key=lambda p: drop[p.peer])
-    scores = f"top-1 {_top1(run, peer):.2f} % against {whole:.2f} %"
-    if near:
-        less = f"{1 - peer.params / baseline.params:.0%} fewer parameters".replace("%", " %")
-        start = f"Peer {peer.peer}, with {less}, is the smallest within a point of the baseline ({scores})"
-    else:
+    scores = f"top-1 {_top1(run, peer):.2f} % against {whole:.2f} %{_shown_by(run, whole, _top1(run, peer))}"
+    less = f"{1 - peer.params / baseline.params:.0%} fewer parameters".replace("%", " %")
+    if not near:
         start = (
             f"No pruned peer is within a point of the baseline: the nearest is peer {peer.peer}, "
             f"{drop[peer.peer]:.2f} points below ({scores}), which misses the point by {drop[peer.peer] - NEAR:.2f}"
         )
+    elif _tells_a_point(run, whole, _top1(run, peer)):
+        start = f"Peer {peer.peer}, with {less}, is the smallest within a point of the baseline ({scores})"
+    else:
+        start = (
+            f"Peer {peer.peer}, with {less}, is the smallest that was measured within a point of the baseline, "
+            f"which so few test images cannot show ({scores})"
+        )
     return start + _speed(run, peer.peer, joint=", and " if near else ". It is ")
+
+
+def _test_images(run: TrainedRun) -> int | None:
+    """How many images its accuracies were measured on."""
+    return run.bench.data.test_images if run.bench and run.bench.data else run.test_images
+
+
+def _tells_a_point(run: TrainedRun, whole: float, own: float) -> bool:
+    """Whether the test images are enough to tell a drop from another that is a point away; unknown numbers pass."""
+    images = _test_images(run)
+    if not images:
+        return True
+    low, high = top1_difference(whole, own, images)
+    return (high - low) / 2 <= NEAR
+
+
+def _shown_by(run: TrainedRun, whole: float, own: float) -> str:
+    """What the number of test images can show of the drop."""
+    images = _test_images(run)
+    if not images:
+        return "; on how many test images is not recorded"
+    low, high = top1_difference(whole, own, images)
+    return f"; on {images:,} test images the drop is {low:.1f} to {high:.1f} points, 95 %"
 
 
 def _top1(run: TrainedRun, network: Network) -> float:

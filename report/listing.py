@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from wmlc.console import say
+from wmlc.console import say, say_exactly
 from wmlc.errors import InputError
 from wmlc.records import Family
 from wmlc.run import RUNS, Run, all_runs, read_epochs, read_family
@@ -21,7 +21,7 @@ def print_runs(as_json: bool) -> None:
     """A line a network for each run under `runs/`; an unfinished one says how far it is, a damaged one why."""
     runs = list(all_runs())
     if as_json:
-        say(json.dumps([_record(run) for run in runs], indent=2))
+        say_exactly(json.dumps([_record(run) for run in runs], indent=2))
     elif not runs:
         say(f"no runs under {RUNS}/; make one with 'wmlc train'")
     else:

@@ -130,7 +130,9 @@ def training_section(runs: Sequence[TrainedRun]) -> Section:
         if top1 := series.top1_lines(run):
             chart = charts.line_chart(top1, networks, "held-out top-1, %", ".2f")
             shown.append(Chart(f"top1-curves{key}", f"{name}Top-1 while training", {"": chart}))
-            loss = charts.line_chart(series.loss_lines(run), [*networks, "family"], "training loss", ".3f")
+            loss = charts.line_chart(
+                series.loss_lines(run), [*networks, "family"], "training loss, mean over peers", ".3f"
+            )
             shown.append(Chart(f"loss-curves{key}", f"{name}Training loss", {"": loss}))
         else:
             words.append(f"{run.name} has no {run.root / 'metrics.jsonl'}, which 'wmlc train' writes.")

@@ -11,7 +11,7 @@ from wmlc.records import Profile, Row, Scenario, Speedup
 from wmlc.report.cells import Cell, cell_of, profile_cell
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
-from wmlc.stats import top1_interval
+from wmlc.stats import positive_interval, top1_interval
 
 UNKNOWN = "–"  # on a page
 
@@ -130,9 +130,10 @@ def _trained(run: TrainedRun) -> list[Entry]:
 def point_of(run: TrainedRun, entry: Entry) -> Point:
     """One network with a top-1 as a point."""
     row, top1, drop = entry.row, entry.top1 or 0.0, entry.top1_drop
-    interval = row.p50_interval if row else None
     p50 = row.latency_ms.p50 if row and row.latency_ms else None
-    ends = f" [{interval.low:.3g}, {interval.high:.3g}]" if interval else ""
+    ends_of_p50 = row.p50_interval if row else None
+    interval = positive_interval(p50, ends_of_p50.low, ends_of_p50.high) if p50 and ends_of_p50 else None
+    ends = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
     images = run.bench.data.test_images if run.bench and run.bench.data else run.test_images
     low, high = top1_interval(top1, images) if images else (None, None)
     top1_ends = f" [{low:.1f}, {high:.1f}]" if images else ""
@@ -145,8 +146,8 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
         params=entry.params,
         macs=entry.macs,
         p50=p50,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
+        low=interval[0] if interval else None,
+        high=interval[1] if interval else None,
         top1=top1,
         top1_low=low,
         top1_high=high,
@@ -204,9 +205,9 @@ def top1_lines(run: TrainedRun) -> Lines:
 
 
 def loss_lines(run: TrainedRun) -> Lines:
-    """The training loss over the epochs, of the family and of the baseline."""
+    """The training loss over the epochs, of the baseline and of the family, there the mean over peers."""
     phases = {"baseline": run.baseline_epochs, "family": run.epochs}
-    lines = {who: [(epoch.epoch, epoch.train_loss) for epoch in epochs] for who, epochs in phases.items()}
+    lines = {who: [(epoch.epoch, epoch.mean_loss) for epoch in epochs] for who, epochs in phases.items()}
     return {who: line for who, line in lines.items() if line}
 
 

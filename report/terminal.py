@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from wmlc import records
-from wmlc.console import UNKNOWN, digits, note, say, say_notes, scaled
+from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_exactly, say_notes, scaled
 from wmlc.layer_pairs import OTHER, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.cells import grouped_notes
 from wmlc.run import BASELINE
+from wmlc.stats import top1_interval
 from wmlc.table import Table
 
-SPEED = ("network", "ratio, %", "params", "MACs", "p50 ms", "±%", "p99 ms", "n", "speed-up", "top-1", "drop")
-COST = ("network", "file", "load ms", "first ms", "memory", "img/s", "MACs saved", "paid out")
+SPEED = ("network", "ratio, %", "MACs", "p50 ms", "±%", "p99 ms", "speed-up", "top-1", "drop")
+COST = ("network", "params", "file", "n", "load ms", "first ms", "memory", "img/s", "MACs saved", "paid out")
 LAYERS = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
 LEGEND = (
     "ratio: pruned, asked/got; ±: half the 95 % interval of p50; speed-up: median [95 % interval];",
-    "top-1 in %, drop in points; load: opening the file; first: the first inference; memory: the engine's",
-    "process at most; MACs saved: times fewer than the baseline's; paid out: speed-up over that",
+    "top-1 in % [95 % interval by the number of test images], drop in points; n: calls that were timed;",
+    "load: opening the file; first: the first inference; memory: the engine's process at most; MACs",
+    "saved: times fewer than the baseline's; paid out: speed-up over that",
 )
-LONGEST_NAME = 24
+LONGEST_NAME, SHORTEST_NAME = 24, 8
 SPREAD_OUT = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # a CSV column for each of their fields
 LEFT_OUT = ("warm_up",)  # of a CSV
 
@@ -34,9 +36,9 @@ def print_bench(bench: Bench, out: Path, shown: str) -> None:
     Args: `out` is the file that it was written to, which the last line names.
     """
     if shown == "json":
-        say(records.text(bench, indent=2))
+        say_exactly(records.text(bench, indent=2))
     elif shown == "csv":
-        say(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
+        say_exactly(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
     else:
         _print_tables(bench, markdown=shown == "md")
     (note if shown in ("csv", "json") else say)(f"wrote {out}")
@@ -48,8 +50,9 @@ def _print_tables(bench: Bench, markdown: bool) -> None:
         machine = bench.environment.gpu if device == "cuda" else bench.environment.cpu
         title = f"batch {batch}, {engine} on {machine}" + (f", threads: {threads}" if device == "cpu" else "")
         inside = [row for row in bench.rows if (row.engine, row.threads, row.batch, row.device) == cell]
+        colours, images = [_colour(row) for row in inside], bench.data.test_images if bench.data else None
         found = [
-            Table(SPEED, [_speed(row) for row in inside], title, colours=[_colour(row) for row in inside]),
+            _within(WIDTH, Table(SPEED, [_speed(row, images) for row in inside], title, colours=colours)),
             Table(COST, [_cost(row) for row in inside]),
         ]
         _print_below(found, markdown)
@@ -81,20 +84,25 @@ def _print_below(tables: Sequence[Table], markdown: bool) -> None:
         table.show(markdown=markdown)
 
 
-def _speed(row: Row) -> tuple[str, ...]:
-    """A row of the first table."""
+def _within(width: int, table: Table) -> Table:
+    """The table with the names in its first column cut where it is wider than that."""
+    excess = max(map(len, table.lines())) - width
+    longest = max(len(row[0]) for row in table.rows) - max(excess, 0)
+    return replace(table, rows=[(short_name(row[0], max(longest, SHORTEST_NAME)), *row[1:]) for row in table.rows])
+
+
+def _speed(row: Row, images: int | None) -> tuple[str, ...]:
+    """A row of the first table; `images`: how many its top-1 was measured on."""
     times, speedup, interval = row.latency_ms, row.speedup, row.p50_interval
     return (
         short_name(row.name),
         UNKNOWN if row.peer == BASELINE else f"{_percent(row.ratio)}/{_percent(row.achieved_ratio)}",
-        scaled(row.params),
         scaled(row.macs),
         digits(times.p50 if times else None),
         f"{50 * (interval.high - interval.low) / times.p50:.1f}" if interval and times else UNKNOWN,
         digits(times.p99 if times else None),
-        f"{times.n}" if times else UNKNOWN,
         f"{speedup.median:.2f} [{speedup.low:.2f},{speedup.high:.2f}]" if speedup else UNKNOWN,
-        _number(row.top1),
+        _top1(row.top1, images),
         _number(row.top1_drop),
     )
 
@@ -103,7 +111,9 @@ def _cost(row: Row) -> tuple[str, ...]:
     """A row of the second table."""
     return (
         short_name(row.name),
+        scaled(row.params),
         scaled(row.file_bytes) + "B",
+        f"{row.latency_ms.n}" if row.latency_ms else UNKNOWN,
         digits(row.load_ms),
         digits(row.first_ms),
         UNKNOWN if row.peak_memory_bytes is None else scaled(row.peak_memory_bytes) + "B",
@@ -111,6 +121,13 @@ def _cost(row: Row) -> tuple[str, ...]:
         _number(row.mac_ratio),
         _number(row.paid_out),
     )
+
+
+def _top1(top1: float | None, images: int | None) -> str:
+    if top1 is None or not images:
+        return _number(top1)
+    low, high = top1_interval(top1, images)
+    return f"{top1:.2f} [{low:.1f},{high:.1f}]"
 
 
 def _number(value: float | None) -> str:
@@ -199,9 +216,9 @@ def profiled_words(profile: Profile) -> str:
     return f"{said} with the profiler on, a call takes {profile.p50_ms:.3g} ms without it (p50)"
 
 
-def short_name(name: str) -> str:
-    """The end of a long name, which tells layers and files apart."""
-    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """The end of a name that is longer, which tells layers and files apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def _flat(row: Row) -> dict[str, Any]:

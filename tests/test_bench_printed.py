@@ -53,7 +53,7 @@ def test_formats(bench: list[str], tmp_path: Path) -> None:
     markdown = run("md")
     assert markdown.exit_code == 0, markdown.output
     lines = [line for line in markdown.stdout.splitlines() if line.startswith("|")]
-    assert [line.count("|") for line in lines] == [12] * 4 + [9] * 4
+    assert [line.count("|") for line in lines] == [10] * 4 + [11] * 4
     assert set(lines[1]) == set("| -:") and lines[1].startswith("| ---") and lines[1].endswith("---: |")
     rows = list(csv.DictReader(io.StringIO(run("csv").stdout)))
     record = json.loads((tmp_path / "csv.json").read_text())

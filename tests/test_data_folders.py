@@ -196,25 +196,3 @@ def test_a_picture_whose_name_is_no_unicode_is_read_and_named_in_one_line(tmp_pa
     assert open_folder(root).record.train == 18
     odd.write_bytes(b"")
     assert refusal(root).startswith(rf"{root / 'train' / 'cat'}/caf\xe9\n.png is not a readable image")
-
-
-def test_one_held_out_image_that_batch_norm_cannot_train_on_is_refused_before_training(tmp_path):
-    root = make_folder(tmp_path / "set", train=5)
-    options = ["--data-root", root, "--arch", "resnet18", "--ratios", "0.5,0", "--epochs", "1", "--batch-size", "2"]
-    words = [
-        "train",
-        "--data",
-        "imagefolder",
-        *map(str, options),
-        "--reweigh-every",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    result = CliRunner().invoke(main, words)
-    assert (result.exit_code, result.output) == (
-        1,
-        "Error: the peer weights of resnet18 cannot be learned on one held-out image of 8 x 8 pixels, as its batch norm "
-        "would see one value; pass a larger --held-out, or --method wml-p\n",
-    )
-    assert not (tmp_path / "run").exists()

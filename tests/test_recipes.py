@@ -17,7 +17,7 @@ from test_house import HOUSE, packaging
 from wmlc.cli import main
 from wmlc.compress.config import settle, sharing
 from wmlc.compress.prepare import asked_of
-from wmlc.compress.recipes import list_recipes, override, own_recipes, read_recipe
+from wmlc.compress.recipes import choose_config, list_recipes, override, own_recipes, read_recipe
 from wmlc.compress.widths.choose import Scored, choose_widths, score_channels
 from wmlc.compress.widths.graph import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
@@ -288,3 +288,26 @@ def test_no_noise_for_a_set_whose_shape_is_not_known() -> None:
     assert stand_in(DataConfig(name="imagefolder", root=Path("none")), "cpu") is None
     assert stand_in(DataConfig(name="digits"), "cpu") is None
     assert stand_in(DataConfig(name="cifar10", image_size=64), "cpu") is None
+
+
+def printed(*words: str) -> str:
+    result = CliRunner().invoke(main, ["train", *words, "--print-config"])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", own_recipes())
+def test_printed_settings_are_a_recipe_of_the_same_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(printed(name, "--data-root", "2020-01-01", "--lr", "1e-05", "--seed", "3"))
+    config = choose_config(str(tmp_path / "mine.yaml"), {})
+    assert config == choose_config(name, {"data_root": "2020-01-01", "lr": 1e-05, "seed": 3})
+
+
+def test_a_bare_train_is_the_demo() -> None:
+    assert printed() == printed("digits") and printed("--seed", "1", "--device", "cpu") == printed(
+        "digits", "--seed", "1", "--device", "cpu"
+    )
+    assert "epochs: 200" in printed("--arch", "resnet32"), "who says what to train gets what the help says"
+    result = CliRunner().invoke(main, ["train", "--print-config", "--dry-run"])
+    assert result.exit_code == 1
+    assert result.output == "Error: --print-config prints the settings as YAML and stops; leave out --dry-run\n"

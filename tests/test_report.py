@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import made_bench, made_family, made_layer, made_profile, made_record, made_row, made_run, made_settings
+from made import (
+    made_bench,
+    made_family,
+    made_latency,
+    made_layer,
+    made_profile,
+    made_record,
+    made_row,
+    made_run,
+    made_settings,
+)
 
 from wmlc.errors import InputError
-from wmlc.records import Row, Scenario
+from wmlc.records import Interval, Row, Scenario
 from wmlc.report.cells import Cell, all_cells
 from wmlc.report.charts import accuracy_chart, line_chart
 from wmlc.report.headline import headline
@@ -23,6 +34,7 @@ from wmlc.report.sections import all_notes, all_sections
 from wmlc.report.series import entries, latency_points, layer_rows, profile_pairs, size_points, width_bars
 from wmlc.report.tables import row_table, scenario_table
 from wmlc.run import Run
+from wmlc.stats import positive_interval
 
 NASTY = "</script><img src=x onerror=alert(1)>&\"'"
 PARAMS, RATIOS = {0: 1000, 1: 300, 2: 600, 3: 1000}, {0: 0.0, 1: 0.7, 2: 0.4, 3: 0.0}
@@ -65,10 +77,31 @@ def trained(
 def test_headline_names_the_smallest_peer_within_a_point_and_its_speed_up() -> None:
     assert headline(trained(SCORES, {2: (1.2, 1.3, 1.4)})).replace("\u00a0", " ") == (
         "One training run of resnet20 on digits gave 3 networks of 300 to 1k parameters. Peer 2, with 40 % fewer "
-        "parameters, is the smallest within a point of the baseline (top-1 89.50 % against 90.00 %), and 1.30 times "
-        "as fast (95 % interval 1.20 to 1.40; ONNX Runtime, 1 thread, batch 1)."
+        "parameters, is the smallest within a point of the baseline (top-1 89.50 % against 90.00 %; "
+        "on 10,000 test images the drop is -0.3 to 1.3 points, 95 %), and 1.30 times as fast (95 % interval 1.20 to 1.40; ONNX Runtime, 1 thread, batch 1)."
     )
     assert "Peer 1, with 70" in headline(trained({**SCORES, 1: 89.0}, {})), "a whole point is within a point"
+
+
+def test_headline_says_what_few_test_images_can_show() -> None:
+    few = trained({0: 88.89, 1: 50.0, 2: 88.89, 3: 88.89}, test_images=45)
+    said = headline(few).replace("\u00a0", " ")
+    assert (
+        "Peer 2, with 40 % fewer parameters, is the smallest that was measured within a point of the baseline, which so "
+        "few test images cannot show (top-1 88.89 % against 88.89 %; on 45 test images the drop is -13.9 to 13.9 points, "
+        "95 %). Nothing was timed yet"
+    ) in said
+    assert "on how many test images is not recorded" in headline(trained(SCORES))
+
+
+def test_no_interval_of_a_time_is_drawn_below_zero() -> None:
+    wide = {"p50_interval": Interval(low=-0.5, high=4.1), "latency_ms": made_latency(1.8)}
+    run = trained(SCORES, {}, lambda row: wide)
+    points = latency_points([run], all_cells(run.rows)[0])
+    assert points and all(0 < point.low < 1.8 < point.high for point in points if point.low and point.high)
+    assert positive_interval(1.8, 1.7, 1.9) == (1.7, 1.9)
+    low, high = positive_interval(1.8, -0.5, 4.1)
+    assert low * high == pytest.approx(1.8**2) and high / low == pytest.approx(math.exp(4.6 / 1.8))
 
 
 def test_headline_says_when_a_peer_is_not_faster() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import with_lived_in_statistics
 from torch import Tensor, nn
 
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
@@ -37,6 +38,8 @@ class Problem:
         parameters = list(family.parameters())
         for parameter, step in zip(parameters, stepped_by or [], strict=bool(stepped_by)):
             parameter.data -= step
+        if len(images) == 1:  # it has no statistics of its own; the network has no dropout
+            family.eval()
         with torch.random.fork_rng([]):
             return family(images), parameters
 
@@ -88,13 +91,23 @@ def mean_joins(scored_network: Callable[..., Any]) -> Problem:
     return Problem(scored_network("resnet20"), batch=4, ratios=(0.7, 0.5, 0.0), mean_joins=True)
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+@pytest.fixture(scope="module")
+def one_held_out(scored_network: Callable[..., Any]) -> Problem:
+    """A set so small that a single image is held out."""
+    problem = Problem(scored_network("resnet20"), batch=4)
+    with_lived_in_statistics(problem.family)
+    problem.held_out = problem.held_out[0][:1], problem.held_out[1][:1]
+    return problem
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "one_held_out"])
 def test_one_jvp_equals_a_backward_pass_for_each_peer(name: str, request: pytest.FixtureRequest) -> None:
     problem = request.getfixturevalue(name)
     weight_P = problem.weight_P
     expected = problem.by_backward_passes(weight_P)
     got = problem.by_jvp(weight_P)
     assert got.shape == weight_P.shape and got.std() > 1e-6
+    assert all(module.training for module in problem.family.modules())
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
 

@@ -48,6 +48,11 @@ def test_every_number_follows_from_what_was_measured() -> None:
     assert row.p50_interval and row.p50_interval.low <= 2.0 <= row.p50_interval.high
 
 
+def test_an_interval_of_a_time_is_above_zero_however_much_that_varies() -> None:
+    (row,) = rows_of(measured(0, bursts=[[np.array([1.0])], [np.array([1.0])], [np.array([80.0])]]))
+    assert row.p50_interval and 0 < row.p50_interval.low <= 1.0 <= row.p50_interval.high
+
+
 def test_the_baseline_is_as_fast_as_itself() -> None:
     (row,) = rows_of(measured(0))
     assert row.speedup == Speedup(median=1, low=1, high=1, n=6, launches=2)

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 import wmlc
+from wmlc import options
 from wmlc.bench.choose import Among, Bounds, print_choice
 from wmlc.bench.config import BenchConfig, check_asked
 from wmlc.compress.config import CHOICES, SweepConfig
-from wmlc.compress.recipes import choose_config, print_recipes
+from wmlc.compress.recipes import print_recipes, print_settings
 from wmlc.data.look import data_command
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
@@ -32,6 +33,7 @@ def main() -> None:
     wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
     wmlc bench --engine ort                    is it faster, and what did it cost?
     wmlc choose --max-latency-ms 3             the peer to ship, by what was measured
+    wmlc predict cat.png --peer 2              what a picture shows
     wmlc report                                all of it on one page
     wmlc ship --peer 2 --to triton             into a server's model repository
     wmlc sweep study --set seed=0,1,2          a grid of runs
@@ -46,42 +48,29 @@ def main() -> None:
 @click.option("--out", type=PATH, help="The run's directory.  [default: runs/ARCH-DATA-METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run at --out (or the newest) from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the family and train nothing.")
+@click.option("--print-config", is_flag=True, help="Print all settings as YAML that 'wmlc train FILE' takes, and stop.")
 @click.option("--list", "list_recipes", is_flag=True, help="List the recipes that came with wmlc.")
 @json_option
 @forced
-def train(
-    recipe: str | None, out: Path | None, resume: bool, dry_run: bool, list_recipes: bool, force: bool, as_json: bool,
-    **settings: Any,
-) -> None:  # fmt: skip
+def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: bool, **settings: Any) -> None:
     """Train a family of peers, and the unpruned baseline.
 
-    RECIPE is a YAML file, or the name of one that came with wmlc ('digits'; --list shows them); options override it.
+    RECIPE is a YAML file, or the name of one that came with wmlc (--list shows them); options override it. Where
+    neither it nor an option says what to train, it is 'digits'.
     """
-    if list_recipes:
-        print_recipes(as_json)
-        return
+    wanted = {name: settings.pop(name) for name in ("out", "resume", "dry_run", "force")} | {"as_json": as_json}
     asked = given(list(settings))
+    if list_recipes or print_config:
+        print_recipes(as_json) if list_recipes else print_settings(recipe, asked, beside=wanted)
+        return
     from wmlc.compress import session
-    from wmlc.run import RUNS, find_run
 
-    if resume:
-        if asked or recipe or force or dry_run or as_json:
-            raise InputError("--resume takes all settings from the run; pass only --out with it")
-        session.resume_run(find_run(out))
-        return
-    if as_json and not dry_run:
-        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    config = choose_config(recipe, asked)
-    if dry_run:
-        session.dry_run(config, as_json)
-        return
-    out = out or RUNS / f"{config.arch}-{config.data}-{config.method}"
-    session.start_run(config, out, force, command_words())
+    session.train(recipe, asked, session.Wanted(**wanted), command_words())
 
 
 @main.command()
 @run_option
-@click.option("--peer", required=True, metavar="K|all|baseline", help="Which network; peer 1 is the smallest.")
+@options.peer_option
 @click.option("--out", type=PATH, required=True, help="FILE.onnx, FILE.plan, or a directory (spec.json and weights).")
 @options_of(ExportConfig)
 @forced
@@ -94,9 +83,8 @@ def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings
     """
     config = ExportConfig(**settings)
     from wmlc.export.extract import print_extracted
-    from wmlc.run import find_run
 
-    print_extracted(find_run(run_name), peer, out, config, force=force)
+    print_extracted(options.the_run(run_name), peer, out, config, force=force)
 
 
 @main.command()
@@ -171,11 +159,26 @@ def choose(run_name: Path | None, bench_file: Path | None, as_json: bool, **sett
     wmlc choose --max-latency-ms 3 --engine ort
     wmlc choose --min-top1 75
     """
-    from wmlc.run import find_run
-
     bounds, among = split(settings, Bounds, Among)
-    run = find_run(run_name) if run_name or bench_file is None else None
-    print_choice(run, bench_file, bounds, among, as_json=as_json)
+    print_choice(
+        options.the_run(run_name) if run_name or bench_file is None else None,
+        bench_file,
+        bounds,
+        among,
+        as_json=as_json,
+    )
+
+
+@main.command()
+@click.argument("pictures", nargs=-1, required=True, type=PATH, metavar="PICTURE…")
+@run_option
+@options.peer_option
+@json_option
+def predict(pictures: tuple[Path, ...], run_name: Path | None, peer: str, as_json: bool) -> None:
+    """Say what pictures show, from pixels as top-1 was measured on: the five likeliest classes of each."""
+    from wmlc.predict import print_predictions
+
+    print_predictions(options.the_run(run_name), peer, pictures, as_json)
 
 
 @main.command()
@@ -189,9 +192,8 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     weights, widths, layer times, the whole table, the machine and the commands. Several runs come on one page.
     """
     from wmlc.report.page import write_report
-    from wmlc.run import find_run
 
-    runs = [find_run(name) for name in run_names or (None,)]
+    runs = [options.the_run(name) for name in run_names or (None,)]
     write_report(runs, out or runs[0].report, force=force or out is None)
 
 
@@ -233,10 +235,7 @@ def ship(
 
 @main.command()
 @click.argument("recipe", required=False)
-@click.option(
-    "--set", "sets", multiple=True, metavar="KEY=V,V,…",
-    help="Values of a setting; again for other settings. A list's own values take colons: ratios=0.7:0.5:0,0.3:0.",
-)  # fmt: skip
+@options.sets_option
 @click.option("--out", type=PATH, metavar="DIR", help="Where the runs go.  [default: runs/RECIPE]")
 @options_of(SweepConfig)
 @click.option("--dry-run", is_flag=True, help="Print the grid and how far each run is; train nothing.")
@@ -253,9 +252,7 @@ def sweep(
     wmlc sweep study --set data_root=DIR --set method=wml,wml-p,dml --set seed=0,1,2 --jobs 2
     """
     from wmlc.compress.sweep.session import run_sweep
-    from wmlc.run import RUNS
 
-    out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
     run_sweep(recipe, sets, out, SweepConfig(**settings), dry_run=dry_run, as_json=as_json)
 
 

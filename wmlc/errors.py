@@ -9,6 +9,12 @@ class InputError(ValueError):
     exit_code = 1
 
 
+class Stopped(InputError):
+    """The caller pressed Ctrl-C; the one-line message says how to go on."""
+
+    exit_code = 130  # as a shell reports SIGINT
+
+
 class EngineFailed(Exception):
     """An engine gave no number: it crashed, hung or raised; the message is one line."""
 

@@ -9,31 +9,40 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from wmlc.errors import GateError, InputError
+from wmlc.console import visible
+from wmlc.errors import GateError, InputError, Stopped
 from wmlc.table import FORMATS
+
+if TYPE_CHECKING:
+    from wmlc.run import Run
 
 PATH = click.Path(path_type=Path)
 
 
 class Fixable(click.ClickException):
-    """Shown as one line; the caller can act on it."""
+    """Shown as one line, whatever a name in it holds; the caller can act on it."""
 
     exit_code = InputError.exit_code
 
+    def __init__(self, error: Exception | str) -> None:
+        super().__init__(visible(" ".join(str(error).split())))
 
-class GateMissed(click.ClickException):
-    """Shown as one line; something measured misses a bound."""
+
+class Interrupted(Fixable):
+    """The caller pressed Ctrl-C."""
+
+    exit_code = Stopped.exit_code
+
+
+class GateMissed(Fixable):
+    """Something measured misses a bound."""
 
     exit_code = GateError.exit_code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 class Setting(click.Option):
@@ -87,14 +96,20 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped") from None
+        except Stopped as error:
+            raise Interrupted(error) from error
         except InputError as error:
-            raise Fixable(_one_line(error)) from error
+            raise Fixable(error) from error
         except GateError as error:
-            raise GateMissed(_one_line(error)) from error
+            raise GateMissed(error) from error
         except click.MissingParameter:
             raise
         except click.BadParameter as error:  # a wrong value, not a wrong command line
             raise Fixable(error.format_message()) from error
+        except click.UsageError as error:
+            raise click.UsageError(visible(error.format_message()), error.ctx) from error
         except OSError as error:
             place = f": {error.filename}" if error.filename else ""
             raise Fixable(f"{error.strerror or error}{place}") from error
@@ -199,8 +214,22 @@ shown_as = click.option(
 run_option = click.option(
     "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
 )
+peer_option = click.option(
+    "--peer", required=True, metavar="K|all|baseline", help="Which network; peer 1 is the smallest."
+)
+sets_option = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=V,V,…",
+    help="Values of a setting; again for other settings. A list's own values take colons: ratios=0.7:0.5:0,0.3:0.",
+)  # fmt: skip
 forced = click.option("--force", is_flag=True, help="Replace what is there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def the_run(name: Path | None) -> Run:
+    """The run that `run_option` named; what finds it is imported as late as a room."""
+    from wmlc.run import find_run
+
+    return find_run(name)
 
 
 def command_words() -> str:

@@ -39,6 +39,28 @@ def top1_interval(percent: float, images: int) -> tuple[float, float]:
     return 100 * (centre - half) / widen, 100 * (centre + half) / widen
 
 
+def top1_difference(first: float, second: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of `first` − `second`, two top-1 in percent on so many images each.
+
+    From Wilson's intervals of both (Newcombe 1998, method 10), as of independent measurements: which images each
+    network gets right is not recorded, so that it is no narrower than one of the same images, pair by pair.
+    """
+    (low1, high1), (low2, high2) = (top1_interval(percent, images) for percent in (first, second))
+    middle = first - second
+    return middle - math.hypot(first - low1, high2 - second), middle + math.hypot(high1 - first, second - low2)
+
+
+def positive_interval(middle: float, low: float, high: float) -> tuple[float, float]:
+    """The interval of a time that cannot be below zero: as it is, or around `middle` on a log scale if it is not above.
+
+    Half of it relative to `middle` is that of log(`middle`), to first order: middle · exp(± (high − low) / 2 middle).
+    """
+    if low > 0:
+        return low, high
+    factor = math.exp(min((high - low) / (2 * middle), 20.0))
+    return middle / factor, middle * factor
+
+
 def student_t(freedom: int) -> float:
     """Student's t that is exceeded with probability 2.5 %: exact for 1 and 2 degrees of freedom.
 

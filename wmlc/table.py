@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wmlc.console import WIDTH, say
+from wmlc.console import WIDTH, as_markdown, say, visible
 
 FORMATS = ("table", "md", "csv", "json")  # of everything that prints one
 
@@ -42,7 +42,7 @@ class Table:
             say(self.markdown())
             return
         if self.title:
-            say(textwrap.fill(self.title, WIDTH), "bold")
+            say(textwrap.fill(visible(self.title), WIDTH), "bold")
         for line, colour in zip(self.lines(), self._colours(), strict=True):
             say(line, colour)
 
@@ -52,12 +52,12 @@ class Table:
         return ["  ".join(texts).rstrip() for texts in self._aligned([self.header, *lines])]
 
     def markdown(self) -> str:
-        """A table of Markdown under its title; a bar in a text is escaped."""
-        flat = [[text.replace("\n", " ").replace("|", "\\|") for text in row] for row in [self.header, *self.rows]]
+        """A table of Markdown under its title, which shows the texts as they are."""
+        flat = [[as_markdown(text) for text in row] for row in [self.header, *self.rows]]
         widths = _widths(flat)
         rule = ["-" * w if i < self.words else "-" * max(w - 1, 1) + ":" for i, w in enumerate(widths)]
         head, *body = self._aligned(flat)
-        title = [f"**{self.title}**", ""] if self.title else []
+        title = [f"**{as_markdown(self.title)}**", ""] if self.title else []
         return "\n".join([*title, *(f"| {' | '.join(texts)} |" for texts in [head, rule, *body])])
 
     def csv(self) -> str:
@@ -72,9 +72,9 @@ class Table:
 
     def _stacked(self, row: Sequence[str]) -> list[list[str]]:
         """A row as lines: what stands behind a line feed goes on below."""
-        parts = [text.split("\n") for text in row]
+        parts = [visible(text).split("\n") for text in row]
         if self.first_letters:
-            parts[0] = textwrap.wrap(row[0], self.first_letters)
+            parts[0] = textwrap.wrap(visible(row[0]), self.first_letters)
         return [[part[i] if i < len(part) else "" for part in parts] for i in range(max(map(len, parts)))]
 
     def _colours(self) -> list[str]:

@@ -5,12 +5,14 @@ Shape legend: P peers, B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
@@ -40,8 +42,9 @@ def peer_weight_gradient(
     along v: one forward-mode pass, whatever the number of peers.
 
     Args: `inner_gradients` is ∇_θ L1 by parameter name, on the batch `train` (a training step has it at
-    hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included; its
-    parameters, gradients, running statistics and the random state are left as they were.
+    hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included, but that a
+    single held-out image has no statistics of its own, so that the running ones normalise it. The family's
+    parameters, gradients, running statistics, modes and the random state are left as they were.
     """
     parameters = {  # what serves teaching alone is no part of the logits
         name: parameter.detach() for name, parameter in family.named_parameters() if not name.startswith("extras.")
@@ -59,7 +62,8 @@ def peer_weight_gradient(
         name: (parameter - inner_lr * inner_gradients[name]).requires_grad_() for name, parameter in parameters.items()
     }
     omega_P = weight_P.detach().clone().requires_grad_()
-    outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
+    with _running_statistics(family) if len(held_out[0]) == 1 else contextlib.nullcontext():
+        outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
     direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
 
     with forward_ad.dual_level(), torch.no_grad():
@@ -71,6 +75,19 @@ def peer_weight_gradient(
         aligned_P = forward_ad.unpack_dual(losses_P).tangent
     assert aligned_P is not None
     return direct_P - inner_lr * aligned_P
+
+
+@contextlib.contextmanager
+def _running_statistics(family: PeerFamily) -> Iterator[None]:
+    """Batch norm takes its running statistics, not the batch's."""
+    norms = [module for module in family.modules() if isinstance(module, _BatchNorm) and module.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def mirror_step(weight_P: Tensor, gradient_P: Tensor, step: float) -> Tensor:

@@ -18,7 +18,6 @@ from wmlc.compress.learn.methods import Forward, Method, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
 from wmlc.compress.learn.state import TrainState
-from wmlc.console import progress
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.records import Epoch
@@ -83,8 +82,11 @@ def fit(
     state: TrainState,
     device: Device,
     on_epoch: Callable[[Epoch], None],
+    on_step: Callable[[int, float], None],
 ) -> None:
-    """Train `family` from where `state` is to the last epoch; `on_epoch` gets each epoch's record.
+    """Train `family` from where `state` is to the last epoch.
+
+    `on_epoch` gets each epoch's record, after each step `on_step` gets the epoch and the share of it that is done anew.
 
     `state` is advanced in place and holds the weights of the best epoch on the held-out images. The data
     order, augmentation and dropout depend on the seed and the epoch alone, so a run that is stopped
@@ -98,30 +100,29 @@ def fit(
         start, loss_sum = time.perf_counter(), 0.0
         torch.manual_seed(1_000_003 * config.seed + epoch)  # dropout; on_epoch may have drawn numbers
         family.train()  # evaluation left it in eval mode
-        with progress(f"{state.phase} {epoch + 1}/{config.epochs}", steps * config.batch_size) as advance:
-            for index, (images, labels) in enumerate(data.train_batches(config.batch_size, epoch)):
-                factor = lr_factor(config.schedule, epoch + index / steps, config.epochs, config.warmup_epochs)
-                lr = config.lr * factor
-                optimizer.param_groups[0]["lr"] = lr
-                with device.autocast():
-                    logits_PBC, outputs = walk(images)
-                loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, method)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
-                if not math.isfinite(value := loss.item()):
-                    raise InputError(
-                        f"the loss became {value} in epoch {epoch + 1}, step {index + 1}, at lr {lr:.3g}; "
-                        f"lower --lr, raise --warmup-epochs or pass --clip 1"
-                    )
-                state.step += 1
-                if method.reweighs and len(weight_P) > 1 and state.step % config.reweigh_every == 0:
-                    held_out = data.held_out_batch(config.batch_size, state.step // config.reweigh_every)
-                    weight_P = _reweigh(family, (images, labels), held_out, weight_P, config, lr, device)
-                optimizer.step()
-                loss_sum += value
-                advance(len(labels))
+        for index, (images, labels) in enumerate(data.train_batches(config.batch_size, epoch)):
+            factor = lr_factor(config.schedule, epoch + index / steps, config.epochs, config.warmup_epochs)
+            lr = config.lr * factor
+            optimizer.param_groups[0]["lr"] = lr
+            with device.autocast():
+                logits_PBC, outputs = walk(images)
+            loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, method)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.clip is not None:
+                torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
+            if not math.isfinite(value := loss.item()):
+                raise InputError(
+                    f"the loss became {value} in epoch {epoch + 1}, step {index + 1}, at lr {lr:.3g}; "
+                    f"lower --lr, raise --warmup-epochs or pass --clip 1"
+                )
+            state.step += 1
+            if method.reweighs and len(weight_P) > 1 and state.step % config.reweigh_every == 0:
+                held_out = data.held_out_batch(config.batch_size, state.step // config.reweigh_every)
+                weight_P = _reweigh(family, (images, labels), held_out, weight_P, config, lr, device)
+            optimizer.step()
+            loss_sum += value
+            on_step(epoch + 1, 1 / steps)
         seconds = time.perf_counter() - start
         held_out_batches = data.held_out_batches(evaluation_batch(data))
         top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weight_P, device)

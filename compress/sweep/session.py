@@ -21,10 +21,10 @@ import yaml
 from wmlc.compress.config import SweepConfig, settle
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
-from wmlc.console import UNKNOWN, say
-from wmlc.errors import InputError
+from wmlc.console import UNKNOWN, say, say_exactly
+from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
-from wmlc.run import BASELINE, Run, read_config, read_family
+from wmlc.run import BASELINE, RUNS, Run, read_config, read_family
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
 from wmlc.table import Table
 
@@ -45,17 +45,18 @@ class Entry:
 
 
 def run_sweep(
-    recipe: str | None, sets: Sequence[str], out: Path, config: SweepConfig, *, dry_run: bool, as_json: bool
+    recipe: str | None, sets: Sequence[str], out: Path | None, config: SweepConfig, *, dry_run: bool, as_json: bool
 ) -> None:
     """Train every run of a grid that is not finished yet in `out`/NAME, and say how each ended.
 
-    Args: a recipe's name or file; texts KEY=VALUE,VALUE,… (see `read_grid`). With Ray every machine must see `out`, the
-    data and the working directory under the same paths. In `out`/.sweep lie NAME.yaml, a run's settings, and NAME.log,
-    what it printed. Raises `InputError` before anything starts for settings that cannot be, and at the end where a
-    run failed.
+    Args: a recipe's name or file; texts KEY=VALUE,VALUE,… (see `read_grid`); `out`, by default runs/RECIPE. With Ray
+    every machine must see it, the data and the working directory under the same paths. In `out`/.sweep lie NAME.yaml, a
+    run's settings, and NAME.log, what it printed. Raises `InputError` before anything starts for settings that cannot
+    be, and at the end where a run failed.
     """
     if as_json and not dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
+    out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
     points = read_grid(recipe, sets)
     entries = arrange(points, out)
     if dry_run:
@@ -69,7 +70,7 @@ def run_sweep(
         with _ending_is_interrupt():
             _train_all(points, entries, out, config, failed)
     except KeyboardInterrupt:
-        raise InputError("stopped; the same command goes on where it was") from None
+        raise Stopped("stopped; the same command goes on where it was") from None
     done = [shlex.quote(str(out / point.name)) for point in points if point.name not in failed]
     if done:
         say(f"side by side: wmlc compare {' '.join(done)}")
@@ -246,4 +247,4 @@ def _print_json(entries: Sequence[Entry], out: Path) -> None:
         }
         for entry in entries
     ]  # fmt: skip
-    say(json.dumps(rows, indent=2))
+    say_exactly(json.dumps(rows, indent=2))

@@ -185,7 +185,10 @@ class Family(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
-    """A line of metrics.jsonl; top-1 on the held-out images."""
+    """A line of metrics.jsonl; top-1 on the held-out images.
+
+    `train_loss` is what a step descends, which all methods sum over the peers (`mean_loss` is what people are shown).
+    """
 
     epoch: Size
     seconds: Amount
@@ -197,6 +200,11 @@ class Epoch(Record):
     peer_weights: Annotated[list[Weight], Len(1)]
     lr: Amount
     schema_version: Version = SCHEMA
+
+    @property
+    def mean_loss(self) -> float:
+        """The training loss a peer, which runs of different numbers of peers and their baseline can be compared by."""
+        return self.train_loss / len(self.top1)
 
 
 @dataclass(frozen=True, kw_only=True)
