@@ -18,7 +18,7 @@ from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import OnnxFile, convert, run_file, write_file
+from wmlc.export.extract import OnnxFile, convert, images_to_check, run_file, write_file
 from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
 from wmlc.export.publish import (
     MANIFEST_FILE,
@@ -28,7 +28,7 @@ from wmlc.export.publish import (
     read_manifest,
     staging_beside,
 )
-from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
+from wmlc.export.to_onnx import export_onnx
 from wmlc.files import new_file, sha256
 from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
@@ -65,7 +65,8 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
     benched = {peer: _benched(run, peer, config) for peer in peers}
     if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
-    data = open_run_data(run)
+    measures = config.with_preprocess or config.ensemble  # what the bench has not seen
+    data = open_run_data(run, config.data_root) if measures else None
     try:
         with staging_beside(out) as staging:
             staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
@@ -155,7 +156,7 @@ def _missed(name: str, benched: Benched, config: ShipConfig) -> list[str]:
 
 
 def _stage_peer(
-    run: Run, peer: int, benched: Benched, data: Data, staging: Path, out: Path, config: ShipConfig
+    run: Run, peer: int, benched: Benched, data: Data | None, staging: Path, out: Path, config: ShipConfig
 ) -> Model:
     spec, file, row = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix), benched.row
     if spec.about.peer != peer or spec.about.ratio is None:
@@ -164,6 +165,7 @@ def _stage_peer(
         top1=row.top1, top1_drop=row.top1_drop, test_images=benched.test_images, engine=row.engine
     )
     if config.with_preprocess:  # another file than the benched one: its answers and its accuracy are measured here
+        assert data is not None
         plain, file = file, staging / f"{peer_name(peer)}.onnx"
         write_file(run, peer, file, data, _export_config(config), measured=False)
         pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
@@ -187,11 +189,12 @@ def _stage_peer(
 
 
 def _stage_ensemble(
-    run: Run, family: Family, data: Data, staging: Path, out: Path, config: ShipConfig, row: Row
+    run: Run, family: Family, data: Data | None, staging: Path, out: Path, config: ShipConfig, row: Row
 ) -> Model:
     """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
     if family.method == "one":
         raise InputError("the ensemble of one is mixed by a gate that no peer holds; drop --ensemble, and ship a peer")
+    assert data is not None
     weights = family.peer_weights
     if len(weights) != len(family.peers):
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
@@ -200,8 +203,7 @@ def _stage_ensemble(
     spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
     network = Ensemble([load_network(directory) for directory in directories], weights).eval()
     fp32, file = staging / "fp32.onnx", staging / "ensemble.onnx"
-    pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
-    export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
+    export_onnx(network, spec, fp32, images_to_check(run, data), with_preprocess=config.with_preprocess)
     convert(fp32, spec, file, data, _export_config(config), measured=False)
     pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0]
     with torch.inference_mode():

@@ -6,7 +6,7 @@ import datetime
 import functools
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmlc import records
@@ -143,9 +143,29 @@ def data_config(settings: TrainConfig) -> DataConfig:
     )
 
 
-def open_run_data(run: Run) -> Data:
-    """The data set that the run was trained on, on the CPU."""
-    return open_data(data_config(read_config(run).settings))
+def open_run_data(run: Run, root: str | None = None) -> Data:
+    """The data set that the run was trained on, on the CPU; in the folder `root`, if it has moved there.
+
+    Raises `InputError` where what lies in `root` has other classes or another shape than what was trained on.
+    """
+    config = data_config(read_config(run).settings)
+    if root is None:
+        return open_data(config)
+    data, trained = open_data(replace(config, root=Path(root))), read_family(run).data
+    for what in ("class_names", "input_shape"):
+        here, there = getattr(data.record, what), getattr(trained, what)
+        if here != there:
+            raise InputError(
+                f"{root} is not the data set of {run.root}: its {what} is {_short(here)}, the run's {_short(there)}; "
+                "name that with --data-root"
+            )
+    return data
+
+
+def _short(value: object) -> str:
+    """A value in at most 60 letters."""
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
 def append_epoch(run: Run, phase: str, epoch: Epoch) -> None:
