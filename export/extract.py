@@ -67,7 +67,7 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
     peers = select_peers(read_family(run), wanted)
     targets = {peer: _target(out, peer) if wanted == "all" else out for peer in peers}
     for target in targets.values():
-        refuse_existing(target, force, marker=None if out.suffix else SPEC_FILE)
+        refuse_existing(target, force, None if out.suffix else _is_network)
     if not out.suffix:
         for peer, target in targets.items():
             _copy_network(run.network(peer), target)
@@ -218,7 +218,7 @@ def convert(
         if config.compare:
             assert data is not None
             _print_layers(file, fed_pixels(data.train_pixels(1), spec, False))
-    return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
+    return Extracted(target, *top1, data.test_count()) if top1 and data else Extracted(target)
 
 
 def _place(onnx_file: Path, target: Path, config: ExportConfig) -> None:
@@ -274,6 +274,15 @@ def _copy_network(directory: Path, target: Path) -> None:
     network = load_network(directory)
     with new_directory(target) as aside:
         save_network(network, read_spec(directory), aside)
+
+
+def _is_network(directory: Path) -> bool:
+    """Whether a directory holds what `_copy_network` writes, and nothing of anybody else."""
+    try:
+        read_spec(directory)
+    except InputError:
+        return False
+    return {path.name for path in directory.iterdir()} <= {SPEC_FILE, WEIGHTS_FILE}
 
 
 def _target(out: Path, peer: int) -> Path:

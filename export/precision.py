@@ -82,18 +82,19 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
     hot = {name: value for name, value in largest.items() if value > FP16_HOLDS / 2}
     kept = [node.name for node in model.graph.node if hot.keys() & {*node.input, *node.output}]
     with _quiet():
-        half = convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept
-        )
+        half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept)
     if kept:
         _join_casts(half)
     OnnxModel(half).topological_sort()  # the casts were put at the end
     _save(half, out, precision="fp16")
     if hot:
-        name, value = max(hot.items(), key=lambda one: one[1])
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [name for node in model.graph.node if node.name in kept for name in node.input if name in weights]
+        layers = [name.removesuffix(".weight") for name in inputs if name.endswith(".weight")]
+        named = f" ({', '.join(layers[:3])}{' …' if len(layers) > 3 else ''})" if layers else ""
         note(
-            f"{len(kept)} of {len(model.graph.node)} operators stay in fp32: activations reach {value:,.0f} ({name}) on "
-            f"{len(images)} training images, and float16 holds {FP16_HOLDS:,.0f}"
+            f"{len(kept)} of {len(model.graph.node)} operators{named} stay in fp32: activations reach "
+            f"{max(hot.values()):,.0f} on {len(images)} training images, and float16 holds {FP16_HOLDS:,.0f}"
         )
 
 

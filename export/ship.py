@@ -19,17 +19,18 @@ from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.export.extract import OnnxFile, convert, images_to_check, run_file, write_file
-from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
+from wmlc.export.layouts import Model, check_labels, lay_out, root_files, storage_uri
 from wmlc.export.publish import (
     MANIFEST_FILE,
     check_same_interface,
     newest_version,
     publish,
     read_manifest,
+    refuse_foreign,
     staging_beside,
 )
 from wmlc.export.to_onnx import export_onnx
-from wmlc.files import new_file, sha256
+from wmlc.files import locked, new_file, sha256
 from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
@@ -58,29 +59,36 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
     caller can fix, such as a peer that no bench of this engine and precision measured, or whose file has changed since,
     and `GateError` where `config.min_top1` or `config.max_latency_ms` is not met; then nothing is written.
     """
-    family = read_family(run)
-    peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
     if out.is_file():
         raise InputError(f"{out} is a file; choose a directory for --out")
+    try:
+        with locked(out, "the repository"):
+            yield from _ship(run, wanted, out, config)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
+    family = read_family(run)
+    check_labels(family.data.class_names)
+    peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
     benched = {peer: _benched(run, peer, config) for peer in peers}
     if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
     measures = config.with_preprocess or config.ensemble  # what the bench has not seen
     data = open_run_data(run, config.data_root) if measures else None
-    try:
-        with staging_beside(out) as staging:
-            staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
-            if config.ensemble:
-                staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
-            out.mkdir(exist_ok=True)
-            for model in staged:
-                yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
-        on_gpu = any(model.device == "cuda" for model in staged)
-        for name, text in root_files(out, config, on_gpu).items():
-            with new_file(out / name) as aside:
-                aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    root_files(out, config, on_gpu=False)  # refused now, where somebody else wrote one
+    with staging_beside(out) as staging:
+        staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
+        if config.ensemble:
+            staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
+        out.mkdir(exist_ok=True)
+        for model in staged:
+            yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
+    on_gpu = any(model.device == "cuda" for model in staged)
+    for name, text in root_files(out, config, on_gpu).items():
+        with new_file(out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json: bool) -> None:
@@ -247,6 +255,7 @@ def _stage(
 ) -> Model:  # fmt: skip
     """Everything of one version, in `staging` as it shall lie in the repository; on a device and threads as `row`'s."""
     name = model_name(run, spec, config.form)
+    refuse_foreign(out / name)
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
     channels, height, width = spec.input_shape

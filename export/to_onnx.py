@@ -122,6 +122,7 @@ def _about(
         params=cost.params,
         macs=cost.macs,
         opset=opset,
+        framing=spec.framing,
         weights_sha256=weights_sha256,
     )
 
@@ -133,8 +134,8 @@ def _check_finite(out: Path, network: nn.Module) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise InputError(
-            f"{out} was not written: {len(wrong)} of the network's {len(state)} tensors hold NaN or infinity ({shown}); "
-            "train it again, with a lower --lr if the loss diverged"
+            f"{out} was not written: {len(wrong)} of the network's {len(state)} tensors hold NaN or infinity "
+            f"({shown}); train it again, with a lower --lr if the loss diverged"
         )
 
 
@@ -168,9 +169,7 @@ def _check_logits(
         with torch.inference_mode():
             expected = network(images[:batch]).numpy()
         if wrong := wrong_logits(np.asarray(got), expected):
-            raise InputError(
-                f"{out} was not written: at batch {batch} {wrong}; report this with the run's spec.json"
-            )
+            raise InputError(f"{out} was not written: at batch {batch} {wrong}; report this with the run's spec.json")
 
 
 def wrong_logits(got_NC: np.ndarray, expected_NC: np.ndarray) -> str | None:
@@ -181,7 +180,8 @@ def wrong_logits(got_NC: np.ndarray, expected_NC: np.ndarray) -> str | None:
     size = float(np.abs(expected_NC).max())
     apart = float(np.abs(got_NC - expected_NC).max())
     if not apart <= PARITY * size:
-        return f"ONNX Runtime's logits are {apart:.2g} from torch's, whose largest is {size:.3g}; allowed is {PARITY:g} of it"
+        found = f"ONNX Runtime's logits are {apart:.2g} from torch's, whose largest is {size:.3g}"
+        return f"{found}; allowed is {PARITY:g} of that"
     best_two_N2 = np.sort(expected_NC, axis=1)[:, -2:]
     clear_N = np.ptp(best_two_N2, axis=1) > TIE * size
     if changed := int(((got_NC.argmax(1) != expected_NC.argmax(1)) & clear_N).sum()):

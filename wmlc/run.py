@@ -12,8 +12,8 @@ from pathlib import Path
 from wmlc import records
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
-from wmlc.files import FORMER, new_file
-from wmlc.records import Epoch, Family, Provenance, RunRecord
+from wmlc.files import new_file
+from wmlc.records import Epoch, Family, Framing, Provenance, RunRecord
 from wmlc.settings import TrainConfig
 
 RUNS = Path("runs")
@@ -87,7 +87,7 @@ def all_runs() -> Iterator[Run]:
     """Every run under `runs/`, those of a sweep in its directory among them, by name."""
     for config in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("*/*/config.json")]):
         within = config.parent.relative_to(RUNS).parts
-        if not any(part.startswith(".") or part.endswith(FORMER) for part in within):
+        if not any(part.startswith(".") for part in within):  # what is not done yet, and hidden ones
             yield Run(config.parent)
 
 
@@ -101,7 +101,16 @@ def read_family(run: Run) -> Family:
 
 def read_config(run: Run) -> RunRecord:
     """What the run was started with; `InputError` where its record is damaged."""
-    return records.read(run.config, RunRecord, "run record", "start the run again with 'wmlc train --force'")
+    return records.read(run.config, RunRecord, "run record", "train again into another --out")
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory is a run of ours: its config.json says so, as other programs' files of that name do not."""
+    try:
+        read_config(Run(directory))
+    except InputError:
+        return False
+    return True
 
 
 def read_epochs(run: Run, phase: str) -> list[Epoch]:
@@ -166,6 +175,14 @@ def _short(value: object) -> str:
     """A value in at most 60 letters."""
     shown = ascii(value)
     return shown if len(shown) <= 60 else shown[:59] + "…"
+
+
+def framing_of(run: Run) -> Framing:
+    """How the run's test pictures get their size, also where its networks' records are too old to say so."""
+    from wmlc.data.decode import framing
+
+    record = read_family(run).data
+    return framing(record.input_shape, record.small)
 
 
 def append_epoch(run: Run, phase: str, epoch: Epoch) -> None:
