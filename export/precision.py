@@ -104,11 +104,11 @@ def largest_activations(model: onnx.ModelProto, images: np.ndarray) -> dict[str,
     They are computed inside the network, so that no activation has to be kept.
     """
     typed = onnx.shape_inference.infer_shapes(model)
-    given = {value.name for value in typed.graph.input}
+    computed = {name for node in model.graph.node for name in node.output}
     names = [
         value.name
         for value in (*typed.graph.value_info, *typed.graph.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name not in given
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name in computed
     ]
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
