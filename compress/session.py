@@ -85,7 +85,8 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
 
 def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     run = Run(root)
-    recover_directory(root)
+    if not root.exists():
+        recover_directory(root)  # a kill between the renames of --force
     if root.exists() and not force:
         raise InputError(
             f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"

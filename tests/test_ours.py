@@ -82,6 +82,7 @@ def test_of_two_at_once_one_wins_and_a_kill_releases(tmp_path: Path, made: Run) 
         again = tmp_path / "x" / ".." / path.name
         held = pytest.raises(InputError, match="is being written by another wmlc")
         with locked(path, what), held, locked(again, what):
+            raise AssertionError("two held it")
     assert not list(tmp_path.glob(".*")), "nothing stays, not even what the killed one left"
     with locked(tmp_path / "a" / "b" / "c", "the run"):
         pass
