@@ -186,7 +186,7 @@ def _said_of(fp32: Path, out: Path) -> Iterator[None]:
         )
         raise InputError(
             f"{fp32.name} could not be quantized to int8 ({short(str(error)) or type(error).__name__}; {free}); "
-            "free some space, or set TMPDIR to another place"
+            "if a disk is full, free some space, or set TMPDIR to another place"
         ) from error
 
 
