@@ -81,7 +81,7 @@ def check_asked(config: BenchConfig, shown: str, *, run: bool, files: bool, data
     if files and run:
         raise InputError("bench measures a run or files; give --run or FILEs, not both")
     if data and not files:
-        raise InputError("--data and --data-root are for files; a run is benched on the data that it was trained on")
+        raise InputError("--data is for files; a run is benched on the data that it was trained on")
     if files and (config.precisions != ("fp32",) or config.target):
         raise InputError("files run in the precision that is in them; leave --precision and --target out")
 

@@ -39,7 +39,7 @@ from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
 from wmlc.errors import InputError, Stopped
-from wmlc.files import clear_asides, new_directory, refuse_existing
+from wmlc.files import clear_asides, locked, new_directory, recover_directory, refuse_existing
 from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.cost import total_cost
 from wmlc.records import DeviceRecord, Epoch, NetworkSpec, Phase, RunRecord
@@ -113,14 +113,21 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
 def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -> Run:
     """Train a new run in `root`; where that exists, only with `force` and if it is a run.
 
-    Args: the `command` that the record shall name.
+    Args: the `command` that the record shall name. Two processes never train in one directory.
     """
+    with locked(root, "the run"):
+        return _start(config, root, force, command)
+
+
+def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     run = Run(root)
+    if not root.exists():
+        recover_directory(root)  # a kill between the renames of --force
     if root.exists() and not force:
         raise InputError(
             f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
         )
-    refuse_existing(root, force, marker=run.config.name)
+    refuse_existing(root, force, runs.is_run)
     device = choose_device(config.device, config.precision)
     data = open_data(data_config(config), device.name)
     prepared = prepare(config, data, device)
@@ -150,6 +157,11 @@ def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -
 
 def resume_run(run: Run) -> Run:
     """Go on with a run from its last complete checkpoint; says so if it is finished."""
+    with locked(run.root, "the run"):
+        return _resume(run)
+
+
+def _resume(run: Run) -> Run:
     with contextlib.suppress(InputError):  # a damaged family.json is written anew
         runs.read_family(run)
         say(f"{run.root} is finished")

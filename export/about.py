@@ -18,6 +18,7 @@ OF_SOME = {
     "calibrator",
     "calibration_images",
     "weights_sha256",
+    "framing",
 }  # left out of a file that they say nothing of
 
 

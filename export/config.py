@@ -44,6 +44,7 @@ class ExportConfig:
     with_preprocess: bool = setting(
         False, "Take uint8 pixels [N, H, W, C]; scaling and normalisation go into the file."
     )
+    data_root: str | None = setting(None, "Where the run's data set lies now, if it has moved.", metavar="DIR")
     target: str | None = setting(
         None,
         "What an int8 file shall run on.",
@@ -114,6 +115,7 @@ class ShipConfig:
         shown="gpu for TensorRT, else cpu",
     )
     with_preprocess: bool = setting(False, "Take uint8 pixels [N, H, W, C] in.", group=MODEL)
+    data_root: str | None = setting(None, "Where the run's data set lies now, if it has moved.", metavar="DIR")
     ensemble: bool = setting(False, "Ship the ω-weighted ensemble of all peers too, as one model.", group=MODEL)
     replace: bool = setting(False, "Overwrite the newest version instead of adding one.", group=MODEL)
     min_top1: float | None = setting(None, "Ship nothing below X percent; exit with 3.", group=GATE, metavar="X")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from torch import Tensor
 
 from wmlc.accuracy import images_a_call, top1_percent
-from wmlc.console import say
+from wmlc.console import note, say
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.about import read_about
@@ -29,6 +30,7 @@ from wmlc.table import Table
 from wmlc.trt_machine import short
 
 MOST_LAYERS = 20  # printed by --compare
+FP16_IMAGES = 64  # training images that tell how large activations become
 OF_PLANS = ("batch_range", "version_compatible", "hardware_compatible", "compare")
 
 
@@ -65,13 +67,13 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
     peers = select_peers(read_family(run), wanted)
     targets = {peer: _target(out, peer) if wanted == "all" else out for peer in peers}
     for target in targets.values():
-        refuse_existing(target, force, marker=None if out.suffix else SPEC_FILE)
+        refuse_existing(target, force, None if out.suffix else _is_network)
     if not out.suffix:
         for peer, target in targets.items():
             _copy_network(run.network(peer), target)
             yield Extracted(target)
         return
-    data, missed = open_run_data(run), []
+    data, missed = _data_for(run, config), []
     for peer, target in targets.items():
         try:
             yield write_file(run, peer, target, data, config)
@@ -79,6 +81,16 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
             missed.append(f"{target} was not written: {peer_name(peer)} {error}")
     if missed:
         raise GateError("; ".join(missed))
+
+
+def _data_for(run: Run, config: ExportConfig) -> Data | None:
+    """The run's data set; an fp32 file needs none, and does without one that is gone."""
+    if config.precision != "fp32" or config.compare or config.data_root:
+        return open_run_data(run, config.data_root)
+    try:
+        return open_run_data(run)
+    except InputError:
+        return None
 
 
 def print_extracted(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bool) -> None:
@@ -124,7 +136,22 @@ def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int
         yield peer, plan_for(file, (*batches, images_a_call(height, width)))
 
 
-def fp32_file(run: Run, peer: int, data: Data, with_preprocess: bool, elsewhere: Path) -> Path:
+def images_to_check(run: Run, data: Data | None) -> Tensor:
+    """uint8 [N, H, W, C] to hold an exported file against torch: training images, a few of them over and over.
+
+    Where the data set is gone, noise takes their place, and a note says so.
+    """
+    count, record = max(CHECKED_BATCHES), read_family(run).data
+    if data is None:
+        note("the run's data set is not where it was; the file is checked on noise instead of training images")
+        channels, height, width = record.input_shape
+        shape, generator = (count, height, width, channels), torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    have = min(count, record.train)
+    return data.train_pixels(have)[torch.arange(count) % have]
+
+
+def fp32_file(run: Run, peer: int, data: Data | None, with_preprocess: bool, elsewhere: Path) -> Path:
     """A network's fp32 file, of which every other form is made: exported once for its weights and kept in the run.
 
     With preprocessing inside it is a file of its own. Where the run is read-only, it goes to the directory `elsewhere`.
@@ -137,7 +164,7 @@ def fp32_file(run: Run, peer: int, data: Data, with_preprocess: bool, elsewhere:
         file = elsewhere / file.name
     directory = run.network(peer)
     export_onnx(
-        load_network(directory), read_spec(directory), file, data.train_pixels(max(CHECKED_BATCHES)),
+        load_network(directory), read_spec(directory), file, images_to_check(run, data),
         with_preprocess=with_preprocess, weights_sha256=weights_sha256,
     )  # fmt: skip
     return file
@@ -158,7 +185,7 @@ def _is_of(file: Path, weights_sha256: str | None) -> bool:
 
 
 def write_file(
-    run: Run, peer: int, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
+    run: Run, peer: int, target: Path, data: Data | None, config: ExportConfig, *, measured: bool = True
 ) -> Extracted:
     """Write a network of the run to `target`, an ONNX file or a plan, as `convert` does."""
     check_writable(target)
@@ -168,27 +195,30 @@ def write_file(
 
 
 def convert(
-    fp32: Path, spec: NetworkSpec, target: Path, data: Data, config: ExportConfig, *, measured: bool = True
+    fp32: Path, spec: NetworkSpec, target: Path, data: Data | None, config: ExportConfig, *, measured: bool = True
 ) -> Extracted:
     """Write the network in the ONNX file `fp32`, which `spec` describes, to `target`, an ONNX file or a plan.
 
-    In less than fp32, and if `measured`, its top-1 on the test set through ONNX Runtime is compared with
+    Fp32 needs no data set. In less, and if `measured`, its top-1 on the test set through ONNX Runtime is compared with
     fp32's. Raises `GateError` where it lost more than `config.max_drop`. Nothing stays where it fails.
     """
     check_writable(target)
     with tempfile.TemporaryDirectory() as work:
         file = fp32 if config.precision == "fp32" else Path(work) / f"{target.stem}-{config.form}.onnx"
-        if config.precision == "fp16":
-            to_fp16(fp32, file)
-        elif config.precision == "int8":
-            pixels_NHWC = data.train_pixels(min(config.calibration, data.record.train))
-            fed = fed_pixels(pixels_NHWC, spec, config.with_preprocess)
-            to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
-        top1 = _compare_top1(fp32, file, spec, data, config) if measured and file != fp32 else None
+        if file != fp32:
+            assert data is not None
+            most = config.calibration if config.precision == "int8" else FP16_IMAGES
+            fed = fed_pixels(data.train_pixels(min(most, data.record.train)), spec, config.with_preprocess)
+            if config.precision == "fp16":
+                to_fp16(fp32, file, fed)
+            else:
+                to_int8(fp32, file, fed, target=config.target or "cpu", calibrator=config.calibrator)
+        top1 = _compare_top1(fp32, file, spec, data, config) if data and measured and file != fp32 else None
         _place(file, target, config)
         if config.compare:
+            assert data is not None
             _print_layers(file, fed_pixels(data.train_pixels(1), spec, False))
-    return Extracted(target, *top1, data.test_count()) if top1 else Extracted(target)
+    return Extracted(target, *top1, data.test_count()) if top1 and data else Extracted(target)
 
 
 def _place(onnx_file: Path, target: Path, config: ExportConfig) -> None:
@@ -246,6 +276,15 @@ def _copy_network(directory: Path, target: Path) -> None:
         save_network(network, read_spec(directory), aside)
 
 
+def _is_network(directory: Path) -> bool:
+    """Whether a directory holds what `_copy_network` writes, and nothing of anybody else."""
+    try:
+        read_spec(directory)
+    except InputError:
+        return False
+    return {path.name for path in directory.iterdir()} <= {SPEC_FILE, WEIGHTS_FILE}
+
+
 def _target(out: Path, peer: int) -> Path:
     return out.with_name(f"{out.stem}-{peer_name(peer)}{out.suffix}") if out.suffix else out / peer_name(peer)
 
@@ -267,9 +306,7 @@ class OnnxFile:
         self._spec, self._with_preprocess = spec, config.with_preprocess
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
-        from torch import from_numpy
-
-        fed = fed_pixels(from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
+        fed = fed_pixels(torch.from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
         return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
 
 

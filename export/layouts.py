@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,14 @@ import yaml
 from wmlc.errors import InputError
 from wmlc.export.config import ShipConfig
 from wmlc.export.publish import models_in
+from wmlc.files import read_text
 from wmlc.forms import INPUT, OUTPUT
+from wmlc.trt_machine import short
 
 LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
 KSERVE_MANIFEST, OVMS_CONFIG = "inference-service.yaml", "config.json"
+KSERVE_MARK = "# Written by wmlc ship, which writes it anew\n"
+ELSEWHERE = "move it away, or ship into another --out"
 OVMS_ROOT = "/models"  # where OpenVINO Model Server's container mounts the repository
 
 
@@ -45,6 +51,7 @@ class Layout:
 
 def lay_out(model: Model, config: ShipConfig) -> Layout:
     """The files around `model` for the server `config.to`, besides the model itself, its manifest and its card."""
+    check_labels(model.labels)
     labels = {LABELS_FILE: "".join(f"{label}\n" for label in model.labels).encode()}
     if config.to in ("triton", "kserve"):
         return Layout(labels | {TRITON_CONFIG: triton_config(model, config).encode()}, {})
@@ -55,15 +62,68 @@ def lay_out(model: Model, config: ShipConfig) -> Layout:
     return Layout({}, labels)
 
 
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise `InputError` for a class name that no line of labels.txt can be: every later label would be a wrong one."""
+    for label in labels:
+        unprintable = [c for c in label if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+        if unprintable or not label.strip():
+            why = f"holds {unprintable[0]!a}, which no line of {LABELS_FILE} can" if unprintable else "is empty"
+            raise InputError(f"the class name {label!a} {why}; rename the class's folder and train again")
+
+
 def root_files(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str, str]:
-    """The files beside the models of the repository `out`, as its models now are."""
+    """The files beside the models of the repository `out`, as its models now are.
+
+    Raises `InputError` where one of them is there and was written by somebody else.
+    """
     if config.to == "kserve":
-        return {KSERVE_MANIFEST: yaml.safe_dump(_inference_service(out, config, on_gpu), sort_keys=False)}
+        text = yaml.safe_dump(_inference_service(out, config, on_gpu), sort_keys=False)
+        file = out / KSERVE_MANIFEST
+        if file.exists() and not read_text(file, "InferenceService", ELSEWHERE).startswith(KSERVE_MARK):
+            raise InputError(f"{file} does not begin with {KSERVE_MARK.strip()!r}, so it is not wmlc's; {ELSEWHERE}")
+        return {KSERVE_MANIFEST: KSERVE_MARK + text}
     if config.to == "ovms":
-        names = [model.name for model in models_in(out)]
-        models = [{"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names]
-        return {OVMS_CONFIG: json.dumps({"model_config_list": models}, indent=2) + "\n"}
+        return {OVMS_CONFIG: json.dumps(_ovms_config(out), indent=2) + "\n"}
     return {}
+
+
+def _ovms_config(out: Path) -> dict[str, Any]:
+    """OpenVINO Model Server's list of models: the one that is there, with an entry for each model that wmlc shipped.
+
+    Others' entries and settings stay, also in entries of ours that somebody has changed; an entry just as we
+    write it goes with its model.
+    """
+    file, names = out / OVMS_CONFIG, [model.name for model in models_in(out)]
+    ours = {name: {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names}
+    if not file.exists():
+        return {"model_config_list": list(ours.values())}
+    what = f"{file} is no model list of OpenVINO Model Server"
+    try:
+        there = json.loads(read_text(file, "model list", ELSEWHERE))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} ({short(str(error))}); {ELSEWHERE}") from None
+    entries = there.get("model_config_list") if isinstance(there, dict) else None
+    if not isinstance(entries, list) or not all(_named(entry) for entry in entries):
+        raise InputError(f"{what} (it has no model_config_list of named models); {ELSEWHERE}")
+    for entry in entries:
+        name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
+        if name in ours and place.rstrip("/") != f"{OVMS_ROOT}/{name}":
+            raise InputError(f"{file} has a model {short(name)} at {short(place)} already; {ELSEWHERE}")
+    kept = [entry for entry in entries if entry["config"]["name"] in ours or not _as_written(entry)]
+    listed = {entry["config"]["name"] for entry in kept}
+    added = [entry for name, entry in ours.items() if name not in listed]
+    return there | {"model_config_list": kept + added}
+
+
+def _named(entry: Any) -> bool:
+    config = entry.get("config") if isinstance(entry, dict) else None
+    return isinstance(config, dict) and isinstance(config.get("name"), str)
+
+
+def _as_written(entry: Any) -> bool:
+    """Whether an entry is to the letter what wmlc writes."""
+    name = entry["config"]["name"]
+    return bool(entry == {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}})
 
 
 def triton_config(model: Model, config: ShipConfig) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +17,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from wmlc.console import progress
+from wmlc.console import note, progress
 from wmlc.errors import InputError
 from wmlc.export.about import about_of, write_about
+from wmlc.forms import INPUT
+from wmlc.trt_machine import short
 
 QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "ReduceMean", "GlobalAveragePool"]
 PREPROCESS_OPS = ["Cast", "Div", "Sub"]  # pixels are scaled in fp32 in every precision
 _CALIBRATION_BATCH = 16
+FP16_HOLDS = float(np.finfo(np.float16).max)
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -50,24 +56,93 @@ _FLAVOURS: dict[str, dict[str, Any]] = {
 }
 
 
-def to_fp16(fp32: Path, out: Path) -> None:
+def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
     """Write `fp32` to `out` with weights and arithmetic in float16; inputs and outputs stay as they are.
 
-    Raises `InputError` where a weight does not fit into float16 (above 65,504).
+    On a CPU, float16 is computed in float32, so that nothing there shows what overflows on a GPU. Hence the largest
+    activations of the float32 network on `images` (as `to_int8`'s) are looked at: a layer that takes or gives more
+    than half of what float16 holds, 65,504, stays in float32, and a note names it.
+    Raises `InputError` where a weight does not fit into float16, or the activations are no finite numbers.
     """
     model = onnx.load(str(fp32))
     too_large = [
         tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
-        and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > np.finfo(np.float16).max
+        and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > FP16_HOLDS
     ]
     if too_large:
         raise InputError(f"{', '.join(too_large[:3])} of {fp32.name} does not fit into float16; export it in fp32")
+    largest = largest_activations(model, images)
+    if wrong := [name for name, value in largest.items() if not np.isfinite(value)]:
+        raise InputError(
+            f"{wrong[0]} of {fp32.name} has activations that are no finite numbers on {len(images)} training images; "
+            "train the network again"
+        )
+    hot = {name: value for name, value in largest.items() if value > FP16_HOLDS / 2}
+    kept = [node.name for node in model.graph.node if hot.keys() & {*node.input, *node.output}]
     with _quiet():
-        half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS)
+        half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept)
+    if kept:
+        _join_casts(half)
     OnnxModel(half).topological_sort()  # the casts were put at the end
     _save(half, out, precision="fp16")
+    if hot:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [name for node in model.graph.node if node.name in kept for name in node.input if name in weights]
+        layers = [name.removesuffix(".weight") for name in inputs if name.endswith(".weight")]
+        named = f" ({', '.join(layers[:3])}{' …' if len(layers) > 3 else ''})" if layers else ""
+        note(
+            f"{len(kept)} of {len(model.graph.node)} operators{named} stay in fp32: activations reach "
+            f"{max(hot.values()):,.0f} on {len(images)} training images, and float16 holds {FP16_HOLDS:,.0f}"
+        )
+
+
+def largest_activations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
+    """The largest absolute value of each float32 tensor between the operators of `model`, over all `images`.
+
+    They are computed inside the network, so that no activation has to be kept.
+    """
+    typed = onnx.shape_inference.infer_shapes(model)
+    computed = {name for node in model.graph.node for name in node.output}
+    names = [
+        value.name
+        for value in (*typed.graph.value_info, *typed.graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name in computed
+    ]
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    for number, name in enumerate(names):
+        size, largest = f"wmlc_size_{number}", f"wmlc_largest_{number}"
+        asked.graph.node.append(onnx.helper.make_node("Abs", [name], [size]))
+        asked.graph.node.append(onnx.helper.make_node("ReduceMax", [size], [largest], keepdims=0))
+        asked.graph.output.append(onnx.helper.make_tensor_value_info(largest, onnx.TensorProto.FLOAT, []))
+    session = onnxruntime.InferenceSession(asked.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = [
+        session.run(None, {INPUT: images[at : at + _CALIBRATION_BATCH]})
+        for at in range(0, len(images), _CALIBRATION_BATCH)
+    ]
+    return dict(zip(names, np.max(np.asarray(found), axis=0).tolist(), strict=True))  # a NaN stays one
+
+
+def _join_casts(model: onnx.ModelProto) -> None:
+    """Between two operators that stay in float32 the converter casts to float16 and back, which would overflow."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    to = {name: onnx.helper.get_node_attr_value(node, "to") for name, node in casts.items()}
+    outputs, whole = {value.name for value in model.graph.output}, dict[str, str]()
+    for name, node in casts.items():
+        half = node.input[0]
+        if to[name] == onnx.TensorProto.FLOAT and to.get(half) == onnx.TensorProto.FLOAT16:
+            node.input[0] = casts[half].input[0]
+            if name not in outputs:
+                whole[name] = node.input[0]
+    for node in model.graph.node:
+        node.input[:] = [whole.get(name, name) for name in node.input]
+    used = outputs | {name for node in model.graph.node if node.output[0] not in whole for name in node.input}
+    kept = [node for node in model.graph.node if node.op_type != "Cast" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrator: str) -> None:
@@ -78,7 +153,7 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
     """
     flavour = _FLAVOURS[target]
     ranges = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
-    with _quiet(), progress("calibrating", len(images)) as advance:
+    with _quiet(), _said_of(fp32, out), progress("calibrating", len(images)) as advance:
         quantization.quantize_static(
             str(fp32),
             str(out),
@@ -92,8 +167,27 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
             calibrate_method=_METHODS[calibrator],
             extra_options={"WeightSymmetric": True, **ranges, **flavour["extra_options"]},
         )
-    made = onnx.load(str(out))
+    with _said_of(fp32, out):
+        made = onnx.load(str(out))
     _save(made, out, precision="int8", target=target, calibrator=calibrator, calibration_images=len(images))
+
+
+@contextlib.contextmanager
+def _said_of(fp32: Path, out: Path) -> Iterator[None]:
+    """What the quantizer and protobuf raise, as one line: on a full disk they read back the half of a file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # they have no class of their own
+        free = ", ".join(
+            f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
+            for place in dict.fromkeys((out.parent, Path(tempfile.gettempdir())))
+        )
+        raise InputError(
+            f"{fp32.name} could not be quantized to int8 ({short(str(error)) or type(error).__name__}; {free}); "
+            "if a disk is full, free some space, or set TMPDIR to another place"
+        ) from error
 
 
 class _Images(quantization.CalibrationDataReader):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from wmlc import records
 from wmlc.errors import InputError
-from wmlc.files import flush
+from wmlc.files import OURS, flush
 from wmlc.records import Manifest
 
 MANIFEST_FILE = "manifest.json"
@@ -21,13 +23,23 @@ def newest_version(model: Path) -> int:
 
 
 def models_in(repository: Path) -> list[Path]:
-    """The models of a repository, by name."""
-    return sorted(path for path in repository.glob("*") if newest_version(path))
+    """The models of a repository that wmlc shipped, by name; others have no manifest."""
+    versions = {path: path / str(newest_version(path)) for path in repository.glob("*") if newest_version(path)}
+    return sorted(path for path, newest in versions.items() if (newest / MANIFEST_FILE).exists())
+
+
+def refuse_foreign(model: Path) -> None:
+    """Raise `InputError` where a model of that name is there that wmlc did not ship, and which would be overwritten."""
+    if newest_version(model) == 0 and model.exists() and (not model.is_dir() or any(model.iterdir())):
+        raise InputError(f"{model} was not shipped by wmlc, which would overwrite it; ship into another --out")
 
 
 @contextlib.contextmanager
 def staging_beside(repository: Path) -> Iterator[Path]:
-    """A directory on the repository's file system and outside it: a server would take one inside for a model."""
+    """A directory on the repository's file system and outside it: a server would take one inside for a model.
+
+    Whoever asks has `wmlc.files.locked` the repository; what a killed one left goes.
+    """
     parent = repository.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
     if repository.is_dir() and repository.stat().st_dev != parent.stat().st_dev:
@@ -35,7 +47,10 @@ def staging_beside(repository: Path) -> Iterator[Path]:
             f"{repository} is a mount of its own, and a version can only be renamed into it from beside it; "
             "choose --out inside the mount"
         )
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{repository.resolve().name}.") as directory:
+    name = repository.resolve().name
+    for left in parent.glob(f".{glob.escape(name)}.ship-*{OURS}"):  # by a kill: who ships now has the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.ship-", suffix=OURS) as directory:
         yield Path(directory)
 
 

@@ -18,18 +18,19 @@ from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import OnnxFile, convert, run_file, write_file
-from wmlc.export.layouts import Model, lay_out, root_files, storage_uri
+from wmlc.export.extract import OnnxFile, convert, images_to_check, run_file, write_file
+from wmlc.export.layouts import Model, check_labels, lay_out, root_files, storage_uri
 from wmlc.export.publish import (
     MANIFEST_FILE,
     check_same_interface,
     newest_version,
     publish,
     read_manifest,
+    refuse_foreign,
     staging_beside,
 )
-from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
-from wmlc.files import new_file, sha256
+from wmlc.export.to_onnx import export_onnx
+from wmlc.files import locked, new_file, sha256
 from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
@@ -58,28 +59,36 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
     caller can fix, such as a peer that no bench of this engine and precision measured, or whose file has changed since,
     and `GateError` where `config.min_top1` or `config.max_latency_ms` is not met; then nothing is written.
     """
-    family = read_family(run)
-    peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
     if out.is_file():
         raise InputError(f"{out} is a file; choose a directory for --out")
+    try:
+        with locked(out, "the repository"):
+            yield from _ship(run, wanted, out, config)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
+    family = read_family(run)
+    check_labels(family.data.class_names)
+    peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
     benched = {peer: _benched(run, peer, config) for peer in peers}
     if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
-    data = open_run_data(run)
-    try:
-        with staging_beside(out) as staging:
-            staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
-            if config.ensemble:
-                staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
-            out.mkdir(exist_ok=True)
-            for model in staged:
-                yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
-        on_gpu = any(model.device == "cuda" for model in staged)
-        for name, text in root_files(out, config, on_gpu).items():
-            with new_file(out / name) as aside:
-                aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    measures = config.with_preprocess or config.ensemble  # what the bench has not seen
+    data = open_run_data(run, config.data_root) if measures else None
+    root_files(out, config, on_gpu=False)  # refused now, where somebody else wrote one
+    with staging_beside(out) as staging:
+        staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
+        if config.ensemble:
+            staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
+        out.mkdir(exist_ok=True)
+        for model in staged:
+            yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
+    on_gpu = any(model.device == "cuda" for model in staged)
+    for name, text in root_files(out, config, on_gpu).items():
+        with new_file(out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json: bool) -> None:
@@ -155,7 +164,7 @@ def _missed(name: str, benched: Benched, config: ShipConfig) -> list[str]:
 
 
 def _stage_peer(
-    run: Run, peer: int, benched: Benched, data: Data, staging: Path, out: Path, config: ShipConfig
+    run: Run, peer: int, benched: Benched, data: Data | None, staging: Path, out: Path, config: ShipConfig
 ) -> Model:
     spec, file, row = read_spec(run.network(peer)), run_file(run, peer, config.form, config.suffix), benched.row
     if spec.about.peer != peer or spec.about.ratio is None:
@@ -164,6 +173,7 @@ def _stage_peer(
         top1=row.top1, top1_drop=row.top1_drop, test_images=benched.test_images, engine=row.engine
     )
     if config.with_preprocess:  # another file than the benched one: its answers and its accuracy are measured here
+        assert data is not None
         plain, file = file, staging / f"{peer_name(peer)}.onnx"
         write_file(run, peer, file, data, _export_config(config), measured=False)
         pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0].numpy()
@@ -187,11 +197,12 @@ def _stage_peer(
 
 
 def _stage_ensemble(
-    run: Run, family: Family, data: Data, staging: Path, out: Path, config: ShipConfig, row: Row
+    run: Run, family: Family, data: Data | None, staging: Path, out: Path, config: ShipConfig, row: Row
 ) -> Model:
     """All peers as one model; its answers and its top-1 are measured here, as the bench does not run it."""
     if family.method == "one":
         raise InputError("the ensemble of one is mixed by a gate that no peer holds; drop --ensemble, and ship a peer")
+    assert data is not None
     weights = family.peer_weights
     if len(weights) != len(family.peers):
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
@@ -200,8 +211,7 @@ def _stage_ensemble(
     spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
     network = Ensemble([load_network(directory) for directory in directories], weights).eval()
     fp32, file = staging / "fp32.onnx", staging / "ensemble.onnx"
-    pixels_NHWC = data.train_pixels(max(CHECKED_BATCHES))
-    export_onnx(network, spec, fp32, pixels_NHWC, with_preprocess=config.with_preprocess)
+    export_onnx(network, spec, fp32, images_to_check(run, data), with_preprocess=config.with_preprocess)
     convert(fp32, spec, file, data, _export_config(config), measured=False)
     pixels_NHWC = next(iter(data.test_pixels(CHECKED_IMAGES)))[0]
     with torch.inference_mode():
@@ -245,6 +255,7 @@ def _stage(
 ) -> Model:  # fmt: skip
     """Everything of one version, in `staging` as it shall lie in the repository; on a device and threads as `row`'s."""
     name = model_name(run, spec, config.form)
+    refuse_foreign(out / name)
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
     channels, height, width = spec.input_shape

@@ -6,11 +6,9 @@ N images, C channels, H height, W width
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -21,14 +19,14 @@ from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig
 from wmlc.export.extract import OnnxFile, fed_pixels, run_file
 from wmlc.export.publish import models_in, newest_version, read_manifest
+from wmlc.export.server import DATATYPES, Metadata, Server
 from wmlc.files import sha256
 from wmlc.models.checkpoint import read_spec
 from wmlc.records import Manifest, NetworkSpec
 from wmlc.run import Run, open_run_data
+from wmlc.trt_machine import short
 
 IMAGES = 32
-DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
-TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -41,29 +39,28 @@ class Verified:
     apart: float
 
 
-def verify(run: Run, repository: Path, url: str) -> Iterator[Verified]:
+def verify(run: Run, repository: Path, url: str, data_root: str | None = None) -> Iterator[Verified]:
     """Ask the server at `url` (V2 inference protocol over HTTP) about every model in `repository`.
 
     Its metadata must equal the manifest, and its answers on test images of `run` those of ONNX Runtime on the shipped
-    file, within the bounds of the bench. Raises `InputError` for the first thing that differs.
+    file, within the bounds of the bench. Raises `InputError` for the first thing that differs, and where a server does
+    not speak that protocol, ends in the middle or never ends (`wmlc.export.server` has its bounds).
     """
     newest = [model / str(newest_version(model)) for model in models_in(repository)]
     manifests = {path: read_manifest(path) for path in newest}
     if not manifests:
         raise InputError(f"there is no shipped model in {repository}; ship one, or name the repository with --out")
-    client = _connect(url)
-    data = open_run_data(run)
-    try:
-        for directory, manifest in manifests.items():
-            yield _verify_model(client, url, directory, manifest, run, data)
-    finally:
-        client.close()
+    server = Server.at(url)
+    server.check_live()
+    data = open_run_data(run, data_root)
+    for directory, manifest in manifests.items():
+        yield _verify_model(server, directory, manifest, run, data)
 
 
-def print_verified(run: Run, repository: Path, url: str, as_json: bool) -> None:
+def print_verified(run: Run, repository: Path, url: str, as_json: bool, data_root: str | None = None) -> None:
     """Verify, and say what was found: a line a model, or JSON."""
     found = []
-    for one in verify(run, repository, url):
+    for one in verify(run, repository, url, data_root):
         found.append(asdict(one))
         if not as_json:
             say(
@@ -74,38 +71,12 @@ def print_verified(run: Run, repository: Path, url: str, as_json: bool) -> None:
         say_exactly(json.dumps(found, indent=2))
 
 
-def _connect(url: str) -> Any:
-    try:
-        parts = urlsplit(url)
-        well_formed = parts.scheme == "http" and parts.hostname and (parts.port or 80) and parts.path in ("", "/")
-    except ValueError:  # a port that is none
-        well_formed = False
-    if not well_formed:
-        raise InputError(f"--verify takes an address like http://127.0.0.1:8000, got {url}")
-    try:
-        from tritonclient.http import InferenceServerClient
-    except ImportError:
-        raise InputError(
-            "--verify needs the package tritonclient, which is not installed (pip install 'wmlc[serve]')"
-        ) from None
-    address = url.removeprefix("http://").rstrip("/")
-    client = InferenceServerClient(address, connection_timeout=TIMEOUT_S, network_timeout=TIMEOUT_S)
-    try:
-        live = client.is_server_live()
-    except OSError as error:
-        raise InputError(f"no server answers at {url} ({error.strerror or error}); start it, or name another") from None
-    if not live:
-        raise InputError(f"the server at {url} says that it is not live; look into its log")
-    return client
-
-
-def _verify_model(client: Any, url: str, directory: Path, manifest: Manifest, run: Run, data: Data) -> Verified:
-    name, version = manifest.model, manifest.version
+def _verify_model(server: Server, directory: Path, manifest: Manifest, run: Run, data: Data) -> Verified:
+    name, version, url = manifest.model, manifest.version, server.url
     file = directory / manifest.file
     if not file.is_file() or sha256(file) != manifest.sha256:
         raise InputError(f"{file} is not the file of its manifest; ship it again")
-    said = _ask(url, name, client.get_model_metadata, name, str(version))
-    for fault in _faults(said, manifest):
+    for fault in _faults(server.metadata(name, version), manifest):
         raise InputError(f"the server at {url} has {name} with {fault}; load the shipped version {version}")
     spec, export = _describe(manifest, run)
     peer = manifest.network.peer
@@ -114,7 +85,8 @@ def _verify_model(client: Any, url: str, directory: Path, manifest: Manifest, ru
     expected_NC = OnnxFile(reference, spec, export).logits(pixels_NHWC.numpy())
     fed = fed_pixels(pixels_NHWC, spec, export.with_preprocess)
     size = max(1, min(8, manifest.max_batch))
-    answers = [_ask(url, name, _infer, client, manifest, fed[at : at + size]) for at in range(0, len(fed), size)]
+    binary = server.takes_binary(name)
+    answers = [server.infer(manifest, fed[at : at + size], binary) for at in range(0, len(fed), size)]
     apart = parity(np.concatenate(answers), expected_NC, manifest.precision)
     if reason := disagreement(apart, manifest.precision, "ONNX Runtime"):
         raise InputError(f"{name} at {url}: {reason.replace('its engine', 'the server')}; is another model loaded?")
@@ -133,34 +105,13 @@ def _describe(manifest: Manifest, run: Run) -> tuple[NetworkSpec, ExportConfig]:
     return spec, ExportConfig(precision=manifest.precision, target=manifest.target, with_preprocess=inside)
 
 
-def _faults(said: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
+def _faults(said: Metadata, manifest: Manifest) -> Iterator[str]:
     """What the server's metadata says that the manifest does not."""
     version = str(manifest.version)
-    if "versions" in said and version not in said["versions"]:
-        yield f"versions {', '.join(said['versions']) or 'none'} instead of {version}"
-    for key, described in (("inputs", manifest.input), ("outputs", manifest.output)):
+    if said.versions is not None and version not in said.versions:
+        yield f"versions {short(', '.join(said.versions)) or 'none'} instead of {version}"
+    for key, described, values in (("inputs", manifest.input, said.inputs), ("outputs", manifest.output, said.outputs)):
         expected = [(described.name, DATATYPES[described.dtype], described.shape)]
-        got = [(value["name"], value["datatype"], [int(side) for side in value["shape"]]) for value in said[key]]
+        got = [(value.name, value.datatype, value.shape) for value in values]
         if got != expected:
-            yield f"{key} {got} instead of {expected}"
-
-
-def _infer(client: Any, manifest: Manifest, fed: np.ndarray) -> np.ndarray:
-    from tritonclient.http import InferInput, InferRequestedOutput
-
-    binary = "binary_tensor_data" in client.get_server_metadata().get("extensions", [])
-    given = InferInput(manifest.input.name, list(fed.shape), DATATYPES[manifest.input.dtype])
-    given.set_data_from_numpy(fed, binary_data=binary)
-    wanted = InferRequestedOutput(manifest.output.name, binary_data=binary)
-    result = client.infer(manifest.model, [given], outputs=[wanted], model_version=str(manifest.version))
-    return result.as_numpy(manifest.output.name).reshape(len(fed), -1)
-
-
-def _ask(url: str, name: str, call: Any, *args: Any) -> Any:
-    from tritonclient.utils import InferenceServerException
-
-    try:
-        return call(*args)
-    except (InferenceServerException, OSError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"the server at {url} does not serve {name} as shipped ({text}); load it there") from None
+            yield f"{key} {short(ascii(got))} instead of {expected}"

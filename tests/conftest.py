@@ -163,6 +163,8 @@ def exported(
     from wmlc.export.to_onnx import export_onnx
     from wmlc.models.checkpoint import load_network, read_spec
 
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+
     @functools.cache
     def export(arch: str, form: str) -> Path:
         out = tmp_path_factory.mktemp(arch) / f"{form}.onnx"
@@ -172,9 +174,8 @@ def exported(
             )
             export_onnx(load_network(pruned_network(arch)), read_spec(pruned_network(arch)), out, pixels)
         elif form == "fp16":
-            to_fp16(export(arch, "fp32"), out)
+            to_fp16(export(arch, "fp32"), out, images)
         else:
-            images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
             to_int8(export(arch, "fp32"), out, images, target=form.removeprefix("int8-"), calibrator="minmax")
         return out
 

@@ -6,17 +6,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 from made import TIME, made_bench, made_epoch, made_family, made_row, made_run, made_settings
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from wmlc import records
+from wmlc.data import DataRecord
+from wmlc.export.card import make_manifest
+from wmlc.export.config import ShipConfig
 from wmlc.files import sha256
 from wmlc.models.checkpoint import save_network
 from wmlc.models.widths import cut_to_widths, read_widths
 from wmlc.models.zoo import build_network
-from wmlc.records import FileAbout, NetworkSpec, PlanRecord
+from wmlc.records import Cost, FileAbout, Manifest, NetworkSpec, PlanRecord, ShippedAccuracy
 from wmlc.run import Run
 
 SHAPE = (1, 8, 8)  # of the handwritten digits
@@ -92,3 +96,30 @@ def write_run(root: Path) -> Run:
     shutil.copytree(root.with_name("made"), root, dirs_exist_ok=True)
     shutil.rmtree(root.with_name("made"))
     return run
+
+
+def linear_file(path: Path, input_shape: tuple[int, int, int]) -> Path:
+    """An ONNX classifier of two classes that looks at every pixel."""
+    size = int(np.prod(input_shape))
+    weights = np.random.default_rng(0).standard_normal((size, 2)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["input"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *input_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save_model(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
+    return path
+
+
+def manifest_of(record: DataRecord, file: Path, root: Path, spec: NetworkSpec, pixels: bool = False) -> Manifest:
+    """The manifest of `file` as shipped from a run on that data."""
+    settings = made_settings(data="imagefolder", data_root="somewhere")
+    run = made_run(root, settings, replace(made_family(settings=settings), data=record))
+    return make_manifest(
+        "m", 1, file, "model.onnx", spec, run,
+        accuracy=ShippedAccuracy(top1=None, top1_drop=None, test_images=6, engine="ort"), latency=None,
+        cost=Cost(1, 1), config=ShipConfig(with_preprocess=pixels),
+    )  # fmt: skip

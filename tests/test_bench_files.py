@@ -287,4 +287,4 @@ def test_wrong_words_are_refused_before_anything_runs(two: list[Path], tmp_path:
     taken.write_text("{}")
     assert "exists already; choose another --out" in refused("--out", str(taken))
     result = CliRunner().invoke(main, ["bench", "--data", "digits"])
-    assert "--data and --data-root are for files" in result.output
+    assert "--data is for files" in result.output

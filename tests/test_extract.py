@@ -197,7 +197,13 @@ def test_existing_outputs_stay_unless_forced(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a directory that wmlc did not make; choose another --out"):
         list(extract(run, "1", out, FP32, force=True))
     assert (out / "mine").read_text() == "keep"
-    (out / "spec.json").write_text("{}")  # what an extracted peer looks like
+    (out / "spec.json").write_text('{"name": "somebody else\'s"}')
+    with pytest.raises(InputError, match="is a directory that wmlc did not make; choose another --out"):
+        list(extract(run, "1", out, FP32, force=True))
+    shutil.copy(run.network(1) / "spec.json", out)  # as in an extracted peer, but for somebody's file in it
+    with pytest.raises(InputError, match="is a directory that wmlc did not make; choose another --out"):
+        list(extract(run, "1", out, FP32, force=True))
+    (out / "mine").unlink()
     list(extract(run, "1", out, FP32, force=True))
     assert sorted(path.name for path in out.iterdir()) == ["spec.json", "weights.safetensors"]
 

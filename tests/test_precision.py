@@ -11,17 +11,20 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from wmlc.accuracy import disagreement, parity
 from wmlc.cli import main
 from wmlc.data.memory import MemoryData
 from wmlc.errors import EngineFailed, GateError, InputError
 from wmlc.export import precision
+from wmlc.export.about import write_about
 from wmlc.export.config import CALIBRATORS, ExportConfig
 from wmlc.export.extract import OnnxFile, extract, run_file, write_file
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.models.checkpoint import read_spec
+from wmlc.records import FileAbout
 from wmlc.run import Run, open_run_data
 
 ARCHS = ("resnet20", "mobilenet_v2")
@@ -105,8 +108,60 @@ def test_a_weight_that_float16_cannot_hold_is_refused(exported: Exported, tmp_pa
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e9, tensor.name))
     onnx.save_model(model, str(tmp_path / "huge.onnx"))
     with pytest.raises(InputError, match="does not fit into float16; export it in fp32"):
-        to_fp16(tmp_path / "huge.onnx", tmp_path / "half.onnx")
+        to_fp16(tmp_path / "huge.onnx", tmp_path / "half.onnx", FED)
     assert not (tmp_path / "half.onnx").exists()
+
+
+def two_layers(path: Path, factor: float) -> Path:
+    """Two linear layers of ours on 2 x 2 pixels, the first `factor` times as large, the second as much smaller."""
+    draw, shape = np.random.default_rng(0), ["batch", 3, 2, 2]
+    weights = {"a.weight": draw.standard_normal((12, 5)) * factor, "b.weight": draw.standard_normal((5, 4)) / factor}
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
+        helper.make_node("MatMul", ["flat", "a.weight"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "b.weight"], ["b"], name="second"),
+        helper.make_node("Relu", ["b"], ["logits"], name="last"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape if name == "input" else ["batch", 4])
+            for name in ("input", "logits")]  # fmt: skip
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "two", ends[:1], ends[1:], tensors),
+        opset_imports=[helper.make_opsetid("", 20)], ir_version=10,
+    )  # fmt: skip
+    write_about(model, FileAbout(
+        architecture="resnet20", data=None, method=None, peer=1, ratio=0.5, achieved_ratio=0.5, ratio_of="params",
+        top1=None, commit=None, class_names=["a", "b"], input_shape=(3, 2, 2), mean=[0.5] * 3, std=[0.5] * 3,
+        with_preprocess=False, precision="fp32", params=1, macs=1, opset=20,
+    ))  # fmt: skip
+    onnx.save_model(model, str(path))
+    return path
+
+
+FED = np.random.default_rng(1).standard_normal((20, 3, 2, 2), dtype=np.float32)
+
+
+def test_activations_that_float16_cannot_hold_stay_in_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for factor, kept in ((1.0, ""), (1e4, "3 of 5 operators (a, b) stay in fp32: activations reach ")):
+        fp32, half = two_layers(tmp_path / "fp32.onnx", factor), tmp_path / "half.onnx"
+        to_fp16(fp32, half, FED)
+        said = capsys.readouterr().err
+        assert said.startswith(kept) and bool(said) == bool(kept)
+        expected = run_onnx(fp32, FED)
+        (rounded,) = ReferenceEvaluator(str(half)).run(None, {"input": FED})  # as a GPU: after each operator
+        np.testing.assert_allclose(rounded, expected, atol=0.01 * np.abs(expected).max())
+        types = {tensor.name: tensor.data_type for tensor in onnx.load(str(half)).graph.initializer}
+        assert set(types.values()) == {TensorProto.FLOAT if kept else TensorProto.FLOAT16}
+
+
+def test_activations_that_are_no_numbers_are_said_to_be(tmp_path: Path) -> None:
+    fed = FED.copy()
+    fed[3, 0, 0, 0] = np.inf
+    with pytest.raises(InputError, match="has activations that are no finite numbers on 20 training images; train the"):
+        to_fp16(two_layers(tmp_path / "fp32.onnx", 1.0), tmp_path / "half.onnx", fed)
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)

@@ -117,8 +117,8 @@ def test_stopped_in_the_baseline_goes_on_in_the_baseline(tmp_path: Path, monkeyp
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     with new_directory(tmp_path / "checkpoint") as aside:
         (aside / "state.json").write_text("{}")
-    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.former")
-    (tmp_path / ".checkpoint.123").mkdir()
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.former.wmlc")
+    (tmp_path / f".checkpoint.{2**22}.wmlc").mkdir()  # no process has a number as high
     recover_directory(tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 

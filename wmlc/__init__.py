@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+# At its import ONNX Runtime looks up a host of telemetry and keeps an id of the device in the user's cache; it looks at
+# this before. Here, as every process that wmlc starts imports this first or inherits it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

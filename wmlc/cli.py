@@ -92,7 +92,7 @@ def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings
 @run_option
 @options_of(BenchSettings)
 @click.option("--data", "data_name", metavar="NAME", help="With files: the data set to measure their top-1 on.")
-@click.option("--data-root", metavar="DIR", help="Where that lies.")
+@click.option("--data-root", metavar="DIR", help="Where that lies; or the run's data set, if it has moved.")
 @shown_as
 @click.option("--out", type=PATH, metavar="FILE.json", help="The record.  [default: bench.json in the run]")
 @forced
@@ -112,7 +112,7 @@ def bench(
     wmlc bench theirs.onnx ours.onnx
     """
     config = BenchConfig(**settings)
-    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name or data_root))
+    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name))
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 
@@ -131,7 +131,7 @@ def bench(
         from wmlc.run import find_run, open_run_data
 
         run = find_run(run_name)
-        run_data, out = open_run_data(run), out or run.bench
+        run_data, out = open_run_data(run, data_root), out or run.bench
         made = bench_forms(
             run, run_data, config.precisions, config.int8_target, plans=config.takes_plans, batches=config.batches
         )
@@ -219,11 +219,11 @@ def ship(
     from wmlc.run import find_run
 
     if verify is not None:
-        if other := [f"--{name.replace('_', '-')}" for name in given(["peer", *settings])]:
+        if other := [f"--{name.replace('_', '-')}" for name in given(["peer", *settings]) if name != "data_root"]:
             raise InputError(f"--verify ships nothing: give it --out, --run and --json, without {', '.join(other)}")
         from wmlc.export.verify import print_verified
 
-        print_verified(find_run(run_name), out, verify, as_json)
+        print_verified(find_run(run_name), out, verify, as_json, settings["data_root"])
         return
     if peer is None:
         raise click.UsageError("name the networks with --peer, or a running server with --verify")

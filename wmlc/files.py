@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,18 +14,75 @@ from typing import Any
 
 from wmlc.errors import InputError
 
-FORMER = ".former"  # what a directory is called while its successor takes its name
+# The end of every name that is ours for a while, beside what is being written: .X.PID.wmlc, .X.former.wmlc,
+# .X.lock.wmlc. Nobody else gives it, so that what has it may be cleared, and nothing else is.
+OURS = ".wmlc"
 
 
-def refuse_existing(path: Path, force: bool, marker: str | None = None) -> None:
+def refuse_existing(path: Path, force: bool, is_ours: Callable[[Path], bool] | None = None) -> None:
     """Raise `InputError` where `path` exists and may not be overwritten.
 
-    Even `force` replaces a directory only if it is empty or holds the file `marker`, as our own do.
+    Even `force` replaces a directory only if it is empty or `is_ours` knows it by a mark that only we write.
     """
     if path.exists() and not force:
         raise InputError(f"{path} exists already; choose another --out, or pass --force to replace it")
-    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+    if path.is_dir() and any(path.iterdir()) and not (is_ours and is_ours(path)):
         raise InputError(f"{path} is a directory that wmlc did not make; choose another --out")
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold `path`, a directory that is there or will be, against every other process that asks for it.
+
+    The lock is the kernel's, on the file .NAME.lock.wmlc beside `path` (in it, where nothing can be written beside it),
+    so that a kill releases it. Raises `InputError` where another one holds it; `what` says what the directory is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no POSIX, no lock
+        yield
+        return
+    whole = path.resolve()
+    made = [parent for parent in whole.parents if not parent.exists()]
+    _make_parent(path)
+    file = _beside(whole, "lock")
+    if not os.access(whole.parent, os.W_OK):
+        if not whole.is_dir():
+            raise InputError(f"cannot write {path}: {whole.parent} is not writable; choose another place")
+        file = whole / f".lock{OURS}"
+    held = _open_locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if held is None:
+        raise InputError(f"{what} {path} is being written by another wmlc; wait until it is done, or stop it")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held
+        os.close(held)
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for parent in made:
+                parent.rmdir()
+
+
+def _open_locked(file: Path, how: int) -> int | None:
+    """A descriptor of `file` that holds its lock; None where another one does."""
+    import fcntl
+
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, how)
+            if os.fstat(descriptor).st_ino == file.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass  # its last holder removed it between our two steps
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                return descriptor
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise
+        os.close(descriptor)
 
 
 def check_writable(path: Path) -> None:
@@ -34,15 +92,27 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` only if the block succeeds."""
+    """Yield a path beside `path` to write to; it becomes `path` only if the block succeeds.
+
+    A full disk, which the system tells without a name, is an `InputError` with this one.
+    """
     aside = _aside(path)
     try:
         yield aside
         flush(aside)
         aside.replace(path)
         flush(path.parent)
+    except OSError as error:
+        if error.filename not in (None, str(aside)):
+            raise
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space, or choose another place" if full else "choose another place"
 
 
 @contextlib.contextmanager
@@ -50,7 +120,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """Yield a directory beside `path` to fill; it replaces `path` only if the block succeeds.
 
     An existing `path` stays readable until the rename; a kill between the two renames leaves it
-    whole under `path.name + '.former'`, where `recover_directory` finds it.
+    whole under .NAME.former.wmlc, where `recover_directory` finds it.
     """
     aside = _aside(path)
     try:
@@ -59,7 +129,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             flush(file)
         flush(aside)
-        former = path.with_name(path.name + FORMER)
+        former = _beside(path, "former")
         replacing = path.exists()
         if replacing:
             shutil.rmtree(former, ignore_errors=True)
@@ -69,7 +139,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         if replacing:
             shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -77,16 +147,27 @@ def new_directory(path: Path) -> Iterator[Path]:
 def recover_directory(path: Path) -> None:
     """Clear up after a kill in `new_directory`: what it was writing goes, what it had moved away comes back."""
     clear_asides(path.parent, path.name)
-    former = path.with_name(path.name + FORMER)
+    former = _beside(path, "former")
     if former.is_dir() and not path.exists():
         former.replace(path)
 
 
 def clear_asides(directory: Path, name: str = "*") -> None:
-    """Remove what killed processes had begun to write in `directory`."""
-    for aside in directory.glob(f".{name}.*"):
-        if aside.suffix[1:].isdecimal():
+    """Remove what killed processes had begun to write in `directory`; what a living one writes stays."""
+    for aside in directory.glob(f".*{OURS}"):
+        of, _, writer = aside.name.removesuffix(OURS).rpartition(".")
+        if writer.isdecimal() and name in ("*", of[1:]) and not _is_alive(int(writer)):
             _discard(aside)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return process != os.getpid()
 
 
 MOST_BYTES = 16 << 20  # of a file of text that is read; ours have some hundred kilobytes, few a megabyte
@@ -131,9 +212,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _aside(path: Path) -> Path:
-    """A fresh name beside `path`, on the same file system, in a directory that exists."""
-    if not path.name:
+def _make_parent(path: Path) -> None:
+    """Make the directory that `path` shall lie in."""
+    if not path.name and not path.resolve().name:
         raise InputError(f"cannot write {path}: it names no file or directory; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,15 +222,27 @@ def _aside(path: Path) -> Path:
         raise InputError(
             f"cannot write {path}: {error.strerror or error} at {path.parent}; choose another place"
         ) from error
+
+
+def _aside(path: Path) -> Path:
+    """A fresh name beside `path`, on the same file system, in a directory that exists."""
+    if not path.name:
+        raise InputError(f"cannot write {path}: it names no file or directory; choose another --out")
+    _make_parent(path)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: {path.parent} is not writable; choose another place")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    _discard(aside)
-    return aside
+    clear_asides(path.parent, path.name)
+    return _beside(path, str(os.getpid()))
+
+
+def _beside(path: Path, part: str) -> Path:
+    return path.with_name(f".{path.name}.{part}{OURS}")
 
 
 def _discard(path: Path) -> None:
-    remove: Callable[[Path], Any] = shutil.rmtree if path.is_dir() else lambda p: p.unlink(missing_ok=True)
+    remove: Callable[[Path], Any] = (
+        shutil.rmtree if path.is_dir() and not path.is_symlink() else lambda p: p.unlink(missing_ok=True)
+    )
     remove(path)
 
 

@@ -6,14 +6,14 @@ import datetime
 import functools
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmlc import records
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
-from wmlc.files import FORMER, new_file
-from wmlc.records import Epoch, Family, Provenance, RunRecord
+from wmlc.files import new_file
+from wmlc.records import Epoch, Family, Framing, Provenance, RunRecord
 from wmlc.settings import TrainConfig
 
 RUNS = Path("runs")
@@ -87,7 +87,7 @@ def all_runs() -> Iterator[Run]:
     """Every run under `runs/`, those of a sweep in its directory among them, by name."""
     for config in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("*/*/config.json")]):
         within = config.parent.relative_to(RUNS).parts
-        if not any(part.startswith(".") or part.endswith(FORMER) for part in within):
+        if not any(part.startswith(".") for part in within):  # what is not done yet, and hidden ones
             yield Run(config.parent)
 
 
@@ -101,7 +101,16 @@ def read_family(run: Run) -> Family:
 
 def read_config(run: Run) -> RunRecord:
     """What the run was started with; `InputError` where its record is damaged."""
-    return records.read(run.config, RunRecord, "run record", "start the run again with 'wmlc train --force'")
+    return records.read(run.config, RunRecord, "run record", "train again into another --out")
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory is a run of ours: its config.json says so, as other programs' files of that name do not."""
+    try:
+        read_config(Run(directory))
+    except InputError:
+        return False
+    return True
 
 
 def read_epochs(run: Run, phase: str) -> list[Epoch]:
@@ -143,9 +152,37 @@ def data_config(settings: TrainConfig) -> DataConfig:
     )
 
 
-def open_run_data(run: Run) -> Data:
-    """The data set that the run was trained on, on the CPU."""
-    return open_data(data_config(read_config(run).settings))
+def open_run_data(run: Run, root: str | None = None) -> Data:
+    """The data set that the run was trained on, on the CPU; in the folder `root`, if it has moved there.
+
+    Raises `InputError` where what lies in `root` has other classes or another shape than what was trained on.
+    """
+    config = data_config(read_config(run).settings)
+    if root is None:
+        return open_data(config)
+    data, trained = open_data(replace(config, root=Path(root))), read_family(run).data
+    for what in ("class_names", "input_shape"):
+        here, there = getattr(data.record, what), getattr(trained, what)
+        if here != there:
+            raise InputError(
+                f"{root} is not the data set of {run.root}: its {what} is {_short(here)}, the run's {_short(there)}; "
+                "name that with --data-root"
+            )
+    return data
+
+
+def _short(value: object) -> str:
+    """A value in at most 60 letters."""
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:59] + "…"
+
+
+def framing_of(run: Run) -> Framing:
+    """How the run's test pictures get their size, also where its networks' records are too old to say so."""
+    from wmlc.data.decode import framing
+
+    record = read_family(run).data
+    return framing(record.input_shape, record.small)
 
 
 def append_epoch(run: Run, phase: str, epoch: Epoch) -> None:

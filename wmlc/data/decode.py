@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wmlc.data.pictures import read_header, read_picture, shown
 from wmlc.data.sources import DataConfig, Part
 from wmlc.errors import InputError
+from wmlc.records import Framing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,6 +31,11 @@ class Layout:
     height: int
     width: int
     channels: int
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.height, self.width
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -50,13 +56,26 @@ def read_layout(paths: Sequence[str], config: DataConfig) -> Layout:
     return Layout(small=small, height=side, width=side, channels=channels)
 
 
+def framing(input_shape: tuple[int, int, int], small: bool) -> Framing:
+    """How pictures are brought to a set's `input_shape` [C, H, W] to be tested on; small ones mostly have that size."""
+    _, height, width = input_shape
+    return Framing(shorter_side=None if small else round(height * 256 / 224), size=(height, width))
+
+
+def framed(framing: Framing) -> Callable[[Any], Any]:
+    """The transform of an opened picture that a framing stands for."""
+    from torchvision.transforms import v2
+
+    if framing.shorter_side is None:
+        return v2.Resize(list(framing.size))
+    return v2.Compose([v2.Resize(framing.shorter_side), v2.CenterCrop(framing.size)])
+
+
 def small_transform(config: DataConfig, layout: Layout) -> Callable[[Any], Any] | None:
     """What happens to a decoded small image, which is augmented later; None: nothing, it must have the set's size."""
     if config.image_size is None:
         return None
-    from torchvision.transforms import v2
-
-    return v2.Resize([layout.height, layout.height])
+    return framed(framing(layout.input_shape, small=True))
 
 
 def large_transform(config: DataConfig, layout: Layout, augment: bool) -> Callable[[Any], Any]:
@@ -65,7 +84,7 @@ def large_transform(config: DataConfig, layout: Layout, augment: bool) -> Callab
 
     size = layout.height
     if not augment:
-        return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        return framed(framing(layout.input_shape, small=False))
     steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
     if config.name == "imagenet":  # the paper names the jitter but not its strength; 0.4 is the usual one
         steps.append(v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4))

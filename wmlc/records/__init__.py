@@ -1,6 +1,6 @@
 """Every file that rooms exchange, as a type: `read` and `write` are the one way from and to JSON."""
 
-from wmlc.records.common import Cost, Latency, Machine, Provenance, Record, Speedup
+from wmlc.records.common import Cost, Framing, Latency, Machine, Provenance, Record, Speedup
 from wmlc.records.measured import (
     Bench,
     Environment,
@@ -56,6 +56,7 @@ __all__ = [
     "Epoch",
     "Family",
     "FileAbout",
+    "Framing",
     "Front",
     "FrontPoint",
     "Interval",

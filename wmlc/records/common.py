@@ -50,6 +50,28 @@ class Cost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Framing(Record):
+    """How a picture of any size becomes one of the network's size: resized, then its middle cut out.
+
+    The one description of it: accuracy is measured so (`wmlc.data.decode`), and so it stands beside every network.
+    """
+
+    shorter_side: Size | None  # it is resized to this, the longer one in proportion, rounded down; None: both to `size`
+    size: tuple[Size, Size]  # height, width; what is cut off is rounded to even at the top and at the left
+    interpolation: Literal["bilinear"] = "bilinear"  # as Pillow's: antialiased where a picture gets smaller
+    antialias: Literal[True] = True
+
+    @property
+    def words(self) -> str:
+        """In words, for people."""
+        height, width = self.size
+        how = f"{self.interpolation}, antialiased"
+        if self.shorter_side is None:
+            return f"resized to {height} x {width} ({how})"
+        return f"resized to {self.shorter_side} on the shorter side ({how}), {height} x {width} cut out of the middle"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latency(Record):
     """Milliseconds a call, over `n` calls; percentiles are interpolated linearly, `std` is the sample's."""
 

@@ -11,6 +11,7 @@ from wmlc.records.common import (
     SCHEMA,
     Amount,
     Count,
+    Framing,
     Latency,
     Machine,
     Percent,
@@ -50,6 +51,7 @@ class FileAbout(Record):
     target: str | None = None  # of int8, as are the next two
     calibrator: str | None = None
     calibration_images: Size | None = None
+    framing: Framing | None = None  # of a picture, before it is normalised
     weights_sha256: str | None = None  # of the weights.safetensors that it was exported from; an ensemble has none
 
 
@@ -83,15 +85,16 @@ class Tensor(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess(Record):
-    """What happens to pixels before the network: (pixels / scale - mean) / std, a channel each."""
+    """What happens to a picture before the network: `framing`, then (pixels / scale - mean) / std, a channel each."""
 
-    inside: bool  # the file does it
+    inside: bool  # the file does all but the framing
     formula: str
     scale: Size
     mean: list[float]
     std: list[Positive]
     size: tuple[Size, Size]  # height, width
     channels: Literal["RGB", "gray"]
+    framing: Framing | None = None  # of a picture, before all that; None in manifests of older versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from wmlc.records.common import (
     Cost,
     Count,
     Extent,
+    Framing,
     Percent,
     Positive,
     Provenance,
@@ -74,6 +75,7 @@ class NetworkSpec(Record):
     mean: list[float]  # a channel, of pixels scaled to 0 … 1
     std: list[Positive]
     widths: dict[str, list[Size]]  # by layer: [out, in, groups] of a convolution, [out, in], or [features]
+    framing: Framing | None = None  # of a picture, before it is normalised; None in networks of older runs
     about: About = field(default_factory=About)
     schema_version: Version = SCHEMA
 
