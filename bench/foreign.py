@@ -128,13 +128,15 @@ def _load(path: Path) -> Any:
         raise _unreadable(path, f"it is no ONNX: {plain(one_line(error))}") from None
     if not model.graph.node:
         raise _unreadable(path, "there is no graph in it")
-    newest = max(onnx.helper.OP_SET_ID_VERSION_MAP.values(), default=0), onnx.IR_VERSION
-    if model.ir_version > newest[1]:
-        raise _unreadable(path, f"its IR version is {model.ir_version}, this onnx reads up to {newest[1]}")
+    if model.ir_version > onnx.IR_VERSION:
+        raise _unreadable(path, f"its IR version is {model.ir_version}, this onnx reads up to {onnx.IR_VERSION}")
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location" and not (path.parent / entry.value).is_file():
                 raise _unreadable(path, f"its weights are in {plain(entry.value)}, which is not beside it")
+    for value in model.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise _unreadable(path, f"its input {plain(value.name)} has no shape: export it with that of the images")
     try:
         onnx.checker.check_model(str(path))  # by its path, as weights in other files lie beside it
     except Exception as error:  # the checker's and protobuf's have no common class
@@ -192,9 +194,7 @@ def _layout(path: Path, taken: Value) -> tuple[int | None, tuple[int | None, int
     needs = "bench needs one input of images, [N, C, H, W] or [N, H, W, C]"
     if taken.dtype not in IMAGE_TYPES:
         raise InputError(f"{path} takes {taken.dtype} as {plain(taken.name)}; {needs}, of {', '.join(IMAGE_TYPES)}")
-    if taken.dims is None or not taken.dims:
-        raise _unreadable(path, f"its input {plain(taken.name)} has no shape: export it with that of the images")
-    if len(taken.dims) != 4:
+    if taken.dims is None or len(taken.dims) != 4:
         raise InputError(f"{path} takes {taken}; {needs}")
     if 0 in taken.dims:
         raise InputError(f"{path} takes {taken}: there is nothing in it; export it with an open batch")
@@ -229,7 +229,7 @@ def choose_output(file: OnnxFile, classes: int | None, asked: str | None) -> Val
     gives = f"{file.path} gives {'; '.join(map(str, file.outputs)) or 'nothing'}"
     needs = "bench needs scores [N, classes] or class ids [N]"
     if asked is not None:
-        (found,) = [value for value in file.outputs if value.name == asked][:1] or [None]
+        found = next((value for value in file.outputs if value.name == asked), None)
         if found is None or not (found.classes is not None or found.is_id):
             raise InputError(f"--output {asked}: {gives}; {needs}")
         return found

@@ -66,7 +66,7 @@ def _size(model: Any) -> int:
 
 
 def uncounted(model: Any) -> str | None:
-    """In words, the first thing in a model that multiplies or may and whose MACs cannot be told; None: there is none."""
+    """In words, the first thing in a model that may multiply and whose MACs cannot be told; None: there is none."""
     for node in model.graph.node:
         if (fault := _uncounted(node)) is not None:
             return fault

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from wmlc import records
-from wmlc.console import UNKNOWN, digits, note, say, say_notes, scaled
+from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_notes, scaled
 from wmlc.layer_pairs import OTHER, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.cells import grouped_notes
@@ -28,10 +29,10 @@ SPREAD_OUT = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # a CSV co
 LEFT_OUT = ("warm_up",)  # of a CSV
 
 
-def print_bench(bench: Bench, out: Path, shown: str) -> None:
+def print_bench(bench: Bench, out: Path | None, shown: str) -> None:
     """A bench as `shown`: table, md, csv or json; for the latter two nothing else goes to standard output.
 
-    Args: `out` is the file that it was written to, which the last line names.
+    Args: `out` is the file that it was written to, which the last line names; None: it could not be.
     """
     if shown == "json":
         say(records.text(bench, indent=2))
@@ -39,10 +40,13 @@ def print_bench(bench: Bench, out: Path, shown: str) -> None:
         say(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
     else:
         _print_tables(bench, markdown=shown == "md")
-    (note if shown in ("csv", "json") else say)(f"wrote {out}")
+    if out is not None:
+        (note if shown in ("csv", "json") else say)(f"wrote {out}")
 
 
 def _print_tables(bench: Bench, markdown: bool) -> None:
+    for line in bench.inputs:
+        say(f"- {line}" if markdown else textwrap.fill(line, WIDTH, subsequent_indent="  "))
     for cell in dict.fromkeys((row.engine, row.threads, row.batch, row.device) for row in bench.rows):
         engine, threads, batch, device = cell
         machine = bench.environment.gpu if device == "cuda" else bench.environment.cpu
@@ -88,7 +92,7 @@ def _speed(row: Row) -> tuple[str, ...]:
         short_name(row.name),
         UNKNOWN if row.peer == BASELINE else f"{_percent(row.ratio)}/{_percent(row.achieved_ratio)}",
         scaled(row.params),
-        scaled(row.macs),
+        UNKNOWN if row.macs is None else scaled(row.macs),
         digits(times.p50 if times else None),
         f"{50 * (interval.high - interval.low) / times.p50:.1f}" if interval and times else UNKNOWN,
         digits(times.p99 if times else None),
