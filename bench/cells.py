@@ -69,6 +69,7 @@ class Images:
 
     pixels_NHWC: np.ndarray
     data: TestImages | None
+    classes: int = 0  # of the data set
 
 
 @dataclass
@@ -278,7 +279,7 @@ def _check_agreement(own: Measurement, worker: Worker, images: Images, batch: in
     if own.subject.batch is None and own.subject.output is not None and (size := worker.call_size()) is not None:
         own.lacking.append(f"asked about {size} image{'s' * (size > 1)} a call, as the file fails at more")
     if images.data is not None:
-        _check_classes(own.subject, logits_BC, len(images.data.record.class_names))
+        _check_classes(own.subject, logits_BC, images.classes)
 
 
 def _check_classes(subject: Subject, answers: np.ndarray, classes: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from wmlc.data import DataConfig, DataRecord, open_data
+from wmlc.data.parts import Parts
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,10 +69,14 @@ class Resized:
 
 
 class Fitted(NamedTuple):
-    """Test images of the shape that a file takes, and in words how they came to it."""
+    """Test images of the shape that a file takes, in words how they came to it, and their classes.
+
+    The classes are those of the test folders, so that a set which has no training images will do.
+    """
 
     images: TestImages
     words: str
+    class_names: list[str]
 
 
 def shape_of(images: TestImages) -> Shape:
@@ -87,7 +92,7 @@ def fit(images: TestImages, shape: Shape) -> Fitted:
     resized as they are, whatever that does to proportions.
     """
     channels, height, width = shape
-    own = shape_of(images)
+    own, names = shape_of(images), Parts(images.config).test.class_names
     if own[0] not in (1, channels):
         raise InputError(
             f"the test images have {own[0]} channels, the file takes {channels}; name grey images, or convert"
@@ -100,7 +105,7 @@ def fit(images: TestImages, shape: Shape) -> Fitted:
         words = f"of {own[1]} x {own[2]}, resized to {height} x {width}"
     if own[0] != channels:
         words += f", their grey channel {channels} times"
-    return Fitted(images if own == shape else Resized(images, shape), words)
+    return Fitted(images if own == shape else Resized(images, shape), words, names)
 
 
 class Matched(NamedTuple):

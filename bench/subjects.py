@@ -136,7 +136,7 @@ def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSetting
     file, data = read_file(path), fitted.images if fitted else None
     shape = _shape(file, data)
     channels, height, width = shape
-    classes = len(data.record.class_names) if data else None
+    classes = len(fitted.class_names) if fitted else None
     asked = said.output if any(value.name == said.output for value in file.outputs) else None
     output = choose_output(file, classes, asked)
     cost = file_cost(path, (height, width, channels) if file.channels_last else shape)
@@ -144,12 +144,12 @@ def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSetting
         raise InputError(f"{path} has no convolution or matrix product that is known here; name a classifier with some")
     mean, std, pixels, assumed = _pixels(file, channels, fitted, said)
     about = file.about
-    matched = match_classes(about.class_names if about else None, data.record.class_names) if data else None
+    matched = match_classes(about.class_names if about else None, fitted.class_names) if fitted else None
     layout = "[N, H, W, C]" if file.channels_last else "[N, C, H, W]"
     told = [
         f"input {plain(file.input.name)}, {file.input.dtype} {layout} of {height} x {width} x {channels}",
         pixels,
-        f"pictures {fitted.words}" if fitted else "pictures made up",
+        *([f"pictures {fitted.words}"] if fitted else []),
         f"output {output}",
         *([f"classes {matched.words}"] if matched else []),
     ]
@@ -194,14 +194,14 @@ def _pixels(
 ) -> tuple[list[float] | None, list[float] | None, str, str | None]:
     """Mean and deviation that pixels are brought to, in words, and a note where that was assumed."""
     if file.input.dtype == "uint8":
-        return None, None, "pixels 0 … 255 as they are", None
+        return None, None, "pixels 0 … 255 as they are" + ("" if fitted else ", made up"), None
     if file.about is not None:
         mean, std, whose = list(file.about.mean), list(file.about.std), "as the file says"
     elif said.mean is not None and said.std is not None:
         mean, std = numbers("--mean", said.mean, channels), numbers("--std", said.std, channels)
         whose = "as asked for"
     elif fitted is None:  # somehow around 0, for times alone
-        return [0.5] * channels, [0.25] * channels, "pixels made up, somehow around 0", None
+        return [0.5] * channels, [0.25] * channels, "made up, as no data set is named", None
     else:
         mean, std = list(fitted.images.record.mean), list(fitted.images.record.std)
         whose = "the data set's, assumed"
