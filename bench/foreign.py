@@ -16,6 +16,7 @@ from typing import Any
 
 from wmlc import records
 from wmlc.bench.engines import check_one_input, one_line
+from wmlc.bench.graphs import MOST_INLINED, overgrown
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS
 from wmlc.records import FileAbout
@@ -128,6 +129,8 @@ def _load(path: Path) -> Any:
         raise _unreadable(path, f"it is no ONNX: {plain(one_line(error))}") from None
     if not model.graph.node:
         raise _unreadable(path, "there is no graph in it")
+    if overgrown(model):
+        raise _unreadable(path, f"its functions stand for more than {MOST_INLINED:,} nodes")
     if model.ir_version > onnx.IR_VERSION:
         raise _unreadable(path, f"its IR version is {model.ir_version}, this onnx reads up to {onnx.IR_VERSION}")
     for tensor in model.graph.initializer:

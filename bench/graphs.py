@@ -35,15 +35,22 @@ def all_graphs(graph: Any) -> Iterator[Any]:
 
 
 def inlined(model: Any) -> Any:
-    """The model with its functions' nodes in place of their calls; as it is where those would be too many."""
+    """The model with its functions' nodes in place of their calls; without them where those would be too many."""
     import onnx.inliner
 
-    if not model.functions or _size(model) > MOST_INLINED:
+    if overgrown(model):
+        del model.functions[:]  # or inferring a shape would go through all of them
+    if not model.functions:
         return model
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception:  # the inliner's errors have no common class; what is not inlined is told as not counted
         return model
+
+
+def overgrown(model: Any) -> bool:
+    """Functions that call each other stand for more nodes than any engine could hold."""
+    return bool(model.functions) and _size(model) > MOST_INLINED
 
 
 def _size(model: Any) -> int:

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from foreign_files import FEATURES, FLOAT, IDS, INT64, OURS, SCORES, bench, save, scorer
 from image_folders import make_folder
-from measured import InProcess, classifier, made_row
-from onnx import TensorProto, helper, numpy_helper
+from measured import InProcess, classifier
+from onnx import TensorProto, helper
 
 from wmlc import records
-from wmlc.accuracy import disagreement, parity, picked, reordered
-from wmlc.bench import intervals
-from wmlc.bench.cells import Images, Measurement, _check_agreement
-from wmlc.bench.choose import Bounds, described
+from wmlc.accuracy import picked
 from wmlc.bench.config import FileSettings
 from wmlc.bench.engines import worker
-from wmlc.bench.foreign import choose_output, numbers, read_file
-from wmlc.bench.layers import file_cost
+from wmlc.bench.foreign import _value, choose_output, numbers, read_file
 from wmlc.bench.pictures import fit, match_classes
 from wmlc.bench.subjects import file_subjects, fit_to_files
-from wmlc.cli import main
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import EngineFailed, InputError
 from wmlc.records import Bench
-
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-OURS: dict[str, Any] = {
-    "architecture": "x", "data": "digits", "method": None, "peer": 1, "ratio": 0.5, "achieved_ratio": 0.5,
-    "ratio_of": None, "top1": 90.0, "commit": None, "class_names": list("abcdefghij"), "input_shape": [1, 8, 8],
-    "mean": [0.3], "std": [0.4], "with_preprocess": False, "precision": "fp32", "params": 650, "macs": 640, "opset": 18,
-}  # fmt: skip
-
-
-def save(path: Path, nodes: Sequence[Any], outputs: Sequence[Any], *, dims: Sequence[Any] = ("n", 1, 8, 8),
-         said: dict[str, str] | None = None, functions: Sequence[Any] = (), kind: int = FLOAT, **weights: Any) -> Path:  # fmt: skip
-    """A file that takes `pixels`, with these nodes, outputs (name, type, dims), weights and metadata."""
-    graph = helper.make_graph(
-        list(nodes), "made", [helper.make_tensor_value_info("pixels", kind, list(dims))],
-        [helper.make_tensor_value_info(*each) for each in outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("my", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=list(functions))
-    helper.set_model_props(model, said or {})
-    onnx.save(model, str(path))
-    return path
-
-
-def scorer(path: Path, *tail: Any, outputs: Sequence[Any], **more: Any) -> Path:
-    """Conv 8 x 8 to `maps` [N, 10, 1, 1], flattened to `flat`, then `tail`; weights differ from class to class."""
-    draw = np.random.default_rng(0)
-    nodes = [
-        helper.make_node("Conv", ["pixels", "w"], ["maps"]),
-        helper.make_node("Flatten", ["maps"], ["flat"]),
-        *tail,
-    ]
-    return save(path, nodes, outputs, w=draw.normal(0, 1, (10, 1, 8, 8)).astype(np.float32), **more)
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
-
-
-def bench(*words: Any) -> Result:
-    quick = ["--seconds", "0.01", "--launches", "1", "--force"]
-    return CliRunner().invoke(main, ["bench", *map(str, words), *quick])
 
 
 @pytest.mark.parametrize(
@@ -132,9 +88,6 @@ def test_a_sequence_is_refused_in_words(tmp_path: Path) -> None:
         read_file(tmp_path / "x.onnx")
 
 
-FEATURES, SCORES, IDS = ("maps", FLOAT, ["n", 20]), ("flat", FLOAT, ["n", 10]), ("ids", INT64, ["n"])
-
-
 @pytest.mark.parametrize(
     ("outputs", "classes", "asked", "found"),
     [
@@ -160,7 +113,6 @@ def test_the_output_that_fits_is_taken_or_asked_for(
 ) -> None:
     values = [helper.make_tensor_value_info(*each) for each in outputs]
     file = read_file(scorer(tmp_path / "x.onnx", outputs=[SCORES]))
-    from wmlc.bench.foreign import _value
 
     file.outputs[:] = [_value(value) for value in values]
     if " " not in found and "-" not in found:
@@ -195,7 +147,7 @@ def test_top1_does_not_depend_on_how_scores_are_given(tmp_path: Path, in_process
     assert result.exit_code == 0, result.output
     made = records.read(tmp_path / "b.json", Bench, "bench", "bench again")
     assert len({row.top1 for row in made.rows}) == 1 and (made.rows[0].top1 or 0) < 100
-    assert "asked about 1 images a call, as the file fails at more" in made.rows[3].notes
+    assert "asked about 1 image a call, as the file fails at more" in made.rows[3].notes
     assert any(
         note.startswith("top-1 assumes pixels 0 … 1 with the data set's mean 0.306") for note in made.rows[0].notes
     )
@@ -285,131 +237,3 @@ def test_a_file_of_any_size_takes_the_pictures_own(tmp_path: Path) -> None:
     )
     (subject,) = file_subjects([file], fit_to_files([file], open_data(DataConfig())))
     assert (subject.input_shape, subject.batch, subject.cost.macs) == ((1, 8, 8), None, 10)
-
-
-def conv(kind: str, domain: str = "", **given: Any) -> list[Any]:
-    return [helper.make_node(kind, ["pixels", "w"], ["maps"], domain=domain, **given),
-            helper.make_node("Flatten", ["maps"], ["flat"])]  # fmt: skip
-
-
-def test_macs_are_counted_through_functions_and_fused_operators(tmp_path: Path) -> None:
-    weight = np.ones((10, 1, 8, 8), np.float32)
-    body = helper.make_function("my", "Layer", ["x", "k"], ["y"], [helper.make_node("Conv", ["x", "k"], ["y"])],
-                                [helper.make_opsetid("", 18)])  # fmt: skip
-    called = save(tmp_path / "f.onnx", conv("Layer", "my"), [SCORES], functions=[body], w=weight)
-    fused = save(tmp_path / "g.onnx", conv("FusedConv", "com.microsoft", activation="Relu"), [SCORES], w=weight)
-    assert file_cost(called) == file_cost(fused) == (640, 640, None)
-
-
-def test_macs_that_cannot_be_told_are_none_with_the_reason(tmp_path: Path) -> None:
-    weight = np.ones((10, 1, 8, 8), np.float32)
-    branch = helper.make_graph([helper.make_node("Conv", ["pixels", "w"], ["y"])], "b", [],
-                               [helper.make_tensor_value_info("y", FLOAT, None)])  # fmt: skip
-    either = helper.make_node("If", ["yes"], ["maps"], then_branch=branch, else_branch=branch)
-    nodes = [either, helper.make_node("Flatten", ["maps"], ["flat"])]
-    cost = file_cost(save(tmp_path / "if.onnx", nodes, [SCORES], w=weight, yes=np.array(True)))
-    assert cost.params == 640 and cost.macs is None and "a Conv stands inside of If" in (cost.unknown or "")
-    strange = file_cost(save(tmp_path / "s.onnx", conv("Conv", "com.microsoft.nchwc"), [SCORES], w=weight))
-    assert strange.macs is None and "com.microsoft.nchwc's Conv is not known here" in (strange.unknown or "")
-    functions = [
-        helper.make_function("my", f"F{i}", ["x"], ["y"], [
-            helper.make_node(f"F{i + 1}" if i < 40 else "Relu", ["x"], ["m"], domain="my" if i < 40 else ""),
-            helper.make_node(f"F{i + 1}" if i < 40 else "Relu", ["m"], ["y"], domain="my" if i < 40 else ""),
-        ], [helper.make_opsetid("", 18), helper.make_opsetid("my", 1)])
-        for i in range(41)
-    ]  # fmt: skip
-    bomb = save(tmp_path / "b.onnx", [helper.make_node("F0", ["pixels"], ["y"], domain="my")],
-                [("y", FLOAT, ["n", 1, 8, 8])], functions=functions)  # fmt: skip
-    assert "my's F0 is not known here" in (file_cost(bomb).unknown or "")
-
-
-def test_a_network_without_macs_is_reported_chosen_among_and_refused_a_bound() -> None:
-    row = made_row(1, macs=None, flops=None)
-    assert "an unknown number of MACs" in described(row)
-    assert "cannot be told" in Bounds(max_macs=1e9).misses(row)[0][1]
-
-
-def test_weights_of_integer_operators_count_and_scales_do_not(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["pixels"], ["q", "qs", "qz"]),
-        helper.make_node("ConvInteger", ["q", "w", "qz"], ["whole"]),
-        helper.make_node("Cast", ["whole"], ["floats"], to=FLOAT),
-        helper.make_node("Mul", ["qs", "ws"], ["scale"]), helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "bias"], ["maps"]), helper.make_node("Flatten", ["maps"], ["flat"]),
-    ]  # fmt: skip
-    file = save(tmp_path / "q.onnx", nodes, [SCORES], w=np.ones((10, 1, 8, 8), np.uint8),
-                ws=np.ones((10, 1, 1), np.float32), bias=np.ones((10, 1, 1), np.float32))  # fmt: skip
-    assert file_cost(file) == (650, 640, None)
-
-
-def test_agreement_is_relative_to_the_logits() -> None:
-    draw = np.random.default_rng(0)
-    expected = draw.normal(0, 1e5, (50, 10)).astype(np.float32)
-    near = expected * (1 + 1e-6 * draw.standard_normal(expected.shape)).astype(np.float32)
-    assert disagreement(parity(near, expected, "fp32"), "fp32", changed=reordered(near, expected)) is None
-    small = expected / 1e9  # far below any absolute tolerance, and still another network's
-    assert disagreement(parity(small[::-1], small, "fp32"), "fp32") is not None
-    assert reordered(small[:, ::-1], small) > 0.5 and reordered(small, small) == 0
-    assert "no finite numbers" in (disagreement(parity(near * np.nan, expected, "fp16"), "fp16") or "")
-    assert "another class" in (disagreement(5e-4, "fp32", changed=0.2) or "")
-    zeros = np.zeros((4, 3), np.float32)
-    assert parity(zeros, zeros, "fp32") == parity(zeros, zeros, "int8") == 0
-
-
-def test_an_interval_of_times_is_above_zero() -> None:
-    launches = [np.array([0.01, 5.0]), np.array([4.0, 0.02])]
-    assert intervals.median_interval(launches, 0)[0] < 0
-    low, high = intervals.times_interval(launches, 0)
-    assert 0 < low < high < 1e15
-
-
-def test_a_loop_without_end_costs_a_minute_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlc.bench.cells.FOREIGN_S", 2.5)
-    value = [
-        helper.make_tensor_value_info(name, kind, None)
-        for name, kind in (("i", INT64), ("go", TensorProto.BOOL), ("v", FLOAT))
-    ]
-    body = helper.make_graph([helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Neg", ["v"], ["next"])],
-                             "body", value, [helper.make_tensor_value_info("on", TensorProto.BOOL, None),
-                                             helper.make_tensor_value_info("next", FLOAT, None)])  # fmt: skip
-    nodes = [helper.make_node("Loop", ["trips", "yes", "flat"], ["scores"], body=body)]
-    file = scorer(tmp_path / "loop.onnx", *nodes, outputs=[("scores", FLOAT, ["n", 10])],
-                  trips=np.array(2**62), yes=np.array(True))  # fmt: skip
-    result = bench(file, "--out", tmp_path / "b.json")
-    assert result.exit_code == 1
-    assert "nothing was measured: its engine gave no answer in 2.5 s and was ended" in result.output.splitlines()[-1]
-
-
-def test_a_record_that_cannot_be_written_is_said_before_and_shown_after(
-    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = classifier(tmp_path / "x.onnx", 8)
-    (tmp_path / "taken").mkdir()
-    assert "it is a directory" in bench(file, "--out", tmp_path / "taken").output
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("wmlc.bench.session.records.write", full)
-    result = bench(file, "--out", tmp_path / "b.json")
-    assert result.exit_code == 1 and any(line.startswith("x ") for line in result.output.splitlines())
-    assert result.output.splitlines()[-1] == (
-        f"Error: cannot write {tmp_path / 'b.json'}: No space left on device; what was measured stands above"
-    )
-
-
-def test_the_reference_is_asked_for_the_output_that_counts(tmp_path: Path, in_process: None) -> None:
-    file = scorer(
-        tmp_path / "x.onnx", helper.make_node("Neg", ["flat"], ["less"]), outputs=[SCORES, ("less", FLOAT, ["n", 10])]
-    )
-    (subject,) = file_subjects([file], None, FileSettings(output="less"))
-    own = Measurement(subject)
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    from wmlc.bench.cells import Cell, _seat
-    from wmlc.bench.config import BenchConfig
-
-    with InProcess(_seat(subject, Cell(engine="ort", device="cpu", threads=1, batch=1), BenchConfig())) as engine:
-        own.opened.append(engine.ready())
-        engine.first(pixels[:1])
-        _check_agreement(own, engine, Images(pixels_NHWC=pixels, data=None))  # type: ignore[arg-type]
-    assert own.parity is not None and own.parity < 1e-4
