@@ -56,7 +56,7 @@ def bench_run(
     for engine in config.engines:
         if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
             note(f"{engine} runs the networks as they were trained, in fp32 only")
-    record = _bench(subjects, devices, config, data, len(data.record.class_names), command, str(run.root))
+    record = _bench(subjects, devices, config, data, None, command, str(run.root))
     _write(out, with_former(record, out, run) if keep else record, record)
     return record
 
@@ -77,7 +77,7 @@ def bench_files(
         )
     fitted = fit_to_files(paths, data) if data else None
     subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
-    shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, 0)
+    shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
     record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
     _write(out, record, record)
     return record
@@ -126,14 +126,16 @@ def _bench(
     devices: Mapping[str, str],
     config: BenchConfig,
     data: TestImages | None,
-    classes: int,
+    classes: int | None,
     command: str,
     what: str,
 ) -> Bench:
     settings, environment = BenchSettings(**vars(config)), read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
-    images = Images(pixels_NHWC=first_pixels(data, first[0], max(config.batches)), data=data, classes=classes)
+    pixels_NHWC = first_pixels(data, first[0], max(config.batches))
+    classes = len(data.record.class_names) if data and classes is None else classes
+    images = Images(pixels_NHWC=pixels_NHWC, data=data, classes=classes or 0)
     rows, profiles, notes = list[Row](), list[Profile](), bench_notes(environment)
     top1: dict[str, dict[Key, float]] = {engine: {} for engine in config.engines}
     try:
