@@ -15,20 +15,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
+from wmlc.accuracy import disagreement, images_a_call, parity, picked, reordered, top1_percent
 from wmlc.bench import measure
 from wmlc.bench.attribution import attribute
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, Engine, engine_class
-from wmlc.bench.engines.machine import pinned_cpus
-from wmlc.bench.engines.worker import Memory, Opened, Seat, Worker, in_calls
+from wmlc.bench.engines.machine import allowed_cpus, pinned_cpus
+from wmlc.bench.engines.ort_engine import OrtEngine
+from wmlc.bench.engines.worker import FOREIGN_S, Memory, Opened, Seat, Worker
+from wmlc.bench.pictures import TestImages
 from wmlc.bench.profile import merge
 from wmlc.bench.scenarios import measure_scenario
 from wmlc.bench.subjects import Key, Subject
 from wmlc.console import progress
-from wmlc.data import Data, normalise
+from wmlc.data import normalise
 from wmlc.errors import EngineFailed, InputError
-from wmlc.forms import open_as_written
 from wmlc.records import LayerTime, Profile, Scenario, WarmUp
 from wmlc.settings import BenchSettings
 
@@ -67,7 +68,8 @@ class Images:
     """What is shown to the networks: pixels for the times, and a data set for the accuracy, where there is one."""
 
     pixels_NHWC: np.ndarray
-    data: Data | None
+    data: TestImages | None
+    classes: int = 0  # of the data set
 
 
 @dataclass
@@ -119,7 +121,7 @@ def measure_cell(
     measured = {subject.key: Measurement(subject, refuses=refuses) for subject in subjects}
     for own in measured.values():
         if own.subject.batch not in (None, cell.batch):
-            own.failure = f"the file takes batches of {own.subject.batch} only"
+            own.failure = f"the file takes batches of {own.subject.batch} only; pass --batch {own.subject.batch}"
     _ask(cell, measured, config, images, top1_of)
     with progress(f"timing {cell}", config.launches, "launches") as advance:
         for launch in range(config.launches):
@@ -149,8 +151,9 @@ def profile_cell(
                 with again[key].failing():
                     nodes = worker.profile(min(50, max(5, round(PROFILE_MS / p50_ms[key]))))
                 if nodes is not None:
-                    layers = attribute(again[key].subject.onnx_file, nodes, cell.batch)
-                    rounds.setdefault(key, []).append(layers)
+                    with again[key].failing():  # as where a shape inside of a file is open
+                        layers = attribute(again[key].subject.onnx_file, nodes, cell.batch)
+                        rounds.setdefault(key, []).append(layers)
             advance(1)
     profiles = {
         key: _profile(cell, again[key].subject, merge(each), p50_ms[key]) for key, each in _live(rounds, again).items()
@@ -193,8 +196,12 @@ def _open(cell: Cell, measured: Measured, config: BenchConfig, images: Images) -
 def _seat(subject: Subject, cell: Cell, config: BenchConfig) -> Seat:
     kind = engine_class(cell.engine)
     opener: Callable[..., Engine] = kind
+    if not config.cuda_graph and kind.takes == PLAN:
+        opener = functools.partial(opener, cuda_graph=False)
+    if subject.output is not None:
+        opener = functools.partial(opener, output=subject.output)
     return Seat(
-        opener=opener if config.cuda_graph or kind.takes != PLAN else functools.partial(opener, cuda_graph=False),
+        opener=opener,
         path=subject.source,
         feed=subject.feed,
         threads=cell.threads,
@@ -202,6 +209,8 @@ def _seat(subject: Subject, cell: Cell, config: BenchConfig) -> Seat:
         cpus=pinned_cpus(cell.threads),
         libraries=kind.libraries,
         batch=subject.batch if kind.any_batch else cell.batch,
+        # TensorRT's provider builds its engine at the first call, which takes minutes of itself
+        limit_s=FOREIGN_S if subject.output is not None and kind.any_batch else None,
     )
 
 
@@ -210,8 +219,11 @@ def _ask(cell: Cell, measured: Measured, config: BenchConfig, images: Images, to
     with _open(cell, measured, config, images) as workers:
         for key, worker in workers.items():
             with measured[key].failing():
-                _check_agreement(measured[key], worker, images)
-        asked = {key: worker for key, worker in _live(workers, measured).items() if key in top1_of}
+                _check_agreement(measured[key], worker, images, cell.batch)
+        asked = {
+            key: _Named(worker, measured[key].subject.order) for key, worker in _live(workers, measured).items()
+            if key in top1_of and not measured[key].subject.unmatched
+        }  # fmt: skip
         if asked and images.data is not None:
             _, height, width = next(iter(measured.values())).subject.input_shape
             batches = images.data.test_pixels(images_a_call(height, width))
@@ -223,6 +235,18 @@ def _ask(cell: Cell, measured: Measured, config: BenchConfig, images: Images, to
     for own in measured.values():  # those of the timed launches count
         own.opened.clear()
         own.first_ms.clear()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A network whose classes are called as the data set's, though in the `order` of their own; None: in the same."""
+
+    worker: Worker
+    order: tuple[int, ...] | None
+
+    def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        answers = self.worker.logits(pixels_BHWC)
+        return answers if self.order is None else np.asarray(self.order, dtype=np.float32)[picked(answers)]
 
 
 def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], measured: Measured, config: BenchConfig) -> None:
@@ -242,26 +266,36 @@ def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], measured: Measured
                 advance(1)
 
 
-def _check_agreement(own: Measurement, worker: Worker, images: Images) -> None:
-    """Engines that disagree with their reference get no numbers."""
+def _check_agreement(own: Measurement, worker: Worker, images: Images, batch: int = 1) -> None:
+    """Engines that disagree with their reference get no numbers. Args: the `batch` of the cell."""
     _, height, width = own.subject.input_shape
     pixels_NHWC = images.pixels_NHWC[: images_a_call(height, width)]
     logits_BC = worker.logits(pixels_NHWC)
     precision = own.opened[0].precision or own.subject.precision
-    expected_BC, other = _reference(own.subject, pixels_NHWC)
+    expected_BC, other = _reference(own.subject, pixels_NHWC, batch)
     own.parity = parity(logits_BC, expected_BC, precision)
-    if reason := disagreement(own.parity, precision, other):
+    if reason := disagreement(own.parity, precision, other, reordered(logits_BC, expected_BC)):
         raise EngineFailed(reason)
-    classes = len(images.data.record.class_names) if images.data else logits_BC.shape[1]
-    if logits_BC.shape[1] != classes:
+    if own.subject.batch is None and own.subject.output is not None and (size := worker.call_size()) is not None:
+        own.lacking.append(f"asked about {size} image{'s' * (size > 1)} a call, as the file fails at more")
+    if images.data is not None:
+        _check_classes(own.subject, logits_BC, images.classes)
+
+
+def _check_classes(subject: Subject, answers: np.ndarray, classes: int) -> None:
+    """Raise `InputError` where a network's classes are not as many as the data set's."""
+    told = int(answers.max()) + 1 if answers.ndim == 1 else answers.shape[1]
+    if told > classes if answers.ndim == 1 else told != classes:
+        what = f"names class {told - 1}" if answers.ndim == 1 else f"gives {told} scores"
         raise InputError(
-            f"{own.subject.source} gives {logits_BC.shape[1]} scores and the data set has {classes} classes; name the "
-            "set that it was trained on, or leave --data out"
+            f"{subject.source} {what} and the data set has {classes} classes; name the set that it was trained on, or "
+            "leave --data out"
         )
 
 
-def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, str]:
-    """The logits that an engine has to agree with, and whose: torch's, or of plans and others' files ONNX Runtime's."""
+def _reference(subject: Subject, pixels_NHWC: np.ndarray, batch: int) -> tuple[np.ndarray, str]:
+    """The logits that an engine has to agree with, and whose: torch's, or of plans and others' files ONNX Runtime's,
+    in a process of its own, as a file may crash it or never end."""
     if subject.directory is not None and subject.source.suffix != ".plan":
         import torch
 
@@ -271,9 +305,16 @@ def _reference(subject: Subject, pixels_NHWC: np.ndarray) -> tuple[np.ndarray, s
         with torch.inference_mode():
             images_NCHW = normalise(torch.from_numpy(pixels_NHWC), spec.mean, spec.std)
             return load_network(subject.directory)(images_NCHW).numpy(), "torch"
-    session, images = open_as_written(subject.onnx_file), subject.feed.images(pixels_NHWC)
-    name = session.get_inputs()[0].name
-    return in_calls(lambda call: session.run(None, {name: call})[0], images, subject.batch), "ONNX Runtime"
+    opener: Callable[..., Engine] = OrtEngine
+    seat = Seat(
+        opener=functools.partial(opener, output=subject.output, as_written=True), path=subject.onnx_file,
+        feed=subject.feed, threads=len(allowed_cpus()), libraries=OrtEngine.libraries, batch=subject.batch,
+        limit_s=FOREIGN_S,
+    )  # fmt: skip
+    with Worker(seat) as worker:
+        worker.ready()
+        worker.first(np.take(pixels_NHWC, range(subject.batch or batch), axis=0, mode="wrap"))
+        return worker.logits(pixels_NHWC), "ONNX Runtime"
 
 
 def _launch(cell: Cell, measured: Measured, config: BenchConfig, images: Images, launch: int) -> None:

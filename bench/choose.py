@@ -46,8 +46,10 @@ class Bounds:
         missed = [
             (got / most - 1, f"{words.format(format(got, digits))}, {got - most:{digits}} above {most:{digits}}")
             for most, got, words, digits in measured
-            if most is not None and got > most
+            if most is not None and got is not None and got > most
         ]
+        if self.max_macs is not None and row.macs is None:
+            missed.append((math.inf, "has MACs that cannot be told, which no bound can be held against"))
         least, top1 = self.min_top1, row.top1 or 0.0
         if least is not None and top1 < least:
             missed.append((1 - top1 / least, f"has top-1 {top1:.2f}, {least - top1:.2g} points below {least:g}"))
@@ -186,6 +188,7 @@ def described(row: Row) -> str:
     """What a network gives, in words."""
     top1 = "top-1 not measured" if row.top1 is None else f"top-1 {row.top1:.2f}"
     drop = "" if row.top1_drop is None else f" ({row.top1_drop:.2f} below the baseline)"
+    macs = "an unknown number of" if row.macs is None else f"{row.macs:,}"
     said = f"p50 {times(row).p50:.3g} ms, p99 {times(row).p99:.3g} ms"
     faster = f", {row.speedup.median:.2f} times as fast" if row.speedup else ""
-    return f"{said}{faster}, {top1}{drop}, {row.file_bytes:,} bytes, {row.macs:,} MACs"
+    return f"{said}{faster}, {top1}{drop}, {row.file_bytes:,} bytes, {macs} MACs"

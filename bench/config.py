@@ -11,7 +11,7 @@ from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS, TARGETS
-from wmlc.settings import BenchSettings
+from wmlc.settings import BenchSettings, setting
 from wmlc.table import FORMATS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -74,12 +74,40 @@ class BenchConfig(BenchSettings):
             )
 
 
-def check_asked(config: BenchConfig, shown: str, *, run: bool, files: bool, data: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """What a caller says of ONNX files that do not say it themselves."""
+
+    output: str | None = setting(
+        None, "The output that holds the scores, where several can.", group="Files", metavar="NAME"
+    )
+    mean: str | None = setting(
+        None, "What files that do not say it take from pixels 0 … 1, one number or one a channel.",
+        group="Files", metavar="X,…", shown="the data set's",
+    )  # fmt: skip
+    std: str | None = setting(
+        None, "What they divide by then, such as 0.25; 1/255 with --mean 0 gives pixels 0 … 255.",
+        group="Files", metavar="X,…", shown="the data set's",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise InputError("--mean and --std go together; give both, such as --mean 0.5 --std 0.25")
+
+
+UNSAID = FileSettings()
+
+
+def check_asked(
+    config: BenchConfig, shown: str, *, run: bool, files: bool, data: bool, said: FileSettings = UNSAID
+) -> None:
     """Raise `InputError` where options of `wmlc bench` do not go together: a run or files, and what is for files."""
     if shown not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
     if files and run:
         raise InputError("bench measures a run or files; give --run or FILEs, not both")
+    if said != UNSAID and not files:
+        raise InputError("--output, --mean and --std are for files; a run's networks say these themselves")
     if data and not files:
         raise InputError("--data is for files; a run is benched on the data that it was trained on")
     if files and (config.precisions != ("fp32",) or config.target):

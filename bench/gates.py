@@ -6,21 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmlc.bench.cells import bench_cells
-from wmlc.errors import GateError, Stopped
+from wmlc.errors import GateError, InputError, Stopped
 from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
 from wmlc.settings import BenchSettings
 
 
 def enforce(bench: Bench, out: Path) -> None:
-    """Raise `Stopped` for a bench that was stopped before its end, and `GateError` for gates that were missed.
+    """Raise for a bench that was stopped (`Stopped`) or measured nothing (`InputError`), and for missed gates.
 
     Args: the file `out` that the bench was written to.
     """
     if stopped := unfinished(bench):
         raise Stopped(f"{stopped}; {out} has what was measured")
+    if reason := nothing_measured(bench.rows):
+        raise InputError(f"nothing was measured: {reason}")
     if missed := missed_gates(bench.rows, bench.settings):
         raise GateError("; ".join(missed))
+
+
+def nothing_measured(rows: Sequence[Row]) -> str | None:
+    """Why there is not one number in a bench; None where there is."""
+    if any(row.latency_ms or row.top1 is not None or row.scenarios for row in rows):
+        return None
+    reasons = dict.fromkeys(row.notes[0].split(" not measured: ")[-1] for row in rows if row.notes)
+    return "; ".join(reasons) or "there is no network in it"
 
 
 def unfinished(bench: Bench) -> str | None:

@@ -18,6 +18,8 @@ from wmlc.records import Speedup
 from wmlc.stats import student_t
 
 RESAMPLES = 4000
+SHORTEST_MS = 1e-6  # a nanosecond, which is what the clock counts
+LARGEST_LOG = 34.0  # e^34 is 6e14
 
 
 def speedup(
@@ -41,9 +43,21 @@ def paired_ratio(above_LR: Sequence[np.ndarray], below_LR: Sequence[np.ndarray],
     low, high = median_interval(log_LR, seed)
     pooled = np.concatenate(log_LR)
     return Speedup(
-        median=float(np.exp(np.median(pooled))), low=float(np.exp(low)), high=float(np.exp(high)),
+        median=float(np.exp(np.median(pooled))), low=_exp(low), high=_exp(high),
         n=len(pooled), launches=len(log_LR),
     )  # fmt: skip
+
+
+def times_interval(times_LR: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
+    """The 95 % interval of the median of times [L][R], by their logarithms: it is above 0 and wider upwards."""
+    logs = [np.log(np.maximum(times_R, SHORTEST_MS)) for times_R in times_LR]
+    low, high = median_interval(logs, seed)
+    return _exp(low), _exp(high)
+
+
+def _exp(value: float) -> float:
+    """The exponential within what a record can hold, whatever a wild launch has made of an interval."""
+    return math.exp(min(max(value, -LARGEST_LOG), LARGEST_LOG))
 
 
 def median_interval(values_LR: Sequence[np.ndarray], seed: int) -> tuple[float, float]:

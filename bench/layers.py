@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from wmlc.bench.graphs import COUNTED, all_graphs, close_sides, inlined, uncounted, unfused
 from wmlc.errors import InputError
 
-WEIGHT_AT = {  # operator → which of its inputs is the weight
-    "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3,
-    "QLinearMatMul": 3, "FusedConv": 1, "FusedGemm": 1, "FusedMatMul": 1,
-}  # fmt: skip
+WEIGHT_AT = COUNTED
 BIAS_AT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
+INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")  # their weights are stored as integers
+QLINEAR_DATA = (0, 3, 8)  # of QLinear operators: the inputs that are no scale and no zero point
 SCALED = ("QuantizeLinear", "DequantizeLinear")  # their inputs after the first are scales and zero points
 SAME_WEIGHT = (*SCALED, "Cast", "Identity", "Transpose", "Reshape")  # between a stored weight and its layer
 KEEPS_TYPE = ("Relu", "Clip")  # between a layer and the QuantizeLinear that says in which type its output is written
@@ -52,6 +52,16 @@ class Graph:
     shapes: dict[str, tuple[int, ...]]  # of values and constants, as far as known
     item_bytes: dict[str, int]
     images: int  # that the shapes are for: 1, or the batch that the file fixes
+    inside: list[Any]  # graphs in nodes, as the branches of an If
+    uncounted: str | None  # in words, what multiplies in it and cannot be counted
+
+
+class FileCost(NamedTuple):
+    """What a file stores and what it computes for one image; `macs` is None for the reason `unknown`."""
+
+    params: int
+    macs: int | None
+    unknown: str | None = None
 
 
 def read_layers(onnx_file: Path) -> list[Layer]:
@@ -63,15 +73,21 @@ def read_layers(onnx_file: Path) -> list[Layer]:
     return [layer for _, layer in layers_of(read_graph(onnx_file))]
 
 
-def file_cost(onnx_file: Path) -> tuple[int, int]:
-    """(parameters, MACs of one image) of an ONNX classifier.
+def file_cost(onnx_file: Path, sides: tuple[int, ...] | None = None) -> FileCost:
+    """Parameters, and MACs of one image, of an ONNX classifier. Args: the `sides` of images that a file leaves open.
 
     A parameter is an element of a tensor of numbers that the file stores, quantised or not, without scales, zero points
     and single numbers. A batch norm that was folded has left a bias: one parameter a channel, where the network that
-    was exported had two.
+    was exported had two. MACs are counted where all can be: a part of them would pass for a small network.
     """
-    graph = read_graph(onnx_file)
-    return _parameters(graph), sum(layer.macs for _, layer in layers_of(graph))
+    graph = read_graph(onnx_file, sides)
+    params = _parameters(graph)
+    if graph.uncounted:
+        return FileCost(params, None, f"its MACs cannot be told: {graph.uncounted}")
+    try:
+        return FileCost(params, sum(layer.macs for _, layer in layers_of(graph)))
+    except OpenShape as error:
+        return FileCost(params, None, f"its MACs cannot be told: the shape of {error.value!r} is open")
 
 
 def file_precision(onnx_file: Path) -> str:
@@ -79,8 +95,9 @@ def file_precision(onnx_file: Path) -> str:
     from onnx import TensorProto
 
     model = _load(onnx_file)
+    nodes = [node for graph in all_graphs(model.graph) for node in graph.node]
     if any("QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
-           for node in model.graph.node):  # fmt: skip
+           for node in nodes):  # fmt: skip
         return "int8"
     sizes = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
     for tensor in _constants(model).values():
@@ -96,20 +113,25 @@ def _load(onnx_file: Path) -> Any:
     if not onnx_file.is_file():
         raise InputError(f"{onnx_file} is not a file; extract it again")
     try:
-        return onnx.load(onnx_file, load_external_data=False)
+        return inlined(onnx.load(onnx_file, load_external_data=False))
     except DecodeError:
         raise InputError(f"{onnx_file} is not an ONNX file; extract it again") from None
 
 
-def read_graph(onnx_file: Path) -> Graph:
-    """The graph with the shapes and types of its values at a batch of 1, where the file leaves the batch open."""
-    import onnx
+def read_graph(onnx_file: Path, sides: tuple[int, ...] | None = None) -> Graph:
+    """The graph with the shapes and types of its values at a batch of 1, where the file leaves the batch open.
 
+    Functions are read as what they stand for. Args: the `sides` of images that a file leaves open.
+    """
     model = _load(onnx_file)
     constants = _constants(model)
+    multiplies = uncounted(model)
+    unfused(model.graph)
     images = _close_batch(model.graph, constants)
+    if sides is not None:
+        close_sides(model.graph, constants, sides)
     del model.graph.value_info[:]  # they say "batch"
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = _inferred(model).graph
     shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
     types = {name: tensor.data_type for name, tensor in constants.items()}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -123,7 +145,18 @@ def read_graph(onnx_file: Path) -> Graph:
             readers.setdefault(name, []).append(index)
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     item_bytes = {name: _item_bytes(kind) for name, kind in types.items()}
-    return Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images)
+    inside = list(all_graphs(model.graph))[1:]
+    return Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images, inside, multiplies)
+
+
+def _inferred(model: Any) -> Any:
+    """The model with what is known of its shapes; as it is where they contradict each other."""
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # an error of the checker's own, or of protobuf above 2 GB: a shape stays open then
+        return model
 
 
 def _constants(model: Any) -> dict[str, Any]:
@@ -221,12 +254,19 @@ def _sink(graph: Graph, value: str) -> str:
     return value
 
 
+class OpenShape(InputError):
+    """The shape of `value` is not known."""
+
+    def __init__(self, path: Path, value: str) -> None:
+        super().__init__(
+            f"{path} leaves the shape of {value!r} open, so its MACs cannot be told; export it for images of one size"
+        )
+        self.value = value
+
+
 def _shape(graph: Graph, value: str) -> tuple[int, ...]:
     if value not in graph.shapes:
-        raise InputError(
-            f"{graph.path} leaves the shape of {value!r} open, so its MACs cannot be told; "
-            "export it for images of one size"
-        )
+        raise OpenShape(graph.path, value)
     return graph.shapes[value]
 
 
@@ -236,13 +276,45 @@ def _bytes(graph: Graph, value: str) -> int:
 
 def _parameters(graph: Graph) -> int:
     """See `file_cost`."""
-    from onnx import TensorProto
-
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    beside = {name for node in graph.nodes if node.op_type in SCALED for name in node.input[1:]}
     quantised = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    for node in graph.nodes:
+        if node.op_type in INTEGER:
+            at = (WEIGHT_AT[node.op_type], BIAS_AT.get(node.op_type, 99))
+            quantised |= {_stored(graph, node.input[index]) for index in at if index < len(node.input)}
+    beside, own = _scales(graph), graph.constants.items()
+    apart = [(tensor.name, tensor) for each in graph.inside for tensor in each.initializer]
     return sum(
         math.prod(tensor.dims)
-        for name, tensor in graph.constants.items()
-        if tensor.dims and name not in beside and (tensor.data_type in floats or name in quantised)
+        for name, tensor in (*own, *apart)
+        if tensor.dims and name not in beside and (_is_float(tensor) or name in quantised)
     )
+
+
+def _is_float(tensor: Any) -> bool:
+    from onnx import TensorProto
+
+    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def _stored(graph: Graph, value: str) -> str:
+    """The constant that `value` is, before it was reshaped or cast."""
+    while value not in graph.constants and value in graph.maker:
+        node = graph.nodes[graph.maker[value]]
+        if node.op_type not in SAME_WEIGHT or not node.input:
+            break
+        value = node.input[0]
+    return value
+
+
+def _scales(graph: Graph) -> set[str]:
+    """The constants that say how integers are scaled, and where their zero is."""
+    said: set[str] = set()
+    measured = {name for node in graph.nodes if node.op_type == "DynamicQuantizeLinear" for name in node.output[1:]}
+    for node in graph.nodes:
+        if node.op_type in SCALED:
+            said |= set(node.input[1:])
+        elif node.op_type.startswith("QLinear"):
+            said |= {name for index, name in enumerate(node.input) if index not in QLINEAR_DATA}
+        elif node.op_type == "Mul" and measured & set(node.input):  # a weight's scale times that of what came in
+            said |= set(node.input)
+    return {_stored(graph, name) for name in said if name}

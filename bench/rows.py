@@ -37,7 +37,8 @@ def _make_row(
     times_ms, opened, memory = own.times_ms, own.opened, own.memory
     times = None if times_ms is None else measure.latency(times_ms)
     speedup = intervals.speedup(baseline.bursts, own.bursts, config.seed) if baseline and _both(own, baseline) else None
-    mac_ratio = baseline.subject.cost.macs / cost.macs if baseline else None
+    full = baseline.subject.cost.macs if baseline else None
+    mac_ratio = full / cost.macs if full and cost.macs else None
     own_top1, baseline_top1 = top1.get(subject.key), top1.get(baseline.subject.key) if baseline else None
     return Row(
         peer=subject.peer,
@@ -52,7 +53,7 @@ def _make_row(
         provider=opened[0].provider if opened else None,
         params=cost.params,
         macs=cost.macs,
-        flops=2 * cost.macs,
+        flops=None if cost.macs is None else 2 * cost.macs,
         mac_ratio=mac_ratio,
         file_bytes=subject.weights.stat().st_size + subject.more_bytes,
         file_sha256=sha256(subject.weights),
@@ -74,6 +75,7 @@ def _make_row(
         on_front=None,
         notes=[
             *_missing_notes(own, baseline, config, own_top1),
+            *(subject.notes if own_top1 is not None else (note for note in subject.notes if "top-1" not in note)),
             *_speed_notes(own is baseline, times, speedup, own.warm_ups),
             *own.lacking,
             *(_top1_notes(own_top1, about.top1) if subject.precision == "fp32" else []),
@@ -87,10 +89,9 @@ def _both(own: Measurement, other: Measurement) -> bool:
 
 
 def _p50_interval(bursts: Sequence[Sequence[np.ndarray]], seed: int) -> Interval:
-    """On a log scale, as a time is above zero however much it varies."""
-    log_LR = [np.log(medians_R) for medians_R in intervals.burst_medians(bursts)]
-    low, high = intervals.median_interval(log_LR, seed)
-    return Interval(low=float(np.exp(low)), high=float(np.exp(high)))
+    """On a log scale, as times are: on a linear one, an interval of few noisy launches would reach below zero."""
+    low, high = intervals.times_interval(intervals.burst_medians(bursts), seed)
+    return Interval(low=low, high=high)
 
 
 def _missing_notes(
@@ -102,6 +103,8 @@ def _missing_notes(
     missing += ["top-1"] if own.failure and top1 is None and config.accuracy else []
     if missing:
         notes.append(f"{' and '.join(missing)} not measured: {own.failure}")
+    elif own.subject.unmatched and config.accuracy:
+        notes.append(f"top-1 and its drop not measured: {own.subject.unmatched}")
     elif top1 is None and config.accuracy:
         notes.append("top-1 and its drop not measured: there is no data set; name one with --data")
     if not config.accuracy:
@@ -139,12 +142,12 @@ def _top1_notes(top1: float | None, trained: float | None) -> list[str]:
 
 def indistinct_notes(cell: Cell, measured: Measured, seed: int) -> list[str]:
     """Which neighbours by MACs could not be told apart, and whether the machine was too noisy for it."""
-    timed = [own for own in measured.values() if not own.failure]
+    timed = [own for own in measured.values() if not own.failure and own.subject.cost.macs]
     timed.sort(key=lambda own: (own.subject.precision, own.subject.cost.macs, -own.subject.peer))
     notes = []
     for smaller, larger in itertools.pairwise(timed):
         small, large = smaller.subject, larger.subject
-        fewer = large.cost.macs / small.cost.macs
+        fewer = (large.cost.macs or 0) / (small.cost.macs or 1)
         if small.precision != large.precision or fewer < 1 + ALIKE:
             continue
         ratio = intervals.speedup(larger.bursts, smaller.bursts, seed)

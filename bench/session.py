@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,54 +11,107 @@ from pathlib import Path
 from wmlc import records
 from wmlc.bench.cells import Cell, Images, Measured, bench_cells, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
-from wmlc.bench.config import BenchConfig
+from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.gates import unfinished
+from wmlc.bench.merge import with_former
+from wmlc.bench.pictures import TestImages
 from wmlc.bench.profile import PAID_OUT, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
-from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, run_subjects
+from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, fit_to_files, run_subjects
 from wmlc.console import note
-from wmlc.data import Data
+from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.files import check_writable
 from wmlc.records import Bench, Profile, Row, TestData
 from wmlc.run import BASELINE, Run
 from wmlc.settings import BenchSettings
 
+MOST_LIKELY_BYTES = 1 << 16  # of a bench's record
 
-def bench_run(run: Run, config: BenchConfig, files: Files, data: Data, out: Path, *, command: str = "") -> Bench:
+
+class Unwritten(InputError):
+    """The record of a bench could not be written; here it is."""
+
+    def __init__(self, message: str, record: Bench) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+def bench_run(
+    run: Run, config: BenchConfig, files: Files, data: Data, out: Path, *, command: str = "", keep: bool = False
+) -> Bench:
     """Measure every peer of `run` and its baseline, write the record to `out` and return it.
 
-    Args: the files of each network by what an engine takes and by (peer number, precision); `data` on the CPU; the
-    `command` that the record shall name. Raises `InputError` for what the caller can fix, before anything is written.
+    Args: whether to `keep` what is at `out` of other cells; the files of each network by what an engine takes and by
+    (peer number, precision); `data` on the CPU; the `command` that the record shall name. Raises `InputError` for what
+    the caller can fix, before anything is written, and `Unwritten` with what was measured where it cannot be.
     `wmlc.bench.gates.enforce` is what has to follow, once the record was shown.
     """
     devices = choose_devices(config)
-    check_writable(out)
+    _check_out(out)
     subjects = {engine: run_subjects(run, config, files, engine) for engine in config.engines}
     for engine in config.engines:
         if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
             note(f"{engine} runs the networks as they were trained, in fp32 only")
-    return _bench(subjects, devices, config, data, out, command, str(run.root))
+    record = _bench(subjects, devices, config, data, None, command, str(run.root))
+    _write(out, with_former(record, out, run) if keep else record, record)
+    return record
 
 
 def bench_files(
-    paths: Sequence[Path], config: BenchConfig, data: Data | None, out: Path, *, command: str = ""
-) -> Bench:
+    paths: Sequence[Path], config: BenchConfig, data: TestImages | None, out: Path,
+    said: FileSettings = UNSAID, *, command: str = "",
+) -> Bench:  # fmt: skip
     """Measure ONNX classifiers of any origin, the first being the baseline; else as `bench_run`.
 
-    Without `data` the accuracy is not measured, and the images are made up.
+    Without `data` the accuracy is not measured, and the images are made up. Args: what the caller has `said` of files.
     """
     devices = choose_devices(config)
-    check_writable(out)
+    _check_out(out)
     if unfit := [engine for engine in config.engines if engine_class(engine).takes != ONNX]:
         raise InputError(
             f"the engine {unfit[0]} does not run ONNX files; use --engine ort, ort-trt or openvino for them"
         )
-    subjects = dict.fromkeys(config.engines, file_subjects(paths, data))
-    return _bench(subjects, devices, config, data, out, command, f"{len(paths)} files")
+    fitted = fit_to_files(paths, data) if data else None
+    subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
+    shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
+    record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
+    _write(out, record, record)
+    return record
+
+
+def open_test_images(name: str | None, root: str | None) -> TestImages | None:
+    """The data set that files are to be benched on; None where none is named."""
+    if name is None and root is not None:
+        raise InputError("--data-root says where a data set lies; name the set too, as with --data imagefolder")
+    return open_data(DataConfig(name=name, root=Path(root) if root else None)) if name else None
+
+
+def _check_out(out: Path) -> None:
+    """Raise `InputError` where the record could not be written, before minutes are spent on it."""
+    check_writable(out)
+    if out.is_dir():
+        raise InputError(f"cannot write {out}: it is a directory; choose another --out")
+    probe = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        probe.write_bytes(bytes(MOST_LIKELY_BYTES))
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; make room, or choose another --out") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _write(out: Path, kept: Bench, record: Bench) -> None:
+    """Write what is `kept`; where that fails the error has the `record`, so that it can be shown all the same."""
+    try:
+        records.write(out, kept)
+    except (InputError, OSError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise Unwritten(f"cannot write {out}: {why}; what was measured stands above", record) from error
 
 
 def choose_devices(config: BenchConfig) -> dict[str, str]:
@@ -70,15 +125,17 @@ def _bench(
     subjects: Mapping[str, list[Subject]],
     devices: Mapping[str, str],
     config: BenchConfig,
-    data: Data | None,
-    out: Path,
+    data: TestImages | None,
+    classes: int | None,
     command: str,
     what: str,
 ) -> Bench:
     settings, environment = BenchSettings(**vars(config)), read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
-    images = Images(pixels_NHWC=first_pixels(data, first[0], max(config.batches)), data=data)
+    pixels_NHWC = first_pixels(data, first[0], max(config.batches))
+    classes = len(data.record.class_names) if data and classes is None else classes
+    images = Images(pixels_NHWC=pixels_NHWC, data=data, classes=classes or 0)
     rows, profiles, notes = list[Row](), list[Profile](), bench_notes(environment)
     top1: dict[str, dict[Key, float]] = {engine: {} for engine in config.engines}
     try:
@@ -104,10 +161,10 @@ def _bench(
         rows=rows,
         pareto=fronts,
         profiles=profiles,
+        inputs=[f"{subject.name}: {subject.told}" for subject in first if subject.told],
     )
     if stopped := unfinished(record):
         record = replace(record, notes=[*notes, stopped])
-    records.write(out, record)
     return record
 
 

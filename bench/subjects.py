@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from wmlc import records
 from wmlc.accuracy import images_a_call
-from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import NETWORK, ONNX, check_one_input, engine_class
+from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
+from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.worker import Feed
-from wmlc.bench.layers import file_cost, file_precision
-from wmlc.data import Data
+from wmlc.bench.foreign import OnnxFile, choose_output, numbers, plain, read_file
+from wmlc.bench.layers import FileCost, file_cost, file_precision
+from wmlc.bench.pictures import Fitted, TestImages, fit, match_classes, shape_of
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
@@ -45,8 +42,14 @@ class Subject:
     input_shape: tuple[int, int, int]  # C, H, W
     batch: int | None  # the only batch size that it takes, if so
     feed: Feed
-    cost: Cost
+    cost: Cost | FileCost
     about: About = field(default_factory=About)
+    # Of a file of unknown origin:
+    output: str | None = None  # which one holds the scores
+    order: tuple[int, ...] | None = None  # the data set's number of each of its classes; None: the same
+    unmatched: str | None = None  # why its classes are not the data set's
+    told: str = ""  # what it is shown, and what of it is read
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -96,12 +99,15 @@ def _read_network(run: Run, peer: int) -> Subject:
     )
 
 
-def file_subjects(paths: Sequence[Path], data: Data | None) -> list[Subject]:
+def file_subjects(paths: Sequence[Path], fitted: Fitted | None, said: FileSettings = UNSAID) -> list[Subject]:
     """ONNX classifiers with one input of images, the first being the baseline.
 
+    Args: test images as `fit_to_files` gives them; what the caller has `said` of files that do not say it themselves.
     Raises `InputError` for what is no such file, and where two of them take images of different sizes.
     """
-    subjects = [_read_file(path, number, data) for number, path in enumerate(paths)]
+    subjects = [_read_file(path, number, fitted, said) for number, path in enumerate(paths)]
+    if said.output is not None and all(subject.output != said.output for subject in subjects):
+        raise InputError(f"--output {said.output}: no file has an output of that name; {subjects[0].told}")
     names = _distinct([path.with_suffix("") for path in paths])
     subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
     shapes = {subject.input_shape for subject in subjects}
@@ -120,90 +126,99 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return [f"{number}: {path.name}" for number, path in enumerate(paths)]
 
 
-def _read_file(path: Path, number: int, data: Data | None) -> Subject:
-    shape, dtype, about, more_bytes = _read_onnx(path)
-    if len(shape) != 4 or dtype not in ("float32", "float16", "uint8"):
-        raise InputError(f"{path} takes {dtype} {shape}; bench needs one input of images, [N, C, H, W] or [N, H, W, C]")
-    batch, *sides = shape
-    channels_last = sides[0] not in (1, 3) and sides[2] in (1, 3)
-    channels, height, width = (sides[2], *sides[:2]) if channels_last else sides
-    if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
-        raise InputError(f"{path} takes images of no fixed size ({shape}); export it for the size that is served")
-    params, macs = file_cost(path)
-    if not macs:
+def fit_to_files(paths: Sequence[Path], data: TestImages) -> Fitted:
+    """The test images as the first of the files takes them."""
+    files = [read_file(path) for path in paths]  # a file at fault is said before images are read
+    return fit(data, _shape(files[0], data))
+
+
+def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSettings) -> Subject:
+    file, data = read_file(path), fitted.images if fitted else None
+    shape = _shape(file, data)
+    channels, height, width = shape
+    classes = len(fitted.class_names) if fitted else None
+    asked = said.output if any(value.name == said.output for value in file.outputs) else None
+    output = choose_output(file, classes, asked)
+    cost = file_cost(path, (height, width, channels) if file.channels_last else shape)
+    if cost.macs == 0:
         raise InputError(f"{path} has no convolution or matrix product that is known here; name a classifier with some")
-    mean, std = _numbers(about.get("mean"), channels), _numbers(about.get("std"), channels)
-    if dtype == "uint8":
-        mean = std = None
-    elif mean is None or std is None or min(std) <= 0:  # not ours: as the data set is, or somehow around 0
-        mean, std = (data.record.mean, data.record.std) if data else ([0.5] * channels, [0.25] * channels)
+    mean, std, pixels, assumed = _pixels(file, channels, fitted, said)
+    about = file.about
+    matched = match_classes(about.class_names if about else None, fitted.class_names) if fitted else None
+    layout = "[N, H, W, C]" if file.channels_last else "[N, C, H, W]"
+    told = [
+        f"input {plain(file.input.name)}, {file.input.dtype} {layout} of {height} x {width} x {channels}",
+        pixels,
+        *([f"pictures {fitted.words}"] if fitted else []),
+        f"output {output}",
+        *([f"classes {matched.words}"] if matched else []),
+    ]
     return Subject(
         peer=number,
         name=path.stem,
-        precision=file_precision(path),
+        precision=about.precision if about else file_precision(path),
         source=path,
         weights=path,
-        more_bytes=more_bytes,
+        more_bytes=file.more_bytes,
         onnx_file=path,
         directory=None,
-        input_shape=(channels, height, width),
-        batch=batch if isinstance(batch, int) else None,
-        feed=Feed(mean=mean, std=std, dtype=dtype, channels_last=channels_last),
-        cost=Cost(params, macs),
-        about=_about(about),
+        input_shape=shape,
+        batch=file.batch,
+        feed=Feed(mean=mean, std=std, dtype=file.input.dtype, channels_last=file.channels_last),
+        cost=cost,
+        about=About(ratio=about.ratio, achieved_ratio=about.achieved_ratio, top1=about.top1) if about else About(),
+        output=output.name,
+        order=matched.order if matched else None,
+        unmatched=matched.fault if matched else None,
+        told="; ".join(told),
+        notes=tuple(note for note in (cost.unknown, assumed if data else None) if note),
     )
 
 
-def _numbers(said: Any, count: int) -> list[float] | None:
-    """So many numbers as the metadata has them; None where it says something else."""
-    known = isinstance(said, list) and len(said) == count and all(type(each) in (int, float) for each in said)
-    return [float(each) for each in said] if known and all(map(math.isfinite, said)) else None
-
-
-def _about(said: Mapping[str, Any]) -> About:
-    """What the metadata tells of ratio and accuracy; nothing where a value cannot be, as it is not ours then."""
-    told = {key: said[key] for key in ("ratio", "achieved_ratio", "top1") if isinstance(said.get(key), float)}
-    try:
-        return records.parse(json.dumps(told), About, "its metadata", "description", "export it again")
-    except InputError:
-        return About()
-
-
-def _read_onnx(path: Path) -> tuple[list[int | str], str, dict[str, Any], int]:
-    """The shape (names for open dimensions) and type of the one input, the metadata, and bytes of weights elsewhere."""
-    import onnx
-
-    if path.exists() and not path.is_file():  # reading a pipe may never end
-        raise InputError(f"{path} is not a readable ONNX file (no regular file); name a .onnx classifier")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(str(path))  # by its path, as weights in other files lie beside it
-    except Exception as error:  # protobuf's and the checker's errors have no common class
+def _shape(file: OnnxFile, data: TestImages | None) -> tuple[int, int, int]:
+    """C, H, W of the images that a file is shown; sides that it leaves open are the data set's."""
+    channels, height, width = file.sides
+    if channels and height and width:
+        return channels, height, width
+    if data is None:
         raise InputError(
-            f"{path} is not a readable ONNX file ({type(error).__name__}); name a .onnx classifier"
-        ) from None
-    known = {value.name for value in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in known]
-    check_one_input(len(inputs), path)
-    tensor = inputs[0].type.tensor_type
-    shape = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim]
-    elsewhere = {
-        entry.value for value in model.graph.initializer for entry in value.external_data if entry.key == "location"
-    }
-    more_bytes = sum((path.parent / name).stat().st_size for name in elsewhere)
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    return shape, dtype, dict(_metadata(model)), more_bytes
+            f"{file.path} takes images of no fixed size ({file.input}); name a data set with --data, whose size they "
+            "shall have, or export it for the size that is served"
+        )
+    own = shape_of(data)
+    return channels or own[0], height or own[1], width or own[2]
 
 
-def _metadata(model: Any) -> Iterator[tuple[str, Any]]:
-    for entry in model.metadata_props:
-        try:
-            yield entry.key, json.loads(entry.value)
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or too deep
-            yield entry.key, entry.value
+def _pixels(
+    file: OnnxFile, channels: int, fitted: Fitted | None, said: FileSettings
+) -> tuple[list[float] | None, list[float] | None, str, str | None]:
+    """Mean and deviation that pixels are brought to, in words, and a note where that was assumed."""
+    if file.input.dtype == "uint8":
+        return None, None, "pixels 0 … 255 as they are" + ("" if fitted else ", made up"), None
+    if file.about is not None:
+        mean, std, whose = list(file.about.mean), list(file.about.std), "as the file says"
+    elif said.mean is not None and said.std is not None:
+        mean, std = numbers("--mean", said.mean, channels), numbers("--std", said.std, channels)
+        whose = "as asked for"
+    elif fitted is None:  # somehow around 0, for times alone
+        return [0.5] * channels, [0.25] * channels, "made up, as no data set is named", None
+    else:
+        mean, std = list(fitted.images.record.mean), list(fitted.images.record.std)
+        whose = "the data set's, assumed"
+    words = f"pixels 0 … 1, less {_three(mean)}, over {_three(std)} ({whose})"
+    assumed = (
+        f"top-1 assumes pixels 0 … 1 with the data set's mean {_three(mean)} and deviation {_three(std)}, as the file "
+        "says neither; say what it was trained with: --mean and --std (--mean 0 --std 1/255 for pixels 0 … 255)"
+    )
+    return mean, std, words, assumed if "assumed" in whose else None
 
 
-def first_pixels(data: Data | None, subject: Subject, least: int) -> np.ndarray:
+def _three(values: Sequence[float]) -> str:
+    shown = list(dict.fromkeys(f"{value:.3g}" for value in values))
+    return shown[0] if len(shown) == 1 else ", ".join(f"{value:.3g}" for value in values)
+
+
+def first_pixels(data: TestImages | None, subject: Subject, least: int) -> np.ndarray:
     """uint8 [N, H, W, C]: the first test images, or made-up ones; `InputError` where they do not fit the network."""
     channels, height, width = subject.input_shape
     if data is None:

@@ -193,6 +193,8 @@ def _stage_peer(
         time=benched.time,
         of_sha256=row.file_sha256,
     )
+    if row.macs is None:
+        raise InputError(f"{run.bench} does not say how many MACs {row.name} has; bench the run again")
     return _stage(run, spec, file, staging, out, config, accuracy, latency, Cost(row.params, row.macs), row)
 
 

@@ -29,7 +29,7 @@ class Entry:
     ratio: float | None
     achieved_ratio: float | None
     params: int
-    macs: int
+    macs: int | None
     top1: float | None
     top1_drop: float | None
     row: Row | None
@@ -45,7 +45,7 @@ class Point:
     number: str  # that stands beside it
     precision: str
     params: int
-    macs: int
+    macs: int | None
     p50: float | None
     low: float | None  # end of its 95 % interval
     high: float | None
@@ -155,7 +155,7 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
         p50_text="not measured" if p50 is None else f"{p50:.3g} ms{ends}",
         speedup_text=interval_text(row.speedup) if row and row.speedup else "not measured",
         params_text=scaled(entry.params),
-        macs_text=scaled(entry.macs),
+        macs_text=UNKNOWN if entry.macs is None else scaled(entry.macs),
         pruned_text=UNKNOWN if entry.achieved_ratio is None else f"{entry.achieved_ratio:.1%}",
     )
 

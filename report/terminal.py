@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +31,10 @@ SPREAD_OUT = ("latency_ms", "compute_ms", "speedup", "p50_interval")  # a CSV co
 LEFT_OUT = ("warm_up",)  # of a CSV
 
 
-def print_bench(bench: Bench, out: Path, shown: str) -> None:
+def print_bench(bench: Bench, out: Path | None, shown: str) -> None:
     """A bench as `shown`: table, md, csv or json; for the latter two nothing else goes to standard output.
 
-    Args: `out` is the file that it was written to, which the last line names.
+    Args: `out` is the file that it was written to, which the last line names; None: it could not be.
     """
     if shown == "json":
         say_exactly(records.text(bench, indent=2))
@@ -41,10 +42,13 @@ def print_bench(bench: Bench, out: Path, shown: str) -> None:
         say_exactly(Table.of([_flat(row) for row in bench.rows]).csv().rstrip("\n"))
     else:
         _print_tables(bench, markdown=shown == "md")
-    (note if shown in ("csv", "json") else say)(f"wrote {out}")
+    if out is not None:
+        (note if shown in ("csv", "json") else say)(f"wrote {out}")
 
 
 def _print_tables(bench: Bench, markdown: bool) -> None:
+    for line in bench.inputs:
+        say(f"- {line}" if markdown else textwrap.fill(line, WIDTH, subsequent_indent="  "))
     for cell in dict.fromkeys((row.engine, row.threads, row.batch, row.device) for row in bench.rows):
         engine, threads, batch, device = cell
         machine = bench.environment.gpu if device == "cuda" else bench.environment.cpu
@@ -97,7 +101,7 @@ def _speed(row: Row, images: int | None) -> tuple[str, ...]:
     return (
         short_name(row.name),
         UNKNOWN if row.peer == BASELINE else f"{_percent(row.ratio)}/{_percent(row.achieved_ratio)}",
-        scaled(row.macs),
+        UNKNOWN if row.macs is None else scaled(row.macs),
         digits(times.p50 if times else None),
         f"{50 * (interval.high - interval.low) / times.p50:.1f}" if interval and times else UNKNOWN,
         digits(times.p99 if times else None),

@@ -134,7 +134,7 @@ def test_a_file_of_one_batch_size_costs_only_the_other_cells(tmp_path: Path, in_
     file = classifier(tmp_path / "fixed.onnx", 8, batch=2)
     one, two = bench_files([file], replace(QUICK, batches=(1, 2)), None, tmp_path / "bench.json").rows
     assert one.latency_ms is None and two.latency_ms is not None
-    assert one.notes[0] == "times and speed-up not measured: the file takes batches of 2 only"
+    assert one.notes[0] == "times and speed-up not measured: the file takes batches of 2 only; pass --batch 2"
 
 
 def test_weights_in_a_file_of_their_own_count(tmp_path: Path) -> None:

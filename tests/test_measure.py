@@ -111,7 +111,9 @@ def test_top1_is_counted_over_partial_batches_and_survives_a_failure():
 
 def test_engines_that_disagree_are_refused_in_words():
     assert disagreement(1e-3, "fp32") is None
-    assert disagreement(0.5, "fp32") == "its engine's logits differ from torch's by 0.5, allowed is 0.001"
+    assert disagreement(0.5, "fp32") == (
+        "its engine's logits differ from torch's by 0.5 of their own size, allowed is 0.001"
+    )
     assert disagreement(float("nan"), "fp32") is not None
 
 

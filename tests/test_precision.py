@@ -251,7 +251,7 @@ def test_the_runs_own_files_carry_their_form(run: Run) -> None:
 
 def test_agreement_is_measured_by_precision() -> None:
     expected = np.array([[3.0, 4.0]])
-    assert parity(expected + 0.5, expected, "fp32") == pytest.approx(0.5)
+    assert parity(expected + 0.5, expected, "fp32") == pytest.approx(0.5 / 4)
     assert parity(expected + 0.5, expected, "int8") == pytest.approx(0.5 / np.sqrt(12.5))
     assert "of their own size, allowed is 0.02" in (disagreement(0.5, "fp16") or "")
     assert disagreement(float("nan"), "int8") is not None

@@ -5,6 +5,7 @@ B batch, C channels or classes, H height, W width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 SMALL_SIDE, SMALL_BATCH, LARGE_BATCH = 64, 256, 32  # images a call on the way through the test set
 
-# Most that logits may differ from the reference's, by the file's precision. In fp32 that is the largest difference;
-# in fp16 and int8 the root mean square of the differences over that of the logits. These bounds catch a
-# wrong engine or a broken file; what a precision really costs stands in the top-1 drop.
+# Most that logits may differ from the reference's, by the file's precision, relative to their own size. In fp32 that is
+# the largest difference over the largest logit of its image; in fp16 and int8 the root mean square of the differences
+# over that of the logits. These bounds catch a wrong engine or a broken file; what a precision really costs stands in
+# the top-1 drop.
 PARITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
+TIE = 1e-4  # of an image's largest logit: two that are nearer than this may change places by rounding
+TINY = 1e-30  # so that networks that give nothing but zeros agree
+REORDERED = 0.01  # most images whose class may change otherwise, in fp32
 
 Key = TypeVar("Key")
 
@@ -30,7 +35,7 @@ class Answers(Protocol):
     """Protocol: class scores for a batch of pixels."""
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, C] -> float32 [B, C]."""
+        """uint8 [B, H, W, C] -> float32 [B, C], or class ids [B] of a network that gives no scores."""
 
 
 def images_a_call(height: int, width: int) -> int:
@@ -51,7 +56,7 @@ def top1_percent(
             pixels, labels = pixels_BHWC.numpy(), labels_B.numpy()
             for key in [key for key in engines if key not in failures]:
                 try:
-                    right[key] += int((engines[key].logits(pixels).argmax(1) == labels).sum())
+                    right[key] += int((picked(engines[key].logits(pixels)) == labels).sum())
                 except (EngineFailed, InputError) as error:
                     failures[key] = str(error)
             seen += len(labels)
@@ -59,24 +64,59 @@ def top1_percent(
     return {key: 100 * count / seen for key, count in right.items() if key not in failures}, failures
 
 
+def picked(answers: np.ndarray) -> np.ndarray:
+    """The class ids [B] that scores [B, C] name, or that were given as they are."""
+    return answers.astype(np.int64) if answers.ndim == 1 else answers.argmax(1)
+
+
 def parity(logits_BC: np.ndarray, expected_BC: np.ndarray, precision: str) -> float:
-    """How far logits are from `expected_BC`, as `PARITY` measures it; NaN if any is. Raises `EngineFailed` by shape."""
+    """How far logits are from `expected_BC`, as `PARITY` measures it; NaN if any is. Raises `EngineFailed` by shape.
+
+    Of class ids [B] it is the share of them that differ.
+    """
     if logits_BC.shape != expected_BC.shape:
         raise EngineFailed(
             f"its engine returned logits {list(logits_BC.shape)}, expected are {list(expected_BC.shape)}"
         )
-    apart_BC = logits_BC - expected_BC
+    if logits_BC.ndim == 1:
+        return float((logits_BC != expected_BC).mean())
+    apart_BC = np.abs(logits_BC.astype(np.float64) - expected_BC)
+    if not np.isfinite(apart_BC).all():
+        return float("nan")
     if precision == "fp32":
-        return float(np.abs(apart_BC).max())
-    return float(np.sqrt(np.square(apart_BC).mean() / np.square(expected_BC).mean()))
+        return float((apart_BC.max(1) / _sizes(expected_BC)).max())
+    size = np.square(expected_BC.astype(np.float64)).mean()
+    return float(np.sqrt(np.square(apart_BC).mean() / max(size, TINY)))
 
 
-def disagreement(difference: float, precision: str, other: str = "torch") -> str | None:
-    """Why an engine's numbers cannot be trusted, or None where it agrees with the `other`."""
+def reordered(logits_BC: np.ndarray, expected_BC: np.ndarray) -> float:
+    """The share of images whose highest class is another one than expected, ties by rounding apart."""
+    if logits_BC.ndim == 1:
+        return float((logits_BC != expected_BC).mean())
+    now_B = np.take_along_axis(expected_BC, logits_BC.argmax(1)[:, None], 1)[:, 0]
+    return float((expected_BC.max(1) - now_B > TIE * _sizes(expected_BC)).mean())
+
+
+def _sizes(logits_BC: np.ndarray) -> np.ndarray:
+    """The largest logit of each image [B]; of an image that has hardly any, what logits are like otherwise."""
+    logits = np.abs(logits_BC.astype(np.float64))
+    return np.maximum(logits.max(1), max(float(np.sqrt(np.square(logits).mean())), TINY))
+
+
+def disagreement(difference: float, precision: str, other: str = "torch", changed: float = 0.0) -> str | None:
+    """Why an engine's numbers cannot be trusted, or None where it agrees with the `other`.
+
+    Args: the share of images whose class `changed`, see `reordered`; it counts in fp32 alone.
+    """
     allowed = PARITY.get(precision)
     if allowed is None:
         return f"its engine computes in {precision}, for which no agreement with {other} is defined"
-    if difference <= allowed:  # a NaN is no number to agree on
-        return None
-    how = "" if precision == "fp32" else " of their own size"
-    return f"its engine's logits differ from {other}'s by {difference:.2g}{how}, allowed is {allowed:g}"
+    if math.isnan(difference):
+        return f"its engine's or {other}'s logits are no finite numbers; are the weights?"
+    if difference > allowed:
+        return (
+            f"its engine's logits differ from {other}'s by {difference:.2g} of their own size, allowed is {allowed:g}"
+        )
+    if precision == "fp32" and changed > REORDERED:
+        return f"its engine gives {changed:.1%} of the images another class than {other}, allowed is {REORDERED:.0%}"
+    return None

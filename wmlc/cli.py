@@ -10,7 +10,7 @@ import click
 import wmlc
 from wmlc import options
 from wmlc.bench.choose import Among, Bounds, print_choice
-from wmlc.bench.config import BenchConfig, check_asked
+from wmlc.bench.config import BenchConfig, FileSettings, check_asked
 from wmlc.compress.config import CHOICES, SweepConfig
 from wmlc.compress.recipes import print_recipes, print_settings
 from wmlc.data.look import data_command
@@ -91,6 +91,7 @@ def extract(run_name: Path | None, peer: str, out: Path, force: bool, **settings
 @click.argument("files", nargs=-1, type=PATH, metavar="[FILE.onnx …]")
 @run_option
 @options_of(BenchSettings)
+@options_of(FileSettings)
 @click.option("--data", "data_name", metavar="NAME", help="With files: the data set to measure their top-1 on.")
 @click.option("--data-root", metavar="DIR", help="Where that lies; or the run's data set, if it has moved.")
 @shown_as
@@ -111,8 +112,8 @@ def bench(
     wmlc bench --scenario server --latency-bound 20
     wmlc bench theirs.onnx ours.onnx
     """
-    config = BenchConfig(**settings)
-    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name))
+    config, said = split(settings, BenchConfig, FileSettings)
+    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name), said=said)
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 
@@ -120,25 +121,24 @@ def bench(
     if out is not None:
         refuse_existing(out, force)
     session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
-    if files:
-        from wmlc.data import DataConfig, open_data
-
-        data = open_data(DataConfig(name=data_name, root=Path(data_root) if data_root else None)) if data_name else None
-        assert out is not None
-        record = session.bench_files(files, config, data, out, command=command_words())
-    else:
-        from wmlc.export.extract import bench_forms
-        from wmlc.run import find_run, open_run_data
-
-        run = find_run(run_name)
-        run_data, out = open_run_data(run, data_root), out or run.bench
-        made = bench_forms(
-            run, run_data, config.precisions, config.int8_target, plans=config.takes_plans, batches=config.batches
-        )
-        record = session.bench_run(run, config, made, run_data, out, command=command_words())
     from wmlc.bench.gates import enforce
+    from wmlc.export.extract import bench_forms
     from wmlc.report.terminal import print_bench
+    from wmlc.run import find_run, open_run_data
 
+    try:
+        if files:
+            data, out = session.open_test_images(data_name, data_root), out or Path("bench.json")
+            record = session.bench_files(files, config, data, out, said, command=command_words())
+        else:
+            run = find_run(run_name)
+            run_data, keep, out = open_run_data(run, data_root), out is None and not force, out or run.bench
+            asked = config.precisions, config.int8_target
+            made = bench_forms(run, run_data, *asked, plans=config.takes_plans, batches=config.batches)
+            record = session.bench_run(run, config, made, run_data, out, command=command_words(), keep=keep)
+    except session.Unwritten as error:
+        print_bench(error.record, None, shown)
+        raise
     print_bench(record, out, shown)
     enforce(record, out)
 

@@ -35,7 +35,8 @@ class OpenVinoEngine:
             )
         return "cpu"
 
-    def __init__(self, path: Path, threads: int, device: str) -> None:
+    def __init__(self, path: Path, threads: int, device: str, *, output: str | None = None) -> None:
+        """Args: the name of the output that counts, of a file of unknown origin."""
         import openvino
 
         settings = {
@@ -48,10 +49,11 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise InputError(f"{path} is not a file that OpenVINO can load ({one_line(error)})") from None
         self._request = self._compiled.create_infer_request()
+        self._output = self._compiled.output(output) if output else 0
         self.provider = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
 
     def infer(self, images_NCHW: np.ndarray) -> np.ndarray:
-        return self._request.infer([images_NCHW], share_inputs=True)[0]
+        return self._request.infer([images_NCHW], share_inputs=True)[self._output]
 
     def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         """The mean milliseconds over `calls` calls of each node that runs, in order: [(file's nodes, operator, ms)].

@@ -37,7 +37,10 @@ class OrtEngine:
     def choose_device(device: str) -> str:
         return choose_torch_device(device)
 
-    def __init__(self, path: Path, threads: int, device: str) -> None:
+    def __init__(
+        self, path: Path, threads: int, device: str, *, output: str | None = None, as_written: bool = False
+    ) -> None:
+        """Args: the name of the output that counts, of a file of unknown origin; `as_written` fuses nothing."""
         import onnxruntime as ort
 
         if not path.is_file():
@@ -48,7 +51,7 @@ class OrtEngine:
             raise InputError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or use --device cpu")
         if device == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # the CUDA libraries that pip installed, which the loader does not look for
-        self._ort, self._path, self._threads = ort, path, threads
+        self._ort, self._path, self._threads, self._as_written = ort, path, threads, as_written
         self._session = self._open(provider)
         self.provider = self._session.get_providers()[0]
         if self.provider != provider:
@@ -58,8 +61,8 @@ class OrtEngine:
             )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_one_input(len(inputs), path)
-        self._input, self._output = inputs[0].name, outputs[0].name
-        self.precision = _read_precision(self._session)
+        self._input, self._output = inputs[0].name, output or outputs[0].name
+        self.precision = "" if output else _read_precision(self._session)  # others' metadata means something else
         self._binding: Any = self._session.io_binding() if device == "cuda" else None
         self._bound: Any = None  # the input on the GPU, of the shape last used
 
@@ -105,7 +108,8 @@ class OrtEngine:
         """A session; with `profile_to` one that writes its node times to files whose names begin so."""
         options = self._ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        level = self._ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_DISABLE_ALL if self._as_written else level.ORT_ENABLE_ALL
         if self._threads > 1:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile_to is not None:

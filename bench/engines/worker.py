@@ -29,6 +29,7 @@ from wmlc.bench.scenarios.loadgen import LONGEST_TEST, run_load
 from wmlc.errors import EngineFailed, InputError
 from wmlc.records import Scenario, WarmUp
 
+FOREIGN_S = 60.0  # to open a file of unknown origin, and for its first call: a loop in it may never end
 TIMEOUT_S = 600.0  # for one answer; the longest are a batch of logits, and a burst of at least one call
 
 
@@ -63,6 +64,7 @@ class Seat:
     cpus: Sequence[int] | None = None  # to pin to; None where the system cannot
     libraries: Sequence[str] = ()  # to import before that
     batch: int | None = None  # the only size of a call that it shall run; None: any
+    limit_s: float | None = None  # to open it and for its first call; None: as for any answer
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Worker:
 
     def __init__(self, seat: Seat, timeout_s: float = TIMEOUT_S) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would take over this process's torch
-        self._timeout_s = timeout_s
+        self._timeout_s, self._limit_s = timeout_s, seat.limit_s or timeout_s
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, seat), daemon=True)
         self._process.start()
@@ -108,11 +110,11 @@ class Worker:
 
     def ready(self) -> Opened:
         """Have the engine loaded, once: processes start side by side, but engines are opened one after the other."""
-        return self._ask("open")
+        return self._ask("open", timeout_s=self._limit_s)
 
     def first(self, pixels_NHWC: np.ndarray) -> float:
         """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
-        return self._ask("first", pixels_NHWC)
+        return self._ask("first", pixels_NHWC, timeout_s=self._limit_s)
 
     def warm_up(self, most_s: float) -> WarmUp:
         """Run the images given to `first` until the times settle."""
@@ -139,8 +141,15 @@ class Worker:
         return self._ask("profile", calls)
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] -> float32 logits [N, C], in one call, or in calls of the seat's `batch`."""
+        """uint8 [N, H, W, C] -> float32 logits [N, C] or class ids [N], in one call, or in calls of the seat's `batch`.
+
+        A network that fails at that but not at the size that it was given `first` is called so from then on.
+        """
         return self._ask("logits", pixels_NHWC)
+
+    def call_size(self) -> int | None:
+        """The only size of a call that the engine turned out to take; None: any."""
+        return self._ask("call_size")
 
     def _ask(self, *command: Any, timeout_s: float | None = None) -> Any:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_receive` tells why
@@ -204,8 +213,10 @@ class _Bench:
     def first(self, pixels_NHWC: np.ndarray) -> float:
         self.images = self.feed.images(pixels_NHWC)
         start = time.perf_counter()
-        self.engine.infer(self.images)
-        return 1e3 * (time.perf_counter() - start)
+        answer = self.engine.infer(self.images)
+        took_ms = 1e3 * (time.perf_counter() - start)
+        scores(answer, len(self.images))
+        return took_ms
 
     def warm_up(self, most_s: float) -> WarmUp:
         return measure.warm_up(self.engine, self._taken(), most_s)
@@ -229,7 +240,18 @@ class _Bench:
         return self.engine.profile(self._taken(), calls) if self.engine.profile else None
 
     def logits(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        return in_calls(self.engine.infer, self.feed.images(pixels_NHWC), self.batch)
+        images = self.feed.images(pixels_NHWC)
+        try:
+            return in_calls(self.engine.infer, images, self.batch)
+        except Exception:  # as where a Reshape inside has the batch that it was exported with
+            if self.batch is not None or self.images is None or len(self.images) == len(images):
+                raise
+            answer = in_calls(self.engine.infer, images, len(self.images))
+        self.batch = len(self.images)
+        return answer
+
+    def call_size(self) -> int | None:
+        return self.batch
 
     def _taken(self) -> np.ndarray:
         assert self.images is not None, "give it images first"
@@ -244,10 +266,34 @@ def _memory_bytes(field: str) -> int | None:
 
 
 def in_calls(infer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int | None) -> np.ndarray:
-    """float32 logits [N, C] of images [N, …], in calls of `size` images (None: in one), the last one filled up."""
+    """The answers for images [N, …], in calls of `size` images (None: in one), the last one filled up; see `scores`."""
     size = size or len(images)
     calls = [np.take(images, range(i, i + size), axis=0, mode="wrap") for i in range(0, len(images), size)]
-    return np.concatenate([np.asarray(infer(call), dtype=np.float32) for call in calls])[: len(images)]
+    return np.concatenate([scores(infer(call), size) for call in calls])[: len(images)]
+
+
+def scores(answer: np.ndarray, count: int) -> np.ndarray:
+    """What a network gave for `count` images as float32 logits [count, C], or as class ids [count] where they are ids.
+
+    Axes of one beside the classes are left out. Raises `EngineFailed` where the first axis is not the images', and
+    `InputError` for what names no class.
+    """
+    answer = np.asarray(answer)
+    if answer.dtype.kind not in "fiu":
+        raise InputError(f"its output is no array of numbers ({answer.dtype}); bench needs scores [N, classes]")
+    if answer.ndim == 0 or len(answer) != count:
+        raise EngineFailed(
+            f"its output is {list(answer.shape)} for {count} images: the batch is fixed inside of it, as by a "
+            "Reshape; export it with an open batch, or bench it with --batch 1"
+        )
+    sides = tuple(side for side in answer.shape[1:] if side != 1)
+    if answer.dtype.kind in "iu" and not sides:
+        return answer.reshape(count).astype(np.float32)
+    if answer.ndim == 1:
+        raise InputError("its output is one number an image ([N]), which names no class; bench needs [N, classes]")
+    if len(sides) > 1:
+        raise InputError(f"its output is {list(answer.shape)}; bench needs scores [N, classes]")
+    return answer.reshape(count, -1).astype(np.float32)
 
 
 def normalise(pixels_NHWC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

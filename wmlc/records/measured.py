@@ -87,8 +87,8 @@ class Row(Record):
     device: str
     provider: str | None
     params: Count
-    macs: Count
-    flops: Count
+    macs: Count | None  # None: they cannot be told, as of a file whose branches are chosen as it runs
+    flops: Count | None
     mac_ratio: Positive | None
     file_bytes: Count
     file_sha256: str
@@ -195,4 +195,5 @@ class Bench(Record):
     rows: list[Row]
     pareto: list[Front]
     profiles: list[Profile]
+    inputs: list[str] = field(default_factory=list)  # of files: what each is shown, and what of it is read
     schema_version: Version = SCHEMA

@@ -1,0 +1,87 @@
+"""A second bench beside the first: its rows replace those of the same cells, and the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from wmlc import records
+from wmlc.bench.choose import pareto
+from wmlc.console import note
+from wmlc.errors import InputError
+from wmlc.files import sha256
+from wmlc.records import Bench, Profile, Row
+from wmlc.run import Run
+
+Item = TypeVar("Item")
+
+
+def with_former(new: Bench, path: Path, run: Run) -> Bench:
+    """The record to be written at `path`: `new`, and of the one that is there the rows of other cells.
+
+    A row stays only while the file that it was measured of does. A bench of another machine or of other test images is
+    moved beside, as its rows are nothing to compare with.
+    """
+    try:
+        old = records.read(path, Bench, "bench", "bench again")
+    except InputError:  # none, or one that nobody can read
+        return new
+    if not _comparable(old, new):
+        beside = path.with_name(f"{path.stem}-{old.environment.time.replace(':', '')}{path.suffix}")
+        path.replace(beside)
+        note(f"the former bench is of another machine or of other test images; it is {beside} now")
+        return new
+    there = {sha256(file) for file in _files(run)}
+    again = {_cell(row) for row in new.rows}
+    kept = [row for row in old.rows if _cell(row) not in again and row.file_sha256 in there]
+    if not kept:
+        return new
+    rows, fronts = pareto([*new.rows, *kept])
+    cells = {_profiled(row) for row in kept}
+    profiles = [each for each in old.profiles if _profiled(each) in cells]
+    settings = replace(
+        new.settings,
+        engines=_union(new.settings.engines, old.settings.engines),
+        precisions=_union(new.settings.precisions, old.settings.precisions),
+        batches=_union(new.settings.batches, old.settings.batches),
+        threads=_union(new.settings.threads, old.settings.threads),
+        target=new.settings.target or old.settings.target,
+    )
+    environment = replace(
+        new.environment,
+        devices=old.environment.devices | new.environment.devices,
+        gpu=new.environment.gpu or old.environment.gpu,
+        plan_machine=new.environment.plan_machine or old.environment.plan_machine,
+    )
+    note(f"{len(kept)} rows of other cells, measured at {old.environment.time}, stay in {path}")
+    return replace(
+        new, rows=rows, pareto=fronts, profiles=[*new.profiles, *profiles], settings=settings, environment=environment,
+        notes=[*new.notes, f"{len(kept)} rows are of {old.environment.time}"],
+    )  # fmt: skip
+
+
+def _comparable(old: Bench, new: Bench) -> bool:
+    """By the same machine and test images; a GPU is named only where something ran on it."""
+    then, now = old.environment, new.environment
+    return (then.cpu, old.data) == (now.cpu, new.data) and (None in (then.gpu, now.gpu) or then.gpu == now.gpu)
+
+
+def _cell(row: Row) -> tuple[str, str, int, int, str, int]:
+    return row.engine, row.precision, row.threads, row.batch, row.device, row.peer
+
+
+def _profiled(each: Row | Profile) -> tuple[str, int, int, int, str]:
+    return each.engine, each.threads, each.batch, each.peer, each.precision
+
+
+def _files(run: Run) -> Iterable[Path]:
+    """What rows are measured of: exported files, plans, and the weights of networks."""
+    return [
+        file for file in run.root.rglob("*") if file.suffix in (".onnx", ".plan", ".safetensors") and file.is_file()
+    ]
+
+
+def _union(first: tuple[Item, ...], second: tuple[Item, ...]) -> tuple[Item, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
