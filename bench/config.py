@@ -10,7 +10,7 @@ from wmlc.bench.engines import ENGINES, NETWORK, PLAN, engine_class
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
-from wmlc.forms import PRECISIONS, TARGETS
+from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS
 from wmlc.settings import BenchSettings, setting
 from wmlc.table import FORMATS
 
@@ -29,8 +29,9 @@ class BenchConfig(BenchSettings):
         if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
             raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
         self._check_engines()
-        for name, least, most in (("batch", 1, None), ("threads", 1, len(allowed_cpus()))):
-            _check_sizes(name, self.batches if name == "batch" else self.threads, least, most)
+        _check_sizes("batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
+        cpus = len(allowed_cpus())
+        _check_sizes("threads", self.threads, cpus, f"the {cpus} CPUs there are")
         for name in ("seconds", "min_speedup", "latency_bound_ms"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -121,10 +122,9 @@ def _check_names(what: str, names: Sequence[str], allowed: Sequence[str], *, emp
         raise InputError(f"{what} must name some of {', '.join(allowed)}, each once; got {got}")
 
 
-def _check_sizes(what: str, sizes: Sequence[int], least: int, most: int | None) -> None:
+def _check_sizes(what: str, sizes: Sequence[int], most: int, in_words: str) -> None:
     got = ",".join(map(str, sizes)) or "none"
-    if not sizes or min(sizes) < least or max(sizes) > (most or max(sizes)):
-        allowed = f"from {least} to the {most} CPUs there are" if most else f"at least {least}"
-        raise InputError(f"{what} must be {allowed}, got {got}")
+    if not sizes or min(sizes) < 1 or max(sizes) > most:
+        raise InputError(f"{what} must be from 1 to {in_words}, got {got}")
     if len(set(sizes)) < len(sizes):
         raise InputError(f"{what} must name each size once, got {got}")

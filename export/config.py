@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wmlc.errors import InputError
-from wmlc.forms import PRECISIONS, TARGETS, form_name
+from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS, form_name
 from wmlc.settings import setting
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
@@ -80,10 +80,10 @@ class ExportConfig:
         if self.max_drop is not None and self.precision == "fp32":
             raise InputError("max_drop compares with the same network in fp32; give it with precision fp16 or int8")
         smallest, usual, largest = self.batch_range
-        if not 1 <= smallest <= usual <= largest:
+        if not 1 <= smallest <= usual <= largest <= MOST_BATCH:
             shown = ",".join(map(str, self.batch_range))
             raise InputError(
-                f"batch_range must be three batch sizes of at least 1, ascending, like 1,8,32; got {shown}"
+                f"batch_range must be three batch sizes from 1 to {MOST_BATCH:,}, ascending, like 1,8,32; got {shown}"
             )
 
     @property
@@ -141,7 +141,11 @@ class ShipConfig:
             )
         if self.engine == "trt" and "cpu" in (self.device, self.target):
             raise InputError("a TensorRT plan runs on a GPU; use --engine ort for the CPU")
-        for name, least, most in (("instances", 1, 1024), ("max_batch", 1, 65536), ("queue_delay_us", 0, 60_000_000)):
+        for name, least, most in (
+            ("instances", 1, 1024),
+            ("max_batch", 1, MOST_BATCH),
+            ("queue_delay_us", 0, 60_000_000),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
         if ignored := [name for name in changed(self, UNKNOWN_TO.get(self.to, ())) if getattr(self, name) != "cpu"]:

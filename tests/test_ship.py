@@ -229,9 +229,9 @@ def test_openvino_model_server_finds_every_model(benched_run: Run, tmp_path: Pat
     list(ship(benched_run, "1", out, replace(TRITON, to="ovms")))
     list(ship(benched_run, "2", out, replace(TRITON, to="ovms")))
     listed = json.loads((out / "config.json").read_text())["model_config_list"]
-    assert listed == [
+    assert listed == [  # in the order in which they were shipped, as entries that are there stay where they are
         {"config": {"name": name, "base_path": f"/models/{name}"}}
-        for name in ("resnet20_digits_p0", "resnet20_digits_p07")
+        for name in ("resnet20_digits_p07", "resnet20_digits_p0")
     ]
     assert listing(out / "resnet20_digits_p0") == ["1/labels.txt", "1/manifest.json", "1/model.onnx", "1/model_card.md"]
 
