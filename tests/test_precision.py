@@ -272,7 +272,7 @@ def test_agreement_is_measured_by_precision() -> None:
         ({"max_drop": 1.0}, "max_drop compares with the same network in fp32; give it with precision fp16 or int8"),
         (
             {"batch_range": (8, 1, 32)},
-            "batch_range must be three batch sizes of at least 1, ascending, like 1,8,32; got 8,1,32",
+            "batch_range must be three batch sizes from 1 to 65,536, ascending, like 1,8,32; got 8,1,32",
         ),
     ],
 )
