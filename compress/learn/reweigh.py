@@ -6,6 +6,7 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -66,7 +67,8 @@ def peer_weight_gradient(
         outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
     direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
 
-    with forward_ad.dual_level(), torch.no_grad():
+    with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
         duals = {
             name: forward_ad.make_dual(parameter, tangent)
             for (name, parameter), tangent in zip(parameters.items(), direction, strict=True)
