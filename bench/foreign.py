@@ -7,18 +7,16 @@ N images, C channels, H height, W width, K classes
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc import records
-from wmlc.bench.engines import check_one_input, one_line
+from wmlc.bench.engines import LONGEST_SAID, check_one_input
 from wmlc.bench.graphs import MOST_INLINED, overgrown
-from wmlc.errors import InputError
-from wmlc.forms import PRECISIONS
+from wmlc.errors import InputError, one_line
+from wmlc.forms import PRECISIONS, about_of
 from wmlc.records import FileAbout
 
 IMAGE_TYPES = ("float32", "float64", "float16", "uint8")
@@ -88,7 +86,7 @@ def read_file(path: Path) -> OnnxFile:
     taken = _value(inputs[0])
     batch, sides, channels_last = _layout(path, taken)
     given = [_value(value) for value in _with_shapes(model).graph.output]
-    about = about_of(model.metadata_props)
+    about = ours(model.metadata_props)
     if about is not None and (about.input_shape != sides or len(about.mean) != sides[0]):
         about = None  # another file's words
     elsewhere = {
@@ -100,17 +98,15 @@ def read_file(path: Path) -> OnnxFile:
     )  # fmt: skip
 
 
-def about_of(props: Any) -> FileAbout | None:
+def ours(metadata: Any) -> FileAbout | None:
     """What a file's metadata says, where that is whole and ours; None for anybody else's."""
-    known = FileAbout.__dataclass_fields__
-    said = ", ".join(f"{json.dumps(entry.key)}: {entry.value}" for entry in props if entry.key in known)
     try:
-        about = records.parse(f"{{{said}}}", FileAbout, "its metadata", "description", "export it again")
+        about = about_of(metadata, "its metadata", "description")
     except InputError:
         return None
     names = about.class_names
-    ours = about.precision in PRECISIONS and len(about.mean) == len(about.std) and 0 < len(names) == len(set(names))
-    return about if ours else None
+    whole = about.precision in PRECISIONS and len(about.mean) == len(about.std) and 0 < len(names) == len(set(names))
+    return about if whole else None
 
 
 def plain(name: str) -> str:
@@ -126,7 +122,7 @@ def _load(path: Path) -> Any:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's
-        raise _unreadable(path, f"it is no ONNX: {plain(one_line(error))}") from None
+        raise _unreadable(path, f"it is no ONNX: {plain(one_line(error, LONGEST_SAID))}") from None
     if not model.graph.node:
         raise _unreadable(path, "there is no graph in it")
     if overgrown(model):
@@ -143,7 +139,7 @@ def _load(path: Path) -> Any:
     try:
         onnx.checker.check_model(str(path))  # by its path, as weights in other files lie beside it
     except Exception as error:  # the checker's and protobuf's have no common class
-        raise _unreadable(path, plain(one_line(error))) from None
+        raise _unreadable(path, plain(one_line(error, LONGEST_SAID))) from None
     return model
 
 

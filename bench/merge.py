@@ -33,9 +33,10 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
         path.replace(beside)
         note(f"the former bench is of another machine or of other test images; it is {beside} now")
         return new
-    there = {sha256(file) for file in _files(run)}
     again = {_cell(row) for row in new.rows}
-    kept = [row for row in old.rows if _cell(row) not in again and row.file_sha256 in there]
+    others = [row for row in old.rows if _cell(row) not in again]
+    there = {sha256(file) for file in _files(run)} if others else set()
+    kept = [row for row in others if row.file_sha256 in there]
     if not kept:
         return new
     rows, fronts = pareto([*new.rows, *kept])
@@ -79,7 +80,9 @@ def _profiled(each: Row | Profile) -> tuple[str, int, int, int, str]:
 def _files(run: Run) -> Iterable[Path]:
     """What rows are measured of: exported files, plans, and the weights of networks."""
     return [
-        file for file in run.root.rglob("*") if file.suffix in (".onnx", ".plan", ".safetensors") and file.is_file()
+        file
+        for file in run.root.rglob("*")
+        if file.suffix in (".onnx", ".plan", ".safetensors") and file.is_file() and run.checkpoint not in file.parents
     ]
 
 

@@ -8,18 +8,12 @@ from pathlib import Path
 
 import onnx
 
-from wmlc import records
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
+from wmlc.forms import about_of
 from wmlc.records import FileAbout
-from wmlc.trt_machine import short
 
-OF_SOME = {
-    "target",
-    "calibrator",
-    "calibration_images",
-    "weights_sha256",
-    "framing",
-}  # left out of a file that they say nothing of
+# Left out of a file that they say nothing of
+OF_SOME = {"target", "calibrator", "calibration_images", "weights_sha256", "framing"}
 
 
 def write_about(model: onnx.ModelProto, about: FileAbout) -> None:
@@ -34,12 +28,10 @@ def read_about(file: Path) -> FileAbout:
     try:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as error:  # protobuf's, or the system's
-        raise InputError(f"{file} is not a readable ONNX file ({short(str(error))}); extract it again") from None
-    return about_of(model, file)
+        raise InputError(f"{file} is not a readable ONNX file ({one_line(error)}); extract it again") from None
+    return about_in(model, file)
 
 
-def about_of(model: onnx.ModelProto, file: Path) -> FileAbout:
+def about_in(model: onnx.ModelProto, file: Path) -> FileAbout:
     """What `model`, read from `file`, says of itself."""
-    known = FileAbout.__dataclass_fields__
-    said = [f"{json.dumps(entry.key)}: {entry.value}" for entry in model.metadata_props if entry.key in known]
-    return records.parse(f"{{{', '.join(said)}}}", FileAbout, file, "ONNX file of wmlc", "extract it again")
+    return about_of(model.metadata_props, file, "ONNX file of wmlc")

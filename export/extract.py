@@ -16,7 +16,7 @@ from torch import Tensor
 from wmlc.accuracy import images_a_call, top1_percent
 from wmlc.console import note, say
 from wmlc.data import Data, normalise
-from wmlc.errors import GateError, InputError
+from wmlc.errors import GateError, InputError, one_line
 from wmlc.export.about import read_about
 from wmlc.export.config import PLAN_SUFFIXES, ExportConfig, changed
 from wmlc.export.precision import to_fp16, to_int8
@@ -27,7 +27,6 @@ from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_s
 from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 from wmlc.table import Table
-from wmlc.trt_machine import short
 
 MOST_LAYERS = 20  # printed by --compare
 FP16_IMAGES = 64  # training images that tell how large activations become
@@ -302,7 +301,7 @@ class OnnxFile:
         try:
             self._session = open_as_written(path) if as_written else _open(path)
         except Exception as error:  # ONNX Runtime has no class of its own for them
-            raise InputError(f"ONNX Runtime cannot open {path} ({short(str(error))}); extract it again") from None
+            raise InputError(f"ONNX Runtime cannot open {path} ({one_line(str(error))}); extract it again") from None
         self._spec, self._with_preprocess = spec, config.with_preprocess
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:

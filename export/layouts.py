@@ -12,12 +12,11 @@ from typing import Any
 
 import yaml
 
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.export.config import ShipConfig
 from wmlc.export.publish import models_in
 from wmlc.files import read_text
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.trt_machine import short
 
 LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
 KSERVE_MANIFEST, OVMS_CONFIG = "inference-service.yaml", "config.json"
@@ -101,14 +100,14 @@ def _ovms_config(out: Path) -> dict[str, Any]:
     try:
         there = json.loads(read_text(file, "model list", ELSEWHERE))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} ({short(str(error))}); {ELSEWHERE}") from None
+        raise InputError(f"{what} ({one_line(str(error))}); {ELSEWHERE}") from None
     entries = there.get("model_config_list") if isinstance(there, dict) else None
     if not isinstance(entries, list) or not all(_named(entry) for entry in entries):
         raise InputError(f"{what} (it has no model_config_list of named models); {ELSEWHERE}")
     for entry in entries:
         name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
         if name in ours and place.rstrip("/") != f"{OVMS_ROOT}/{name}":
-            raise InputError(f"{file} has a model {short(name)} at {short(place)} already; {ELSEWHERE}")
+            raise InputError(f"{file} has a model {one_line(name)} at {one_line(place)} already; {ELSEWHERE}")
     kept = [entry for entry in entries if entry["config"]["name"] in ours or not _as_written(entry)]
     listed = {entry["config"]["name"] for entry in kept}
     added = [entry for name, entry in ours.items() if name not in listed]

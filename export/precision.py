@@ -24,10 +24,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from wmlc.console import note, progress
-from wmlc.errors import InputError
-from wmlc.export.about import about_of, write_about
+from wmlc.errors import InputError, one_line
+from wmlc.export.about import about_in, write_about
 from wmlc.forms import INPUT
-from wmlc.trt_machine import short
 
 QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "ReduceMean", "GlobalAveragePool"]
 PREPROCESS_OPS = ["Cast", "Div", "Sub"]  # pixels are scaled in fp32 in every precision
@@ -185,7 +184,7 @@ def _said_of(fp32: Path, out: Path) -> Iterator[None]:
             for place in dict.fromkeys((out.parent, Path(tempfile.gettempdir())))
         )
         raise InputError(
-            f"{fp32.name} could not be quantized to int8 ({short(str(error)) or type(error).__name__}; {free}); "
+            f"{fp32.name} could not be quantized to int8 ({one_line(str(error)) or type(error).__name__}; {free}); "
             "if a disk is full, free some space, or set TMPDIR to another place"
         ) from error
 
@@ -214,7 +213,7 @@ class _Images(quantization.CalibrationDataReader):
 
 def _save(model: onnx.ModelProto, out: Path, **changed: Any) -> None:
     """Write `model`, whose metadata is still its fp32 file's but for what has `changed`."""
-    write_about(model, replace(about_of(model, out), **changed))
+    write_about(model, replace(about_in(model, out), **changed))
     onnx.checker.check_model(model)
     onnx.save_model(model, str(out))
 

@@ -19,10 +19,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from pydantic import ValidationError
 
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.records import Manifest
 from wmlc.records.serial import reader
-from wmlc.trt_machine import short
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 TIMEOUT_S, INFER_TIMEOUT_S = 10.0, 60.0  # of one question, its answer read to the end
@@ -158,7 +157,7 @@ class Server:
         (output,) = outputs if [output.name for output in outputs] == [name] else (None,)
         if output is None or output.datatype != "FP32" or int(np.prod(output.shape, dtype=object)) != np.prod(expected):
             got = [(output.name, output.datatype, output.shape) for output in outputs]
-            raise ValueError(f"its outputs are {short(ascii(got))}, expected {[(name, 'FP32', list(expected))]}")
+            raise ValueError(f"its outputs are {one_line(ascii(got))}, expected {[(name, 'FP32', list(expected))]}")
         if output.data is not None:
             return np.asarray(output.data, np.float32).reshape(expected)
         return np.frombuffer(answer.body[length:], "<f4").reshape(expected)
@@ -196,7 +195,7 @@ class Server:
 
     def _check_served(self, name: str, answer: Answer) -> None:
         if answer.status != 200:
-            said = short(ascii(answer.body[:1000].decode(errors="replace"))[1:-1])
+            said = one_line(ascii(answer.body[:1000].decode(errors="replace"))[1:-1])
             why = f"HTTP {answer.status}: {said}"
             raise InputError(f"the server at {self.url} does not serve {name} as shipped ({why}); load it there")
 
@@ -209,7 +208,7 @@ class Server:
             raise self._unreadable(what, said) from None
 
     def _unreadable(self, what: str, why: str) -> InputError:
-        shown = short(ascii(why)[1:-1])
+        shown = one_line(ascii(why)[1:-1])
         return InputError(
             f"the server at {self.url} did not give {what} as the V2 protocol has it ({shown}); look into its log"
         )

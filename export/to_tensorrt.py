@@ -15,7 +15,7 @@ from typing import Any
 
 from wmlc import records
 from wmlc.console import note
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.export.about import read_about
 from wmlc.export.timings import attach_timings, keep_timings, timings_file
 from wmlc.files import check_writable, new_file, sha256
@@ -28,7 +28,6 @@ from wmlc.trt_machine import (
     MOST_MESSAGES,
     load_tensorrt,
     make_logger,
-    short,
     this_machine,
     version_numbers,
 )
@@ -79,7 +78,7 @@ def _serialize(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # 1 in 10, 0 in 11
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_file)):
-        errors = [short(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+        errors = [one_line(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         said = "; ".join(errors[:MOST_MESSAGES]) or logger.words()
         return f"{said}; extract it again, int8 with --target gpu"
     if wrong := _wrong_input(trt, network, profile_input):

@@ -15,7 +15,7 @@ import numpy as np
 from wmlc.accuracy import disagreement, parity
 from wmlc.console import say, say_exactly
 from wmlc.data import Data
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.export.config import ExportConfig
 from wmlc.export.extract import OnnxFile, fed_pixels, run_file
 from wmlc.export.publish import models_in, newest_version, read_manifest
@@ -24,7 +24,6 @@ from wmlc.files import sha256
 from wmlc.models.checkpoint import read_spec
 from wmlc.records import Manifest, NetworkSpec
 from wmlc.run import Run, open_run_data
-from wmlc.trt_machine import short
 
 IMAGES = 32
 
@@ -109,9 +108,9 @@ def _faults(said: Metadata, manifest: Manifest) -> Iterator[str]:
     """What the server's metadata says that the manifest does not."""
     version = str(manifest.version)
     if said.versions is not None and version not in said.versions:
-        yield f"versions {short(', '.join(said.versions)) or 'none'} instead of {version}"
+        yield f"versions {one_line(', '.join(said.versions)) or 'none'} instead of {version}"
     for key, described, values in (("inputs", manifest.input, said.inputs), ("outputs", manifest.output, said.outputs)):
         expected = [(described.name, DATATYPES[described.dtype], described.shape)]
         got = [(value.name, value.datatype, value.shape) for value in values]
         if got != expected:
-            yield f"{key} {short(ascii(got))} instead of {expected}"
+            yield f"{key} {one_line(ascii(got))} instead of {expected}"

@@ -128,7 +128,8 @@ def bench(
 
     try:
         if files:
-            data, out = session.open_test_images(data_name, data_root), out or Path("bench.json")
+            assert out is not None
+            data = session.open_test_images(data_name, data_root)
             record = session.bench_files(files, config, data, out, said, command=command_words())
         else:
             run = find_run(run_name)

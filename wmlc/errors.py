@@ -1,4 +1,4 @@
-"""The errors a caller can act on, each with its exit code."""
+"""The errors a caller can act on, each with its exit code, and what others' errors say in one line."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ class GateError(Exception):
     """A measured value missed a bound that the caller set (`--max-drop`, `--min-speedup`, `--min-top1` …)."""
 
     exit_code = 3
+
+
+def one_line(said: object, most: int | None = 400) -> str:
+    """What an error or a text says, without line breaks and cut to `most` characters; a mute error says its class."""
+    text = " ".join(str(said).split())
+    if not text and isinstance(said, Exception):
+        text = type(said).__name__
+    return text if most is None or len(text) <= most else text[: most - 1] + "…"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from wmlc import records
+from wmlc.records import FileAbout
 
 INPUT, OUTPUT = "input", "logits"  # of every exported file
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -26,3 +31,13 @@ def open_as_written(onnx_file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(onnx_file), options, providers=["CPUExecutionProvider"])
+
+
+def about_of(metadata: Iterable[Any], where: Path | str, what: str) -> FileAbout:
+    """What an ONNX file's metadata says under the names that are ours; each value of its entries is JSON.
+
+    Raises `InputError`, which calls the file `where` and what it should be `what`, where that is not all of it.
+    """
+    known = FileAbout.__dataclass_fields__
+    said = ", ".join(f"{json.dumps(entry.key)}: {entry.value}" for entry in metadata if entry.key in known)
+    return records.parse(f"{{{said}}}", FileAbout, where, what, "extract it again")

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from wmlc.console import visible
-from wmlc.errors import GateError, InputError, Stopped
+from wmlc.errors import GateError, InputError, Stopped, one_line
 from wmlc.table import FORMATS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Fixable(click.ClickException):
     exit_code = InputError.exit_code
 
     def __init__(self, error: Exception | str) -> None:
-        super().__init__(visible(" ".join(str(error).split())))
+        super().__init__(visible(one_line(error, None)))
 
 
 class Interrupted(Fixable):

@@ -6,19 +6,20 @@ H height, W width, C channels
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import wmlc
 from wmlc.console import note, say_exactly
 from wmlc.data import normalise
-from wmlc.data.decode import ImageFiles, Layout, large_transform
+from wmlc.data.decode import ImageFiles, Layout, framed, framing
+from wmlc.data.pictures import read_header
 from wmlc.data.sources import Part
 from wmlc.errors import InputError
 from wmlc.records import DataRecord
-from wmlc.run import Run, data_config, peer_name, read_config, read_family, select_peers
+from wmlc.run import Run, peer_name, read_config, read_family, select_peers
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
@@ -96,29 +97,20 @@ def read_pictures(pictures: Sequence[Path], data: DataRecord, settings: TrainCon
         labels_N=torch.zeros(len(pictures), dtype=torch.int64),
         paths=list(map(str, pictures)),
     )
-    transform = _to_size(height, width) if data.small else large_transform(data_config(settings), layout, augment=False)
-    images, found = ImageFiles(part=part, layout=layout, transform=transform), []
+    images = ImageFiles(part=part, layout=layout, transform=framed(framing(data.input_shape, data.small)))
+    found = []
     for place, picture in enumerate(pictures):
         item = images[place]
         if isinstance(item, InputError):
             raise item
-        if data.small and settings.image_size is None and (size := _size(picture)) != (width, height):
-            note(f"{picture} is {size[0]} x {size[1]}; resized to {width} x {height}, as the networks take {data.name}")
+        header = read_header(str(picture))
+        if data.small and settings.image_size is None and (header.width, header.height) != (width, height):
+            note(
+                f"{picture} is {header.width} x {header.height}; "
+                f"resized to {width} x {height}, as the networks take {data.name}"
+            )
         found.append(item[0])
     return found
-
-
-def _to_size(height: int, width: int) -> Callable[[Any], Any]:
-    from torchvision.transforms import v2
-
-    return v2.Resize([height, width])
-
-
-def _size(picture: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(picture) as image:
-        return image.size
 
 
 def _likeliest(network: nn.Module, images: Tensor, class_names: Sequence[str]) -> list[Likely]:

@@ -13,12 +13,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.records import Machine
 
 OLDEST = (10, 3)  # whose interface has all that is used here; pyproject.toml says the same
 AMPERE = (8, 0)  # the oldest compute capability of hardware-compatible plans
-MOST_MESSAGES, LONGEST_MESSAGE = 6, 400  # of TensorRT's, in an error that has to fit into one line
+MOST_MESSAGES = 6  # of TensorRT's, in an error that has to fit into one line
 
 _PROC_VERSION = Path("/proc/driver/nvidia/version")
 _ABOUT_LOGGERS = "logger passed into createInfer"  # a warning about the process, not about a network
@@ -53,7 +53,7 @@ def load_tensorrt(purpose: str, instead: str = "") -> Any:
     try:
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error, None)
         raise InputError(
             f"{purpose} needs tensorrt, which is installed but does not load ({said}); pip install 'wmlc[trt]' again"
         ) from None
@@ -86,7 +86,7 @@ def make_logger(trt: Any) -> Any:
             self.kept: list[tuple[int, str]] = []  # severity (0 is the worst) and text
 
         def log(self, severity: Any, text: str) -> None:
-            message = (int(severity), short(text))
+            message = (int(severity), one_line(text))
             worth = message[0] <= int(trt.ILogger.Severity.WARNING) and _ABOUT_LOGGERS not in text
             if worth and message not in self.kept:
                 self.kept.append(message)
@@ -97,12 +97,6 @@ def make_logger(trt: Any) -> Any:
             return "; ".join(text for _, text in worst_first[:MOST_MESSAGES]) or "it gave no reason"
 
     return Messages()
-
-
-def short(text: str) -> str:
-    """`text` in one line of at most 400 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
 
 
 def version_numbers(version: str | None) -> tuple[int, ...]:

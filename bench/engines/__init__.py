@@ -33,6 +33,7 @@ NETWORK, ONNX, PLAN = "network", "onnx", "plan"  # what an engine opens: a netwo
 
 
 CALLS_BEFORE = 10  # a profile, whose first calls are slow
+LONGEST_SAID = 300  # letters of what a library says that stand in a message
 
 
 class Engine(Protocol):
@@ -75,12 +76,6 @@ def engine_class(name: str) -> type[Engine]:
     module, kind = ENGINES[name].split(".")
     found: type[Engine] = getattr(importlib.import_module(f"wmlc.bench.engines.{module}"), kind)
     return found
-
-
-def one_line(error: Exception, most: int = 300) -> str:
-    """An error's message without line breaks, cut to `most` characters; its class where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def check_one_input(count: int, path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import CALLS_BEFORE, ONNX, Nodes, one_line
-from wmlc.errors import InputError
+from wmlc.bench.engines import CALLS_BEFORE, LONGEST_SAID, ONNX, Nodes
+from wmlc.errors import InputError, one_line
 
 
 class OpenVinoEngine:
@@ -47,7 +47,7 @@ class OpenVinoEngine:
         try:
             self._compiled = openvino.Core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
-            raise InputError(f"{path} is not a file that OpenVINO can load ({one_line(error)})") from None
+            raise InputError(f"{path} is not a file that OpenVINO can load ({one_line(error, LONGEST_SAID)})") from None
         self._request = self._compiled.create_infer_request()
         self._output = self._compiled.output(output) if output else 0
         self.provider = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"

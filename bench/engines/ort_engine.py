@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wmlc.bench.engines import CALLS_BEFORE, ONNX, Nodes, check_one_input, one_line
+from wmlc.bench.engines import CALLS_BEFORE, LONGEST_SAID, ONNX, Nodes, check_one_input
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.layers import file_precision
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.trt_machine import require_gpu
 
 KERNEL = "_kernel_time"  # how the name of a node's event ends
@@ -119,8 +119,9 @@ class OrtEngine:
                 str(self._path), options, providers=[(provider, self._settings(provider))]
             )
         except Exception as error:  # onnxruntime's errors have no common class of their own
+            said = one_line(error, LONGEST_SAID)
             raise InputError(
-                f"{self._path} is not an ONNX file that onnxruntime can load ({one_line(error)}); extract it again"
+                f"{self._path} is not an ONNX file that onnxruntime can load ({said}); extract it again"
             ) from None
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from wmlc.console import say
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.run import BASELINE, Run, read_family
 
 FINISHED, FAILED, NO_BASELINE = "finished", "failed", "no baseline"  # how a run of the sweep ended
@@ -139,7 +139,7 @@ def ray_engine(address: str | None, at_once: int) -> Iterator[Engine]:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # Ray raises just that where it does not come up in time
         ray.shutdown()
-        why = " ".join(str(error).split())
+        why = one_line(error, None)
         if address is None:
             raise InputError(f"Ray did not start here ({why}); try again, or use --engine local") from error
         raise InputError(
@@ -186,7 +186,7 @@ def _ray_outcome(ray: Any, job: Job, ref: Any) -> Outcome:
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
-        text = " ".join(str(error).split())
+        text = one_line(error, None)
         return Outcome(job.name, NO_BASELINE if job.after else FAILED, 0, f"Ray lost it: {text}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wmlc import errors
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def unfit_letters(name: str) -> list[str]:
     return sorted({_escape(c) for c in name if unicodedata.category(c) in _UNFIT})
 
 
-def one_line(error: Exception) -> str:
-    """What an exception says, without its line breaks."""
-    return shown(" ".join(str(error).split())) or type(error).__name__
+def one_line_shown(error: Exception) -> str:
+    """What an exception says, in one line and `shown`."""
+    return shown(errors.one_line(error, None))
 
 
 def _escape(letter: str) -> str:
@@ -103,7 +104,9 @@ def _with_file(path: str, use: Callable[[Image], Any]) -> Any:
             f"{shown(path)} is not a readable image (it is none of {kinds}); repair or remove it"
         ) from None
     except Exception as error:
-        raise InputError(f"{shown(path)} is not a readable image ({one_line(error)}); repair or remove it") from None
+        raise InputError(
+            f"{shown(path)} is not a readable image ({one_line_shown(error)}); repair or remove it"
+        ) from None
 
 
 def _header(file: Image) -> Header:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmlc.console import note
 from wmlc.data.folders import class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
-from wmlc.data.pictures import ENDINGS, one_line
+from wmlc.data.pictures import ENDINGS, one_line_shown
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
@@ -117,7 +117,7 @@ def _read_cifar(config: DataConfig, train: bool) -> Part:
         ) from None
     except (OSError, HTTPException) as error:
         raise InputError(
-            f"cannot fetch {config.name} into {root} ({one_line(error)}); "
+            f"cannot fetch {config.name} into {root} ({one_line_shown(error)}); "
             f"check the network, or pass --data-root DIR for a copy"
         ) from None
     return _array_part(config, part.data, part.targets, list(part.classes))
