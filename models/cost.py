@@ -1,42 +1,45 @@
-"""What a network costs: parameters and multiply-accumulates (MACs), layer by layer."""
+"""What a network costs: parameters and multiply-accumulates (MACs)."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from wmlc.records import Cost
 
 
-def layer_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Cost]:
-    """Parameters and MACs of each layer that has parameters, for one image [C, H, W].
+class MacCounter(TorchDispatchMode):
+    """Counts the MACs of all that runs within it, as `torch.utils.flop_counter` counts floating-point operations.
 
-    A convolution takes out × in/groups × kernel × output pixels MACs, a linear layer out × in; batch
-    norm, activations, pooling and additions count as none (the convention behind the published
-    4.09 GMACs of ResNet-50). Nothing is computed: the network is walked on the meta device.
+    A convolution takes out × in/groups × kernel × output pixels MACs, a linear layer out × in, attention those of its
+    two products; norms, activations, pooling and additions count as none (the convention behind the published
+    4.09 GMACs of ResNet-50).
     """
-    walked = copy.deepcopy(network).to("meta").eval()
-    macs: dict[str, int] = {}
 
-    def record(name: str, module: nn.Module, output: torch.Tensor) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            assert name not in macs, "a layer that runs twice would be counted once"
-            macs[name] = module.weight.numel() * output[0].numel() // output.shape[1]
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
 
-    for name, module in walked.named_modules():
-        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
-    with torch.no_grad():
-        walked(torch.empty(1, *input_shape, device="meta"))
-    return {
-        name: Cost(params=params, macs=macs.get(name, 0))
-        for name, module in walked.named_modules()
-        if (params := sum(p.numel() for p in module.parameters(recurse=False)))
-    }
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.macs += int(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)) // 2
+        return out
 
 
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
-    """Parameters and MACs of the whole network for one image [C, H, W]."""
-    costs = layer_costs(network, input_shape).values()
-    return Cost(params=sum(cost.params for cost in costs), macs=sum(cost.macs for cost in costs))
+    """Parameters and MACs of the whole network for one image [C, H, W]; nothing is computed, on the meta device."""
+    walked = copy.deepcopy(network).to("meta").eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a layer of attention, which nobody counts
+    try:
+        with torch.no_grad(), MacCounter() as counter:
+            walked(torch.empty(1, *input_shape, device="meta"))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)

@@ -1,60 +1,107 @@
-"""Which channels hang together, which layers they size, and how to cut them: torch-pruning's graph, read once."""
+"""Which channels of a network hang together, and what it costs at any number of them."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
-from wmlc.models.cost import layer_costs
+from wmlc.compress.widths.trace import Traced
 from wmlc.records import Cost
+
+Counts = np.ndarray  # units that each group keeps, int [G], or of several networks [N, G]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer, its cost as a product of its two widths.
+class Place:
+    """Where a group's units lie along one dimension of a parameter or buffer."""
 
-    params = unit_params · out · in + per_out · out and macs = unit_macs · out · in; a depthwise
-    convolution has no `in` of its own. A width that no group sizes (pixels in, classes out) is fixed.
-    """
+    tensor: str
+    dim: int
+    positions: Tensor  # int64 [units, positions a unit]
+    reads: bool  # the columns of a layer's weight, which take the channels in
 
-    name: str
-    stage: str
-    out_group: int | None
-    in_group: int | None
-    out: int
-    into: int  # 1 for a depthwise convolution
-    unit_params: int
-    unit_macs: int
-    per_out: int  # bias
+    @property
+    def module(self) -> str:
+        """The name of the module that has the tensor."""
+        return self.tensor.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that can only be cut together, named after the layer that a cut starts from."""
+    """Units of channels of which any number can be cut alike, named after the layer that makes them.
+
+    A unit is what must be cut together: mostly a channel, of a grouped convolution one of every group.
+    """
 
     root: str
-    channels: int
-    stages: frozenset[str]  # of the layers that produce the channels
-    producers: tuple[str, ...]  # layers (convolution, linear, batch norm) with these outputs
-    consumers: tuple[str, ...]  # layers with these inputs
+    units: int
+    places: tuple[Place, ...]
+    attributes: tuple[tuple[str, str], ...] = ()  # (module, attribute): numbers that shrink with the group
+
+    @property
+    def channels(self) -> int:
+        """Channels of the root layer that a unit is."""
+        return self.places[0].positions.shape[1]
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Of the layers that make the channels."""
+        return frozenset(place.tensor.split(".")[0] for place in self.places if not place.reads)
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The modules that make the channels."""
+        return tuple(dict.fromkeys(place.module for place in self.places if not place.reads))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer by its weight, whose cost is the product of the weight's first two dimensions."""
+
+    tensor: str
+    unit_params: int  # a row and column
+    unit_macs: float
+
+    @property
+    def name(self) -> str:
+        """The module's."""
+        return self.tensor.rpartition(".")[0]
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is in."""
+        return self.tensor.split(".")[0]
+
+
+@dataclass(frozen=True)
+class LeftWhole:
+    """Layers of which no channel is cut, and why."""
+
+    layers: tuple[str, ...]
+    why: str
 
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """A full network's channel groups and the layers that they size."""
+    """A full network's channel groups, the layers that they size, and what is left whole.
+
+    The rows of a layer's weight are `rows` [L, G] @ counts [G] + `fixed_rows` [L], its columns likewise.
+    """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
-    norm_params: tuple[int, ...]  # batch-norm parameters per channel of each group
-    params: int
-    macs: int
+    rows: np.ndarray
+    fixed_rows: np.ndarray
+    columns: np.ndarray
+    fixed_columns: np.ndarray
+    unit_params: np.ndarray  # of each group's unit besides those in layers: biases, norms; [G]
+    fixed_params: int
+    other_macs: int
+    left_whole: tuple[LeftWhole, ...] = ()
 
     @property
     def cost(self) -> Cost:
@@ -62,148 +109,113 @@ class ChannelGraph:
         return Cost(params=self.params, macs=self.macs)
 
     @property
-    def full(self) -> np.ndarray:
-        """Channels of each group before any cut, int [G]."""
-        return np.array([group.channels for group in self.groups])
+    def params(self) -> int:
+        """Of the whole network."""
+        return round(float(self.size(self.full, "params")))
 
-    def layer_sizes(self, counts_G: np.ndarray, unit: str) -> np.ndarray:
-        """Each layer's parameters or MACs (`unit`) when the groups have `counts_G` channels; float [L]."""
-        outs = np.array([layer.out if layer.out_group is None else counts_G[layer.out_group] for layer in self.layers])
-        ins = np.array([layer.into if layer.in_group is None else counts_G[layer.in_group] for layer in self.layers])
+    @property
+    def macs(self) -> int:
+        """Of the whole network, for one image."""
+        return round(float(self.size(self.full, "macs")))
+
+    @property
+    def full(self) -> Counts:
+        """Units of each group before any cut."""
+        return np.array([group.units for group in self.groups], dtype=int)
+
+    def layer_sizes(self, counts: Counts, unit: str) -> np.ndarray:
+        """Each layer's parameters or MACs (`unit`) when the groups keep `counts`; float [L] or [N, L]."""
+        rows, columns = counts @ self.rows.T + self.fixed_rows, counts @ self.columns.T + self.fixed_columns
+        each = [layer.unit_macs if unit == "macs" else layer.unit_params for layer in self.layers]
+        return np.array(each, dtype=float) * rows * columns
+
+    def size(self, counts: Counts, unit: str) -> np.ndarray:
+        """The whole network's parameters or MACs when the groups keep `counts`; float, or [N]."""
+        total = self.layer_sizes(counts, unit).sum(-1)
         if unit == "macs":
-            return np.array([layer.unit_macs for layer in self.layers]) * outs * ins
-        units = np.array([layer.unit_params for layer in self.layers])
-        return units * outs * ins + np.array([layer.per_out for layer in self.layers]) * outs
-
-    def size(self, counts_G: np.ndarray, unit: str) -> float:
-        """The whole network's parameters or MACs when the groups have `counts_G` channels."""
-        total = self.layer_sizes(counts_G, unit).sum()
-        return float(total + (np.dot(self.norm_params, counts_G) if unit == "params" else 0))
+            return total + self.other_macs
+        return total + counts @ self.unit_params + self.fixed_params
 
 
-def read_channels(network: nn.Sequential, input_shape: tuple[int, int, int]) -> ChannelGraph:
-    """The channel groups of the full network `network` for images [C, H, W]."""
-    graph = _dependency_graph(network, input_shape)
-    names = {module: name for name, module in network.named_modules()}
-    groups: list[ChannelGroup] = []
-    sized: dict[str, dict[str, int]] = {"out": {}, "in": {}}
-    roots = graph.get_all_groups(
-        ignored_layers=[network.get_submodule("head.fc")], root_module_types=[nn.Conv2d, nn.Linear]
-    )
-    for index, members in enumerate(roots):
-        producers: list[str] = []
-        consumers: list[str] = []
-        for dependency, channels in members:
-            module = dependency.target.module
-            if module not in names or not any(True for _ in module.parameters(recurse=False)):
-                continue  # an addition, an activation, a pooling
-            assert len(channels) == len(members[0][1]), "every layer here keeps channels one to one"
-            produces = graph.is_out_channel_pruning_fn(dependency.handler)
-            (producers if produces else consumers).append(names[module])
-            sized["out" if produces else "in"][names[module]] = index
-        groups.append(
-            ChannelGroup(
-                root=names[members[0][0].target.module],
-                channels=len(members[0][1]),
-                stages=frozenset(name.split(".")[0] for name in producers),
-                producers=tuple(dict.fromkeys(producers)),
-                consumers=tuple(dict.fromkeys(consumers)),
-            )
+def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
+    """The groups that a trace of `network` found: units that are alike, made by a layer and read by one."""
+    shapes = {name: tensor.shape for name, tensor in _tensors(network).items()}
+    layers = {name for name in traced.macs if len(shapes[name]) > 1}
+    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = {}
+    for unit in traced.units:
+        signature = tuple(sorted((place, len(positions)) for place, positions in unit.items()))
+        alike.setdefault(signature, []).append(unit)
+    order = {name: index for index, name in enumerate(shapes)}
+    groups = []
+    for units in alike.values():
+        keys = sorted(units[0], key=lambda key: (key[0] not in layers or key[1] == 1, order[key[0]], key[1]))
+        places = tuple(
+            Place(name, dim, torch.tensor([unit[name, dim] for unit in units]), name in layers and dim == 1)
+            for name, dim in keys
         )
-    layers = _layers(network, input_shape, sized["out"], sized["in"])
-    norm_params = [0] * len(groups)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            norm_params[sized["out"][name]] += 2
-    full = ChannelGraph(tuple(groups), layers, tuple(norm_params), 0, 0)
-    params, macs = (round(full.size(full.full, unit)) for unit in ("params", "macs"))
-    assert params == sum(p.numel() for p in network.parameters())
-    return ChannelGraph(full.groups, full.layers, full.norm_params, params, macs)
+        makes = places[0].tensor in layers and places[0].dim == 0
+        if len(units) > 1 and makes and any(place.reads for place in places):
+            groups.append(ChannelGroup(places[0].module, len(units), places))
+    return sorted(_named_apart(groups), key=lambda group: order[group.places[0].tensor])
+
+
+def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Groups that one layer makes get names of their own."""
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        seen[group.root] = seen.get(group.root, 0) + 1
+        name = group.root if seen[group.root] == 1 else f"{group.root}#{seen[group.root]}"
+        named.append(ChannelGroup(name, group.units, group.places, group.attributes))
+    return named
+
+
+def graph_of(
+    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole] = ()
+) -> ChannelGraph:
+    """What `network` costs at any number of its `groups`' units."""
+    parameters = dict(network.named_parameters())
+    layers = []
+    for name, macs in traced.macs.items():
+        weight = parameters.get(name)
+        if weight is not None and weight.ndim > 1:
+            product = weight.shape[0] * weight.shape[1]
+            layers.append(Layer(name, weight.numel() // product, macs / product))
+    index = {layer.tensor: k for k, layer in enumerate(layers)}
+    sides = np.zeros((2, len(layers), len(groups)))
+    unit_params = np.zeros(len(groups))
+    for g, group in enumerate(groups):
+        for place in group.places:
+            if place.tensor in index and place.dim < 2:
+                sides[place.dim, index[place.tensor], g] += place.positions.shape[1]
+            elif place.tensor in parameters:
+                tensor = parameters[place.tensor]
+                unit_params[g] += place.positions.shape[1] * tensor.numel() // tensor.shape[place.dim]
+    full_G = np.array([group.units for group in groups], dtype=int)
+    shapes = np.array([parameters[layer.tensor].shape[:2] for layer in layers], dtype=float).reshape(len(layers), 2)
+    others = sum(macs for name, macs in traced.macs.items() if name not in index)
+    counted = sum(parameters[layer.tensor].numel() for layer in layers)
+    params = sum(parameter.numel() for parameter in parameters.values())
+    return ChannelGraph(
+        groups=tuple(groups), layers=tuple(layers), rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
+        columns=sides[1], fixed_columns=shapes[:, 1] - sides[1] @ full_G, unit_params=unit_params,
+        fixed_params=params - counted - round(float(unit_params @ full_G)),
+        other_macs=traced.other_macs + others, left_whole=tuple(left_whole),
+    )  # fmt: skip
 
 
 def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> list[Tensor]:
-    """A score for each channel of each group: the sum over every parameter that goes with it."""
+    """A score for each unit of each group: the sum over every parameter that goes with it."""
     totals = []
     for group in graph.groups:
-        total = torch.zeros(group.channels, dtype=torch.float64)
-        for name in group.producers:
-            for key in (f"{name}.weight", f"{name}.bias"):
-                if key in scores:
-                    total += scores[key].double().cpu().reshape(group.channels, -1).sum(1)
-        for name in group.consumers:
-            weight = scores[f"{name}.weight"]
-            if weight.shape[1] == group.channels:  # a depthwise layer's input is its output
-                total += weight.double().cpu().transpose(0, 1).flatten(1).sum(1)
+        total = torch.zeros(group.units, dtype=torch.float64)
+        for place in group.places:
+            if place.tensor in scores:
+                score = scores[place.tensor].double().cpu().movedim(place.dim, 0).flatten(1).sum(1)
+                total += score[place.positions].sum(1)
         totals.append(total)
     return totals
 
 
-def group_magnitude(network: nn.Sequential, input_shape: tuple[int, int, int], graph: ChannelGraph) -> list[Tensor]:
-    """torch-pruning's group magnitude of each channel (Fang et al., CVPR 2023, with p = 2), per group of `graph`."""
-    dependencies, measure = _dependency_graph(network, input_shape), torch_pruning.importance.GroupMagnitudeImportance()
-    scores = []
-    for group in graph.groups:
-        module = network.get_submodule(group.root)
-        pruner = dependencies.get_pruner_of_module(module)
-        members = dependencies.get_pruning_group(module, pruner.prune_out_channels, list(range(group.channels)))
-        scores.append(measure(members))
-    return scores
-
-
-def cut_channels(
-    network: nn.Sequential, input_shape: tuple[int, int, int], kept: Mapping[str, Tensor]
-) -> nn.Sequential:
-    """A dense copy of `network` that keeps, of each group (named by its root layer), the channels `kept` [K]."""
-    network = copy.deepcopy(network)
-    graph = _dependency_graph(network, input_shape)
-    for root, indices in kept.items():
-        module = network.get_submodule(root)
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        gone = sorted(set(range(len(module.weight))) - set(indices.tolist()))
-        if gone:
-            pruner = graph.get_pruner_of_module(module)
-            graph.get_pruning_group(module, pruner.prune_out_channels, gone).prune()
-    for parameter in network.parameters():
-        parameter.grad = None
-    return network
-
-
-def _dependency_graph(network: nn.Sequential, input_shape: tuple[int, int, int]) -> torch_pruning.DependencyGraph:
-    device = next(network.parameters()).device
-    training = network.training
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch-pruning announces its own internals
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            network.eval(), example_inputs=torch.zeros(1, *input_shape, device=device)
-        )
-    network.train(training)
-    return graph
-
-
-def _layers(
-    network: nn.Sequential,
-    input_shape: tuple[int, int, int],
-    out_groups: Mapping[str, int],
-    in_groups: Mapping[str, int],
-) -> tuple[Layer, ...]:
-    costs = layer_costs(network, input_shape)
-    layers = []
-    for name, module in network.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        out, into = module.weight.shape[:2]
-        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-        layers.append(
-            Layer(
-                name=name,
-                stage=name.split(".")[0],
-                out_group=out_groups.get(name),
-                in_group=None if depthwise else in_groups.get(name),
-                out=out,
-                into=into,
-                unit_params=module.weight.numel() // (out * into),
-                unit_macs=costs[name].macs // (out * into),
-                per_out=0 if module.bias is None else 1,
-            )
-        )
-    return tuple(layers)
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -41,6 +41,7 @@ from wmlc.records.training import (
     Phase,
     Progress,
     RunRecord,
+    StageCuts,
 )
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "ShippedLatency",
     "ShippedNetwork",
     "Speedup",
+    "StageCuts",
     "Tensor",
     "TestData",
     "Trial",

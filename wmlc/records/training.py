@@ -66,6 +66,14 @@ class About(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageCuts(Record):
+    """Where a network that is not built of stages is cut into them."""
+
+    opened: list[str]  # modules that are traced into, as a cut lies in them
+    cuts: dict[str, str]  # stage → the tensor at its end, by the name that the trace gives it
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkSpec(Record):
     """spec.json: all it takes to rebuild a network, and what its user must know to feed it."""
 

@@ -1,0 +1,72 @@
+"""Cutting channels out of a network: every tensor that a unit has a part in loses that part, all groups at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wmlc.compress.widths.graph import ChannelGroup
+
+
+def cut_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
+    """A dense copy of `network` that keeps, of each group (named by its root layer), the units `kept` [K], sorted.
+
+    Positions are those of the full network, so that nothing depends on an order.
+    """
+    return cut_in_place(copy.deepcopy(network), groups, kept)
+
+
+def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
+    """`network` itself, with no more than the units `kept` of each group."""
+    gone: dict[tuple[str, int], list[Tensor]] = {}
+    for group in groups:
+        if len(kept[group.root]) == group.units:
+            continue
+        lost = torch.ones(group.units, dtype=torch.bool)
+        lost[kept[group.root]] = False
+        for place in group.places:
+            gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
+        for module, attribute in group.attributes:
+            owner = network.get_submodule(module)
+            setattr(owner, attribute, getattr(owner, attribute) * len(kept[group.root]) // group.units)
+    changed: dict[str, None] = {}
+    for (name, dim), positions in gone.items():
+        owner_name, _, key = name.rpartition(".")
+        owner = network.get_submodule(owner_name)
+        former = getattr(owner, key)
+        stays = torch.ones(former.shape[dim], dtype=torch.bool, device=former.device)
+        stays[torch.cat(positions).to(former.device)] = False
+        left = former.detach().index_select(dim, stays.nonzero().flatten()).contiguous()
+        if isinstance(former, nn.Parameter):
+            setattr(owner, key, nn.Parameter(left, requires_grad=former.requires_grad))
+        else:
+            setattr(owner, key, left)
+        changed[owner_name] = None
+    for owner_name in changed:
+        _set_widths(network.get_submodule(owner_name))
+    return network
+
+
+def _set_widths(module: nn.Module) -> None:
+    """Bring the numbers by which a layer says its widths in line with its tensors."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        out, each = module.weight.shape[:2]
+        if module.groups > 1 and module.in_channels == module.groups:  # depthwise: a filter goes with its channel
+            module.groups = out * module.groups // module.out_channels
+        module.out_channels, module.in_channels = out, each * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        running, weight = module.running_mean, module.weight
+        module.num_features = len(running if running is not None else weight)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(getattr(module, "normalized_shape", None), tuple):  # an RMS norm of anybody's
+        module.normalized_shape = tuple(module.weight.shape)

@@ -1,0 +1,207 @@
+"""Is a group of channels cut right? A cut counts only where it gives the very logits that it must give.
+
+*Exact* means: the network with channels cut gives the same logits, to a millionth of the largest, as the full network
+in which they are muted, every weight that makes or reads them being zero. Where something looks at all channels at once (the
+mean that a layer norm takes) zeros would be counted along; there the cut must be the same as the network in which each
+cut channel is a copy of a kept one that nobody reads, which leaves means as those of the kept ones.
+
+It is tried in float64 on weights drawn anew, of such sizes that nothing is too small to be seen: a layer scale of
+1e-6 would hide any mistake behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from wmlc.compress.widths.cut import cut_in_place
+from wmlc.compress.widths.graph import ChannelGroup, LeftWhole
+from wmlc.errors import one_line
+
+EXACT = 1e-6  # of the largest logit
+SHARES = ((0.5,), (0.5, 0.75))  # of each group's units that are cut, in one trial and the next
+SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
+
+
+class Prover:
+    """Tries cuts of one network, on a copy whose weights are drawn anew."""
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.network = copy.deepcopy(network).double().eval().requires_grad_(False).cpu()
+        self.draw = torch.Generator().manual_seed(0)
+        _draw_weights(self.network, self.draw)
+        self.images = _images(self.network, example, self.draw)
+        self.copies: dict[str, bool] = {}  # of a proven group, whether copies stood in its place, or zeros
+
+    def prove(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[LeftWhole]]:
+        """The groups that can be cut, each and together, and the others with the reason."""
+        order = {group.root: k for k, group in enumerate(groups)}
+        proven, failed = self._split(list(groups), copies=True)
+        if failed:
+            muted, failed = self._split(failed, copies=False)
+            proven += muted
+        if failed:
+            sized, failed = self._with_attributes(failed)
+            proven += sized
+        left = [LeftWhole(group.makers, self._why(group)) for group in failed]
+        proven.sort(key=lambda group: order[group.root])
+        while proven and (why := self._trial(proven, SHARES[1])):  # each is exact, but not all together
+            left.append(LeftWhole(proven.pop().makers, why))
+        return proven, left
+
+    def _split(self, groups: list[ChannelGroup], copies: bool) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
+        """The groups that are exact together under any shares, and those that are not; halves tell which."""
+        self.copies |= dict.fromkeys((group.root for group in groups), copies)
+        if not any(self._trial(groups, shares) for shares in SHARES):
+            return groups, []
+        if len(groups) == 1:
+            return [], groups
+        middle = len(groups) // 2
+        parts = [self._split(half, copies) for half in (groups[:middle], groups[middle:])]
+        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+
+    def _with_attributes(self, groups: list[ChannelGroup]) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
+        """The groups with the numbers in modules that must shrink with them, where that makes them exact."""
+        for copies in (True, False):
+            sized = [replace(group, attributes=tuple(self._numbers(group))) for group in groups]
+            proven, failed = self._split(sized, copies)
+            if proven:
+                plain = [group for group in groups if group.root in {other.root for other in failed}]
+                return proven, plain
+        proven = []
+        for group in groups:
+            for number in self._numbers(group):
+                sized_by_one = replace(group, attributes=(number,))
+                if any(self._split([sized_by_one], copies)[0] for copies in (True, False)):
+                    proven.append(sized_by_one)
+                    break
+        done = {group.root for group in proven}
+        return proven, [group for group in groups if group.root not in done]
+
+    def _numbers(self, group: ChannelGroup) -> list[tuple[str, str]]:
+        """Whole numbers of the modules around a group's layers that are as many as it has channels somewhere."""
+        multiples = {group.units * place.positions.shape[1] for place in group.places} | {group.units}
+        owners = dict.fromkeys(parent for maker in group.makers for parent in _parents(maker))
+        return [
+            (owner, name)
+            for owner in owners
+            for name, value in vars(self.network.get_submodule(owner)).items()
+            if type(value) is int and value in multiples and not name.startswith("_")
+        ]
+
+    def _why(self, group: ChannelGroup) -> str:
+        self.copies[group.root] = True
+        return self._trial([group], SHARES[0]) or self._trial([group], SHARES[1]) or "it is not exact"
+
+    def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
+        """Why a cut of all these groups is not exact; None where it is."""
+        kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
+        try:
+            cut = cut_in_place(copy.deepcopy(self.network), groups, kept)
+            with torch.no_grad():
+                got = cut(self.images)
+        except Exception as error:  # whatever a network's code raises
+            return f"cut, it stops with: {one_line(error, 100)}"
+        full = copy.deepcopy(self.network)
+        for group in groups:
+            (_copy if self.copies[group.root] else _mute)(full, group, kept[group.root])
+        for group in groups:
+            _unread(full, group, kept[group.root])
+        with torch.no_grad():
+            expected = full(self.images)
+        apart = float((got - expected).abs().max() / expected.abs().max())
+        return None if apart <= EXACT else f"cut, its logits are {apart:.1e} from what they must be"
+
+    def _keep(self, group: ChannelGroup, share: float) -> Tensor:
+        """Units to keep, of which the others are a multiple wherever that can be, so that all have as many copies."""
+        left = max(1, round(group.units * (1 - share)))
+        if group.units % left:
+            fitting = [n for n in range(2, group.units) if group.units % n == 0]
+            left = min(fitting, key=lambda n: abs(n - left), default=left)
+        return torch.randperm(group.units, generator=self.draw)[: min(left, group.units - 1)].sort().values
+
+
+def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tensor:
+    """Noise to try cuts on: small, where the network takes that and gives what it should."""
+    channels, *sides = example.shape[1:]
+    large = torch.randn((1, channels, *sides), generator=draw, dtype=torch.float64)
+    if max(sides) <= SMALL_SIDE:
+        return large
+    small = large[:, :, :SMALL_SIDE, :SMALL_SIDE].contiguous()
+    with torch.no_grad():
+        try:
+            logits = network(small)
+        except Exception:  # it is of one size only
+            return large
+    return small if logits.ndim == 2 and bool(logits.isfinite().all()) else large
+
+
+def _parents(name: str) -> list[str]:
+    """The two modules around the one called `name`, the nearest first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 3), -1)]
+
+
+def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
+    def normal(tensor: Tensor, size: float) -> Tensor:
+        return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * size
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1 and parameter[0].numel() > 1:
+                parameter.copy_(normal(parameter, parameter[0].numel() ** -0.5))
+            elif name.endswith("weight"):
+                parameter.copy_(torch.rand(parameter.shape, generator=draw, dtype=torch.float64) + 0.5)
+            else:
+                parameter.copy_(normal(parameter, 0.3))
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(normal(buffer, 0.1))
+            elif name.endswith("running_var"):
+                buffer.copy_(torch.rand(buffer.shape, generator=draw, dtype=torch.float64) + 0.5)
+
+
+def _mute(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Set all that makes the other units to zero."""
+    for place in group.places:
+        if not place.reads:
+            tensor = _tensor(network, place.tensor)
+            tensor.index_fill_(place.dim, _gone(group, kept, place.positions), 0)
+
+
+def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Make each of the other units a copy of a kept one, all of these as often as it goes."""
+    lost = _lost(group, kept)
+    twin = kept[torch.arange(len(lost)) % len(kept)]
+    for place in group.places:
+        if not place.reads:
+            tensor = _tensor(network, place.tensor)
+            copied = tensor.index_select(place.dim, place.positions[twin].flatten())
+            tensor.index_copy_(place.dim, place.positions[lost].flatten(), copied)
+
+
+def _unread(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Set the weights that read the other units to zero."""
+    for place in group.places:
+        if place.reads:
+            tensor = _tensor(network, place.tensor)
+            tensor.index_fill_(place.dim, _gone(group, kept, place.positions), 0)
+
+
+def _lost(group: ChannelGroup, kept: Tensor) -> Tensor:
+    lost = torch.ones(group.units, dtype=torch.bool)
+    lost[kept] = False
+    return lost.nonzero().flatten()
+
+
+def _gone(group: ChannelGroup, kept: Tensor, positions: Tensor) -> Tensor:
+    return positions[_lost(group, kept)].flatten()
+
+
+def _tensor(network: nn.Module, name: str) -> Tensor:
+    owner, _, key = name.rpartition(".")
+    return getattr(network.get_submodule(owner), key)
