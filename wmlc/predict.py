@@ -91,6 +91,11 @@ def read_pictures(pictures: Sequence[Path], data: DataRecord, settings: TrainCon
     import torch
 
     channels, height, width = data.input_shape
+    if data.framing.size != (height, width):
+        raise InputError(
+            f"the run's record is damaged: its pictures are {data.framing.words}, its networks take {height} x {width}"
+            "; train it again"
+        )
     layout = Layout(small=data.small, height=height, width=width, channels=channels, framing=data.framing)
     part = Part(
         class_names=data.class_names,
