@@ -130,7 +130,8 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
 def fit_to_files(paths: Sequence[Path], data: TestImages) -> Fitted:
     """The test images as the first of the files takes them."""
     files = [read_file(path) for path in paths]  # a file at fault is said before images are read
-    return fit(data, _shape(files[0], data))
+    first = files[0]
+    return fit(data, _shape(first, data), first.about.framing if first.about else None)
 
 
 def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSettings) -> Subject:

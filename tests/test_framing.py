@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from image_folders import make_folder, open_folder
 from made import made_family
 from made_files import linear_file, manifest_of
 
 from wmlc import records
+from wmlc.bench.pictures import fit
 from wmlc.compress.config import settle
 from wmlc.data import DataConfig, open_parts
 from wmlc.data.decode import large_transform
@@ -140,3 +142,18 @@ def test_a_framing_that_nobody_knows_is_refused_where_it_is_read() -> None:
         said = {"shorter_side": 8, "size": [8, 8], "interpolation": "bilinear"} | change
         with pytest.raises(InputError, match=message):
             records.parse(json.dumps(said), Framing, "here", "framing", "extract again")
+
+
+def test_a_bench_of_a_file_reads_pictures_as_the_file_says(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, train=3, test=3, size=(40, 30))
+    for options in ({"crop": 0.8, "interpolation": "bicubic"}, {"interpolation": "nearest"}):
+        trained = open_folder(root, image_size=16, held_out=0.3, **options)
+        plain = open_folder(root, held_out=0.3)
+        said = trained.record.framing
+        fitted = fit(plain, trained.record.input_shape, said)
+        expected = [pixels for pixels, _ in trained.test_pixels(4)]
+        found = [pixels for pixels, _ in fitted.images.test_pixels(4)]
+        assert fitted.words == f"{said.words}, as the first file says"
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+        other, _ = next(fit(plain, trained.record.input_shape).images.test_pixels(4))
+        assert not torch.equal(other, expected[0])
