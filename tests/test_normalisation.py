@@ -29,7 +29,7 @@ from wmlc.data.normalisation import (
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import read_spec, save_network
 from wmlc.models.zoo import build_network
-from wmlc.records import About
+from wmlc.records import About, Framing
 from wmlc.run import data_config
 
 
@@ -123,13 +123,14 @@ def test_a_batch_is_renormalised_in_its_memory_format() -> None:
 
 
 def test_a_runs_setting_reaches_the_record_of_its_networks(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="needs scikit-learn")
-    config = settle({"normalise": "half", "interpolation": "bicubic", "crop": 1})
-    data = open_data(data_config(config))
-    network = build_network("resnet20", 10, data.record.input_shape)
+    asked = {"normalise": "half", "interpolation": "bicubic", "crop": 0.8, "image_size": 16}
+    root = make_folder(tmp_path, size=(30, 20))
+    data = open_data(data_config(settle({"data": "imagefolder", "data_root": str(root), "workers": 0, **asked})))
+    network = build_network("resnet20", 2, data.record.input_shape)
     save_network(network, _spec(network, "resnet20", data, About()), tmp_path)
     spec = read_spec(tmp_path)
-    assert (spec.mean, spec.std, spec.framing.interpolation) == ([0.5], [0.5], "bicubic")
+    assert (spec.mean, spec.std) == ([0.5] * 3, [0.5] * 3)
+    assert spec.framing == Framing(shorter_side=20, size=(16, 16), interpolation="bicubic")
 
 
 # How well a start fits
