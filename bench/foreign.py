@@ -7,7 +7,6 @@ N images, C channels, H height, W width, K classes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,23 +253,3 @@ def _most_telling(values: Sequence[Value]) -> list[Value]:
     """Floats before integers, several numbers an image before one."""
     floats = [value for value in values if value.is_float] or list(values)
     return [value for value in floats if value.classes != 1] or floats
-
-
-def numbers(option: str, said: str, channels: int) -> list[float]:
-    """What `--mean` or `--std` says for each channel: one number for all or one each, such as 0.5 or 1/255."""
-    try:
-        found = [_number(part) for part in said.split(",")]
-    except (ValueError, ZeroDivisionError):
-        found = []
-    least = 0.0 if option == "--std" else -math.inf
-    if len(found) not in (1, channels) or not all(math.isfinite(each) and each > least for each in found):
-        raise InputError(
-            f"{option} must be a number or {channels} with commas between them, of pixels scaled to 0 … 1"
-            f"{', above 0' if option == '--std' else ''}, like 0.5 or 1/255; got {said!r}"
-        )
-    return found * channels if len(found) == 1 else found
-
-
-def _number(said: str) -> float:
-    above, _, below = said.partition("/")
-    return float(above) / float(below) if below else float(above)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from wmlc.data import DataConfig, DataRecord, open_data
 from wmlc.data.parts import Parts
 from wmlc.errors import InputError
+from wmlc.records import Framing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,11 +86,11 @@ def shape_of(images: TestImages) -> Shape:
     return channels, height, width
 
 
-def fit(images: TestImages, shape: Shape) -> Fitted:
+def fit(images: TestImages, shape: Shape, framing: Framing | None = None) -> Fitted:
     """The test images as a file takes them; `InputError` where they have colour and it takes grey ones.
 
-    Folders are read at the file's size as for training, where that is square; other sets, and sizes that are not, are
-    resized as they are, whatever that does to proportions.
+    Folders are read at the file's size, where that is square, by the `framing` that it states, else as for training;
+    other sets, and sizes that are not square, are resized as they are, whatever that does to proportions.
     """
     channels, height, width = shape
     own, names = shape_of(images), Parts(images.config).test.class_names
@@ -98,14 +99,25 @@ def fit(images: TestImages, shape: Shape) -> Fitted:
             f"the test images have {own[0]} channels, the file takes {channels}; name grey images, or convert"
         )
     words = "as the data set has them"
-    if own[1:] != (height, width) and images.config.name in FOLDERS and height == width:
-        images = open_data(replace(images.config, image_size=height))
+    cut = framing is not None and framing.shorter_side is not None
+    if (own[1:] != (height, width) or cut) and images.config.name in FOLDERS and height == width:
+        images = open_data(_read_as(images.config, height, framing))
         own, words = shape_of(images), f"read at {height} x {width}, as for training at that size"
+        if framing is not None:
+            words = f"{framing.words}, as the first file says"
     if own[1:] != (height, width):
         words = f"of {own[1]} x {own[2]}, resized to {height} x {width}"
     if own[0] != channels:
         words += f", their grey channel {channels} times"
     return Fitted(images if own == shape else Resized(images, shape), words, names)
+
+
+def _read_as(config: DataConfig, side: int, framing: Framing | None) -> DataConfig:
+    """The data set with pictures of `side` x `side`, by the `framing` of a network if it states one."""
+    if framing is None:
+        return replace(config, image_size=side)
+    crop = None if framing.shorter_side is None else side / framing.shorter_side
+    return replace(config, image_size=side, interpolation=framing.interpolation, crop=crop)
 
 
 class Matched(NamedTuple):

@@ -12,9 +12,10 @@ from wmlc.accuracy import images_a_call
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.worker import Feed
-from wmlc.bench.foreign import OnnxFile, choose_output, numbers, plain, read_file
+from wmlc.bench.foreign import OnnxFile, choose_output, plain, read_file
 from wmlc.bench.layers import FileCost, file_cost, file_precision
 from wmlc.bench.pictures import Fitted, TestImages, fit, match_classes, shape_of
+from wmlc.data.normalisation import numbers
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
@@ -129,7 +130,8 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
 def fit_to_files(paths: Sequence[Path], data: TestImages) -> Fitted:
     """The test images as the first of the files takes them."""
     files = [read_file(path) for path in paths]  # a file at fault is said before images are read
-    return fit(data, _shape(files[0], data))
+    first = files[0]
+    return fit(data, _shape(first, data), first.about.framing if first.about else None)
 
 
 def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSettings) -> Subject:

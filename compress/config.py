@@ -12,6 +12,7 @@ from typing import Any
 
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
+from wmlc.data.sources import INTERPOLATIONS
 from wmlc.errors import InputError
 from wmlc.run import data_config
 from wmlc.settings import TrainConfig, setting
@@ -25,6 +26,7 @@ CHOICES = {
     "schedule": ("cosine", "one-cycle", "step"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "bf16"),
+    "interpolation": INTERPOLATIONS,
 }
 
 SWEEP_ENGINES = ("local", "ray")

@@ -17,7 +17,6 @@ from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.train import evaluate, evaluation_batch
 from wmlc.compress.prepare import Prepared
 from wmlc.data import Data
-from wmlc.data.decode import framing
 from wmlc.files import new_directory
 from wmlc.models.checkpoint import read_spec, save_network
 from wmlc.models.exits import exit_name
@@ -98,5 +97,5 @@ def _spec(network: nn.Module, arch: str, data: Data, about: About) -> NetworkSpe
     record = data.record
     return NetworkSpec(
         arch=arch, class_names=record.class_names, input_shape=record.input_shape, mean=record.mean,
-        std=record.std, widths=read_widths(network), about=about, framing=framing(record.input_shape, record.small),
+        std=record.std, widths=read_widths(network), about=about, framing=record.framing,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from wmlc.records import (
     ShippedNetwork,
     Tensor,
 )
-from wmlc.run import BASELINE, Run, framing_of, provenance
+from wmlc.run import BASELINE, Run, provenance
 
 CARD_FILE = "model_card.md"
 
@@ -53,7 +53,7 @@ def make_manifest(
             std=spec.std,
             size=(height, width),
             channels="RGB" if channels == 3 else "gray",
-            framing=spec.framing or framing_of(run),
+            framing=spec.framing,
         ),
         labels=spec.class_names,
         max_batch=config.max_batch,
@@ -109,10 +109,10 @@ def model_card(manifest: Manifest) -> str:
         f"Input `{given.name}`: {given.dtype} {given.shape}, {given.layout}, at most "
         f"{manifest.max_batch} images a request. "
         + (
-            f"A picture as {preprocess.channels} pixels of 0 to 255, {_framed(preprocess)}; scaling and normalisation "
-            "are inside."
+            f"A picture as {preprocess.channels} pixels of 0 to 255, {preprocess.framing.words}; scaling and "
+            "normalisation are inside."
             if preprocess.inside
-            else f"A picture as {preprocess.channels} pixels, {_framed(preprocess)}, then "
+            else f"A picture as {preprocess.channels} pixels, {preprocess.framing.words}, then "
             f"{preprocess.formula}, with scale {preprocess.scale}, mean {_numbers(preprocess.mean)}, "
             f"std {_numbers(preprocess.std)}."
         ),
@@ -125,12 +125,6 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _framed(preprocess: Preprocess) -> str:
-    """How a picture gets its size, as its accuracy was measured."""
-    height, width = preprocess.size
-    return preprocess.framing.words if preprocess.framing else f"of {height} x {width}"
 
 
 def _which(network: ShippedNetwork) -> str:

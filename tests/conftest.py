@@ -130,6 +130,8 @@ def pruned_network(
 ) -> Callable[[str], Path]:
     """The directory of an untrained peer of `arch`, cut by 0.5, for 32 x 32 pixels and 10 classes."""
 
+    from made import made_framing
+
     from wmlc.models.checkpoint import save_network
     from wmlc.models.widths import read_widths
     from wmlc.records import About, NetworkSpec
@@ -141,7 +143,8 @@ def pruned_network(
         settle_norms(peer)
         spec = NetworkSpec(
             arch=arch, class_names=[f"class {index}" for index in range(10)], input_shape=(3, 32, 32),
-            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), about=About(peer=1, ratio=0.5),
+            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), framing=made_framing(32),
+            about=About(peer=1, ratio=0.5),
         )  # fmt: skip
         directory = tmp_path_factory.mktemp(arch) / "peer"
         directory.mkdir()

@@ -18,7 +18,9 @@ FEATURES, SCORES, IDS = ("maps", FLOAT, ["n", 20]), ("flat", FLOAT, ["n", 10]), 
 OURS: dict[str, Any] = {
     "architecture": "x", "data": "digits", "method": None, "peer": 1, "ratio": 0.5, "achieved_ratio": 0.5,
     "ratio_of": None, "top1": 90.0, "commit": None, "class_names": list("abcdefghij"), "input_shape": [1, 8, 8],
-    "mean": [0.3], "std": [0.4], "with_preprocess": False, "precision": "fp32", "params": 650, "macs": 640, "opset": 18,
+    "mean": [0.3], "std": [0.4],
+    "framing": {"shorter_side": None, "size": [8, 8], "interpolation": "bilinear"}, "with_preprocess": False,
+    "precision": "fp32", "params": 650, "macs": 640, "opset": 18,
 }  # fmt: skip
 
 

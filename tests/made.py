@@ -22,6 +22,7 @@ from wmlc.records import (
     Environment,
     Epoch,
     Family,
+    Framing,
     Interval,
     Latency,
     LayerTime,
@@ -39,6 +40,11 @@ from wmlc.settings import BenchSettings, TrainConfig
 TIME = "2026-01-02T03:04:05+00:00"
 FULL = Cost(10_000, 1000)  # the unpruned network's
 TEST_IMAGES = 10_000
+
+
+def made_framing(side: int) -> Framing:
+    """Of small images, which are resized to that size and not cut."""
+    return Framing(shorter_side=None, size=(side, side), interpolation="bilinear")
 
 
 def made_settings(top1: Sequence[float] = (85.0, 90.0), **settings: Any) -> TrainConfig:
@@ -70,7 +76,7 @@ def made_family(
         arch=asked.arch, method=asked.method, share=asked.share or "tree", ratio_of=asked.ratio_of, divisor=8,
         trunk_ratio=0.0, epochs=asked.epochs, full=FULL,
         data=DataRecord(name=asked.data, class_names=["cat", "dog"], input_shape=(3, 32, 32), mean=[0.5] * 3,
-                        std=[0.25] * 3, train=train, held_out=100, small=True),
+                        std=[0.25] * 3, framing=made_framing(32), train=train, held_out=100, small=True),
         tree=[Branch("stem", "stem", tuple(range(1, len(top1) + 1)), None)], peers=peers,
         ensemble_top1=top1[-1] + 1, average_ensemble_top1=top1[-1], peer_weights=[1 / len(top1)] * len(top1),
         best_epoch=1, seconds=600.0, baseline=whole, notes=[],
@@ -103,7 +109,7 @@ def made_run(
     run.network(1).mkdir(parents=True)
     records.write(run.config, made_record(settings))
     spec = NetworkSpec(arch=settings.arch, class_names=["cat", "dog"], input_shape=(3, 32, 32), mean=[0.5] * 3,
-                       std=[0.25] * 3, widths={}, about=About(test_images=test))  # fmt: skip
+                       std=[0.25] * 3, widths={}, framing=made_framing(32), about=About(test_images=test))  # fmt: skip
     records.write(run.network(1) / "spec.json", spec)
     if family is not None:
         records.write(run.family, family)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from made import TIME, made_bench, made_epoch, made_family, made_row, made_run, made_settings
+from made import TIME, made_bench, made_epoch, made_family, made_framing, made_row, made_run, made_settings
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -59,7 +59,7 @@ def write_plan(path: Path) -> None:
     about = FileAbout(
         architecture="resnet20", data="digits", method="wml", peer=1, ratio=0.7, achieved_ratio=0.7,
         ratio_of="params", top1=90.0, commit=None, class_names=["a", "b"], input_shape=SHAPE, mean=[0.5],
-        std=[0.25], with_preprocess=False, precision="fp32", params=10, macs=10, opset=18,
+        std=[0.25], framing=made_framing(8), with_preprocess=False, precision="fp32", params=10, macs=10, opset=18,
     )  # fmt: skip
     record = PlanRecord(
         time=TIME, commit=None, versions={}, tensorrt="10.3", cuda=None, driver=None, gpu="a GPU",
@@ -78,7 +78,7 @@ def write_run(root: Path) -> Run:
     for peer, name in enumerate(("baseline", "peer1", "peer2")):
         spec = NetworkSpec(
             arch="resnet20", class_names=[f"class {i}" for i in range(10)], input_shape=SHAPE, mean=[0.5],
-            std=[0.25], widths=read_widths(network),
+            std=[0.25], widths=read_widths(network), framing=made_framing(8),
             about=records.About(data="digits", peer=peer, ratio=0.7 if peer == 1 else 0.0, test_images=10),
         )  # fmt: skip
         run.network(peer).mkdir(parents=True)

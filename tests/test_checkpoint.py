@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from made import made_framing
 from networks import with_lived_in_statistics
 from torch import nn
 
@@ -30,7 +31,8 @@ from wmlc.records import About, NetworkSpec
 def save(network: nn.Module, directory: Path, arch: str = "resnet20", pixels: int = 8, **changes: Any) -> Path:
     values = {
         "arch": arch, "class_names": [f"class {n}" for n in range(10)], "input_shape": (3, pixels, pixels),
-        "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "widths": read_widths(network), "about": About(peer=2),
+        "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "widths": read_widths(network),
+        "framing": made_framing(pixels), "about": About(peer=2),
     }  # fmt: skip
     directory.mkdir(exist_ok=True)
     save_network(network, NetworkSpec(**{**values, **changes}), directory)

@@ -81,8 +81,8 @@ def test_large_pictures_are_looked_at_as_they_are_cut(tmp_path):
     code, said, _ = run(root, "--held-out", "0.3", "--image-size", "72", "--out", tmp_path / "sheet.png")
     assert code == 0
     assert (
-        "the network gets colour, 72 x 72 (height x width), to test, the shorter side resized to 82 and the middle 72 x 72 "
-        "cut out; to train, a random part resized to 72 x 72"
+        "the network gets colour, 72 x 72 (height x width), to test resized to 82 on the shorter side (bilinear, antialiased), "
+        "72 x 72 cut out of the middle; to train, a random part resized to 72 x 72"
     ) in said.splitlines()
 
 

@@ -68,6 +68,7 @@ def test_the_file_is_dense_folded_and_says_what_it_is(run: Run, peer_file: Path)
     assert said["class_names"] == [str(digit) for digit in range(10)]
     assert (said["params"], said["macs"]) == (cost.params, cost.macs)
     assert said["opset"] == next(entry.version for entry in model.opset_import if entry.domain == "") == to_onnx.OPSET
+    assert said["framing"] == {"shorter_side": None, "size": [8, 8], "interpolation": "bilinear"}
     assert {"mean", "std", "ratio", "top1", "commit"} <= said.keys() and not {"target", "calibrator"} & said.keys()
     assert read_about(peer_file).weights_sha256 == sha256(run.network(1) / "weights.safetensors")
     assert str(Path(__file__).parent.parent).encode() not in peer_file.read_bytes(), "no path of the maker's machine"

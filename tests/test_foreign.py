@@ -18,10 +18,11 @@ from wmlc import records
 from wmlc.accuracy import picked
 from wmlc.bench.config import FileSettings
 from wmlc.bench.engines import worker
-from wmlc.bench.foreign import _value, choose_output, numbers, read_file
+from wmlc.bench.foreign import _value, choose_output, read_file
 from wmlc.bench.pictures import fit, match_classes
 from wmlc.bench.subjects import file_subjects, fit_to_files
 from wmlc.data import DataConfig, open_data
+from wmlc.data.normalisation import numbers
 from wmlc.errors import EngineFailed, InputError
 from wmlc.records import Bench
 

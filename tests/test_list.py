@@ -47,7 +47,7 @@ def test_runs_and_their_networks(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unfinished_and_a_damaged_run_cost_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     made_trained(Path("runs/a"), (70.0, 80.0), finished=False, lines=[made_epoch(1, (50.0, 60.0))])
     made_trained(Path("runs/b"), (70.0, 80.0))
-    Path("runs/b/family.json").write_text('{"schema_version": 1, "peers": "none"}')
+    Path("runs/b/family.json").write_text('{"schema_version": 2, "peers": "none"}')
     made_trained(Path("runs/c"), (70.0, 80.0), finished=False)
     Path("runs/c/metrics.jsonl").write_text("{}\n")
     made_trained(Path("runs/d"), (70.0, 80.0))

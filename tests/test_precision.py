@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from made import made_framing
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -133,7 +134,7 @@ def two_layers(path: Path, factor: float) -> Path:
     write_about(model, FileAbout(
         architecture="resnet20", data=None, method=None, peer=1, ratio=0.5, achieved_ratio=0.5, ratio_of="params",
         top1=None, commit=None, class_names=["a", "b"], input_shape=(3, 2, 2), mean=[0.5] * 3, std=[0.5] * 3,
-        with_preprocess=False, precision="fp32", params=1, macs=1, opset=20,
+        framing=made_framing(2), with_preprocess=False, precision="fp32", params=1, macs=1, opset=20,
     ))  # fmt: skip
     onnx.save_model(model, str(path))
     return path

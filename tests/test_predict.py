@@ -36,7 +36,7 @@ def write_untrained(root: Path, data: Data) -> Run:
     network = with_lived_in_statistics(build_network("resnet20", len(record.class_names), record.input_shape))
     spec = NetworkSpec(
         arch="resnet20", class_names=record.class_names, input_shape=record.input_shape, mean=record.mean,
-        std=record.std, widths=read_widths(network),
+        std=record.std, widths=read_widths(network), framing=record.framing,
     )  # fmt: skip
     save_network(network, spec, run.network(1))
     return run

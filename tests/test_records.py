@@ -15,6 +15,7 @@ from made import (
     made_bench,
     made_epoch,
     made_family,
+    made_framing,
     made_latency,
     made_record,
     made_row,
@@ -52,7 +53,8 @@ PROVENANCE = {"time": TIME, "commit": None, "versions": {"python": "3.12"}}
 def spec() -> NetworkSpec:
     return NetworkSpec(
         arch="resnet20", class_names=["cat", "a \u00fcber-dog", "\U0001f426"], input_shape=(3, 8, 8), mean=[0.5, 0.4, 0.3],
-        std=[0.25] * 3, widths={"stem.0": [8, 3, 1], "head.2": [3, 8]}, about=About(peer=1, ratio=0.5, top1=91.5),
+        std=[0.25] * 3, widths={"stem.0": [8, 3, 1], "head.2": [3, 8]}, framing=made_framing(8),
+        about=About(peer=1, ratio=0.5, top1=91.5),
     )  # fmt: skip
 
 
@@ -75,7 +77,8 @@ def plan() -> PlanRecord:
     network = FileAbout(
         architecture="resnet20", data="cifar10", method="wml", peer=2, ratio=0.5, achieved_ratio=0.51,
         ratio_of="params", top1=90.1, commit=None, class_names=["cat", "dog"], input_shape=(3, 32, 32),
-        mean=[0.5] * 3, std=[0.25] * 3, with_preprocess=False, precision="fp32", params=1000, macs=10_000, opset=18,
+        mean=[0.5] * 3, std=[0.25] * 3, framing=made_framing(32), with_preprocess=False, precision="fp32", params=1000,
+        macs=10_000, opset=18,
     )  # fmt: skip
     return PlanRecord(
         **PROVENANCE, tensorrt="10.3", cuda=None, driver=None, gpu="a GPU", compute_capability="8.0",
@@ -94,7 +97,7 @@ def manifest() -> Manifest:
         input=Tensor(name="images", dtype="float32", shape=[-1, 3, 32, 32], layout="NCHW"),
         output=Tensor(name="logits", dtype="float32", shape=[-1, 2], meaning="scores"),
         preprocess=Preprocess(inside=False, formula="(pixels / 255 - mean) / std", scale=255, mean=[0.5] * 3,
-                              std=[0.25] * 3, size=(32, 32), channels="RGB"),
+                              std=[0.25] * 3, size=(32, 32), channels="RGB", framing=made_framing(32)),
         labels=["cat", "dog"], max_batch=8, architecture="resnet20", precision="fp32", target=None,
         network=ShippedNetwork(peer=1, ratio=0.5, achieved_ratio=0.51, ratio_of="params", method="wml",
                                data="cifar10", seed=0, params=1000, macs=10_000),
@@ -136,7 +139,7 @@ def test_what_is_written_is_read_again(name: str, tmp_path: Path) -> None:
     records.write(tmp_path / "record.json", record)
     assert records.read(tmp_path / "record.json", type(record), "record", "") == record
     written = json.loads((tmp_path / "record.json").read_text())
-    assert next(iter(written)) == "schema_version" and written["schema_version"] == 1
+    assert next(iter(written)) == "schema_version" and written["schema_version"] == 2
     assert written == json.loads(records.text(record))
 
 
@@ -154,12 +157,12 @@ def test_a_missing_and_an_unknown_field_of_any_record_are_one_line(name: str, tm
 def test_a_record_of_another_schema_is_refused_in_words(name: str, tmp_path: Path) -> None:
     record = MADE[name]()
     fields = json.loads(records.text(record))
-    for version, shown in ((2, "2"), (0, "0"), ("1", '"1"'), (None, "null"), (True, "true"), ([], "[]")):
+    for version, shown in ((1, "1"), (3, "3"), ("2", '"2"'), (None, "null"), (True, "true"), ([], "[]")):
         said = refusal(json.dumps(fields | {"schema_version": version}), tmp_path / "record.json", type(record))
-        assert said == f"no record of this wmlc: its schema_version is {shown}, this one reads 1"
+        assert said == f"no record of this wmlc: its schema_version is {shown}, this one reads 2"
     del fields["schema_version"]
     said = refusal(json.dumps(fields), tmp_path / "record.json", type(record))
-    assert said == "no record of this wmlc: its schema_version is missing, this one reads 1"
+    assert said == "no record of this wmlc: its schema_version is missing, this one reads 2"
 
 
 @pytest.mark.parametrize(

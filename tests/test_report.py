@@ -266,7 +266,7 @@ def test_damaged_records_are_refused_in_one_line(tmp_path: Path) -> None:
     for damage, said in (
         ('{"rows": [1]}', "is no bench record of this wmlc: its schema_version is missing"),
         (
-            '{"schema_version": 1, "rows": [1]}',
+            '{"schema_version": 2, "rows": [1]}',
             "is not a readable bench record: command is missing; environment is miss",
         ),
         ("[" * 100_000, "is not a readable bench record: damaged or truncated JSON (recursion limit exceeded"),
@@ -285,7 +285,7 @@ def test_epochs_of_another_number_of_peers_are_damage(tmp_path: Path) -> None:
     settings = made_settings()
     run = made_run(tmp_path / "run", settings, made_family(settings=settings))
     run.metrics("family").write_text(
-        '{"schema_version": 1, "epoch": 1, "seconds": 1.0, "images_per_s": 1.0, "train_loss": 1.0, "top1": [50.0], '
+        '{"schema_version": 2, "epoch": 1, "seconds": 1.0, "images_per_s": 1.0, "train_loss": 1.0, "top1": [50.0], '
         '"ensemble_top1": 50.0, "average_ensemble_top1": 50.0, "peer_weights": [1.0], "lr": 0.1}\n'
     )
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged: epoch 1 is not of 2 peers; train the run again"):

@@ -64,7 +64,7 @@ def test_a_plan_that_is_not_whole_is_refused(recorded: Path) -> None:
     record_path(recorded).write_text('{"tensorrt": "10"}')
     with pytest.raises(InputError, match=r"is no record of a plan of this wmlc: its schema_version is '?missing"):
         read_record(recorded)
-    record_path(recorded).write_text('{"tensorrt": "10", "schema_version": 1}')
+    record_path(recorded).write_text('{"tensorrt": "10", "schema_version": 2}')
     with pytest.raises(InputError, match=r"is not a readable record of a plan: .*batch_range is missing.*; build it"):
         read_record(recorded)
     record_path(recorded).unlink()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from made import made_family
+from made import made_family, made_framing
 from made_files import manifest_of, write_run
 
 from wmlc import records
@@ -58,7 +58,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     root = tmp_path_factory.mktemp("manifest")
     (root / "file").write_bytes(b"a file")
     spec = NetworkSpec(arch="resnet20", class_names=["cat", "dog"], input_shape=(3, 32, 32), mean=[0.5] * 3,
-                       std=[0.25] * 3, widths={}, about=About(peer=1, ratio=0.5))  # fmt: skip
+                       std=[0.25] * 3, widths={}, framing=made_framing(32), about=About(peer=1, ratio=0.5))  # fmt: skip
     return manifest_of(made_family().data, root / "file", root / "run", spec)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from made import made_framing
 
 from wmlc.compress import session
 from wmlc.compress.config import SweepConfig, settle
@@ -55,8 +56,8 @@ def a_family(config: TrainConfig) -> Family:
         peer=1, ratio=0.5, achieved_ratio=0.5, params=1, macs=1, top1=50.0, stage_channels={}, shared_with={}
     )  # fmt: skip
     data = DataRecord(
-        name=config.data, class_names=["a", "b"], input_shape=(1, 8, 8), mean=[0.5], std=[0.5], train=8, held_out=2,
-        small=True,
+        name=config.data, class_names=["a", "b"], input_shape=(1, 8, 8), mean=[0.5], std=[0.5], framing=made_framing(8),
+        train=8, held_out=2, small=True,
     )  # fmt: skip
     return Family(
         arch=config.arch, method=config.method, share="tree", ratio_of=config.ratio_of, divisor=config.divisor,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made import made_framing
 
 from wmlc.files import sha256
 from wmlc.forms import open_as_written
@@ -26,7 +27,7 @@ TF32_KERNEL = "sm80_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc_nhwc_ti
 ABOUT = FileAbout(
     architecture="resnet20", data="digits", method="wml", peer=1, ratio=0.5, achieved_ratio=0.5, ratio_of="params",
     top1=98.0, commit=None, class_names=["0", "1"], input_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3,
-    with_preprocess=False, precision="fp32", params=1000, macs=100_000, opset=20,
+    framing=made_framing(32), with_preprocess=False, precision="fp32", params=1000, macs=100_000, opset=20,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import wmlc
 from wmlc.console import note, say_exactly
 from wmlc.data import normalise
-from wmlc.data.decode import ImageFiles, Layout, framed, framing
+from wmlc.data.decode import ImageFiles, Layout, framed
 from wmlc.data.pictures import read_header
 from wmlc.data.sources import Part
 from wmlc.errors import InputError
@@ -91,13 +91,18 @@ def read_pictures(pictures: Sequence[Path], data: DataRecord, settings: TrainCon
     import torch
 
     channels, height, width = data.input_shape
-    layout = Layout(small=data.small, height=height, width=width, channels=channels)
+    if data.framing.size != (height, width):
+        raise InputError(
+            f"the run's record is damaged: its pictures are {data.framing.words}, its networks take {height} x {width}"
+            "; train it again"
+        )
+    layout = Layout(small=data.small, height=height, width=width, channels=channels, framing=data.framing)
     part = Part(
         class_names=data.class_names,
         labels_N=torch.zeros(len(pictures), dtype=torch.int64),
         paths=list(map(str, pictures)),
     )
-    images = ImageFiles(part=part, layout=layout, transform=framed(framing(data.input_shape, data.small)))
+    images = ImageFiles(part=part, layout=layout, transform=framed(data.framing))
     found = []
     for place, picture in enumerate(pictures):
         item = images[place]

@@ -13,7 +13,7 @@ from wmlc import records
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.files import new_file
-from wmlc.records import Epoch, Family, Framing, Provenance, RunRecord
+from wmlc.records import Epoch, Family, Provenance, RunRecord
 from wmlc.settings import TrainConfig
 
 RUNS = Path("runs")
@@ -145,6 +145,9 @@ def data_config(settings: TrainConfig) -> DataConfig:
         root=None if settings.data_root is None else Path(settings.data_root),
         download=settings.download,
         image_size=settings.image_size,
+        interpolation=settings.interpolation,
+        crop=settings.crop,
+        normalise=settings.normalise,
         train_images=settings.train_images,
         held_out=settings.held_out,
         seed=settings.seed,
@@ -175,14 +178,6 @@ def _short(value: object) -> str:
     """A value in at most 60 letters."""
     shown = ascii(value)
     return shown if len(shown) <= 60 else shown[:59] + "…"
-
-
-def framing_of(run: Run) -> Framing:
-    """How the run's test pictures get their size, also where its networks' records are too old to say so."""
-    from wmlc.data.decode import framing
-
-    record = read_family(run).data
-    return framing(record.input_shape, record.small)
 
 
 def append_epoch(run: Run, phase: str, epoch: Epoch) -> None:

@@ -58,6 +58,19 @@ class TrainConfig:
     image_size: int | None = setting(
         None, "Image side in pixels.", role="data", group=DATA, shown="the files' own if small, else 224"
     )
+    interpolation: str | None = setting(
+        None, "How pictures are resized.", role="data", group=DATA, shown="the start's own, else bilinear"
+    )
+    crop: float | None = setting(
+        None, "Share of the shorter side of a picture that is cut out of its middle to be tested on.",
+        role="data", group=DATA, shown="the start's own, else 0.875 of large pictures; small ones are not cut",
+    )  # fmt: skip
+    normalise: str | None = setting(
+        None, "What is done to pixels scaled to 0 … 1: imagenet's or the images' own mean and deviation, half (to -1 "
+        "… 1), or MEAN/STD, a number or one a channel.",
+        role="data", group=DATA, common=True, metavar="MEAN/STD|imagenet|half|data",
+        shown="the start's own, else data",
+    )  # fmt: skip
     train_images: int | None = setting(
         None, "Use a fixed random subset of so many training images.", role="data", group=DATA
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # `wmlc --help` needs no torch
     import torch
     from torch import Tensor
 
+    from wmlc.data.normalisation import Normalisation
     from wmlc.data.parts import Parts
 
 __all__ = ["DATA_SETS", "Data", "DataConfig", "DataRecord", "normalise", "open_data"]
@@ -35,6 +36,10 @@ class Data(Protocol):
     @property
     def config(self) -> DataConfig:
         """What the data depend on."""
+
+    @property
+    def statistics(self) -> Normalisation:
+        """The training images' own mean and deviation, also where others are in force; decodes what `record` does."""
 
     @property
     def record(self) -> DataRecord:

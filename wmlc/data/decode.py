@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wmlc.console import note
 from wmlc.data.pictures import read_header, read_picture, shown
 from wmlc.data.sources import DataConfig, Part
 from wmlc.errors import InputError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _SMALL_SIDE = 64  # images up to this side are held in memory
 _LARGE_SIZE = 224
+_CROP = 224 / 256  # of the shorter side of large pictures, as is usual
 _HEADERS = 256  # files whose headers tell a folder's image size and channels
 
 
@@ -31,6 +33,7 @@ class Layout:
     height: int
     width: int
     channels: int
+    framing: Framing
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -50,42 +53,57 @@ def read_layout(paths: Sequence[str], config: DataConfig) -> Layout:
     channels = 1 if all(header.grey for header in headers) else 3
     common = sizes.pop() if len(sizes) == 1 else (_LARGE_SIZE, _LARGE_SIZE)
     if config.name != "imagenet" and config.image_size is None and max(common) <= _SMALL_SIDE:
-        return Layout(small=True, height=common[1], width=common[0], channels=channels)
-    side = config.image_size or _LARGE_SIZE
+        return own_layout(common[1], common[0], channels, config)
+    return square_layout(config.image_size or _LARGE_SIZE, channels, config)
+
+
+def square_layout(side: int, channels: int, config: DataConfig) -> Layout:
+    """The shape of pictures that are resized to `side` x `side`."""
     small = config.name != "imagenet" and side <= _SMALL_SIDE
-    return Layout(small=small, height=side, width=side, channels=channels)
+    crop = config.crop if small else config.crop or _CROP
+    return Layout(small=small, height=side, width=side, channels=channels, framing=_framing(side, side, config, crop))
 
 
-def framing(input_shape: tuple[int, int, int], small: bool) -> Framing:
-    """How pictures are brought to a set's `input_shape` [C, H, W] to be tested on; small ones mostly have that size."""
-    _, height, width = input_shape
-    return Framing(shorter_side=None if small else round(height * 256 / 224), size=(height, width))
+def own_layout(height: int, width: int, channels: int, config: DataConfig) -> Layout:
+    """The shape of small images that are used as they are; says so where a crop was asked for."""
+    if config.crop not in (1, None):
+        note(f"images of {config.name} are used as they are, {height} x {width}; crop {config.crop:g} changes nothing")
+    framing = _framing(height, width, config, crop=None)
+    return Layout(small=True, height=height, width=width, channels=channels, framing=framing)
+
+
+def _framing(height: int, width: int, config: DataConfig, crop: float | None) -> Framing:
+    """Args: the share of the shorter side that makes `height`; None: nothing is cut off, whatever the proportions."""
+    shorter_side = None if crop is None else round(height / crop)
+    interpolation: Any = config.interpolation or "bilinear"
+    return Framing(shorter_side=shorter_side, size=(height, width), interpolation=interpolation)
 
 
 def framed(framing: Framing) -> Callable[[Any], Any]:
     """The transform of an opened picture that a framing stands for."""
     from torchvision.transforms import v2
 
+    how = v2.InterpolationMode(framing.interpolation)
     if framing.shorter_side is None:
-        return v2.Resize(list(framing.size))
-    return v2.Compose([v2.Resize(framing.shorter_side), v2.CenterCrop(framing.size)])
+        return v2.Resize(list(framing.size), how)
+    return v2.Compose([v2.Resize(framing.shorter_side, how), v2.CenterCrop(framing.size)])
 
 
 def small_transform(config: DataConfig, layout: Layout) -> Callable[[Any], Any] | None:
     """What happens to a decoded small image, which is augmented later; None: nothing, it must have the set's size."""
     if config.image_size is None:
         return None
-    return framed(framing(layout.input_shape, small=True))
+    return framed(layout.framing)
 
 
 def large_transform(config: DataConfig, layout: Layout, augment: bool) -> Callable[[Any], Any]:
     """What happens to a decoded large image: cut out at random and mirrored to train, from the middle to test."""
     from torchvision.transforms import v2
 
-    size = layout.height
     if not augment:
-        return framed(framing(layout.input_shape, small=False))
-    steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        return framed(layout.framing)
+    how = v2.InterpolationMode(layout.framing.interpolation)
+    steps = [v2.RandomResizedCrop(layout.height, interpolation=how), v2.RandomHorizontalFlip()]
     if config.name == "imagenet":  # the paper names the jitter but not its strength; 0.4 is the usual one
         steps.append(v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4))
     return v2.Compose(steps)

@@ -15,6 +15,7 @@ import torch
 from wmlc.console import progress
 from wmlc.data import normalise
 from wmlc.data.decode import ImageFiles, decode, large_transform, spread, stack_images
+from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, Parts, generator
 from wmlc.data.sources import DataConfig, Part
 from wmlc.errors import InputError
@@ -38,8 +39,12 @@ class FileData:
         return self._parts.config
 
     @cached_property
+    def statistics(self) -> Normalisation:
+        return self._parts.statistics(self._sample(_STATISTICS_IMAGES))
+
+    @cached_property
     def record(self) -> DataRecord:
-        return self._parts.record(self._sample(_STATISTICS_IMAGES))
+        return self._parts.record(self.statistics)
 
     def train_steps(self, batch_size: int) -> int:
         return self._parts.train_steps(batch_size)

@@ -19,7 +19,7 @@ import click
 from wmlc.console import note, progress, say
 from wmlc.data import data_of, open_parts
 from wmlc.data.pictures import Header, read_header, read_picture, shown
-from wmlc.data.sources import DataConfig, Part
+from wmlc.data.sources import INTERPOLATIONS, DataConfig, Part
 from wmlc.errors import InputError
 from wmlc.options import PATH, forced, json_option, options_of
 from wmlc.settings import setting
@@ -43,6 +43,10 @@ class LookConfig:
 
     data: str = setting("imagefolder", "What it will be trained as: imagefolder or imagenet.", metavar="NAME")
     image_size: int | None = setting(None, "Image side in pixels.", shown="the files' own if small, else 224")
+    interpolation: str | None = setting(None, "How pictures are resized.", shown="bilinear")
+    crop: float | None = setting(
+        None, "Share of the shorter side that is cut out of the middle.", shown="0.875 of large pictures"
+    )
     train_images: int | None = setting(None, "Use a fixed random subset of so many training images.")
     held_out: float = setting(0.1, "Share of train held out.")
     seed: int = setting(0, "Seed of split and augmentation.")
@@ -105,7 +109,7 @@ class Seen:
 
 @click.command("data")
 @click.argument("root", type=PATH, metavar="DIR")
-@options_of(LookConfig)
+@options_of(LookConfig, {"interpolation": INTERPOLATIONS})
 @click.option("--out", type=PATH, metavar="FILE.png", help="The contact sheet.  [default: data.png]")
 @json_option
 @forced
@@ -128,8 +132,9 @@ def look_at(root: Path, config: LookConfig, out: Path | None, as_json: bool, for
         raise InputError(f"--data must be imagefolder or imagenet, got {config.data!r}")
     refuse_foreign(out, force)
     settings = DataConfig(
-        name=config.data, root=root, image_size=config.image_size, train_images=config.train_images,
-        held_out=config.held_out, seed=config.seed, workers=config.workers,
+        name=config.data, root=root, image_size=config.image_size, interpolation=config.interpolation,
+        crop=config.crop, train_images=config.train_images, held_out=config.held_out, seed=config.seed,
+        workers=config.workers,
     )  # fmt: skip
     parts = open_parts(settings)
     look = survey(parts)
@@ -255,13 +260,10 @@ def _two_classes(train: dict[str, Seen], class_of: dict[str, int]) -> list[Twins
 
 def _brought_by(parts: Parts) -> str:
     layout = parts.layout
+    words, side = layout.framing.words, layout.height
     if layout.small:
-        return "as they are" if parts.config.image_size is None else f"resized to {layout.height} x {layout.width}"
-    side = layout.height
-    return (
-        f"to test, the shorter side resized to {round(side * 256 / 224)} and the middle {side} x {side} cut out; "
-        f"to train, a random part resized to {side} x {side}"
-    )
+        return "as they are" if parts.config.image_size is None else words
+    return f"to test {words}; to train, a random part resized to {side} x {side}"
 
 
 def _print(look: Look) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from wmlc.data import normalise
 from wmlc.data.decode import ImageFiles, decode, small_transform, spread
+from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, Parts, generator
 from wmlc.data.sources import DataConfig, Part
 from wmlc.records import DataRecord
@@ -36,8 +37,12 @@ class MemoryData:
         return self._parts.config
 
     @cached_property
+    def statistics(self) -> Normalisation:
+        return self._parts.statistics(self._train[0].split(1024))
+
+    @cached_property
     def record(self) -> DataRecord:
-        return self._parts.record(self._train[0].split(1024))
+        return self._parts.record(self.statistics)
 
     def train_steps(self, batch_size: int) -> int:
         return self._parts.train_steps(batch_size)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from wmlc.data.decode import own_layout, square_layout
+from wmlc.data.normalisation import NAMED, for_channels
 from wmlc.data.sources import DataConfig
 from wmlc.records import DataRecord
 
@@ -49,12 +51,15 @@ def stand_in(config: DataConfig, device: torch.device | str) -> NoiseData | None
     if config.name not in _CLASSES or (small and config.image_size not in (None, 32)):  # CIFAR is never resized
         return None
     side = 32 if small else config.image_size or 224
+    layout = own_layout(side, side, 3, config) if small else square_layout(side, 3, config)
+    mean, std = for_channels(config.normalise or "half", 3) or NAMED["half"].of(3)
     record = DataRecord(
         name=config.name,
         class_names=[str(number) for number in range(_CLASSES[config.name])],
-        input_shape=(3, side, side),
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
+        input_shape=layout.input_shape,
+        mean=list(mean),
+        std=list(std),
+        framing=layout.framing,
         train=0,
         held_out=0,
         small=small,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from wmlc.console import note
-from wmlc.data.decode import Layout, read_layout
+from wmlc.data.decode import Layout, own_layout, read_layout
+from wmlc.data.normalisation import Normalisation, for_channels
 from wmlc.data.sources import SETS, DataConfig, Part, refuse_empty_classes
 from wmlc.errors import InputError
 from wmlc.records import DataRecord
@@ -49,7 +50,7 @@ class Parts:
         """The shape of the images; where they are files, by their headers."""
         if self.train.pixels_NHWC is not None:
             _, height, width, channels = self.train.pixels_NHWC.shape
-            return Layout(small=True, height=height, width=width, channels=channels)
+            return own_layout(height, width, channels, self.config)
         # A machine that only tests may have train/'s class folders without their images.
         return read_layout(self.train.paths or self._read(train=False).paths, self.config)
 
@@ -96,9 +97,11 @@ class Parts:
         shuffle = generator(self.config.seed, HELD_OUT_PASS, nth_pass)
         return torch.randperm(count, generator=shuffle)[step * batch_size :][:batch_size]
 
-    def record(self, batches: Iterable[Tensor]) -> DataRecord:
-        """What the set says of itself; mean and deviation are those of these uint8 [B, H, W, C]."""
-        layout, (train, held_out) = self.layout, self.split
+    def statistics(self, batches: Iterable[Tensor]) -> Normalisation:
+        """Mean and deviation of these uint8 [B, H, W, C], with a note of those that have one colour.
+
+        Raises: `InputError` where all of them are the same colour.
+        """
         mean, std, plain, flat = _mean_and_std(batches)
         if flat and not plain:
             note(f"{flat:,} training images are of one colour each; 'wmlc data' names them")
@@ -108,12 +111,21 @@ class Parts:
                 f"the training images are all one colour ({colour} of 255), so there is nothing to learn; "
                 f"look at what {self.train.where or self.config.name} holds"
             )
+        return Normalisation(tuple(mean), tuple(std))
+
+    def record(self, own: Normalisation) -> DataRecord:
+        """What the set says of itself; its `own` statistics are what images are normalised with, unless others are
+        asked for."""
+        layout, (train, held_out) = self.layout, self.split
+        asked = self.config.normalise
+        mean, std = (asked and for_channels(asked, layout.channels)) or own
         return DataRecord(
             name=self.config.name,
             class_names=self.train.class_names,
             input_shape=(layout.channels, layout.height, layout.width),
-            mean=mean,
-            std=std,
+            mean=list(mean),
+            std=list(std),
+            framing=layout.framing,
             train=len(train),
             held_out=len(held_out),
             small=layout.small,

@@ -10,17 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from wmlc.console import note
 from wmlc.data.folders import class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
+from wmlc.data.normalisation import parse_normalisation
 from wmlc.data.pictures import ENDINGS, one_line_shown
 from wmlc.errors import InputError
+from wmlc.records.common import Interpolation
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
     from torch import Tensor
 
 DATA_SETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+LEAST_CROP = 0.1  # less would enlarge a picture more than tenfold, of which next to nothing is kept
 
 # Where the test images are, best first: ImageNet's own test/ has no labels, so its val/ comes first.
 _TEST_FOLDERS = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
@@ -34,6 +38,9 @@ class DataConfig:
     root: Path | None = None  # image folders: required; CIFAR: data/
     download: bool = False  # CIFAR only
     image_size: int | None = None  # pixels a side; None: the files' own where small, else 224
+    interpolation: str | None = None  # of resizing; None: bilinear
+    crop: float | None = None  # of the shorter side, cut out of the middle; None: 224/256, of small images all
+    normalise: str | None = None  # as `wmlc.data.normalisation` reads it; None: the images' own mean and deviation
     train_images: int | None = None  # a fixed random subset of train, taken before the hold-out
     held_out: float = 0.1  # share of train kept for choosing checkpoints and the outer problem
     seed: int = 0
@@ -46,6 +53,12 @@ class DataConfig:
             raise InputError(f"{self.name} needs --data-root DIR, a folder with train/ and val/ or test/")
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if self.interpolation not in (*INTERPOLATIONS, None):
+            raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if self.crop is not None and not LEAST_CROP <= self.crop <= 1:
+            raise InputError(f"crop must be from {LEAST_CROP} to 1 (all of the shorter side), got {self.crop:g}")
+        if self.normalise is not None:
+            parse_normalisation(self.normalise)
         if self.train_images is not None and self.train_images < 2:
             raise InputError(f"train_images must be at least 2, got {self.train_images}")
         if not 0 < self.held_out <= 0.5:

@@ -1,6 +1,6 @@
 """Every file that rooms exchange, as a type: `read` and `write` are the one way from and to JSON."""
 
-from wmlc.records.common import Cost, Framing, Latency, Machine, Provenance, Record, Speedup
+from wmlc.records.common import Cost, Framing, Interpolation, Latency, Machine, Provenance, Record, Speedup
 from wmlc.records.measured import (
     Bench,
     Environment,
@@ -60,6 +60,7 @@ __all__ = [
     "Framing",
     "Front",
     "FrontPoint",
+    "Interpolation",
     "Interval",
     "Latency",
     "LayerTime",

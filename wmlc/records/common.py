@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-SCHEMA: Literal[1] = 1  # of all records
+SCHEMA: Literal[2] = 2  # of all records
 
-Version = Literal[1]
+Version = Literal[2]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Percent = Annotated[float, Ge(0), Le(100)]
 Points = Annotated[float, Ge(-100), Le(100)]  # between two top-1
 Share = Annotated[float, Ge(0), Le(1)]
@@ -58,14 +59,13 @@ class Framing(Record):
 
     shorter_side: Size | None  # it is resized to this, the longer one in proportion, rounded down; None: both to `size`
     size: tuple[Size, Size]  # height, width; what is cut off is rounded to even at the top and at the left
-    interpolation: Literal["bilinear"] = "bilinear"  # as Pillow's: antialiased where a picture gets smaller
-    antialias: Literal[True] = True
+    interpolation: Interpolation  # as Pillow's: antialiased where a picture gets smaller, all but nearest
 
     @property
     def words(self) -> str:
         """In words, for people."""
         height, width = self.size
-        how = f"{self.interpolation}, antialiased"
+        how = self.interpolation + (", antialiased" if self.interpolation != "nearest" else "")
         if self.shorter_side is None:
             return f"resized to {height} x {width} ({how})"
         return f"resized to {self.shorter_side} on the shorter side ({how}), {height} x {width} cut out of the middle"

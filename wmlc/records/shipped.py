@@ -43,6 +43,7 @@ class FileAbout(Record):
     input_shape: tuple[Size, Size, Size]
     mean: list[float]
     std: list[Positive]
+    framing: Framing  # of a picture, before it is normalised
     with_preprocess: bool
     precision: str
     params: Count
@@ -51,7 +52,6 @@ class FileAbout(Record):
     target: str | None = None  # of int8, as are the next two
     calibrator: str | None = None
     calibration_images: Size | None = None
-    framing: Framing | None = None  # of a picture, before it is normalised
     weights_sha256: str | None = None  # of the weights.safetensors that it was exported from; an ensemble has none
 
 
@@ -94,7 +94,7 @@ class Preprocess(Record):
     std: list[Positive]
     size: tuple[Size, Size]  # height, width
     channels: Literal["RGB", "gray"]
-    framing: Framing | None = None  # of a picture, before all that; None in manifests of older versions
+    framing: Framing  # of a picture, before all that
 
 
 @dataclass(frozen=True, kw_only=True)

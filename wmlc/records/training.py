@@ -83,7 +83,7 @@ class NetworkSpec(Record):
     mean: list[float]  # a channel, of pixels scaled to 0 … 1
     std: list[Positive]
     widths: dict[str, list[Size]]  # by layer: [out, in, groups] of a convolution, [out, in], or [features]
-    framing: Framing | None = None  # of a picture, before it is normalised; None in networks of older runs
+    framing: Framing  # of a picture, before it is normalised
     about: About = field(default_factory=About)
     schema_version: Version = SCHEMA
 
@@ -95,8 +95,9 @@ class DataRecord(Record):
     name: str
     class_names: Annotated[list[str], Len(1)]
     input_shape: tuple[Size, Size, Size]  # channels, height, width
-    mean: list[float]  # per channel, of pixels in 0..1, over the images trained on
+    mean: list[float]  # a channel, of pixels scaled to 0 … 1: what images are normalised with
     std: list[Positive]
+    framing: Framing  # of a picture of any size, to be tested on
     train: Count  # images trained on, the held-out ones excluded
     held_out: Count
     small: bool
