@@ -75,7 +75,8 @@ def _make(
         return timm_network(arch, input_shape, given, num_classes=classes)
     from wmlc.models.factory import call_factory, load_factory
 
-    return call_factory(factory or load_factory(arch), arch, classes, input_shape, given)
+    network = call_factory(factory or load_factory(arch), arch, classes, input_shape, given)
+    return network if input_shape[0] == 3 else _with_channels(network, input_shape[0])
 
 
 def _torchvision(arch: str, classes: int, input_shape: Shape, given: Mapping[str, Any]) -> nn.Module:
@@ -89,7 +90,7 @@ def _torchvision(arch: str, classes: int, input_shape: Shape, given: Mapping[str
                 raise InputError(f"{arch} takes square images, got {height} x {width}")
             own[argument] = height if argument == "image_size" else (height, width)
     network = _built(arch, models.get_model_builder(name), {**own, **given}, given)
-    return network if channels == 3 else _with_channels(network, arch, channels)
+    return network if channels == 3 else _with_channels(network, channels)
 
 
 def timm_network(
@@ -174,19 +175,16 @@ def _keeps_tensors_to_itself(network: nn.Module) -> bool:
     )
 
 
-def _with_channels(network: nn.Module, arch: str, channels: int) -> nn.Module:
-    """`network` with a first convolution for images of so many channels."""
+def _with_channels(network: nn.Module, channels: int) -> nn.Module:
+    """`network` with a first convolution for images of so many channels, where it has one for 3."""
     from torch import nn
 
     from wmlc.models.head import with_input_channels
 
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            if module.in_channels != 3 or module.groups != 1:
-                break
-            network.set_submodule(name, with_input_channels(module, channels))
-            return network
-    raise InputError(f"{arch} takes images of 3 channels, and the data have {channels}; choose another network")
+    first = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
+    if first is not None and first[1].in_channels == 3 and first[1].groups == 1 and first[0]:
+        network.set_submodule(first[0], with_input_channels(first[1], channels))
+    return network  # and where it is not that, running it once will tell
 
 
 def _with_classes(network: nn.Module, arch: str, classes: int, input_shape: Shape) -> nn.Module:
