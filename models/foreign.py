@@ -237,4 +237,26 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
             f"{arch} must give logits [N, classes], got [{', '.join(map(str, shape))}] for N images; "
             f"it is no classifier"
         )
+    _check_training(network, arch, input_shape)
     return made.shape[1]
+
+
+def _check_training(network: nn.Module, arch: str, input_shape: Shape) -> None:
+    """Raise `InputError` for a network that gives more than logits in training, as auxiliary heads do.
+
+    It runs on the meta device, which costs nothing; where it cannot, training will tell.
+    """
+    import torch
+
+    from wmlc.models.head import own_modes
+
+    tensors = {name: tensor.detach().to("meta") for name, tensor in network.state_dict().items()}
+    made: object = None
+    with own_modes(network), torch.no_grad(), contextlib.suppress(Exception):
+        network.train()
+        made = torch.func.functional_call(network, tensors, (torch.empty(2, *input_shape, device="meta"),))
+    if made is not None and not isinstance(made, torch.Tensor):
+        raise InputError(
+            f"{arch} gives a {type(made).__name__} in training, as auxiliary heads do; leave them out, "
+            f"as --arch-args aux_logits=false does for some"
+        )

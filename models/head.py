@@ -73,15 +73,15 @@ def run_once(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     """What `network` gives in eval mode for two black images, where its weights are."""
     weight = next(iter(network.parameters()), torch.empty(0))
     images = torch.zeros(2, *input_shape, device=weight.device)
-    with in_eval_mode(network), torch.no_grad():
+    with own_modes(network), torch.no_grad():
+        network.eval()
         return network(images)
 
 
 @contextlib.contextmanager
-def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; each module's own mode comes back."""
+def own_modes(network: nn.Module) -> Iterator[None]:
+    """Each module's mode, train or eval, comes back afterwards."""
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
         yield
     finally:

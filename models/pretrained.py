@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wmlc.errors import InputError, one_line
 from wmlc.models.arguments import parse_args
-from wmlc.models.foreign import OF_TORCHVISION, TIMM, TORCHVISION, Shape, timm_name, timm_network, torchvision_name
+from wmlc.models.foreign import TIMM, TORCHVISION, Shape, timm_name, timm_network, torchvision_name
 from wmlc.models.pixels import Pixels, own_pixels
 
 PRETRAINED = "pretrained"
@@ -41,10 +41,9 @@ def _torchvisions(arch: str) -> tuple[nn.Module, str]:
     weights = models.get_model_weights(name).DEFAULT
     if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]).is_file():
         _check_reachable(weights.url, arch)
-    own = {key: value for key, value in OF_TORCHVISION.get(name, {}).items() if key == "transform_input"}
     try:
-        return models.get_model(name, weights=weights, progress=False, **own), f"torchvision's {weights}"
-    except OSError as error:
+        return models.get_model(name, weights=weights, progress=False), f"torchvision's {weights}"
+    except (OSError, RuntimeError) as error:  # no answer, or another file than was promised
         raise InputError(f"the weights of {arch} cannot be fetched ({one_line(error, 200)}); try again") from None
 
 

@@ -13,7 +13,10 @@ RESNET = ((r"stem\.conv\.", "conv1."), (r"stem\.bn\.", "bn1."), (r"stage(\d+)\."
 # the same, as CIFAR's ResNets are often written
 CIFAR = (*RESNET[:3], (r"head\.fc\.", "linear."))
 IS_BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
-IS_AUXILIARY = re.compile(r"^(aux\d*|AuxLogits|aux_classifier|aux_head)\.")  # heads that are there for training only
+IS_AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?)($|[._])", re.IGNORECASE)
+IS_AUXILIARY = re.compile(
+    r"(^|\.)(aux\d*|AuxLogits|aux_classifier|aux_head)\."
+)  # heads that are there for training only
 
 
 def spellings(names: Collection[str]) -> Iterator[dict[str, str]]:
@@ -40,7 +43,7 @@ def matched(found: Collection[str], spelling: Mapping[str, str]) -> dict[str, st
     prefixes = Counter(name[: len(name) - len(end)] for name in found for end in _ends(name) if end in spelling)
     best: dict[str, str] = {}
     if prefixes:
-        prefix = min(prefixes, key=lambda each: (-prefixes[each], len(each)))
+        prefix = min(prefixes, key=lambda each: (-prefixes[each], bool(IS_AVERAGE.search(each)), len(each)))
         best = {name: spelling[name[len(prefix) :]] for name in found if _after(name, prefix) in spelling}
     loose = {name: spelling[end] for name in found if (end := next((e for e in _ends(name) if e in spelling), None))}
     return loose if len(loose) > len(best) and len(set(loose.values())) == len(loose) else best

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,14 +16,14 @@ from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
-from wmlc.models.spelling import IS_AUXILIARY, IS_BOOKKEEPING, matched, spellings
+from wmlc.models.spelling import IS_AUXILIARY, IS_AVERAGE, IS_BOOKKEEPING, matched, spellings
 from wmlc.models.weights_file import Copies, read_weights
 from wmlc.run import BASELINE, Run, is_run
 
 IMAGENET = "imagenet"
 WNIDS_FILE = Path(__file__).with_name("imagenet_wnids.txt")
 MOST_NAMED = 5  # tensors that a message lists
-IS_AVERAGE = re.compile(r"(^|[._])(ema|swa|average[d]?)($|[._])", re.IGNORECASE)
+LIKE_ANOTHER = 0.95  # of the tensors, from where on they are another network's; its stem and head may differ
 
 
 @dataclass(frozen=True)
@@ -79,51 +79,31 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     due = network.state_dict()
     place, names = _best_copy(start, due)
     tensors = start.copies[place]
-    got = {mine: tensors[theirs] for theirs, mine in names.items()}
-    heads = classifiers_of(network, input_shape)
-    words, wrong = [_found(start, place, tensors, names)], list[str]()
-    missing = [name for name in due if name not in got and not IS_BOOKKEEPING.search(name)]
-    over = [name for name in tensors if name not in names and not IS_BOOKKEEPING.search(name)]
-    if auxiliary := [name for name in over if IS_AUXILIARY.search(name)]:
-        words.append(f"its auxiliary heads are left out ({len(auxiliary)} tensors)")
-    copies = _other_copies(over, due, set(names.values()))
-    over = [name for name in over if name not in auxiliary and name not in copies]
-    if copies or any(IS_AVERAGE.search(other) for other in start.copies if other != place):
-        words.append("it has an averaged copy too (EMA), which is not taken")
-    headless = {name.rpartition(".")[0] for name in missing}
-    if len(headless) == 1 and headless <= heads:  # a backbone, or its head is called otherwise
-        if len({name.rpartition(".")[0] for name in over}) <= 1:
-            missing, over = [], []
-    else:
-        headless = set()
-    wrong += [f"{name} is missing" for name in missing] + [f"{name} is left over" for name in over]
-    kept: dict[str, Tensor] = {}
-    resized: dict[str, int] = {}  # heads for another number of classes, and how many
-    for name, tensor in got.items():
-        now, head = due[name], name.rpartition(".")[0]
-        if tensor.shape == now.shape:
-            kept[name] = tensor
-        elif head in heads and tensor.ndim and tensor.shape[1:] == now.shape[1:]:
-            resized[head] = len(tensor)
-        elif _only_channels_differ(tensor, now) and {tensor.shape[1], now.shape[1]} == {1, 3}:
-            kept[name] = fit_channels(tensor.float(), now.shape[1])
-            words.append(f"{name} is for {tensor.shape[1]} channels, and is fitted to {now.shape[1]}")
-        else:
-            wrong.append(f"{name} is {list(tensor.shape)} there, {list(now.shape)} here")
-    if wrong:
-        count = [name for name in due if not IS_BOOKKEEPING.search(name)]
-        fits = sum(name in got and got[name].shape == due[name].shape for name in count)
-        raise InputError(
-            f"{start.where} does not hold the weights of {start.arch}: {fits} of its {len(count)} tensors fit; "
-            f"{_listed(wrong)}; name the network that they were trained in with --arch and --arch-args"
-        )
-    head, said, rows = _head(start, resized, class_names, bool(headless))
+    heads: set[str] = set()
+    with contextlib.suppress(InputError):  # then nothing about its head can be changed
+        heads = classifiers_of(network, input_shape)
+    words = [_found(start, place, tensors, names)]
+    missing = [name for name in due if name not in names.values() and not IS_BOOKKEEPING.search(name)]
+    over, said = _left_over(start, place, names, due)
     words += said
-    for name, tensor in got.items():
-        if rows and name.rpartition(".")[0] in heads:
-            kept[name] = tensor[rows]
-    words += _load(network, kept, due, start)
-    return Fitted(head, words)
+    headless = bool(missing) and {_layer(name) for name in missing} <= heads
+    if headless and len({_layer(name) for name in over}) <= 1:  # its own head, if it has one, is called otherwise
+        missing, over = [], []
+    kept, resized, other, said = _by_shape({mine: tensors[theirs] for theirs, mine in names.items()}, due, heads)
+    words += said
+    if missing or over or other:
+        fits = sum(not IS_BOOKKEEPING.search(name) for name in kept)
+        all_of_it = sum(not IS_BOOKKEEPING.search(name) for name in due)
+        wrong = (("missing", missing), ("left over", over), ("of another shape or kind", other))
+        raise InputError(
+            f"{start.where} does not hold the weights of {start.arch}: {fits} of its {all_of_it} tensors fit; "
+            f"{'; '.join(f'{what}: {_listed(each)}' for what, each in wrong if each)}; {_remedy(tensors, start.arch)}"
+        )
+    head, said, rows = _head(start, resized, class_names, headless)
+    words += said
+    if rows:
+        kept |= {mine: tensors[theirs][rows] for theirs, mine in names.items() if _layer(mine) in heads}
+    return Fitted(head, words + _load(kept, due, start.where))
 
 
 def _directory(path: Path, arch: str) -> Start:
@@ -139,6 +119,11 @@ def _directory(path: Path, arch: str) -> Start:
             f"--start: {path} is neither a run nor a peer ({SPEC_FILE} and {WEIGHTS_FILE}); name one, or a file"
         )
     spec = read_spec(path)
+    if spec.about.achieved_ratio:
+        raise InputError(
+            f"--start: {path} is pruned by {spec.about.achieved_ratio:.0%}, and a run starts from a whole network; "
+            f"name the run for its baseline, or a peer of ratio 0"
+        )
     pixels = Pixels(tuple(spec.mean), tuple(spec.std), spec.input_shape[1:])
     return Start(where, read_weights(path / WEIGHTS_FILE), arch, pixels, list(spec.class_names))
 
@@ -176,9 +161,63 @@ def _found(start: Start, place: str, tensors: dict[str, Tensor], names: dict[str
     return f"start: {start.where}{inside}: {len(names)} of {len(tensors)} tensors{renamed}"
 
 
-def _other_copies(over: list[str], due: dict[str, Tensor], taken: set[str]) -> set[str]:
-    """Of the tensors left over those that stand for one that was found already, under another prefix."""
-    return {name for spelling in spellings(due) for name, mine in matched(over, spelling).items() if mine in taken}
+def _left_over(
+    start: Start, place: str, names: dict[str, str], due: dict[str, Tensor]
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """The tensors of the start that have no place in the network, and words on those that need none."""
+    over = [name for name in start.copies[place] if name not in names and not IS_BOOKKEEPING.search(name)]
+    auxiliary = {name for name in over if IS_AUXILIARY.search(name)}
+    words = [f"its auxiliary heads are left out ({len(auxiliary)} tensors)"] if auxiliary else []
+    taken = set(names.values())
+    again = {name for way in spellings(due) for name, mine in matched(over, way).items() if mine in taken}
+    if any(IS_AVERAGE.search(name) for name in again | (start.copies.keys() - {place})):
+        words.append("it has an averaged copy too (EMA), which is not taken")
+    elif again:
+        words.append(f"a second copy in it, of {len(again)} tensors, is not taken")
+    return [name for name in over if name not in auxiliary | again], words
+
+
+def _by_shape(
+    got: dict[str, Tensor], due: dict[str, Tensor], heads: set[str]
+) -> tuple[dict[str, Tensor], dict[str, int], list[str], list[str]]:
+    """What was found: tensors that fit, heads by their other number of classes, what does not fit, and words."""
+    kept: dict[str, Tensor] = {}
+    resized: dict[str, int] = {}
+    wrong, words = list[str](), list[str]()
+    for name, tensor in got.items():
+        here = due[name]
+        if tensor.is_floating_point() != here.is_floating_point() or tensor.is_complex():
+            wrong.append(f"{name} ({tensor.dtype} there)".replace("torch.", ""))
+        elif tensor.shape == here.shape:
+            kept[name] = tensor
+        elif _layer(name) in heads and tensor.ndim and tensor.shape[1:] == here.shape[1:]:
+            resized[_layer(name)] = len(tensor)
+        elif _only_channels_differ(tensor, here) and {tensor.shape[1], here.shape[1]} == {1, 3}:
+            kept[name] = fit_channels(tensor.float(), here.shape[1])
+            how = "summed to" if here.shape[1] == 1 else "repeated for"
+            words.append(f"{name} is for images of {tensor.shape[1]} channels, and is {how} {here.shape[1]}")
+        else:
+            wrong.append(f"{name} ({list(tensor.shape)} there, {list(here.shape)} here)")
+    return kept, resized, wrong, words
+
+
+def _layer(name: str) -> str:
+    """The layer that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _remedy(tensors: dict[str, Tensor], arch: str) -> str:
+    """What to do about weights of another network; names the built-in one whose they are."""
+    from wmlc.models.zoo import ARCHITECTURES, build_network
+
+    for name in ARCHITECTURES:
+        with torch.device("meta"):
+            due = build_network(name, 10, (3, 32, 32)).state_dict()
+        for way in spellings(due) if name != arch else ():
+            fits = sum(tensors[there].shape == due[here].shape for there, here in matched(tensors, way).items())
+            if fits >= LIKE_ANOTHER * max(len(due), len(tensors)):
+                return f"they look like {name}'s: pass --arch {name}"
+    return "name the network that they were trained in with --arch and --arch-args"
 
 
 def _only_channels_differ(there: Tensor, here: Tensor) -> bool:
@@ -191,6 +230,8 @@ def _head(
     """What becomes of the head, in words too, and which of its rows are the data's classes."""
     mine = len(class_names)
     there = next(iter(resized.values()), mine)
+    if len({*resized.values()}) > 1:
+        raise InputError(f"{start.where} has heads for {_listed(list(map(str, resized.values())))} classes; keep one")
     if missing:
         return "new", [f"it has no head, so {mine} classes get a new one"], []
     names = start.class_names
@@ -202,25 +243,27 @@ def _head(
         rows = [names.index(name) for name in class_names]
         return "rows", [f"its head's rows of {mine} of {there:,} classes are kept"], rows
     if there == mine:
-        return "kept", [f"its head of {mine} classes is kept"], []
+        theirs = "" if names in (None, class_names) else f", which it calls {_listed(names or [])}"
+        return "kept", [f"its head of {mine} classes is kept{theirs}"], []
     why = f"its head has {there:,} classes"
     if names is not None:
         why += f", none of them {_listed([name for name in class_names if name not in names])}"
     return "new", [f"{why}, so the data's {mine} get a new one"], []
 
 
-def _load(network: nn.Module, kept: dict[str, Tensor], due: dict[str, Tensor], start: Start) -> list[str]:
-    """Copy the tensors into the network; says which were of another kind of float."""
-    faulty = [name for name, tensor in kept.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if faulty:
-        raise InputError(f"{start.where} has NaN or infinite weights: {_listed(faulty)}; take an earlier checkpoint")
-    others = {str(t.dtype)[6:] for name, t in kept.items() if t.is_floating_point() and t.dtype != due[name].dtype}
+def _load(kept: dict[str, Tensor], due: dict[str, Tensor], where: str) -> list[str]:
+    """Copy the tensors that are `kept` into those of a network; says which were of another kind of float."""
+    ready = {name: tensor.to(due[name].dtype) for name, tensor in kept.items()}
+    if faulty := [name for name, tensor in ready.items() if not tensor.isfinite().all()]:
+        raise InputError(f"{where} has NaN or infinite weights: {_listed(faulty)}; take an earlier checkpoint")
     with torch.no_grad():
-        for name, tensor in kept.items():
+        for name, tensor in ready.items():
             due[name].copy_(tensor)
-    return [f"converted from {' and '.join(sorted(others))} to float32"] if others else []
+    others = {t.dtype for name, t in kept.items() if t.is_floating_point() and t.dtype != due[name].dtype}
+    shown = " and ".join(sorted(str(each).removeprefix("torch.") for each in others))
+    return [f"converted from {shown} to float32"] if others else []
 
 
 def _listed(names: list[str]) -> str:
-    more = f"; and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return "; ".join(ascii(name)[1:-1] for name in names[:MOST_NAMED]) + more
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(ascii(name)[1:-1] for name in names[:MOST_NAMED]) + more

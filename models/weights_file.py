@@ -84,10 +84,11 @@ def _torch(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Refuse a zip archive that is a program, or that would unpack to more than it is."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # the older kind, or damaged: torch tells
         return
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
     if any(part.filename.endswith("/constants.pkl") for part in parts):
         raise InputError(f"{path} is a TorchScript program, not weights; {REMEDY}")
     if sum(part.file_size for part in parts) > path.stat().st_size:
