@@ -25,7 +25,9 @@ def parse_args(text: str) -> dict[str, Any]:
         if len(text) > LONGEST:
             raise ValueError(f"more than {LONGEST:,} letters")
         call = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(each.arg is None for each in call.keywords):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError("no key=value")
+        if len({each.arg for each in call.keywords} - {None}) < len(call.keywords):  # one twice, or **more
             raise ValueError("no key=value")
         source = f"f({text})"
         return {str(each.arg): _value(each.value, source) for each in call.keywords}

@@ -23,7 +23,7 @@ from wmlc.run import BASELINE, Run, is_run
 IMAGENET = "imagenet"
 WNIDS_FILE = Path(__file__).with_name("imagenet_wnids.txt")
 MOST_NAMED = 5  # tensors that a message lists
-LIKE_ANOTHER = 0.95  # of the tensors, from where on they are another network's; its stem and head may differ
+MOST_OF_IT = 0.95  # of a network's tensors, from where on some are its: its stem and head may differ
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,16 @@ def _left_over(
     over = [name for name in start.copies[place] if name not in names and not IS_BOOKKEEPING.search(name)]
     auxiliary = {name for name in over if IS_AUXILIARY.search(name)}
     words = [f"its auxiliary heads are left out ({len(auxiliary)} tensors)"] if auxiliary else []
-    taken = set(names.values())
-    again = {name for way in spellings(due) for name, mine in matched(over, way).items() if mine in taken}
+    over = [name for name in over if name not in auxiliary]
+    taken, again = set(names.values()), set[str]()
+    for way in spellings(due):
+        same = {name for name, mine in matched(over, way).items() if mine in taken}
+        again |= same if len(same) >= MOST_OF_IT * len(taken) else set()
     if any(IS_AVERAGE.search(name) for name in again | (start.copies.keys() - {place})):
         words.append("it has an averaged copy too (EMA), which is not taken")
     elif again:
         words.append(f"a second copy in it, of {len(again)} tensors, is not taken")
-    return [name for name in over if name not in auxiliary | again], words
+    return [name for name in over if name not in again], words
 
 
 def _by_shape(
@@ -215,7 +218,7 @@ def _remedy(tensors: dict[str, Tensor], arch: str) -> str:
             due = build_network(name, 10, (3, 32, 32)).state_dict()
         for way in spellings(due) if name != arch else ():
             fits = sum(tensors[there].shape == due[here].shape for there, here in matched(tensors, way).items())
-            if fits >= LIKE_ANOTHER * max(len(due), len(tensors)):
+            if fits >= MOST_OF_IT * max(len(due), len(tensors)):
                 return f"they look like {name}'s: pass --arch {name}"
     return "name the network that they were trained in with --arch and --arch-args"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ def read_weights(path: Path) -> Copies:
     A checkpoint may hold several copies, such as the weights and their moving average: each dictionary with tensors in
     it is one. Raises `InputError`, one line, for anything that is no such file or that only running code could open.
     """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise InputError(f"{path} is no regular file, so no weights are in it; check --start")
     try:
         with path.open("rb") as file:
             begins, size = file.read(64), path.stat().st_size
@@ -49,7 +52,7 @@ def read_weights(path: Path) -> Copies:
         found = dict(_copies(_torch(path), ""))
     else:
         raise InputError(f"{path} is no file of weights ({size:,} bytes, neither safetensors nor torch.save); {REMEDY}")
-    if not found:
+    if not any(found.values()):
         raise InputError(f"{path} holds no tensors by name; {REMEDY}")
     return found
 
@@ -68,7 +71,8 @@ def _torch(path: Path) -> Any:
     _check_archive(path)
     try:
         # trainers keep their command line beside the weights: a namespace is only names with values
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on kinds of tensors and pickles, which are judged below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file can make it raise anything
         if wanted := _wanted(path, str(error)):
@@ -76,9 +80,10 @@ def _torch(path: Path) -> Any:
                 f"{path} is no plain state dict: to open it would import and run {wanted}, which wmlc does not; "
                 f"where you trust it, {REMEDY}"
             ) from None
+        # torch advises to open it all the same, which is no advice to pass on
+        said = "it is a pickle of other things" if "weights_only" in str(error) else one_line(error, 120)
         raise InputError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {one_line(error, 200)}); it may be damaged: "
-            f"fetch it again, or {REMEDY}"
+            f"{path} cannot be read as weights ({said}); it may be damaged: fetch it again, or {REMEDY}"
         ) from None
 
 
