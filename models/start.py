@@ -169,7 +169,7 @@ def _left_over(
     auxiliary = {name for name in over if IS_AUXILIARY.search(name)}
     words = [f"its auxiliary heads are left out ({len(auxiliary)} tensors)"] if auxiliary else []
     over = [name for name in over if name not in auxiliary]
-    taken, again = set(names.values()), set[str]()
+    taken, again = {name for name in names.values() if not IS_BOOKKEEPING.search(name)}, set[str]()
     for way in spellings(due):
         same = {name for name, mine in matched(over, way).items() if mine in taken}
         again |= same if len(same) >= MOST_OF_IT * len(taken) else set()
