@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from wmlc.errors import InputError, one_line
+from wmlc.errors import InputError
+from wmlc.models.foreign import raised
 
 # What a factory's parameters may be called that say what the data are.
 CLASSES = ("num_classes", "classes", "n_classes")
@@ -72,7 +73,7 @@ def call_factory(
             network = factory(**arguments)
         except Exception as error:
             said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise InputError(f"{arch}({said}) raised {type(error).__name__}: {one_line(error)}") from error
+            raise InputError(f"{arch}({said}) raised {raised(error)}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{arch} must give a torch.nn.Module, got {type(network).__name__}")
     return network
@@ -95,7 +96,7 @@ def _module_of_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise InputError(f"importing {path} raised {type(error).__name__}: {one_line(error)}") from error
+            raise InputError(f"importing {path} raised {raised(error)}") from error
     return module
 
 
@@ -105,13 +106,13 @@ def _module_of_name(name: str) -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise InputError(f"importing {name} raised {type(error).__name__}: {one_line(error)}") from error
+                raise InputError(f"importing {name} raised {raised(error)}") from error
             raise InputError(
                 f"there is no module {name!r} here; --arch takes FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, "
                 f"torchvision:NAME, timm:NAME or a built-in name"
             ) from None
         except (Exception, SystemExit) as error:
-            raise InputError(f"importing {name} raised {type(error).__name__}: {one_line(error)}") from error
+            raise InputError(f"importing {name} raised {raised(error)}") from error
 
 
 @contextlib.contextmanager

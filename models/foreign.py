@@ -124,7 +124,7 @@ def _built(arch: str, make: Callable[..., Any], arguments: Mapping[str, Any], gi
             if unknown := [key for key in given if takes and key not in takes]:
                 raise InputError(f"{arch} does not take {', '.join(unknown)}; it takes {', '.join(takes)}") from None
         said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise InputError(f"{arch} cannot be made with {said}: {type(error).__name__}: {one_line(error)}") from error
+        raise InputError(f"{arch} cannot be made with {said}: {raised(error)}") from error
 
 
 def torchvision_name(arch: str) -> str:
@@ -154,6 +154,12 @@ def timm_name(arch: str) -> str:
         there = f"its tags are {', '.join(tags)}" if tags else "it has none"
         raise InputError(f"timm:{bare} has no tag {tag!r}; {there}")
     return name
+
+
+def raised(error: BaseException) -> str:
+    """What somebody's code raised, in one line: the kind of error, and what it says if it says anything."""
+    said = one_line(str(error))
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -226,9 +232,7 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
     try:
         made = run_once(network, input_shape)
     except Exception as error:
-        raise InputError(
-            f"{arch} cannot take images of {words} (channels, height, width): {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise InputError(f"{arch} cannot take images of {words} (channels, height, width): {raised(error)}") from error
     if not isinstance(made, torch.Tensor):
         raise InputError(f"{arch} must give logits [N, classes], got a {type(made).__name__}; it is no classifier")
     if made.ndim != 2 or len(made) != 2:

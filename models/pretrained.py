@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from wmlc.errors import InputError, one_line
 from wmlc.models.arguments import parse_args
 from wmlc.models.foreign import TIMM, TORCHVISION, Shape, timm_name, timm_network, torchvision_name
-from wmlc.models.pixels import Pixels, own_pixels
 
 PRETRAINED = "pretrained"
 ANSWERS_WITHIN_S = 5.0  # a host that is there
 
 
-def read_pretrained(arch: str, input_shape: Shape, arch_args: str = "") -> tuple[dict[str, Tensor], Pixels | None, str]:
-    """The trained weights that the makers of `arch` offer, how they want their pixels, and where they come from.
+def read_pretrained(arch: str, input_shape: Shape, arch_args: str = "") -> tuple[dict[str, Tensor], str]:
+    """The trained weights that the makers of `arch` offer, and where they come from, in words.
 
     Fetched unless they are in the cache of torch or of the Hugging Face hub. Raises `InputError`, one line, where there
     are none, or they cannot be fetched.
@@ -29,7 +28,7 @@ def read_pretrained(arch: str, input_shape: Shape, arch_args: str = "") -> tuple
         network, where = _timms(arch, input_shape, arch_args)
     else:
         network, where = _torchvisions(arch)
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}, own_pixels(arch), where
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}, where
 
 
 def _torchvisions(arch: str) -> tuple[nn.Module, str]:

@@ -14,10 +14,11 @@ from wmlc.errors import InputError
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
-from wmlc.models.pixels import Pixels
+from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
 from wmlc.models.spelling import IS_AUXILIARY, IS_AVERAGE, IS_BOOKKEEPING, matched, spellings
 from wmlc.models.weights_file import Copies, read_weights
+from wmlc.records import NetworkSpec
 from wmlc.run import BASELINE, Run, is_run
 
 IMAGENET = "imagenet"
@@ -54,14 +55,25 @@ def read_start(
     each or `imagenet`, where they do not say so themselves. Raises `InputError`, one line, for what cannot be read.
     """
     if start == PRETRAINED:
-        tensors, pixels, where = read_pretrained(arch, input_shape, arch_args)
-        found = Start(where, {"": tensors}, arch, pixels)
+        tensors, where = read_pretrained(arch, input_shape, arch_args)
+        found = Start(where, {"": tensors}, arch, start_pixels(start, arch))
+    elif (path := _path(start)).is_dir():
+        where, path, spec = _of_directory(path)
+        copies = read_weights(path / WEIGHTS_FILE)
+        found = Start(where, copies, arch, start_pixels(start, arch), list(spec.class_names))
     else:
-        path = Path(start).expanduser()
-        if not path.exists():
-            raise InputError(f"--start: there is no {path}; name a file of weights, a run, a peer or 'pretrained'")
-        found = _directory(path, arch) if path.is_dir() else Start(str(path), read_weights(path), arch)
+        found = Start(str(path), read_weights(path), arch)
     return found if start_classes is None else replace(found, class_names=_class_names(start_classes))
+
+
+def start_pixels(start: str, arch: str) -> Pixels | None:
+    """How the weights that `start` names want their pixels; None for a file, which does not say. Fetches nothing."""
+    if start == PRETRAINED:
+        return own_pixels(arch)
+    if not (path := _path(start)).is_dir():
+        return None
+    spec = _of_directory(path)[2]
+    return Pixels(tuple(spec.mean), tuple(spec.std), spec.input_shape[1:])
 
 
 def imagenet_wnids() -> list[str]:
@@ -106,9 +118,9 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     return Fitted(head, words + _load(kept, due, start.where))
 
 
-def _directory(path: Path, arch: str) -> Start:
-    """The weights in a network's directory, or of a run's baseline."""
-    where = f"{path}"
+def _of_directory(path: Path) -> tuple[str, Path, NetworkSpec]:
+    """A network's directory, or a run's for its baseline: in words, where the network lies, and its record."""
+    where = str(path)
     if is_run(path):
         path = Run(path).network(BASELINE)
         where = f"the baseline of {where}"
@@ -124,8 +136,14 @@ def _directory(path: Path, arch: str) -> Start:
             f"--start: {path} is pruned by {spec.about.achieved_ratio:.0%}, and a run starts from a whole network; "
             f"name the run for its baseline, or a peer of ratio 0"
         )
-    pixels = Pixels(tuple(spec.mean), tuple(spec.std), spec.input_shape[1:])
-    return Start(where, read_weights(path / WEIGHTS_FILE), arch, pixels, list(spec.class_names))
+    return where, path, spec
+
+
+def _path(start: str) -> Path:
+    path = Path(start).expanduser()
+    if not path.exists():
+        raise InputError(f"--start: there is no {path}; name a file of weights, a run, a peer or 'pretrained'")
+    return path
 
 
 def _class_names(start_classes: str) -> list[str]:

@@ -14,9 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from made import made_record, made_settings
 from networks import with_lived_in_statistics
 from torch import Tensor, nn
 
+from wmlc import records
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import save_network
 from wmlc.models.foreign import build_whole
@@ -26,6 +28,7 @@ from wmlc.models.weights_file import read_weights
 from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.records import About, NetworkSpec
+from wmlc.run import BASELINE, Run
 
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "weights"
 SMALL, LARGE = (3, 32, 32), (3, 72, 72)
@@ -248,13 +251,18 @@ def test_an_archive_that_is_damaged_packed_or_a_pipe_is_a_line(tmp_path: Path) -
     assert refused(small(), str(tmp_path)).startswith(f"--start: {tmp_path} is neither a run nor a peer (")
 
 
-def test_a_peers_directory_brings_its_pixels_and_classes(tmp_path: Path) -> None:
+def test_a_network_of_ours_brings_its_pixels_and_classes(tmp_path: Path) -> None:
     network = with_lived_in_statistics(build_network("resnet20", 10, SMALL))
     spec: dict[str, Any] = {
         "arch": "resnet20", "class_names": TEN, "input_shape": SMALL, "mean": [0.5] * 3, "std": [0.25] * 3,
         "widths": read_widths(network),
     }  # fmt: skip
     save_network(network, NetworkSpec(**spec), tmp_path)
+    run = Run(tmp_path / "run")
+    run.network(BASELINE).mkdir(parents=True)
+    records.write(run.config, made_record(made_settings()))
+    save_network(network, NetworkSpec(**spec), run.network(BASELINE))
+    assert read_start(str(run.root), "resnet20", SMALL).where == f"the baseline of {run.root}"
     start = read_start(str(tmp_path), "resnet20", SMALL)
     assert start.pixels == Pixels((0.5,) * 3, (0.25,) * 3, (32, 32)) and start.class_names == TEN
     mine = build_network("resnet20", 3, SMALL)
@@ -263,6 +271,10 @@ def test_a_peers_directory_brings_its_pixels_and_classes(tmp_path: Path) -> None
     save_network(network, NetworkSpec(**spec, about=About(achieved_ratio=0.5)), tmp_path)
     assert refused(mine, str(tmp_path)).startswith(
         f"--start: {tmp_path} is pruned by 50%, and a run starts from a whole"
+    )
+    run.network(BASELINE).rename(tmp_path / "elsewhere")
+    assert refused(mine, str(run.root)).startswith(
+        f"--start: the baseline of {run.root} is not there; name one of its peers"
     )
 
 
