@@ -76,7 +76,8 @@ def _make(
     from wmlc.models.factory import call_factory, load_factory
 
     network = call_factory(factory or load_factory(arch), arch, classes, input_shape, given)
-    return network if input_shape[0] == 3 else _with_channels(network, input_shape[0])
+    fits = input_shape[0] == 3 or _takes(network, input_shape)
+    return network if fits else _with_channels(network, input_shape[0])
 
 
 def _torchvision(arch: str, classes: int, input_shape: Shape, given: Mapping[str, Any]) -> nn.Module:
@@ -191,6 +192,16 @@ def _with_channels(network: nn.Module, channels: int) -> nn.Module:
     if first is not None and first[1].in_channels == 3 and first[1].groups == 1 and first[0]:
         network.set_submodule(first[0], with_input_channels(first[1], channels))
     return network  # and where it is not that, running it once will tell
+
+
+def _takes(network: nn.Module, input_shape: Shape) -> bool:
+    """Whether images of that shape go through the network as it was made."""
+    from wmlc.models.head import run_once
+
+    with contextlib.suppress(Exception):
+        run_once(network, input_shape)
+        return True
+    return False
 
 
 def _with_classes(network: nn.Module, arch: str, classes: int, input_shape: Shape) -> nn.Module:

@@ -19,6 +19,7 @@ from wmlc.errors import InputError, one_line
 Copies = dict[str, dict[str, Tensor]]  # by where in the file they stand ("" for the file itself), tensors by name
 
 DEEPEST = 4  # dictionaries within each other that are looked into
+LONGEST_NAME = 300  # letters of a tensor's
 REMEDY = "save the weights alone: torch.save(network.state_dict(), FILE)"
 # How files begin that people take for weights, and what those are.
 OTHERS = {
@@ -49,7 +50,7 @@ def read_weights(path: Path) -> Copies:
     if begins[8:9] == b"{" and int.from_bytes(begins[:8], "little") < size:
         found: Copies = {"": _safetensors(path)}
     elif begins.startswith(b"PK\x03\x04") or LEGACY.match(begins):
-        found = dict(_copies(_torch(path), ""))
+        found = dict(_copies(_torch(path), "", set()))
     else:
         raise InputError(f"{path} is no file of weights ({size:,} bytes, neither safetensors nor torch.save); {REMEDY}")
     if not any(found.values()):
@@ -59,7 +60,8 @@ def read_weights(path: Path) -> Copies:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        found = safetensors.torch.load_file(path)
+        return {name: tensor for name, tensor in found.items() if _is_name(name)}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is damaged or truncated ({one_line(error)}); fetch it again") from None
 
@@ -112,16 +114,21 @@ def _wanted(path: Path, said: str) -> str:
     return ", ".join(ascii(name)[1:-1] for name in names[:3]) + more
 
 
-def _copies(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every dictionary within `value` that holds tensors by name, and where it stands."""
-    if not isinstance(value, Mapping) or depth > DEEPEST:
+def _copies(value: Any, place: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary within `value` that holds tensors by name, once, and where it stands."""
+    if not isinstance(value, Mapping) or depth > DEEPEST or id(value) in seen:
         return
-    tensors = {name: each for name, each in value.items() if isinstance(name, str) and _holds_numbers(each)}
+    seen.add(id(value))
+    tensors = {name: each for name, each in value.items() if _is_name(name) and _holds_numbers(each)}
     if tensors:
         yield place, tensors
     for name, each in value.items():
-        if isinstance(name, str):
-            yield from _copies(each, f"{place}.{name}".lstrip("."), depth + 1)
+        if _is_name(name):
+            yield from _copies(each, f"{place}.{name}".lstrip("."), seen, depth + 1)
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= LONGEST_NAME
 
 
 def _holds_numbers(value: Any) -> bool:
