@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import NamedTuple
 
 from wmlc.console import note
 from wmlc.models.foreign import TIMM, TORCHVISION, WITHOUT_TIMM
+
+MOST_NEAR = 5  # names that are listed for one that nobody has
 
 
 class Found(NamedTuple):
@@ -20,17 +23,21 @@ class Found(NamedTuple):
 def find(text: str) -> list[Found]:
     """The built-in networks, torchvision's classifiers and timm's whose name holds every word of `text`.
 
-    timm's are listed by their tags, such as resnet50.a1_in1k, where the text has a point in it. Without timm a note
-    says how to get it. Fetches nothing.
+    Where none does, they are those with the names most like it, and a note says so. timm's are listed by their tags,
+    such as resnet50.a1_in1k, where the text has a point in it. Without timm a note says how to get it. Fetches nothing.
     """
+    known = [*_built_in(), *_torchvisions(), *_timms(tagged="." in text)]
     words = text.lower().split()
-    return [
-        each for each in [*_built_in(), *_torchvisions(), *_timms(tagged="." in text)] if _fits(each.network, words)
-    ]
+    if found := [each for each in known if all(word in each.network.lower() for word in words)]:
+        return found
+    near = set(difflib.get_close_matches(text.lower(), {_bare(each) for each in known}, n=MOST_NEAR))
+    if near:
+        note(f"no network has {text!r} in its name; these are nearest")
+    return [each for each in known if _bare(each) in near]
 
 
-def _fits(name: str, words: list[str]) -> bool:
-    return all(word in name.lower() for word in words)
+def _bare(found: Found) -> str:
+    return found.network.rpartition(":")[2]
 
 
 def _built_in() -> list[Found]:

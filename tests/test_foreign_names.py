@@ -274,6 +274,6 @@ def test_names_are_searched() -> None:
         ["network", "from", "params", "pretrained"],
         ["timm:resnet10t.c3_in1k", "timm", "yes"],
     ]
-    assert (
-        CliRunner().invoke(main, ["list", "--networks", "nonsuch"]).output.startswith("no network has that in its name")
-    )
+    near = CliRunner().invoke(main, ["list", "--networks", "resnt18"]).output
+    assert "no network has 'resnt18' in its name; these are nearest" in near and "\nresnet18 " in near
+    assert CliRunner().invoke(main, ["list", "--networks", "§§"]).output.startswith("no network has that in its name")
