@@ -14,6 +14,8 @@ from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS
 from wmlc.errors import InputError
+from wmlc.models.arguments import parse_args
+from wmlc.models.foreign import is_foreign
 from wmlc.run import data_config
 from wmlc.settings import TrainConfig, setting
 
@@ -80,6 +82,7 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
     _check_choices(config)
     config = _with_the_methods_own(config)
     _check_bounds(config)
+    _check_network(config)
     data_config(config)
     return config
 
@@ -166,6 +169,22 @@ def _check_bounds(config: TrainConfig) -> None:
         raise InputError("trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share")
     if config.baseline_from is not None and not config.baseline:
         raise InputError("--baseline and --no-baseline exclude each other; pass one of them")
+
+
+def _check_network(config: TrainConfig) -> None:
+    """What can be said of a network's name, arguments and start before anything is built or read."""
+    if not config.arch.strip() or config.arch.endswith(":") or config.arch.startswith(":"):
+        raise InputError(
+            f"arch must be a built-in name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, "
+            f"got {_shown(config.arch)}"
+        )
+    if config.arch_args and not is_foreign(config.arch):
+        raise InputError(f"{config.arch} is built in and takes no arguments; leave out arch_args")
+    parse_args(config.arch_args)
+    if config.start == "":
+        raise InputError("start must be a file, a directory or pretrained, got ''")
+    if config.start_classes is not None and config.start is None:
+        raise InputError("start_classes names the classes of a start; pass start with it")
 
 
 def _number(value: Any) -> bool:

@@ -17,6 +17,7 @@ from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
 from wmlc.console import UNKNOWN, note, say, say_exactly
 from wmlc.errors import InputError
+from wmlc.models.foreign import needs_caller
 from wmlc.settings import TrainConfig, names_of
 from wmlc.table import Table
 
@@ -45,7 +46,8 @@ def own_recipes() -> dict[str, Path]:
 def read_recipe(name: str) -> dict[str, Any]:
     """The settings in a recipe: a YAML file, or the name of one that came with wmlc.
 
-    Raises `InputError` for an unknown name, with the nearest one that there is, and for a file that holds no settings.
+    Raises `InputError` for an unknown name, with the nearest one that there is, for a file that holds no settings, and
+    for one that would have code run.
     """
     own, path = own_recipes(), Path(name)
     if not path.is_file() and name in own:
@@ -54,7 +56,10 @@ def read_recipe(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {near[0]}?" if near else "give a YAML file or a recipe's name"
         raise InputError(f"no recipe {name!r}; {hint} ('wmlc train --list' shows them all)")
-    return read_settings(path)
+    settings = read_settings(path)
+    if isinstance(arch := settings.get("arch"), str) and needs_caller(arch):  # it would be run
+        raise InputError(f"{path}: a recipe names no code of yours; take its arch out and pass --arch {arch}")
+    return settings
 
 
 def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

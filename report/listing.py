@@ -1,9 +1,10 @@
-"""What `wmlc list` shows: every run and its peers."""
+"""What `wmlc list` shows: every run and its peers, or the networks that a name finds."""
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ from wmlc.run import RUNS, Run, all_runs, read_epochs, read_family
 from wmlc.table import Table
 
 HEADER = ("run", "network", "asked", "got", "params", "MACs", "top-1")
+NETWORKS = ("network", "from", "params", "pretrained")
 LONGEST = 100  # letters of why a run cannot be read; reading it alone tells the whole
 
 
@@ -26,6 +28,17 @@ def print_runs(as_json: bool) -> None:
         say(f"no runs under {RUNS}/; make one with 'wmlc train'")
     else:
         Table(HEADER, [row for run in runs for row in _rows(run)], words=2).show()
+
+
+def print_networks(found: Sequence[tuple[str, str, int | None, bool]], as_json: bool) -> None:
+    """A line a network: its name for --arch, whose it is, its parameters where known, whether it can be had trained."""
+    if as_json:
+        say_exactly(json.dumps([dict(zip(NETWORKS, each, strict=True)) for each in found], indent=2))
+    elif not found:
+        say("no network has that in its name; shorter texts find more, an own one is FILE.py:FACTORY")
+    else:
+        rows = [[name, whose, f"{n:,}" if n else "", "yes" if has else "no"] for name, whose, n, has in found]
+        Table(NETWORKS, rows, words=2).show()
 
 
 def _read(run: Run) -> Family | dict[str, int]:

@@ -290,9 +290,11 @@ def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) ->
 
 
 @main.command("list")
+@click.option("--networks", metavar="TEXT", help="Search what --arch takes instead: built in, torchvision's, timm's.")
 @json_option
-def list_runs(as_json: bool) -> None:
+def list_runs(networks: str | None, as_json: bool) -> None:
     """Show the runs and their peers."""
-    from wmlc.report.listing import print_runs
+    from wmlc.models.catalogue import find
+    from wmlc.report.listing import print_networks, print_runs
 
-    print_runs(as_json)
+    print_runs(as_json) if networks is None else print_networks(find(networks), as_json)

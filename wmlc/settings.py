@@ -80,8 +80,22 @@ class TrainConfig:
     workers: int = setting(2, "Processes that decode large images.", role="incidental", group=DATA)
 
     arch: str = setting(
-        "resnet20", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2.",
+        "resnet20", "resnet20|32|56 (16 filters), resnet18|34|50|101, mobilenet_v2, torchvision:NAME, timm:NAME "
+        "('wmlc list --networks TEXT' finds them), FILE.py:FACTORY or PACKAGE.MODULE:FACTORY.",
         role="network", group=FAMILY, common=True,
+    )  # fmt: skip
+    arch_args: str = setting(
+        "", "Arguments for the constructor of a network that is not built in.",
+        role="network", group=FAMILY, metavar="KEY=V,KEY=V",
+    )  # fmt: skip
+    start: str | None = setting(
+        None, "Trained weights to begin from: .safetensors, .pth, a run's or a peer's directory, or pretrained, what "
+        "torchvision and timm offer.",
+        role="network", group=FAMILY, common=True, metavar="FILE|DIR|pretrained", shown="random weights",
+    )  # fmt: skip
+    start_classes: str | None = setting(
+        None, "What the outputs of the start are, a class a line in their order; imagenet: its 1,000 WordNet ids.",
+        role="network", group=FAMILY, metavar="FILE|imagenet", shown="as the start itself says",
     )  # fmt: skip
     ratios: tuple[float, ...] = setting(  # empty, or None below: the method's own
         (), "Pruning ratio of each peer, up to 8.", role="family", group=FAMILY, common=True, metavar="R,R,…",

@@ -1,0 +1,89 @@
+"""Weights that torchvision or timm offer for download."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wmlc.errors import InputError, one_line
+from wmlc.models.arguments import parse_args
+from wmlc.models.foreign import TIMM, TORCHVISION, Shape, timm_name, timm_network, torchvision_name
+
+PRETRAINED = "pretrained"
+ANSWERS_WITHIN_S = 5.0  # a host that is there
+
+
+def read_pretrained(arch: str, input_shape: Shape, arch_args: str = "") -> tuple[dict[str, Tensor], str]:
+    """The trained weights that the makers of `arch` offer, and where they come from, in words.
+
+    Fetched unless they are in the cache of torch or of the Hugging Face hub. Raises `InputError`, one line, where there
+    are none, or they cannot be fetched.
+    """
+    if arch.startswith(TIMM):
+        network, where = _timms(arch, input_shape, arch_args)
+    else:
+        network, where = _torchvisions(arch)
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}, where
+
+
+def _torchvisions(arch: str) -> tuple[nn.Module, str]:
+    from torchvision import models
+
+    name = torchvision_name(arch) if arch.startswith(TORCHVISION) else arch
+    if ":" in name or name not in models.list_models(module=models):
+        raise InputError(f"nobody offers trained weights of {arch}; give --start a file")
+    weights = models.get_model_weights(name).DEFAULT
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]).is_file():
+        _check_reachable(weights.url, arch)
+    try:
+        return models.get_model(name, weights=weights, progress=False), f"torchvision's {weights}"
+    except (OSError, RuntimeError) as error:  # no answer, or another file than was promised
+        raise InputError(f"the weights of {arch} cannot be fetched ({one_line(error, 200)}); try again") from None
+
+
+def _timms(arch: str, input_shape: Shape, arch_args: str) -> tuple[nn.Module, str]:
+    name = timm_name(arch)
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise InputError(f"nobody offers trained weights of {arch}; give --start a file")
+    cached = config.hf_hub_id and any(
+        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str)
+        for file in ("model.safetensors", "pytorch_model.bin")
+    )
+    if not cached:
+        _check_reachable("https://huggingface.co" if config.hf_hub_id else str(config.url), arch)
+    given = {key: value for key, value in parse_args(arch_args).items() if key != "num_classes"}
+    network = timm_network(arch, (3, *input_shape[1:]), given, pretrained=True)
+    return network, f"timm's {config.architecture}.{config.tag}"
+
+
+def _check_reachable(url: str, arch: str) -> None:
+    """Raise `InputError` unless the host of `url` answers soon; what fetches would try again for a minute."""
+    trouble: list[object] = ["no answer"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWERS_WITHIN_S).close()
+            trouble.clear()
+        except urllib.error.HTTPError:  # an answer all the same
+            trouble.clear()
+        except OSError as error:
+            trouble[0] = getattr(error, "reason", error)
+
+    asking = threading.Thread(target=ask, daemon=True)  # as looking up a name has no time limit
+    asking.start()
+    asking.join(2 * ANSWERS_WITHIN_S)
+    if trouble:
+        host = url.split("/")[2]
+        raise InputError(
+            f"the weights of {arch} are not in the cache, and {host} cannot be reached ({one_line(trouble[0], 100)}); "
+            f"go online, or give --start a file"
+        )
