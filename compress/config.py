@@ -34,9 +34,9 @@ CHOICES = {
 SWEEP_ENGINES = ("local", "ray")
 
 AT_LEAST = {
-    "epochs": 1, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
+    "epochs": 0, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
     "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
-    "finetune_epochs": 1,
+    "finetune_epochs": 0,
 }  # fmt: skip
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
 MOST = 2**31  # of a whole number, as records hold it; a seed has a bound of its own
@@ -146,6 +146,8 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
 
 
 def _check_bounds(config: TrainConfig) -> None:
+    if config.epochs == 0 and config.start is None:
+        raise InputError("epochs 0 cuts a trained network and trains nothing; pass --start with it, or epochs from 1")
     for name, least in AT_LEAST.items():
         if (value := getattr(config, name)) is not None and not value >= least:
             raise InputError(f"{name} must be at least {least}, got {_shown(value)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,12 @@ from torch import nn
 from wmlc.compress.config import sharing
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
-from wmlc.compress.prepare import asked_of
+from wmlc.compress.prepare import Prepared, asked_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
 from wmlc.console import UNKNOWN, say
+from wmlc.models.stages import whole_name
 from wmlc.records import Epoch, Phase
 from wmlc.run import peer_name
 from wmlc.settings import TrainConfig
@@ -24,6 +26,7 @@ from wmlc.table import Table
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.
 SUITED = (("fp32 on AVX2 CPUs", 8), ("fp16 on GPUs", 8), ("fp32 on AVX-512 CPUs", 16), ("int8 on CPUs and GPUs", 32))
+MOST_NAMED = 3  # layers that a line names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,9 @@ def peer_facts(family: PeerFamily, widths: list[PeerWidths]) -> list[PeerFacts]:
     return [
         PeerFacts(
             peer=peer, ratio=own.ratio, achieved_ratio=own.achieved_ratio, params=own.params, macs=own.macs,
-            stage_channels={name: _channels(stage) for name, stage in family.peer(peer).named_children()},
+            stage_channels={
+                name: _channels(stage, linear=name != "head") for name, stage in family.peer(peer).named_children()
+            },
             shared_with={b.stage: list(b.peers) for b in family.branches if peer in b.peers and len(b.peers) > 1},
         )
         for peer, own in enumerate(widths, 1)
@@ -88,6 +93,36 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
     say("channels a stage (* shared): narrowest-widest layer")
     for note in family_notes(peers, config):
         say(f"note: {note}")
+
+
+def print_stages(prepared: Prepared) -> None:
+    """Where a network that is not built of stages was cut into them, and what is left whole, by its own names."""
+    staged, graph = prepared.made.staged, prepared.scored.graph
+    if staged is not None and len(staged.ends) > 1:
+        say(
+            "stages end with "
+            + ", ".join(f"{stage} {module or 'its last step'}" for stage, module in staged.ends.items())
+        )
+    for note in left_whole_notes(prepared):
+        say(f"note: {note}")
+    if staged is not None:
+        whole = sum(len(left.layers) for left in graph.left_whole)
+        say(f"channels: {len(graph.groups)} groups, each proven exact before it is cut; {whole} layers left whole")
+
+
+def left_whole_notes(prepared: Prepared) -> list[str]:
+    """A line for each reason why layers are left whole."""
+    named = str if prepared.made.staged is None else whole_name
+    layers: dict[str, list[str]] = {}
+    for left in prepared.scored.graph.left_whole:
+        layers.setdefault(re.sub(r"\d+", "N", left.why), []).append(named(left.layers[0]))
+    reasons = {re.sub(r"\d+", "N", left.why): left.why for left in reversed(prepared.scored.graph.left_whole)}
+    return [
+        f"left whole: the channels of {', '.join(names[:MOST_NAMED])}"
+        + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+        + f" ({reasons[alike]})"
+        for alike, names in layers.items()
+    ]
 
 
 def family_notes(peers: list[PeerFacts], config: TrainConfig) -> list[str]:
@@ -210,13 +245,18 @@ def _suited(multiple: int) -> list[str]:
     return [name for name, wanted in SUITED if multiple % wanted == 0]
 
 
-def _channels(stage: nn.Module) -> list[int]:
-    return [m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)]
+def _channels(stage: nn.Module, linear: bool = False) -> list[int]:
+    """Of each convolution; where there is none, of each `linear` layer too."""
+    convolutions = [module.out_channels for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    layers = stage.modules() if linear and not convolutions else ()
+    return convolutions or [module.out_features for module in layers if isinstance(module, nn.Linear)]
 
 
 def _channels_of_stage(peer: PeerFacts, stage: str) -> str:
     if stage not in peer.stage_channels:  # an exit before it
         return UNKNOWN
     channels = peer.stage_channels[stage]
+    if not channels:  # nothing but pooling, or norms
+        return UNKNOWN
     low, high = min(channels), max(channels)
     return (str(low) if low == high else f"{low}-{high}") + ("*" if stage in peer.shared_with else "")

@@ -19,8 +19,7 @@ from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
 from wmlc.errors import InputError
-from wmlc.models.checkpoint import load_network
-from wmlc.records import DataRecord
+from wmlc.models.checkpoint import load_stages
 from wmlc.settings import TrainConfig
 
 TIMED_STEPS = 5
@@ -32,11 +31,10 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, epochs=config.finetune_epochs, lr=config.finetune_lr, warmup_epochs=0.0)
 
 
-def cut_trained(
-    prepared: Prepared, baseline: Path, config: TrainConfig, record: DataRecord, device: Device
-) -> Prepared:
+def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
-    return cut_by_magnitude(load_network(baseline).to(device.name), prepared.scored, config, record)
+    trained = dataclasses.replace(prepared.made, network=load_stages(baseline).to(device.name))
+    return cut_by_magnitude(trained, prepared.scored, config)
 
 
 def cut_peers(prepared: Prepared) -> PeerFamily:
@@ -51,12 +49,12 @@ class StepSeconds:
     """What a training step costs here, the fastest of a few, measured by turns."""
 
     family: float  # a `wml` family of the same ratios, default sharing tree, all peers
-    unpruned: float
+    unpruned: float  # 0 where a trained start is the unpruned network
     cut: float  # all cut networks together
 
     def epochs(self, family_epochs: int) -> int:
-        """Whole epochs of fine-tuning, at least 1: with E epochs unpruned they last as long as E of the family."""
-        return max(1, round(family_epochs * (self.family - self.unpruned) / self.cut))
+        """Whole epochs of fine-tuning, at least 1 if any: with E epochs unpruned they last as long as E of the family."""
+        return family_epochs and max(1, round(family_epochs * (self.family - self.unpruned) / self.cut))
 
 
 def as_long_as_a_family(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
@@ -87,7 +85,8 @@ def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: D
     for _ in range(1 + TIMED_STEPS):
         for own, family, method in zip(seconds, families, (METHODS["wml"], ALONE, ALONE), strict=True):
             own.append(_step(family, images, labels, like, method, device))
-    return StepSeconds(*(min(own[1:]) for own in seconds))
+    family, unpruned, cut = (min(own[1:]) for own in seconds)
+    return StepSeconds(family, 0.0 if prepared.trained else unpruned, cut)
 
 
 def _step(

@@ -14,12 +14,23 @@ from wmlc.compress.learn.extras import add_extras, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device
-from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_by_magnitude, choose_widths, score_channels
-from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.choose import (
+    Asked,
+    PeerWidths,
+    Scored,
+    choose_by_magnitude,
+    choose_widths,
+    ranked_by_magnitude,
+    score_channels,
+)
+from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
+from wmlc.models.foreign import is_foreign
+from wmlc.models.stages import Staged, split
+from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
 from wmlc.records import Branch, DataRecord
 from wmlc.settings import TrainConfig
@@ -42,33 +53,50 @@ class Prepared:
     scored: Scored
     widths: list[PeerWidths]
     family: PeerFamily
+    made: Made  # how the full network came about
+
+    @property
+    def trained(self) -> bool:
+        """Whether the full network is a trained one as it stands, and so the baseline."""
+        return self.made.fitted is not None and self.made.fitted.head != "new"
+
+
+@dataclass(frozen=True)
+class Made:
+    """The full network as a sequence of stages, and what is known of how it became that."""
+
+    network: nn.Sequential
+    staged: Staged | None = None  # of a network that is not built of stages
+    fitted: Fitted | None = None  # what became of the start's weights
 
 
 def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
-    """Initialise the full network from the seed, score it on a training batch and cut the peers.
+    """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
-    A method that cuts the trained network gets the widths that it will have, which do not depend on the weights; which
-    channels stay is chosen after training (`finetune.cut_trained`).
+    Of a trained start the channels with the largest weights stay. A method that cuts the trained network gets the
+    widths that it will have, which do not depend on the weights; which channels stay is chosen after training
+    (`finetune.cut_trained`).
     """
     record, method = data.record, METHODS[config.method]
-    torch.manual_seed(config.seed)
-    full = _fresh(config, record, device)
+    made = make_full(config, record, device)
+    full, stages = made.network, list(dict(made.network.named_children()))
     graph = read_channels(full, record.input_shape)
     images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0)))
-    stages = list(dict(full.named_children()))
     scores = parameter_saliency(full, images, labels, config.saliency)
     scored = score_channels(graph, scores, config.saliency, stages)
     if method.exits:
         family = build_exits(full, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
-        return Prepared(full, scored, widths, family)
+        return Prepared(full, scored, widths, family, made)
     if method.cuts_trained:
-        return cut_by_magnitude(full, scored, config, record)
+        return cut_by_magnitude(made, scored, config)
+    if made.fitted is not None:
+        scored = ranked_by_magnitude(scored, full)
     asked = asked_of(config)
     widths = choose_widths(scored, asked)
     family = build_family(
-        full, record.input_shape, widths, sharing_tree(len(widths), stages, asked.share),
-        mean_joins=config.join == "mean", fresh=lambda: _fresh(config, record, device),
+        full, graph.groups, widths, sharing_tree(len(widths), stages, asked.share), mean_joins=config.join == "mean",
+        fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
     )  # fmt: skip
     term = FEATURE_TERMS.get(config.feature_loss)
     if term and family.peers > 1 and not feature_pairs(family):
@@ -76,7 +104,30 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
             "feature_loss teaches stages that a peer has for itself, and all are shared; leave it out, or share less"
         )
     add_extras(family, gate=method.gated, regressors=bool(term and term.regressors))
-    return Prepared(full, scored, widths, family.to(device.name))
+    return Prepared(full, scored, widths, family.to(device.name), made)
+
+
+def make_full(
+    config: TrainConfig, record: DataRecord, device: Device, like: Staged | None = None, seeded: bool = True
+) -> Made:
+    """The full network of a run as stages, with its start's weights if it has one.
+
+    Args: an earlier split, for the same stages; whether the seed sets the weights, or they are drawn anew.
+    """
+    if seeded:
+        torch.manual_seed(config.seed)
+    shape, classes, fitted = record.input_shape, record.class_names, None
+    network = build_network(config.arch, len(classes), shape, config.arch_args)
+    if config.start is not None:
+        start = read_start(config.start, config.arch, shape, config.arch_args, config.start_classes)
+        fitted = fit_start(network, start, classes, shape)
+    network.to(device.name)
+    if not is_foreign(config.arch):
+        assert isinstance(network, nn.Sequential)
+        return Made(network, None, fitted)
+    example = torch.zeros(1, *shape, device=device.name)
+    staged = split(network, example, like and like.cuts)
+    return Made(staged.network, staged, fitted)
 
 
 def asked_of(config: TrainConfig) -> Asked:
@@ -84,12 +135,11 @@ def asked_of(config: TrainConfig) -> Asked:
     return Asked(config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio)
 
 
-def cut_by_magnitude(full: nn.Sequential, scored: Scored, config: TrainConfig, record: DataRecord) -> Prepared:
-    """Peers cut from `full` by the magnitude of its weights, trained or not; they share nothing."""
-    shape = record.input_shape
-    widths = choose_by_magnitude(full, shape, scored, asked_of(config))
+def cut_by_magnitude(made: Made, scored: Scored, config: TrainConfig) -> Prepared:
+    """Peers cut from the full network by the magnitude of its weights, trained or not; they share nothing."""
+    widths = choose_by_magnitude(made.network, scored, asked_of(config))
     tree = sharing_tree(len(widths), scored.stages, sharing(config))
-    return Prepared(full, scored, widths, build_family(full, shape, widths, tree))
+    return Prepared(made.network, scored, widths, build_family(made.network, scored.graph.groups, widths, tree), made)
 
 
 def family_of_one(full: nn.Sequential) -> PeerFamily:
@@ -98,10 +148,6 @@ def family_of_one(full: nn.Sequential) -> PeerFamily:
     names = [None, *stages]
     branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
     return PeerFamily(branches, stages)
-
-
-def _fresh(config: TrainConfig, record: DataRecord, device: Device) -> nn.Sequential:
-    return build_network(config.arch, len(record.class_names), record.input_shape).to(device.name)
 
 
 def _widths_of_exit(network: nn.Module, scored: Scored, config: TrainConfig, record: DataRecord) -> PeerWidths:

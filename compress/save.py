@@ -18,20 +18,21 @@ from wmlc.compress.learn.train import evaluate, evaluation_batch
 from wmlc.compress.prepare import Prepared
 from wmlc.data import Data
 from wmlc.files import new_directory
-from wmlc.models.checkpoint import read_spec, save_network
+from wmlc.models.checkpoint import read_spec, save_network, save_stages
 from wmlc.models.exits import exit_name
-from wmlc.models.widths import read_widths
-from wmlc.records import About, Baseline, Cost, Ensembled, Family, NetworkSpec, Peer
+from wmlc.models.stages import whole_name
+from wmlc.models.widths import difference
+from wmlc.records import About, Baseline, Ensembled, Family, NetworkSpec, Peer
 from wmlc.run import BASELINE, Run, commit
 from wmlc.settings import TrainConfig
 
 
 def save_peers(
-    run: Run, family: PeerFamily, config: TrainConfig, data: Data, peers: list[PeerFacts], state: TrainState,
+    run: Run, prepared: Prepared, config: TrainConfig, data: Data, peers: list[PeerFacts], state: TrainState,
     device: Device,
 ) -> None:  # fmt: skip
     """Measure every peer on the test set, once, and write it as a network of its own."""
-    weights = state.best_peer_weights
+    family, weights = prepared.family, state.best_peer_weights
     if len(weights) < family.peers:  # uncut peers of `prune-finetune` are trained with the baseline
         weights = [1 / family.peers] * family.peers
     omega_P = torch.tensor(weights, device=device.name)
@@ -43,25 +44,28 @@ def save_peers(
     with new_directory(run.root / "peers") as aside:
         for facts, accuracy in zip(peers, top1, strict=True):
             about = dataclasses.replace(_about(config, data), **vars(facts), top1=accuracy, family=together)
-            is_exit = METHODS[config.method].exits and facts.peer < family.peers
-            arch = exit_name(config.arch, facts.peer) if is_exit else config.arch
             network, directory = family.peer(facts.peer), aside / str(facts.peer)
             directory.mkdir()
-            save_network(network, _spec(network, arch, data, about), directory)
+            spec = _spec(network, prepared, config, data, about)
+            if METHODS[config.method].exits and facts.peer < family.peers:  # nothing is cut, and its head is its own
+                arch = exit_name(config.arch, facts.peer)
+                save_network(network, dataclasses.replace(spec, arch=arch, widths={}, unused=[]), directory)
+            else:
+                save_stages(network, spec, directory)
 
 
 def save_baseline(
-    run: Run, alone: PeerFamily, config: TrainConfig, data: Data, full: Cost, state: TrainState, device: Device
+    run: Run, alone: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, state: TrainState, device: Device
 ) -> None:
     """Measure the unpruned network on the test set, once, and write it."""
     weight_P = torch.ones(1, device=device.name)
     (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
     about = dataclasses.replace(
-        _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, **vars(full), top1=top1,
+        _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, **vars(prepared.scored.graph.cost), top1=top1,
         best_epoch=state.best_epoch, seconds=round(state.seconds, 1),
     )  # fmt: skip
     with new_directory(run.network(BASELINE)) as aside:
-        save_network(alone.peer(1), _spec(alone.peer(1), config.arch, data, about), aside)
+        save_stages(alone.peer(1), _spec(alone.peer(1), prepared, config, data, about), aside)
 
 
 def save_family(run: Run, config: TrainConfig, data: Data, prepared: Prepared, peers: list[PeerFacts]) -> Family:
@@ -93,9 +97,11 @@ def _about(config: TrainConfig, data: Data) -> About:
     )  # fmt: skip
 
 
-def _spec(network: nn.Module, arch: str, data: Data, about: About) -> NetworkSpec:
-    record = data.record
+def _spec(network: nn.Module, prepared: Prepared, config: TrainConfig, data: Data, about: About) -> NetworkSpec:
+    record, staged = data.record, prepared.made.staged
     return NetworkSpec(
-        arch=arch, class_names=record.class_names, input_shape=record.input_shape, mean=record.mean,
-        std=record.std, widths=read_widths(network), about=about, framing=record.framing,
+        arch=config.arch, arch_args=config.arch_args, class_names=record.class_names, input_shape=record.input_shape,
+        mean=record.mean, std=record.std, about=about, framing=record.framing,
+        widths=difference(prepared.full, network, str if staged is None else whole_name),
+        stages=None if staged is None else staged.cuts, unused=[] if staged is None else staged.unused,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import nn
 
 from wmlc import records
 from wmlc import run as runs
+from wmlc.compress.begin import check_epochs, print_start, with_the_starts_pixels
 from wmlc.compress.config import settle
 from wmlc.compress.describe import (
     family_notes,
@@ -22,6 +23,7 @@ from wmlc.compress.describe import (
     print_epoch_header,
     print_family,
     print_share_choices,
+    print_stages,
     print_targets,
     share_choices,
     targets,
@@ -30,6 +32,7 @@ from wmlc.compress.finetune import as_long_as_a_family, cut_peers, cut_trained, 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import ALONE, METHODS, Method
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
+from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
 from wmlc.compress.learn.train import fit, make_optimizer
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
@@ -40,8 +43,11 @@ from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
 from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, locked, new_directory, recover_directory, refuse_existing
+from wmlc.forms import file_name_of
 from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.cost import total_cost
+from wmlc.models.factory import factory_of_caller, named_by_caller
+from wmlc.models.foreign import needs_caller
 from wmlc.records import DeviceRecord, Epoch, NetworkSpec, Phase, RunRecord
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
@@ -64,17 +70,23 @@ def train(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command:
     Args: the `command` that the record shall name.
     """
     if wanted.resume:
-        if asked or recipe or wanted.force or wanted.dry_run or wanted.as_json:
-            raise InputError("--resume takes all settings from the run; pass only --out with it")
+        if asked.keys() - {"arch"} or recipe or wanted.force or wanted.dry_run or wanted.as_json:
+            raise InputError(
+                "--resume takes all settings from the run; pass only --out with it, and --arch for code of yours"
+            )
+        if "arch" in asked:
+            named_by_caller(asked["arch"])
         resume_run(runs.find_run(wanted.out))
         return
     if wanted.as_json and not wanted.dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
     config = choose_config(recipe, asked)
+    if needs_caller(config.arch):
+        named_by_caller(config.arch)
     if wanted.dry_run:
         dry_run(config, wanted.as_json)
         return
-    root = wanted.out or runs.RUNS / f"{config.arch}-{config.data}-{config.method}"
+    root = wanted.out or runs.RUNS / f"{file_name_of(config.arch)}-{config.data}-{config.method}"
     start_run(config, root, wanted.force, command)
 
 
@@ -85,8 +97,10 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     """
     device = choose_device(config.device, config.precision)
     images: Images
+    data: Data | None = None
     try:
-        images = open_data(data_config(config), device.name)
+        config = with_the_starts_pixels(config)
+        data = images = open_data(data_config(config), device.name)
     except InputError as error:
         noise = stand_in(data_config(config), device.name)
         if noise is None:
@@ -94,6 +108,8 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
     prepared = prepare(config, images, device)
+    if not as_json:
+        print_start(prepared, data, device)
     peers, choices = peer_facts(prepared.family, prepared.widths), share_choices(prepared.scored, config)
     if as_json:
         record = {
@@ -105,6 +121,7 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
         say_exactly(json.dumps(record, indent=2))
         return
     print_family(peers, prepared.scored, config)
+    print_stages(prepared)
     if choices:
         print_share_choices(choices, config)
     print_targets(peers, prepared.full)
@@ -129,8 +146,11 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         )
     refuse_existing(root, force, runs.is_run)
     device = choose_device(config.device, config.precision)
+    config = with_the_starts_pixels(config)
     data = open_data(data_config(config), device.name)
     prepared = prepare(config, data, device)
+    print_start(prepared, data, device)
+    check_epochs(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     data.train_steps(config.batch_size)
     data.check_test()
@@ -139,9 +159,10 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
         config = as_long_as_a_family(config, prepared, data, device)
     baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
-    settings = config
-    if config.data_root is not None:  # the run must find its data from any working directory
-        settings = replace(config, data_root=str(Path(config.data_root).expanduser().resolve()))
+    settings = config  # the run must find its data and its start from any working directory
+    for name in ("data_root", "start", "start_classes"):
+        if (value := getattr(config, name)) is not None and Path(value).expanduser().exists():
+            settings = replace(settings, **{name: str(Path(value).expanduser().resolve())})
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),
@@ -167,6 +188,8 @@ def _resume(run: Run) -> Run:
         say(f"{run.root} is finished")
         return run
     config = settle(vars(runs.read_config(run).settings), str(run.config))
+    if needs_caller(config.arch):
+        factory_of_caller(config.arch, run.root)  # refused now where nobody named it
     device = choose_device(config.device, config.precision)
     data = open_data(data_config(config), device.name)
     return _train_stoppable(run, config, data, prepare(config, data, device), device)
@@ -193,6 +216,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     peers = peer_facts(prepared.family, prepared.widths)
     say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(peers, prepared.scored, config)
+    print_stages(prepared)
     trains_family = method.cuts_trained or reached != "baseline"
     trains_baseline = trains_baseline and not (method.cuts_trained and reached == "family")
 
@@ -201,23 +225,27 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
 
     def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
-        state = _train_phase(run, "baseline", alone, config, ALONE, data, device, reached == "baseline", work)
-        save_baseline(run, alone, config, data, prepared.scored.graph.cost, state, device)
+        if prepared.trained:  # it is the baseline as it stands
+            state = TrainState("baseline", [1.0])
+        else:
+            state = _train_phase(run, "baseline", alone, config, ALONE, data, device, reached == "baseline", work)
+        save_baseline(run, alone, prepared, config, data, state, device)
 
     fitted = (cut_peers(prepared), of_second_half(config)) if method.cuts_trained else (prepared.family, config)
-    parts = [fitted] * trains_family + [(family_of_one(prepared.full), config)] * trains_baseline
+    alone_too = trains_baseline and not prepared.trained
+    parts = [fitted] * trains_family + [(family_of_one(prepared.full), config)] * alone_too
     with long_work(sum(_work(*part, data) for part in parts)) as work:
         if method.cuts_trained:
             if trains_baseline:
                 train_baseline(work)
-            cut = cut_trained(prepared, run.network(BASELINE), config, data.record, device)
+            cut = cut_trained(prepared, run.network(BASELINE), config, device)
             state = train_family(cut_peers(cut), of_second_half(config), work)
             state.seconds += read_spec(run.network(BASELINE)).about.seconds or 0.0
-            save_peers(run, cut.family, config, data, peers, state, device)
+            save_peers(run, cut, config, data, peers, state, device)
         else:
             if trains_family:
                 state = train_family(prepared.family, config, work)
-                save_peers(run, prepared.family, config, data, peers, state, device)
+                save_peers(run, prepared, config, data, peers, state, device)
             if trains_baseline:
                 train_baseline(work)
     family = save_family(run, config, data, prepared, peers)
@@ -241,8 +269,12 @@ def _train_phase(
     from torch.utils.tensorboard import SummaryWriter
 
     family.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(family, config)
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
+    if config.epochs == 0:
+        cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
+        recalibrate(family, cut, data, config.batch_size, device)
+        return state
+    optimizer = make_optimizer(family, config)
     if resume:
         state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=config.epochs)
         say(f"resuming the {phase} after epoch {state.epoch}")

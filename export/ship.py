@@ -31,7 +31,7 @@ from wmlc.export.publish import (
 )
 from wmlc.export.to_onnx import export_onnx
 from wmlc.files import locked, new_file, sha256
-from wmlc.models.checkpoint import SPEC_FILE, load_network, read_spec
+from wmlc.models.checkpoint import SPEC_FILE, load_stages, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.plan_record import read_record
@@ -211,7 +211,7 @@ def _stage_ensemble(
     directories = [run.network(peer.peer) for peer in family.peers]
     spec = read_spec(directories[-1])
     spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
-    network = Ensemble([load_network(directory) for directory in directories], weights).eval()
+    network = Ensemble([load_stages(directory) for directory in directories], weights).eval()
     fp32, file = staging / "fp32.onnx", staging / "ensemble.onnx"
     export_onnx(network, spec, fp32, images_to_check(run, data), with_preprocess=config.with_preprocess)
     convert(fp32, spec, file, data, _export_config(config), measured=False)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from wmlc import records
 from wmlc.errors import InputError
-from wmlc.models.widths import cut_to_widths
+from wmlc.models.exits import MARK, end_at_exit
+from wmlc.models.foreign import needs_caller
+from wmlc.models.stages import split, whole_name
+from wmlc.models.widths import check_runs, cut_to
 from wmlc.models.zoo import build_network
 from wmlc.records import NetworkSpec
 
@@ -21,9 +26,19 @@ REMEDY = "extract the peer again"
 
 def save_network(network: nn.Module, spec: NetworkSpec, directory: Path) -> None:
     """Write `spec` and the weights into the existing `directory`."""
+    _save(network.state_dict(), spec, directory)
+
+
+def save_stages(stages: nn.Sequential, spec: NetworkSpec, directory: Path) -> None:
+    """`save_network` of a sequence of stages, under the names that its tensors have in the network they are of."""
+    own = str if spec.stages is None else whole_name
+    _save({own(name): tensor for name, tensor in stages.state_dict().items()}, spec, directory)
+
+
+def _save(tensors: Mapping[str, Tensor], spec: NetworkSpec, directory: Path) -> None:
     records.write(directory / SPEC_FILE, spec)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    (directory / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    (directory / WEIGHTS_FILE).write_bytes(safetensors.torch.save(ready))
 
 
 def read_spec(directory: Path) -> NetworkSpec:
@@ -40,21 +55,57 @@ def read_spec(directory: Path) -> NetworkSpec:
     return spec
 
 
-def load_network(directory: Path) -> nn.Sequential:
-    """The network saved in `directory`, dense, in eval mode, on the CPU; see `wmlc.load`."""
+def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> nn.Module:
+    """The network saved in `directory`, dense, in eval mode, on the CPU; see `wmlc.load`.
+
+    Args: of a network of the caller's own code, the function that makes the full one, unless the caller has named it
+    (`wmlc.models.factory.named_by_caller`).
+    """
     spec = read_spec(directory)
+    if factory is None and needs_caller(spec.arch):
+        from wmlc.models.factory import factory_of_caller
+
+        factory = factory_of_caller(spec.arch, directory)
+    classes = len(spec.class_names)
     try:
         with torch.device("meta"):
-            network = build_network(spec.arch, len(spec.class_names), spec.input_shape)
-        cut_to_widths(network, spec.widths)
+            network = _full(spec, factory)
+        cut_to(network, spec.widths)
+        check_runs(network, classes, spec.input_shape)
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None
-    network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network), assign=True)
+    network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network, spec.unused), assign=True)
     return network.eval().requires_grad_(True)
 
 
-def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors in `path`, checked name by name and shape by shape against `network`."""
+def _full(spec: NetworkSpec, factory: Callable[..., Any] | None) -> nn.Module:
+    """The full network of a record, on the current device; of a network that is not built of stages maybe an exit."""
+    arch, classes = spec.arch, len(spec.class_names)
+    whole, _, number = arch.rpartition(MARK) if spec.stages is not None else (arch, "", "")
+    if not number:
+        return build_network(arch, classes, spec.input_shape, spec.arch_args, factory)
+    if not number.isdecimal():
+        raise InputError(f"there is no exit {number[:20]!r}")
+    network = build_network(whole, classes, spec.input_shape, spec.arch_args, factory)
+    device = next(network.parameters()).device
+    staged = split(network, torch.zeros(1, *spec.input_shape, device=device), spec.stages)
+    return end_at_exit(staged.network, int(number), spec.input_shape)
+
+
+def load_stages(directory: Path, factory: Callable[..., Any] | None = None) -> nn.Sequential:
+    """The network saved in `directory` as a sequence of the stages that its run cut it into."""
+    network, spec = load_network(directory, factory), read_spec(directory)
+    if spec.stages is None or MARK in spec.arch:
+        assert isinstance(network, nn.Sequential)
+        return network
+    try:
+        return split(network, torch.zeros(1, *spec.input_shape), spec.stages).network
+    except InputError as error:
+        raise InputError(f"{directory / SPEC_FILE}: {error}") from None
+
+
+def _read_weights(path: Path, network: nn.Module, unused: list[str]) -> dict[str, Tensor]:
+    """The tensors in `path`, checked name by name and shape by shape against `network`; zeros for those `unused`."""
     try:
         if path.exists() and not path.is_file():  # a pipe, which would never end
             raise InputError(f"{path} is no regular file; {REMEDY}")
@@ -64,6 +115,8 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); {REMEDY}") from None
     expected = network.state_dict()
+    for name in (name for name in unused if name in expected and name not in tensors):
+        tensors[name] = torch.zeros(expected[name].shape, dtype=expected[name].dtype)
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unexpected" for name in tensors if name not in expected]
     for name in (name for name in expected if name in tensors):

@@ -11,6 +11,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from wmlc.errors import InputError
 
+FEATURES, CLASSIFIER = "features", "fc"  # of a head
 MARK = "-exit"  # resnet20-exit1 is a resnet20 that ends after its stage1
 
 
@@ -38,12 +39,14 @@ def end_at_exit(full: nn.Sequential, number: int, input_shape: tuple[int, int, i
     if number == len(stages):
         return full
     sizes = _output_sizes(full, input_shape)
-    (into, side), (_, last_side) = sizes[stages[number - 1]], sizes[stages[-1]]
-    kept = OrderedDict(list(full.named_children())[: number + 1])
-    fc = full.get_submodule("head.fc")
-    assert isinstance(fc, nn.Linear)
+    shape, last = sizes[stages[number - 1]], sizes[stages[-1]]
+    if len(shape) != 4 or len(last) != 4:
+        raise InputError("an exit looks at feature maps [N, C, H, W], and a stage of this network gives none")
+    kept = OrderedDict(list(full.named_children())[: list(dict(full.named_children())).index(stages[number - 1]) + 1])
+    features, classes = sizes[FEATURES][1], sizes[CLASSIFIER][1]
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in full.modules())
-    kept["head"] = _exit_head(into, fc.in_features, fc.out_features, max(1, side // last_side), depthwise)
+    factor = max(1, min(shape[2:]) // min(last[2:]))
+    kept["head"] = _exit_head(shape[1], features, classes, factor, depthwise)
     return nn.Sequential(kept)
 
 
@@ -66,11 +69,16 @@ def _exit_head(into: int, features: int, classes: int, factor: int, depthwise: b
     return head
 
 
-def _output_sizes(network: nn.Sequential, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-    """Channels and smaller side of what each stage but the head puts out."""
+def _output_sizes(network: nn.Sequential, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """The shapes [1, …] that each stage but the head puts out, and the head's features and classifier."""
     now, sizes = torch.empty(1, *input_shape, device="meta"), {}
     with torch.no_grad():
-        for name, stage in list(network.named_children())[:-1]:
-            now = copy.deepcopy(stage).to("meta").eval()(now)
-            sizes[name] = (now.shape[1], min(now.shape[2:]))
+        for name, stage in network.named_children():
+            parts = copy.deepcopy(stage).to("meta").eval()
+            *layers, last = parts.children() if name == "head" else [parts]
+            for layer in layers:
+                now = layer(now)
+                sizes[FEATURES] = tuple(now.shape)
+            now = last(now)
+            sizes[CLASSIFIER if name == "head" else name] = tuple(now.shape)
     return sizes

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from wmlc.models.foreign import raised
 CLASSES = ("num_classes", "classes", "n_classes")
 CHANNELS = ("in_chans", "in_channels")
 SIZE = ("img_size", "image_size")
+CALLERS = "WMLC_ARCH"  # the environment's word for what the caller has named, which worker processes inherit
 MOST_NAMED = 8  # callables or parameters that a message lists
 
 
@@ -45,6 +47,24 @@ def load_factory(arch: str) -> Callable[..., Any]:
         there = f"it has {_listed(own)}" if own else "it has no function or class of its own"
         raise InputError(f"{place}: {name or 'FACTORY'} {what}; {there}")
     return found
+
+
+def named_by_caller(arch: str) -> None:
+    """Note that the caller has named this code of theirs, so that networks which need it can be read from now on."""
+    os.environ[CALLERS] = arch
+
+
+def factory_of_caller(arch: str, directory: Path) -> Callable[..., Any]:
+    """The factory that the caller has named, for the network of `arch` in `directory`.
+
+    What a record calls `arch` is never run for that. Raises `InputError` where the caller has named none.
+    """
+    if (named := os.environ.get(CALLERS)) is None:
+        raise InputError(
+            f"{directory} is a network of somebody's own code ({arch}), which no file makes wmlc run; pass --arch "
+            f"FILE.py:FACTORY, as for its training; in Python wmlc.load(DIR, factory=…)"
+        )
+    return load_factory(named)
 
 
 def call_factory(

@@ -71,7 +71,9 @@ def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Stage
             flow = _fine_enough(network, example, flow)
     except _NotTraceable as error:
         if cuts is not None and cuts.cuts:
-            raise InputError(f"the network cannot be traced any more ({error}); load it with the code it was made by") from None
+            raise InputError(
+                f"the network cannot be traced any more ({error}); load it with the code it was made by"
+            ) from None
         flow, why = None, f"the network cannot be traced ({error})"
     if flow is None or (cuts is not None and not cuts.cuts):
         return _in_one(network, why or "")
@@ -242,7 +244,9 @@ class _Flow:
         missing = [name for name in cuts.values() if name not in steps]
         found = {stage: steps[name] for stage, name in cuts.items() if name in steps}
         if missing or list(found.values()) != sorted(set(found.values())):
-            raise InputError(f"the network has no cuts {', '.join(cuts.values())[:120]}, so it is of other code than the record")
+            raise InputError(
+                f"the network has no cuts {', '.join(cuts.values())[:120]}, so it is of other code than the record"
+            )
         return found
 
     def coarse(self) -> list[str]:
@@ -302,7 +306,10 @@ class _Flow:
                 drop = DROPOUTS[node.target](_rate(node))
                 added[f"dropout_{k}"] = drop
                 copies[node].op, copies[node].target = "call_module", f"dropout_{k}"
-                copies[node].args, copies[node].kwargs = (copies[node].args[0] if copies[node].args else copies[node].kwargs["input"],), {}
+                copies[node].args, copies[node].kwargs = (
+                    (copies[node].args[0] if copies[node].args else copies[node].kwargs["input"],),
+                    {},
+                )
         else:
             graph.output(copies[self.cuts[end]])
         root = nn.Module()

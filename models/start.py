@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
-from wmlc.models.foreign import Shape
+from wmlc.models.foreign import TIMM, Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
@@ -67,11 +67,15 @@ def read_start(
 
 
 def start_pixels(start: str, arch: str) -> Pixels | None:
-    """How the weights that `start` names want their pixels; None for a file, which does not say. Fetches nothing."""
+    """How the weights that `start` names want their pixels; fetches nothing.
+
+    A file does not say; of a network of timm's it is likely to want what timm's own weights do. None: unknown.
+    """
     if start == PRETRAINED:
         return own_pixels(arch)
     if not (path := _path(start)).is_dir():
-        return None
+        own = own_pixels(arch) if arch.startswith(TIMM) else None
+        return own and replace(own, size=None)
     spec = _of_directory(path)[2]
     return Pixels(tuple(spec.mean), tuple(spec.std), spec.input_shape[1:])
 

@@ -1,85 +1,108 @@
-"""A network's channel widths: read them off a network; cut a full network down to them."""
+"""A network's widths as a record: the difference to the full network, module by module, in numbers and shapes.
+
+Nothing here knows a kind of layer. A difference is read as what it is, text from outside: it sets numbers that exist,
+to smaller ones, and gives tensors that exist a smaller shape; then the network is run once without being computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 
-Widths = dict[str, list[int]]  # Conv2d: [out, in, groups]; Linear: [out, in]; BatchNorm2d: [features]
-
-# Which attributes hold a layer's widths, in the order that the record lists them.
-_FIELDS = {
-    nn.Conv2d: ("out_channels", "in_channels", "groups"),
-    nn.Linear: ("out_features", "in_features"),
-    nn.BatchNorm2d: ("num_features",),
-}
+Difference = dict[str, dict[str, "int | list[int]"]]  # module → number or shape, by name
 
 
-def read_widths(network: nn.Module) -> Widths:
-    """Every layer's widths by module name: [out, in, groups], [out, in] or [features]."""
-    return {
-        name: [getattr(module, field) for field in _FIELDS[type(module)]]
-        for name, module in network.named_modules()
-        if type(module) in _FIELDS
-    }
+def difference(full: nn.Module, cut: nn.Module, name_of: Callable[[str], str] = str) -> Difference:
+    """The whole numbers and the shapes in which `cut` is smaller than `full`, which has the same modules.
+
+    Args: what a module shall be called, by the name that it has in both.
+    """
+    others, found = dict(cut.named_modules()), Difference()
+    for name, module in full.named_modules():
+        now = _sizes(others[name]) if name in others else {}
+        if changed := {key: now[key] for key, size in _sizes(module).items() if now.get(key, size) != size}:
+            found[name_of(name)] = changed
+    return found
 
 
-def check_widths(full: nn.Module, widths: Mapping[str, list[int]]) -> None:
-    """Raise `InputError`, naming all offenders, unless `widths` is a cut of the network `full`."""
-    allowed = read_widths(full)
-    wrong = [f"{name} is missing" for name in allowed if name not in widths]
-    for name, got in widths.items():
-        full_widths = allowed.get(name)
-        if full_widths is None:
-            wrong.append(f"{name} is no layer of it")
-        elif not _is_cut_of(got, full_widths):
-            wrong.append(f"{name} has widths {got}, allowed up to {full_widths}")
-    # what enters the first layer and leaves the last one are the image's channels and the classes: no widths
-    first, last = next(iter(allowed)), list(allowed)[-1]
-    for name, field in ((first, 1), (last, 0)):
-        if not wrong and widths[name][field] != allowed[name][field]:
-            wrong.append(f"{name} has widths {widths[name]}, but {allowed[name]} fit the record's images and classes")
+def cut_to(full: nn.Module, widths: Mapping[str, Mapping[str, int | list[int]]]) -> nn.Module:
+    """Give `full` the recorded numbers and shapes, in place; tensors that get smaller hold nothing yet.
+
+    Raises `InputError`, naming the first offenders, for what is not in it or would not be smaller.
+    """
+    modules, wrong = dict(full.named_modules()), list[str]()
+    for name, changes in widths.items():
+        module = modules.get(name)
+        if module is None:
+            wrong.append(f"it has no module {_short(name)}")
+            continue
+        sizes = _sizes(module)
+        for key, value in changes.items():
+            if not _is_smaller(value, sizes.get(key)):
+                allowed = f"allowed is up to {sizes[key]}" if key in sizes else "which is no size of it"
+                wrong.append(f"{_short(name)} has {_short(key)} {_short(str(value))}, {allowed}")
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise InputError(f"the recorded widths do not fit the architecture: {shown}; extract the peer again")
-
-
-def cut_to_widths(full: nn.Module, widths: Mapping[str, list[int]]) -> nn.Module:
-    """Give every layer of `full` the recorded widths, in place; the new weights are uninitialised.
-
-    Meant for a network on the meta device, whose weights are read from a file next.
-    """
-    check_widths(full, widths)
-    for name, module in full.named_modules():
-        if name not in widths:
-            continue
-        for field, value in zip(_FIELDS[type(module)], widths[name], strict=True):
-            setattr(module, field, value)
-        for key, shape in _tensor_shapes(module).items():
-            former = getattr(module, key)
-            fresh = torch.empty(shape, device=former.device, dtype=former.dtype)
-            setattr(module, key, nn.Parameter(fresh) if isinstance(former, nn.Parameter) else fresh)
+    for name, changes in widths.items():
+        for key, value in changes.items():
+            _set(modules[name], key, value)
     return full
 
 
-def _is_cut_of(got: list[int], full: list[int]) -> bool:
-    """Whether `got` are as many numbers from 1 up to `full`'s, and a convolution's groups divide its channels."""
-    if len(got) != len(full) or not all(1 <= g <= f for g, f in zip(got, full, strict=True)):
-        return False
-    return len(got) < 3 or (got[0] % got[2] == 0 and got[1] % got[2] == 0)
+def check_runs(network: nn.Module, classes: int, input_shape: tuple[int, int, int]) -> None:
+    """Raise `InputError` unless images go through the network and give logits [N, classes].
+
+    On the meta device nothing is computed.
+    """
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.empty(1, *input_shape, device=device))
+        made = list(logits.shape)
+    except Exception as error:  # whatever its code raises
+        raise InputError(
+            f"the recorded widths do not fit the architecture ({one_line(error, 120)}); extract the peer again"
+        ) from None
+    if made != [1, classes]:
+        raise InputError(f"the network gives {made} for an image, but the record names {classes} classes")
 
 
-def _tensor_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape that each of a layer's tensors must have for the layer's widths."""
-    if isinstance(module, nn.Conv2d):
-        shapes = {"weight": (module.out_channels, module.in_channels // module.groups, *module.kernel_size)}
-        return shapes if module.bias is None else {**shapes, "bias": (module.out_channels,)}
-    if isinstance(module, nn.Linear):
-        shapes_linear: dict[str, tuple[int, ...]] = {"weight": (module.out_features, module.in_features)}
-        return shapes_linear if module.bias is None else {**shapes_linear, "bias": (module.out_features,)}
-    assert isinstance(module, nn.BatchNorm2d)
-    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
+def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
+    """A module's own whole numbers, tuples of them, and the shapes of its tensors, by name."""
+    found: dict[str, int | list[int]] = {}
+    for key, value in vars(module).items():
+        if key.startswith("_"):
+            continue
+        if type(value) is int:
+            found[key] = value
+        elif isinstance(value, tuple) and value and all(type(each) is int for each in value):
+            found[key] = list(value)
+    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+    return found | {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
+
+
+def _is_smaller(value: int | list[int], than: int | list[int] | None) -> bool:
+    """Whether a number or all of a shape lie from 1 up to what they replace."""
+    if isinstance(value, list) and isinstance(than, list):
+        return len(value) == len(than) and all(_is_smaller(*pair) for pair in zip(value, than, strict=True))
+    return type(value) is int and type(than) is int and 1 <= value <= than
+
+
+def _set(module: nn.Module, key: str, value: int | list[int]) -> None:
+    former = getattr(module, key)
+    if not isinstance(former, Tensor):
+        setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        return
+    fresh = torch.empty(value, device=former.device, dtype=former.dtype)
+    setattr(module, key, nn.Parameter(fresh) if isinstance(former, nn.Parameter) else fresh)
+
+
+def _short(text: str) -> str:
+    shown = ascii(text)[1:-1]
+    return shown if len(shown) <= 60 else shown[:59] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,10 @@ def about_of(metadata: Iterable[Any], where: Path | str, what: str) -> FileAbout
     known = FileAbout.__dataclass_fields__
     said = ", ".join(f"{json.dumps(entry.key)}: {entry.value}" for entry in metadata if entry.key in known)
     return records.parse(f"{{{said}}}", FileAbout, where, what, "extract it again")
+
+
+def file_name_of(arch: str) -> str:
+    """An architecture's name as a part of a file's: `timm:resnet18` is timm-resnet18, `net.py:make_net` make_net."""
+    place, _, name = arch.rpartition(":")
+    kept = f"{place}-{name}" if place in ("torchvision", "timm") else name
+    return re.sub(r"[^0-9A-Za-z._-]+", "_", kept)

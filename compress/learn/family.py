@@ -6,14 +6,15 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.choose import PeerWidths
-from wmlc.compress.widths.graph import cut_channels
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.compress.widths.tree import Partition
 from wmlc.models.exits import end_at_exit, exit_stages
 from wmlc.records import Branch
@@ -95,7 +96,7 @@ class _ScaledGradient(torch.autograd.Function):
 
 def build_family(
     full: nn.Sequential,
-    input_shape: tuple[int, int, int],
+    groups: Sequence[ChannelGroup],
     widths: list[PeerWidths],
     tree: list[Partition],
     mean_joins: bool = False,
@@ -110,7 +111,7 @@ def build_family(
     networks = []
     for index, own in enumerate(widths):
         twin = any(_same_channels(own, larger) for larger in widths[index + 1 :])
-        networks.append(cut_channels(fresh() if twin and fresh else full, input_shape, own.kept))
+        networks.append(cut_channels(fresh() if twin and fresh else full, groups, own.kept))
     branches: list[Branch] = []
     modules: dict[str, nn.Module] = {}
     former: str | None = None

@@ -6,13 +6,15 @@ a layer's keep is exp(−(x_out + x_in)) and the cap on a layer is a bound on a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
 
-Size = Callable[[np.ndarray], float]  # of a network whose groups have counts [G]
+Size = Callable[[np.ndarray], Any]  # of networks whose groups have counts [G] or [N, G]: a number, or [N]
 
 P_UP = 0.9  # at most this share of any layer's parameters goes, or the layer collapses
 
@@ -61,10 +63,10 @@ def choose_counts(
     """
     where_L = np.ones(len(graph.layers), dtype=bool) if measured_L is None else measured_L
 
-    def size(counts_G: np.ndarray) -> float:
+    def size(counts_G: np.ndarray) -> Any:
         if measured_L is None:
             return graph.size(counts_G, unit)
-        return float(graph.layer_sizes(counts_G, unit)[where_L].sum())
+        return graph.layer_sizes(counts_G, unit)[..., where_L].sum(-1)
 
     rate_G = _rates(graph, importance_L, start_G, free_G, size(start_G) - target, unit, where_L)
     # Where the layers that the budgets press hardest reach their cap too early for the others to make
@@ -87,7 +89,7 @@ def uniform_counts(graph: ChannelGraph, target: float, unit: str, divisor: int) 
     full_G, free_G = graph.full, np.ones(len(graph.groups), dtype=bool)
     path = _fill(graph, full_G, np.ones(len(graph.groups)))[:2]  # until the first layer is at its cap
 
-    def size(counts_G: np.ndarray) -> float:
+    def size(counts_G: np.ndarray) -> Any:
         return graph.size(counts_G, unit)
 
     return _round(graph, _bisect(path, size, target), full_G, free_G, size, target, divisor), size(path[-1])
@@ -104,36 +106,49 @@ def _rates(
 ) -> np.ndarray:
     """How fast each free group's log-keep grows: from the budgets of the layers that produce its channels."""
     size_L = graph.layer_sizes(start_G, unit)
-    can_shrink_L = where_L & np.array(
-        [any(g is not None and free_G[g] for g in (layer.out_group, layer.in_group)) for layer in graph.layers]
-    )
+    can_shrink_L = where_L & ((graph.rows + graph.columns)[:, free_G] > 0).any(1)
     budget_L = np.zeros(len(size_L))
     if can_shrink_L.any() and amount > 0:
         budget_L[can_shrink_L] = layer_budgets(importance_L[can_shrink_L], size_L[can_shrink_L], amount)
     rate_G = np.zeros(len(graph.groups))
     for index in np.flatnonzero(free_G):
-        produced = [k for k, layer in enumerate(graph.layers) if layer.out_group == index and can_shrink_L[k]]
-        if produced:
+        produced = np.flatnonzero((graph.rows[:, index] > 0) & can_shrink_L)
+        if len(produced):
             removed = budget_L[produced].sum() / size_L[produced].sum()
             rate_G[index] = -np.log1p(-min(removed, P_UP))
     return rate_G
 
 
 def _fill(graph: ChannelGraph, start_G: np.ndarray, rate_G: np.ndarray) -> list[np.ndarray]:
-    """Widths as all log-keeps grow at their rates, each until a layer it sizes is at its cap; breakpoints [G]."""
-    full_G, rate_G = graph.full.astype(float), rate_G.copy()
-    x_G = np.log(full_G / start_G)
+    """Widths as all log-keeps grow at their rates, each until a layer it sizes is at its cap; breakpoints [G].
+
+    Of a layer whose rows or columns are of several groups, each pair of them is held to the cap.
+    """
+    full_G, count = graph.full.astype(float), len(graph.groups)
+    x_G = np.append(np.log(full_G / start_G), 0.0)  # the last stands for a width that nothing sizes
+    speed_G = np.append(rate_G, 0.0)
     cap = -np.log(1 - P_UP)
-    pairs = [[g for g in (layer.out_group, layer.in_group) if g is not None] for layer in graph.layers]
+    sides = [[np.flatnonzero(row) for row in side] for side in (graph.rows, graph.columns)]
+    pairs = {
+        (int(one), int(other))
+        for outs, ins in zip(*sides, strict=True)
+        for one in (outs if len(outs) else [count])
+        for other in (ins if len(ins) else [count])
+    }
+    one, other = np.array(sorted(pairs - {(count, count)})).reshape(-1, 2).T
     path = [start_G.astype(float)]
-    while rate_G.any():
-        steps = [(cap - x_G[pair].sum()) / speed if (speed := rate_G[pair].sum()) > 0 else np.inf for pair in pairs]
-        step = max(0.0, min(steps))
-        x_G = x_G + step * rate_G
-        for pair, needed in zip(pairs, steps, strict=True):
-            if needed <= step + 1e-12:
-                rate_G[pair] = 0.0
-        path.append(full_G * np.exp(-x_G))
+    while speed_G.any():
+        speed = speed_G[one] + speed_G[other]
+        room = cap - x_G[one] - x_G[other]
+        needed = np.full(len(one), np.inf)
+        np.divide(room, speed, out=needed, where=speed > 0)
+        step = max(0.0, float(needed.min(initial=np.inf)))
+        if not np.isfinite(step):
+            break
+        x_G = x_G + step * speed_G
+        ends = needed <= step + 1e-12
+        speed_G[one[ends]] = speed_G[other[ends]] = 0.0
+        path.append(full_G * np.exp(-x_G[:-1]))
     return path
 
 
@@ -164,37 +179,43 @@ def _round(
     divisor: int,
 ) -> np.ndarray:
     """Whole channels at allowed widths near `counts_G`, moved one step at a time as near `target` as it gets."""
-    steps = [_allowed(int(full), int(start), divisor) for full, start in zip(graph.full, start_G, strict=True)]
-    place_G = np.array([int(np.abs(np.array(s) - c).argmin()) for s, c in zip(steps, counts_G, strict=True)])
+    steps = [
+        _allowed(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)
+    ]  # fmt: skip
+    place_G = np.array([int(np.abs(np.array(s) - c).argmin()) for s, c in zip(steps, counts_G, strict=True)], dtype=int)
     free = [int(g) for g in np.flatnonzero(free_G)]
+    widest = max(map(len, steps), default=1)
+    table = np.array([s + [s[-1]] * (widest - len(s)) for s in steps]).reshape(len(steps), widest)
+    last_G = np.array([len(s) - 1 for s in steps], dtype=int)
     least_L = (1 - P_UP) * graph.layer_sizes(graph.full, "params") - 1e-9
+    start = start_G.astype(int)
 
     def counts(place: np.ndarray) -> np.ndarray:
-        chosen = start_G.astype(int).copy()
-        for g in free:
-            chosen[g] = steps[g][place[g]]
-        return chosen
+        """Of places [G] or [N, G] in the table."""
+        return np.where(free_G, table[np.arange(len(steps)), place], start)
 
     while (short := np.flatnonzero(graph.layer_sizes(counts(place_G), "params") < least_L)).size:
-        layer = graph.layers[short[0]]
-        growable = [g for g in (layer.out_group, layer.in_group) if g in free and place_G[g] < len(steps[g]) - 1]
+        sized = (graph.rows + graph.columns)[short[0]] > 0
+        growable = [g for g in free if sized[g] and place_G[g] < last_G[g]]
         place_G[min(growable, key=lambda g: counts(place_G)[g] / graph.full[g])] += 1
-    while True:
-        moves = []
-        for g in free:
-            for step in (-1, 1):
-                moved_G = place_G.copy()
-                moved_G[g] += step
-                if 0 <= moved_G[g] < len(steps[g]):
-                    candidate = counts(moved_G)
-                    if np.all(graph.layer_sizes(candidate, "params") >= least_L):
-                        moves.append((abs(size(candidate) - target), g, step))
-        if not moves or (best := min(moves))[0] >= abs(size(counts(place_G)) - target):
-            return counts(place_G)
-        place_G[best[1]] += best[2]
+    moves = [(g, step) for g in free for step in (-1, 1)]
+    while moves:
+        moved_NG = np.repeat(place_G[None], len(moves), axis=0)
+        for n, (g, step) in enumerate(moves):
+            moved_NG[n, g] += step
+        within_N = ((moved_NG >= 0) & (moved_NG <= last_G)).all(1)
+        candidates_NG = counts(moved_NG.clip(0, last_G))
+        fits_N = within_N & (graph.layer_sizes(candidates_NG, "params") >= least_L).all(1)
+        away_N = np.where(fits_N, np.abs(size(candidates_NG) - target), np.inf)
+        best = int(away_N.argmin())  # the first of equals: the earliest group, narrower before wider
+        if away_N[best] >= abs(size(counts(place_G)) - target):
+            break
+        place_G = moved_NG[best]
+    return counts(place_G)
 
 
-def _allowed(full: int, start: int, divisor: int) -> list[int]:
-    """The widths that a group of `full` channels may have: multiples of `divisor`, or untouched."""
-    least = max(1, int(np.ceil((1 - P_UP) * full - 1e-9)))
-    return [n for n in range(divisor, start, divisor) if n >= least] + [start]
+def _allowed(group: ChannelGroup, start: int, divisor: int) -> list[int]:
+    """The units that a group may keep: such that its layer has a multiple of `divisor` channels, or untouched."""
+    step = divisor // math.gcd(divisor, group.channels)
+    least = max(1, math.ceil((1 - P_UP) * group.units - 1e-9))
+    return [n for n in range(step, start, step) if n >= least] + [start]

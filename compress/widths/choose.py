@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.budget import P_UP, choose_counts, uniform_counts
-from wmlc.compress.widths.graph import ChannelGraph, channel_importance, group_magnitude
+from wmlc.compress.widths.graph import ChannelGraph, channel_importance
+from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -24,7 +25,7 @@ TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was ask
 class PeerWidths:
     """What one peer keeps: the channels of each group, and what that leaves."""
 
-    kept: dict[str, Tensor]  # a group's root layer → sorted channel indices
+    kept: dict[str, Tensor]  # a group's name → sorted units
     params: int
     macs: int
     ratio: float  # as asked
@@ -37,7 +38,7 @@ class Scored:
 
     graph: ChannelGraph
     layer_importance: np.ndarray  # [L], positive, relative
-    channel_rank: list[Tensor]  # per group, channels from most to least important
+    channel_rank: list[Tensor]  # per group, units from most to least important
     stages: list[str]
 
 
@@ -58,7 +59,7 @@ class OutOfReachError(InputError):
 
 def score_channels(graph: ChannelGraph, scores: dict[str, Tensor], kind: str, stages: list[str]) -> Scored:
     """Layer importances (the sum of a layer's scores, relative) and the order of channels in each group."""
-    sums = np.array([float(scores[f"{layer.name}.weight"].double().sum().abs()) for layer in graph.layers])
+    sums = np.array([float(scores[layer.tensor].double().sum().abs()) for layer in graph.layers])
     relative = sums / sums.sum() if sums.sum() > 0 else np.ones_like(sums)
     relative = np.maximum(relative, 1e-6)  # a layer without any score would take the whole budget
     channels = channel_importance(graph, importance(scores, kind))
@@ -85,12 +86,13 @@ def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[Pee
     return [_widths(scored, own, ratio, asked.ratio_of) for own, ratio in zip(counts, asked.ratios, strict=True)]
 
 
-def choose_by_magnitude(
-    network: nn.Sequential,
-    input_shape: tuple[int, int, int],
-    scored: Scored,
-    asked: Asked,
-) -> list[PeerWidths]:
+def ranked_by_magnitude(scored: Scored, network: nn.Module) -> Scored:
+    """`scored`, the order of channels being that of the group magnitude of `network`'s weights."""
+    magnitudes = group_magnitude(network, scored.graph)
+    return replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
+
+
+def choose_by_magnitude(network: nn.Module, scored: Scored, asked: Asked) -> list[PeerWidths]:
     """One-shot pruning of the trained `network`, as torch-pruning's users do it.
 
     Every group loses the same share of its channels, those of least group magnitude, until the peer has lost its ratio
@@ -99,9 +101,7 @@ def choose_by_magnitude(
     The widths do not depend on the weights, so an untrained network gives the widths to come. Raises
     `OutOfReachError` where the cap on a layer allows less.
     """
-    graph, unit = scored.graph, asked.ratio_of
-    magnitudes = group_magnitude(network, input_shape, graph)
-    ranked = replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
+    graph, unit, ranked = scored.graph, asked.ratio_of, ranked_by_magnitude(scored, network)
     widths = []
     for ratio in asked.ratios:
         full = getattr(graph, unit)
@@ -148,7 +148,7 @@ def _counts_of_one(
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
     if asked.trunk_ratio and (trunk_G & free_G).any():
-        measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers])
+        measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
         counts_G, _ = choose_counts(
             graph, scored.layer_importance, counts_G, trunk_G & free_G, target, unit, asked.divisor, measured_L

@@ -65,6 +65,7 @@ class Layer:
     tensor: str
     unit_params: int  # a row and column
     unit_macs: float
+    row_params: int  # 1 with a bias
 
     @property
     def name(self) -> str:
@@ -126,8 +127,10 @@ class ChannelGraph:
     def layer_sizes(self, counts: Counts, unit: str) -> np.ndarray:
         """Each layer's parameters or MACs (`unit`) when the groups keep `counts`; float [L] or [N, L]."""
         rows, columns = counts @ self.rows.T + self.fixed_rows, counts @ self.columns.T + self.fixed_columns
-        each = [layer.unit_macs if unit == "macs" else layer.unit_params for layer in self.layers]
-        return np.array(each, dtype=float) * rows * columns
+        if unit == "macs":
+            return np.array([layer.unit_macs for layer in self.layers]) * rows * columns
+        each = np.array([layer.unit_params for layer in self.layers]) * rows * columns
+        return each + np.array([layer.row_params for layer in self.layers]) * rows
 
     def size(self, counts: Counts, unit: str) -> np.ndarray:
         """The whole network's parameters or MACs when the groups keep `counts`; float, or [N]."""
@@ -180,21 +183,24 @@ def graph_of(
         weight = parameters.get(name)
         if weight is not None and weight.ndim > 1:
             product = weight.shape[0] * weight.shape[1]
-            layers.append(Layer(name, weight.numel() // product, macs / product))
+            bias = parameters.get(f"{name.rpartition('.')[0]}.bias")
+            with_bias = bias is not None and bias.shape == weight.shape[:1] and name.endswith(".weight")
+            layers.append(Layer(name, weight.numel() // product, macs / product, int(with_bias)))
     index = {layer.tensor: k for k, layer in enumerate(layers)}
+    biases = {f"{layer.name}.bias" for layer in layers if layer.row_params}
     sides = np.zeros((2, len(layers), len(groups)))
     unit_params = np.zeros(len(groups))
     for g, group in enumerate(groups):
         for place in group.places:
             if place.tensor in index and place.dim < 2:
                 sides[place.dim, index[place.tensor], g] += place.positions.shape[1]
-            elif place.tensor in parameters:
+            elif place.tensor in parameters and place.tensor not in biases:
                 tensor = parameters[place.tensor]
                 unit_params[g] += place.positions.shape[1] * tensor.numel() // tensor.shape[place.dim]
     full_G = np.array([group.units for group in groups], dtype=int)
     shapes = np.array([parameters[layer.tensor].shape[:2] for layer in layers], dtype=float).reshape(len(layers), 2)
     others = sum(macs for name, macs in traced.macs.items() if name not in index)
-    counted = sum(parameters[layer.tensor].numel() for layer in layers)
+    counted = sum(parameters[name].numel() for name in [*index, *biases])
     params = sum(parameter.numel() for parameter in parameters.values())
     return ChannelGraph(
         groups=tuple(groups), layers=tuple(layers), rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
@@ -211,7 +217,7 @@ def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> lis
         total = torch.zeros(group.units, dtype=torch.float64)
         for place in group.places:
             if place.tensor in scores:
-                score = scores[place.tensor].double().cpu().movedim(place.dim, 0).flatten(1).sum(1)
+                score = scores[place.tensor].double().cpu().movedim(place.dim, 0).reshape(scores[place.tensor].shape[place.dim], -1).sum(1)
                 total += score[place.positions].sum(1)
         totals.append(total)
     return totals

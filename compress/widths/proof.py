@@ -12,6 +12,7 @@ It is tried in float64 on weights drawn anew, of such sizes that nothing is too 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,12 +20,30 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_in_place
-from wmlc.compress.widths.graph import ChannelGroup, LeftWhole
-from wmlc.errors import one_line
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, graph_of, groups_of
+from wmlc.compress.widths.trace import trace_channels
+from wmlc.errors import InputError, one_line
 
 EXACT = 1e-6  # of the largest logit
 SHARES = ((0.5,), (0.5, 0.75))  # of each group's units that are cut, in one trial and the next
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
+
+
+def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGraph:
+    """The channel groups of the full network for images [C, H, W], each proven, and what the network costs.
+
+    Raises `InputError` where the network cannot be run on labels.
+    """
+    device = next(network.parameters()).device
+    example = torch.zeros(1, *input_shape, device=device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the network's own
+            traced = trace_channels(network, example)
+    except Exception as error:  # whatever its code raises
+        raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
+    proven, left = Prover(network, example.cpu()).prove(groups_of(traced, network))
+    return graph_of(network, traced, proven, left)
 
 
 class Prover:

@@ -61,7 +61,16 @@ ATTENTION = {
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
     aten._scaled_dot_product_attention_math, aten.scaled_dot_product_attention,
 }  # fmt: skip
-UNTAGGED = ("copy", "prelu", "hardswish", "hardtanh", "leaky_relu", "where", "fill", "zero")  # pointwise, and not said so
+UNTAGGED = (
+    "copy",
+    "prelu",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "where",
+    "fill",
+    "zero",
+)  # pointwise, and not said so
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,10 @@ class Traced:
 
 def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     """Run `network` in eval mode on `example` [1, C, H, W] and on labels; whatever it raises comes through."""
-    fast, training = torch.backends.mha.get_fastpath_enabled(), {name for name, module in network.named_modules() if module.training}
+    fast, training = (
+        torch.backends.mha.get_fastpath_enabled(),
+        {name for name, module in network.named_modules() if module.training},
+    )
     mode = _Labels(network)
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole layer of attention
@@ -225,7 +237,9 @@ class _Labels(TorchDispatchMode):
         if isinstance(args[0], list | tuple):  # cat, stack
             count = max(len(self.planes(tensor)) for tensor in tensors)
             for layer in range(count):
-                given = [self._laid_out(t, self.planes(t)[layer] if layer < len(self.planes(t)) else None) for t in tensors]
+                given = [
+                    self._laid_out(t, self.planes(t)[layer] if layer < len(self.planes(t)) else None) for t in tensors
+                ]
                 self._give_all(out, func(given, *args[1:], **kwargs), first=layer == 0)
             return
         splits = func.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape)

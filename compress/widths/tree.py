@@ -23,7 +23,10 @@ def sharing_tree(peers: int, stages: list[str], share: str) -> list[Partition]:
     """
     everybody: Partition = (tuple(range(1, peers + 1)),)
     private: Partition = tuple((peer,) for peer in everybody[0])
-    share = stages[-3] if share == "branches" else share
+    if len(stages) == 1 and share in ("tree", "none", "branches"):  # a network without a cut
+        return [private]
+    if share == "branches":
+        share = stages[-3] if len(stages) > 2 else "none"
     if share not in share_choices(stages):
         raise InputError(
             f"unknown --share {share!r} for this network; choose one of {', '.join(share_choices(stages))}, branches"

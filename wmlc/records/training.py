@@ -82,7 +82,10 @@ class NetworkSpec(Record):
     input_shape: tuple[Size, Size, Size]  # channels, height, width
     mean: list[float]  # a channel, of pixels scaled to 0 … 1
     std: list[Positive]
-    widths: dict[str, list[Size]]  # by layer: [out, in, groups] of a convolution, [out, in], or [features]
+    arch_args: str = ""  # of the network's constructor
+    widths: dict[str, dict[str, Size | list[Size]]]  # what is smaller than in the full network, by module
+    stages: StageCuts | None = None  # of a network that is not built of stages
+    unused: list[str] = field(default_factory=list)  # tensors that have no part in it, and are not saved
     framing: Framing  # of a picture, before it is normalised
     about: About = field(default_factory=About)
     schema_version: Version = SCHEMA

@@ -1,0 +1,45 @@
+"""Batch norm after a cut: what it keeps of the images is of other channels, until it has seen images again."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.place import Device
+from wmlc.console import progress
+from wmlc.data import Data
+
+IMAGES = 2048  # that means and deviations are taken over
+
+
+@torch.no_grad()
+def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device) -> None:
+    """Take the running means and deviations of batch norm anew, over training images, and change nothing else.
+
+    Args: the peers, from 1, that were `cut`; what only others use stays as it is.
+    """
+    norms = [
+        module
+        for branch in family.branches
+        if cut.issuperset(branch.peers)
+        for module in family.parts[branch.name].modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]
+    if not norms:
+        return
+    family.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    batches = min(data.train_steps(batch_size), max(1, IMAGES // batch_size))
+    with progress("batch norm", batches) as advance:
+        for _, (images, _) in zip(range(batches), data.train_batches(batch_size, epoch=0), strict=False):
+            with device.autocast():
+                family.walk(images)
+            advance(1)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    family.eval()
