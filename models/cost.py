@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,11 +37,17 @@ class MacCounter(TorchDispatchMode):
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """Parameters and MACs of the whole network for one image [C, H, W]; nothing is computed, on the meta device."""
     walked = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), without_fast_attention(), MacCounter() as counter:
+        walked(torch.empty(1, *input_shape, device="meta"))
+    return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)
+
+
+@contextlib.contextmanager
+def without_fast_attention() -> Iterator[None]:
+    """Let torch's own layers of attention run step by step; the one operation that stands for all tells nothing."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a layer of attention, which nobody counts
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), MacCounter() as counter:
-            walked(torch.empty(1, *input_shape, device="meta"))
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)

@@ -19,12 +19,12 @@ from torch import nn
 
 from wmlc.errors import InputError
 from wmlc.models.foreign import raised
+from wmlc.settings import CALLERS_ARCH
 
 # What a factory's parameters may be called that say what the data are.
 CLASSES = ("num_classes", "classes", "n_classes")
 CHANNELS = ("in_chans", "in_channels")
 SIZE = ("img_size", "image_size")
-CALLERS = "WMLC_ARCH"  # the environment's word for what the caller has named, which worker processes inherit
 MOST_NAMED = 8  # callables or parameters that a message lists
 
 
@@ -50,8 +50,11 @@ def load_factory(arch: str) -> Callable[..., Any]:
 
 
 def named_by_caller(arch: str) -> None:
-    """Note that the caller has named this code of theirs, so that networks which need it can be read from now on."""
-    os.environ[CALLERS] = arch
+    """Note that the caller has named this code of theirs, so that networks which need it can be read from now on.
+
+    The environment holds it, which worker processes inherit.
+    """
+    os.environ[CALLERS_ARCH] = arch
 
 
 def factory_of_caller(arch: str, directory: Path) -> Callable[..., Any]:
@@ -59,7 +62,7 @@ def factory_of_caller(arch: str, directory: Path) -> Callable[..., Any]:
 
     What a record calls `arch` is never run for that. Raises `InputError` where the caller has named none.
     """
-    if (named := os.environ.get(CALLERS)) is None:
+    if (named := os.environ.get(CALLERS_ARCH)) is None:
         raise InputError(
             f"{directory} is a network of somebody's own code ({arch}), which no file makes wmlc run; pass --arch "
             f"FILE.py:FACTORY, as for its training; in Python wmlc.load(DIR, factory=…)"

@@ -23,9 +23,9 @@ def build_network(
     """The unpruned network `arch`; a built-in one with the stages stem, stage1 … stageS, head as its children.
 
     Args: `classes` ≥ 1; `input_shape` (channels, height, width); for others' networks the arguments of the constructor,
-    and for the caller's own the `factory` itself. Up to 64 pixels the stem of a built-in one keeps the resolution, above
-    it is the ImageNet stem. A name like `resnet20-exit1` is the network that ends after stage1. Raises `InputError` for
-    a name that is not there.
+    and for the caller's own the `factory` itself. Up to 64 pixels the stem of a built-in one keeps the resolution,
+    above it is the ImageNet stem. A name like `resnet20-exit1` is the network that ends after stage1. Raises
+    `InputError` for a name that is not there.
     """
     if is_foreign(arch):
         return build_whole(arch, classes, input_shape, arch_args, factory)

@@ -6,6 +6,7 @@ A field made by `wmlc.settings.setting` says its option's help, and its annotati
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from click.core import ParameterSource
 
 from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped, one_line
+from wmlc.settings import CALLERS_ARCH
 from wmlc.table import FORMATS
 
 if TYPE_CHECKING:
@@ -211,9 +213,25 @@ def given(names: Sequence[str]) -> dict[str, Any]:
 shown_as = click.option(
     "--format", "shown", default="table", show_default=True, metavar="|".join(FORMATS), help="What to print."
 )
-run_option = click.option(
-    "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
-)
+
+
+def _name_code(context: click.Context, parameter: click.Parameter, arch: str | None) -> None:
+    if arch is not None:
+        os.environ[CALLERS_ARCH] = arch
+
+
+def run_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which a command finds a run, and its network's code where that is the caller's own."""
+    run = click.option(
+        "--run", "run_name", type=PATH, help="A run's directory or its name under runs/.  [default: the newest]"
+    )
+    arch = click.option(
+        "--arch", metavar="FILE.py:FACTORY", expose_value=False, callback=_name_code,
+        help="The code of a run's network, if it is your own, as for its training; no file makes wmlc run code.",
+    )  # fmt: skip
+    return run(arch(command))
+
+
 peer_option = click.option(
     "--peer", required=True, metavar="K|all|baseline", help="Which network; peer 1 is the smallest."
 )

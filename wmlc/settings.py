@@ -22,6 +22,7 @@ Role = Literal[
     "incidental",  # how it was fetched or begun: the very same run
 ]
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
+CALLERS_ARCH = "WMLC_ARCH"  # in the environment: code of the caller's own, which they have named (--arch)
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # how pydantic reads settings and records
 
 

@@ -217,7 +217,14 @@ def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> lis
         total = torch.zeros(group.units, dtype=torch.float64)
         for place in group.places:
             if place.tensor in scores:
-                score = scores[place.tensor].double().cpu().movedim(place.dim, 0).reshape(scores[place.tensor].shape[place.dim], -1).sum(1)
+                score = (
+                    scores[place.tensor]
+                    .double()
+                    .cpu()
+                    .movedim(place.dim, 0)
+                    .reshape(scores[place.tensor].shape[place.dim], -1)
+                    .sum(1)
+                )
                 total += score[place.positions].sum(1)
         totals.append(total)
     return totals

@@ -1,0 +1,167 @@
+"""Labels on the channels of a network's tensors, and which of them are tied.
+
+A plane is a tensor of labels shaped as the tensor that it is about, with size 1 along a dimension on which the labels do
+not depend; a tensor has one for each way its channels run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FIXED = 0  # the label of what cannot be cut
+PAIR = 2**31  # a pair of labels as one number: PAIR · one + other
+
+
+class Labels:
+    """Labels of a network's parameters and buffers, a fresh one for each position along each of their dimensions."""
+
+    def __init__(self, network: nn.Module) -> None:
+        named = itertools.chain(network.named_parameters(), network.named_buffers())
+        self.names = {id(tensor): name for name, tensor in named}
+        self.network = network  # kept, so that no id is given away
+        self.count = 1  # of labels; 0 is FIXED
+        self.places: list[tuple[int, str, int]] = []  # the first label of a tensor's dimension
+        self.ties: list[Tensor] = []  # pairs of labels
+        self._planes: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def planes(self, tensor: Tensor) -> list[Tensor]:
+        """The planes of a tensor; a parameter or buffer gets its labels when it is first met."""
+        known = self._planes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self.names.get(id(tensor))
+        planes = []
+        if name is not None:
+            for dim, size in enumerate(tensor.shape):
+                if size > 1:
+                    self.places.append((self.count, name, dim))
+                    shape = [size if d == dim else 1 for d in range(tensor.ndim)]
+                    planes.append(torch.arange(self.count, self.count + size).view(shape))
+                    self.count += size
+        self._planes[id(tensor)] = (tensor, planes)
+        return planes
+
+    def give(self, tensor: Tensor, planes: Sequence[Tensor]) -> None:
+        """Note the planes of a tensor, those that say nothing left out."""
+        self._planes[id(tensor)] = (tensor, [p for p in map(compressed, planes) if p.numel() > 1 or int(p) != FIXED])
+
+    def tie(self, one: Tensor, other: Tensor) -> None:
+        """What two planes, broadcast against each other, have at the same place is cut together."""
+        left, right = torch.broadcast_tensors(one, other)
+        self.ties.append(torch.unique(left.flatten() * PAIR + right.flatten()))
+
+    def freeze(self, planes: Sequence[Tensor]) -> None:
+        """What these planes hold cannot be cut."""
+        for plane in planes:
+            self.tie(plane, torch.tensor(FIXED))
+
+    def vectors(self, tensor: Tensor, dim: int) -> list[Tensor]:
+        """The labels of a tensor's channels along `dim`, those that depend on other dimensions too being frozen."""
+        found = []
+        for plane in self.planes(tensor):
+            if along(plane) == {dim}:
+                found.append(plane.flatten())
+            elif dim in along(plane):
+                self.freeze([plane])
+        return found
+
+    def tie_vector(self, tensor: Tensor, dim: int, vector: Tensor | None) -> None:
+        """Tie the channels of `tensor` along `dim` to what a parameter [C] holds for each."""
+        if vector is None:
+            return
+        own = self.planes(vector)
+        for plane in self.planes(tensor):
+            if dim in along(plane):
+                if not own:
+                    self.freeze([plane])
+                for its in own:
+                    self.tie(plane, its.view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
+        if not any(dim in along(plane) for plane in self.planes(tensor)):
+            self.freeze(own)
+
+    def tie_all(self, some: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Tie what meets in a sum; where one side has no channels, the other cannot be cut."""
+        if not some or not others:
+            self.freeze([*some, *others])
+        for one, other in itertools.product(some, others):
+            self.tie(one, other)
+        for each in (some, others):
+            for one, other in itertools.pairwise(each):
+                self.tie(one, other)
+
+    def freeze_against(self, plane: Tensor, others: Sequence[Tensor], ndim: int) -> None:
+        """Freeze a plane that meets, along its channels, numbers that have none."""
+        for other in others:
+            shape = [1] * (ndim - other.ndim) + list(other.shape)
+            meeting = {d for d in along(plane) if shape[d] > 1}
+            labelled: set[int] = set()
+            for its in self.planes(other):
+                labelled |= {d + ndim - other.ndim for d in along(its)}
+            if meeting - labelled:
+                self.freeze([plane])
+
+    def units(self) -> list[dict[tuple[str, int], list[int]]]:
+        """What is tied, as {(tensor name, dimension): positions}, without what cannot be cut."""
+        ties = torch.cat([torch.zeros(0, dtype=torch.int64), *self.ties]).unique().numpy()
+        roots = _components(self.count, ties // PAIR, ties % PAIR)
+        units: dict[int, dict[tuple[str, int], list[int]]] = {}
+        ends = [*(start for start, _, _ in self.places[1:]), self.count]
+        for (start, name, dim), end in zip(self.places, ends, strict=True):
+            for position, root in enumerate(roots[start:end].tolist()):
+                if root != FIXED:
+                    units.setdefault(root, {}).setdefault((name, dim), []).append(position)
+        return list(units.values())
+
+    def weight_of(self, planes: Sequence[Tensor]) -> str | None:
+        """The parameter whose rows and columns these planes are, if they are."""
+        if len(planes) < 2:
+            return None
+        names = {self._name_of(int(plane.flatten()[0])) for plane in planes}
+        return names.pop() if len(names) == 1 else None
+
+    def _name_of(self, label: int) -> str | None:
+        if label == FIXED:
+            return None
+        index = int(np.searchsorted([start for start, _, _ in self.places], label, side="right")) - 1
+        return self.places[index][1]
+
+
+def along(plane: Tensor) -> set[int]:
+    """The dimensions on which the labels depend."""
+    return {dim for dim, size in enumerate(plane.shape) if size > 1}
+
+
+def narrowed(plane: Tensor, dims: Sequence[int]) -> Tensor:
+    """The plane's first place along each of `dims`."""
+    for dim in dims:
+        plane = plane.narrow(dim, 0, 1)
+    return plane
+
+
+def compressed(plane: Tensor) -> Tensor:
+    """The plane with size 1 along each dimension on which its labels do not depend."""
+    for dim, size in enumerate(plane.shape):
+        if size > 1 and (plane.stride(dim) == 0 or bool((plane == plane.narrow(dim, 0, 1)).all())):
+            plane = plane.narrow(dim, 0, 1)
+    return plane
+
+
+def _components(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """For each of `count` labels the least one that it is tied to, over any number of the ties `one`–`other` [n]."""
+    least = np.arange(count)
+    while True:
+        lower = np.minimum(least[one], least[other])
+        now = least.copy()
+        np.minimum.at(now, least[one], lower)
+        np.minimum.at(now, least[other], lower)
+        now = np.minimum(now, now[now])
+        while not np.array_equal(now, now[now]):
+            now = now[now]
+        if np.array_equal(now, least):
+            return least
+        least = now

@@ -1,0 +1,322 @@
+"""What each operation of a forward pass does to the labels of channels: what it ties, moves, or makes uncuttable.
+
+A rule takes the labels, the operation, its arguments, and what it gave.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from wmlc.compress.widths.labels import FIXED, Labels, along, compressed, narrowed
+
+aten = torch.ops.aten
+
+
+# Operations that move numbers and change none: the same is done to labels.
+MOVES = {
+    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.slice, aten.select, aten.cat,
+    aten.stack, aten.split, aten.split_with_sizes, aten.unbind, aten.expand, aten.alias, aten.detach, aten.unsqueeze,
+    aten.squeeze, aten.flip, aten.roll, aten.repeat, aten.pixel_shuffle, aten.pixel_unshuffle, aten.index,
+    aten.index_select, aten._reshape_alias, aten.unfold, aten.narrow, aten.chunk, aten.tile, aten.diagonal,
+    aten.channel_shuffle, aten.movedim, aten.view_as, aten.as_strided, aten.native_channel_shuffle,
+}  # fmt: skip
+# Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
+PLACES = {
+    aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
+    aten.lift_fresh, aten.cumsum, aten.constant_pad_nd,
+}  # fmt: skip
+SPATIAL = {
+    aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_avg_pool2d,
+    aten.adaptive_max_pool2d, aten.reflection_pad2d, aten.replication_pad2d, aten.upsample_nearest2d,
+    aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
+    aten._upsample_nearest_exact2d, aten.max_pool1d_with_indices, aten.avg_pool1d, aten.adaptive_avg_pool1d,
+    aten.mkldnn_max_pool2d,
+}  # fmt: skip
+REDUCTIONS = {
+    aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.std_mean,
+    aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.prod,
+}  # fmt: skip
+BATCH_NORMS = {
+    aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit, aten.batch_norm,
+    aten.cudnn_batch_norm, aten._batch_norm_no_update, aten._batch_norm_with_update,
+}  # fmt: skip
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_attention_math, aten.scaled_dot_product_attention,
+}  # fmt: skip
+UNTAGGED = (
+    "copy",
+    "prelu",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "where",
+    "fill",
+    "zero",
+)  # pointwise, and not said so
+
+Rule = Callable[[Labels, Any, Any, Any, Any], None]
+
+
+def rule_of(operation: Any) -> Rule | None:
+    """The rule for an operation; None for one that is not known."""
+    packet, name = operation.overloadpacket, str(operation.overloadpacket).removeprefix("aten.")
+    for packets, rule in _RULES:
+        if packet in packets:
+            return rule
+    return _pointwise if torch.Tag.pointwise in operation.tags or name.rstrip("_") in UNTAGGED else None
+
+
+def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if func.overloadpacket in (aten.index, aten.index_select):
+        tensors = [args[0]]  # the others are indices
+    if isinstance(args[0], list | tuple):  # cat, stack
+        count = max(len(labels.planes(tensor)) for tensor in tensors)
+        for layer in range(count):
+            given = [
+                _laid_out(labels, t, labels.planes(t)[layer] if layer < len(labels.planes(t)) else None)
+                for t in tensors
+            ]
+            _give_all(labels, out, func(given, *args[1:], **kwargs), first=layer == 0)
+        return
+    splits = func.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape)
+    done = aten.reshape.default if func.overloadpacket in (aten.view, aten._unsafe_view) else func  # of any strides
+    for layer, plane in enumerate(labels.planes(args[0])):
+        now = done(_laid_out(labels, args[0], plane), *args[1:], **kwargs)
+        if splits and len(along(small := compressed(now))) > len(along(plane)):
+            # how often comes first in a view: heads, or groups that are shuffled; that stays, each gets smaller
+            labels.tie(small, narrowed(small, sorted(along(small))[:-1]))
+        elif func.overloadpacket is aten.split and len({part.shape for part in now}) == 1:  # chunks of any size
+            for part in now[1:]:
+                labels.tie(now[0], part)
+        _give_all(labels, out, now, first=layer == 0)
+
+
+def _laid_out(labels: Labels, tensor: Tensor, plane: Tensor | None) -> Tensor:
+    return (torch.tensor(FIXED) if plane is None else plane).expand(tensor.shape)
+
+
+def _give_all(labels: Labels, out: Any, planes: Any, first: bool) -> None:
+    if isinstance(out, Tensor):
+        out, planes = [out], [planes]
+    for tensor, plane in zip(out, planes, strict=True):
+        labels.give(tensor, [plane] if first else [*labels.planes(tensor), plane])
+
+
+def _same(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    labels.give(out[0] if isinstance(out, tuple) else out, labels.planes(args[0]))
+
+
+def _restride(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """In place: another layout in memory, as long as the shape stays."""
+    if tuple(out.shape) != tuple(args[1]) or len(labels.planes(out)) != len(labels.planes(args[0])):
+        labels.freeze(labels.planes(args[0]))
+
+
+def _pointwise(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if func.overloadpacket is aten.prelu and tensors[1].numel() > 1:
+        labels.tie_vector(args[0], 1, args[1])
+        labels.give(out, labels.planes(args[0]))
+        return
+    result = out[0] if isinstance(out, tuple | list) else out
+    merged: list[Tensor] = []
+    for tensor in tensors:
+        for plane in labels.planes(tensor):
+            mine = plane.view([1] * (result.ndim - plane.ndim) + list(plane.shape))
+            labels.freeze_against(mine, [t for t in tensors if t is not tensor], result.ndim)
+            mine_along = along(mine)
+            same = [other for other in merged if mine_along & along(other)]
+            for other in same:
+                labels.tie(mine, other)
+            if not any(mine_along <= along(other) for other in same):
+                merged = [other for other in merged if not along(other) <= mine_along] + [mine]
+    labels.give(result, merged)
+
+
+def _neighbours(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    result = out[0] if isinstance(out, tuple) else out
+    kept = []
+    for plane in labels.planes(args[0]):
+        spatial = {d for d in along(plane) if d >= plane.ndim - (2 if "2d" in str(func) else 1)}
+        if spatial:
+            labels.freeze([plane])
+        else:
+            kept.append(plane)
+    labels.give(result, kept)
+
+
+def _pad(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    padding, kept = args[1], []
+    padded = {args[0].ndim - 1 - k for k in range(len(padding) // 2) if padding[2 * k] or padding[2 * k + 1]}
+    for plane in labels.planes(args[0]):
+        if not padded & along(plane):
+            kept.append(plane)
+        else:  # new channels, whose number is fixed
+            kept.append(func(_laid_out(labels, args[0], plane), padding, FIXED))
+    labels.give(out, kept)
+
+
+def _reduce(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensor = args[0]
+    dims, keepdim = _reduced(func, args, kwargs, tensor.ndim)
+    kept = []
+    for plane in labels.planes(tensor):
+        gone = along(plane) & dims
+        if gone and gone != along(plane):
+            labels.freeze([plane])
+        elif not gone:
+            kept.append(plane if keepdim else plane.squeeze(tuple(sorted(dims))) if dims else plane)
+    for each in out if isinstance(out, tuple | list) else [out]:
+        labels.give(each, kept)
+
+
+def _batch_norm(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    for vector in args[1:5]:
+        if isinstance(vector, Tensor):
+            labels.tie_vector(args[0], 1, vector)
+    labels.give(out[0] if isinstance(out, tuple) else out, labels.planes(args[0]))
+
+
+def _layer_norm(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensor, shape = args[0], args[1]
+    for vector in args[2:4]:
+        if isinstance(vector, Tensor) and len(shape) == 1:
+            labels.tie_vector(tensor, tensor.ndim - 1, vector)
+        elif isinstance(vector, Tensor):
+            labels.freeze([*labels.planes(tensor), *labels.planes(vector)])
+    labels.give(out[0], labels.planes(tensor))
+
+
+def _group_norm(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensor, groups = args[0], args[6]
+    for vector in args[1:3]:
+        labels.tie_vector(tensor, 1, vector)
+    for plane in labels.planes(tensor):
+        if 1 in along(plane) and groups > 1:
+            parts_GC = plane.expand(-1, tensor.shape[1], *plane.shape[2:]).transpose(0, 1).flatten(1)
+            parts = parts_GC.reshape(groups, -1)
+            labels.tie(parts, parts[:1])
+    labels.give(out[0], labels.planes(tensor))
+
+
+def _convolve(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    images, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    rows, columns = (1, 0) if transposed else (0, 1)
+    row_O, column_I = labels.vectors(weight, rows), labels.vectors(weight, columns)
+    channels_C = labels.vectors(images, 1)
+    if transposed and groups > 1:
+        labels.freeze([*row_O, *column_I, *channels_C])
+        return
+    outputs, each = out.shape[1], images.shape[1] // groups
+    if groups == 1:
+        labels.tie_all(channels_C, column_I)
+    elif each == 1:  # depthwise: a filter goes with its channel
+        labels.tie_all([channel.repeat_interleave(outputs // groups) for channel in channels_C], row_O)
+        if not channels_C:
+            labels.freeze(row_O)
+    else:  # one channel of every group goes at a time
+        labels.tie_all([channel.view(groups, each) for channel in channels_C], [c.view(1, -1) for c in column_I])
+        for row in row_O:
+            labels.tie(row.view(groups, -1), row.view(groups, -1)[:1])
+    if bias is not None:
+        labels.tie_all(row_O, labels.vectors(bias, 0))
+    shape = [1, -1] + [1] * (out.ndim - 2)
+    labels.give(out, [row.view(shape) for row in row_O])
+
+
+def _linear(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensor, weight = args[:2]
+    last = tensor.ndim - 1
+    kept = _contract(labels, tensor, last, weight, 1)
+    rows = [p.flatten() for p in labels.planes(weight) if along(p) == {0}]
+    if len(args) > 2 and args[2] is not None:
+        labels.tie_all(rows, labels.vectors(args[2], 0))
+    labels.give(out, [*kept, *(row.view([1] * last + [-1]) for row in rows)])
+
+
+def _contract(labels: Labels, one: Tensor, dim: int, other: Tensor, its_dim: int) -> list[Tensor]:
+    """Tie a sum's two sides where nothing but the summed dimension matters; returns `one`'s other planes."""
+    mine = [plane.flatten() for plane in labels.planes(one) if along(plane) == {dim}]
+    labels.freeze([p for p in labels.planes(one) if dim in along(p) and len(along(p)) > 1])
+    labels.tie_all(mine, [p.flatten() for p in labels.planes(other) if along(p) == {its_dim}])
+    return [plane for plane in labels.planes(one) if dim not in along(plane)]
+
+
+def _multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """[…, M, K] × […, K, N], with a batch dimension before or none."""
+    _product(labels, args[0], args[1], out)
+
+
+def _product(labels: Labels, one: Tensor, other: Tensor, out: Tensor) -> None:
+    batch = one.ndim - 2
+    m, k, its_k, n = batch, batch + 1, batch, batch + 1
+    lefts, rights, kept = [], [], []
+    for plane in labels.planes(one):
+        if k in along(plane):
+            lefts.append(plane.transpose(m, k)) if m not in along(plane) else labels.freeze([plane])
+        else:
+            kept.append(plane)
+    for plane in labels.planes(other):
+        if its_k in along(plane):
+            rights.append(plane) if n not in along(plane) else labels.freeze([plane])
+        else:
+            kept.append(plane)
+    if not lefts or not rights:
+        labels.freeze([*lefts, *rights])
+    for left, right in itertools.product(lefts, rights):  # both [b, K, 1]
+        labels.tie(left, right)
+    labels.give(out, kept)
+
+
+def _add_multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    added, one, other = args[:3]
+    _product(labels, one, other, out)
+    product = labels.planes(out)
+    for plane in labels.planes(added):
+        mine = plane.view([1] * (out.ndim - plane.ndim) + list(plane.shape))
+        meeting = [its for its in product if along(its) & along(mine)]
+        for its in meeting:
+            labels.tie(mine, its)
+        if not meeting:
+            labels.freeze([mine])
+
+
+def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """softmax(q kᵀ) v, each [B, heads, N, D]."""
+    query, key, value = args[:3]
+    for plane, other in itertools.product(labels.planes(query), labels.planes(key)):
+        labels.tie(plane, other) if along(plane) == along(other) else labels.freeze([plane, other])
+    if not labels.planes(query) or not labels.planes(key):
+        labels.freeze([*labels.planes(query), *labels.planes(key)])
+    kept = []
+    for plane in labels.planes(value):
+        labels.freeze([plane]) if value.ndim - 2 in along(plane) else kept.append(plane)
+    labels.give(out[0] if isinstance(out, tuple) else out, kept)
+
+
+def _reduced(func: Any, args: Any, kwargs: Any, ndim: int) -> tuple[set[int], bool]:
+    """The dimensions that a reduction sums up, and whether they stay with size 1."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    dims = given.get("dim")
+    if dims is None or dims == []:
+        return set(range(ndim)), bool(given.get("keepdim", False))
+    dims = [dims] if isinstance(dims, int) else dims
+    return {dim % ndim for dim in dims}, bool(given.get("keepdim", False))
+
+
+_RULES: list[tuple[set[Any], Rule]] = [
+    (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
+    ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
+    ({aten.linear}, _linear), ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
+    ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm),
+]  # fmt: skip

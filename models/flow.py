@@ -1,0 +1,252 @@
+"""A network's forward pass as steps, and where all that is still needed is one tensor."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from wmlc.errors import InputError, one_line
+from wmlc.models.cost import MacCounter
+
+# What the shares of the MACs are that are done at the end of each stage.
+SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
+COARSE = 0.1  # of all MACs without a cut: then the modules there are opened
+DEEPEST = 8  # modules within modules that are opened
+FEATURES = "features"  # the part of a head before its classifier
+
+
+class NotTraceable(Exception):
+    """torch.fx cannot follow the network's code."""
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, opened: Iterable[str]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.opened = set(opened)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name not in self.opened
+
+
+class _Measure(fx.Interpreter):
+    """Runs a traced network, and notes what each step gives and how many MACs it takes."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.macs: dict[fx.Node, int] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...] | None] = {}  # of the tensor that a step gives; None: no tensor
+        self.plain: dict[fx.Node, int | float | str] = {}  # what a step gives that is no tensor
+
+    def fetch_args_kwargs_from_env(self, node: fx.Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(node)
+        return tuple(list(each) if isinstance(each, list) else each for each in args), kwargs  # some write into theirs
+
+    def run_node(self, node: fx.Node) -> Any:
+        with MacCounter() as counter:
+            result = super().run_node(node)
+        self.macs[node] = counter.macs
+        if isinstance(result, int | float | str):
+            self.plain[node] = result
+        self.shapes[node] = tuple(result.shape) if isinstance(result, Tensor) else None
+        return result
+
+
+@dataclass
+class Flow:
+    """A traced network: its steps in order, and after which of them one tensor is all that is still needed."""
+
+    opened: set[str]
+    graph: fx.GraphModule
+    nodes: list[fx.Node]
+    done: list[int]  # MACs up to and with each step
+    shapes: dict[fx.Node, tuple[int, ...] | None]
+    sizes: set[fx.Node]  # steps that give the number of images
+    cuts: dict[int, fx.Node] = field(default_factory=dict)  # step → the tensor that crosses
+    names: dict[int, str] = field(default_factory=dict)  # … and its name
+
+    @staticmethod
+    def of(network: nn.Module, example: Tensor, opened: set[str]) -> Flow:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = fx.GraphModule(network, _traced(network, opened))
+                measure, doubled = _Measure(graph), _Measure(graph)
+                with torch.no_grad():
+                    doubled.run(torch.cat([example, example]))
+                    measure.run(example)
+                sizes = _settle_numbers(measure, doubled)
+        except Exception as error:  # fx's own, and whatever the network's code makes of a proxy
+            raise NotTraceable(one_line(error, 120)) from None
+        nodes, done, total = list(graph.graph.nodes), [], 0
+        for node in nodes:
+            total += measure.macs.get(node, 0)
+            done.append(total)
+        flow = Flow(opened, graph, nodes, done, measure.shapes, sizes)
+        flow._find_cuts()
+        return flow
+
+    def _find_cuts(self) -> None:
+        place = {node: k for k, node in enumerate(self.nodes)}
+        last_use = {node: max((place[user] for user in node.users), default=-1) for node in self.nodes}
+        from_images: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or any(source in from_images for source in node.all_input_nodes):
+                from_images.add(node)
+        barred = self._barred()
+        live: set[fx.Node] = set()
+        crossing: set[fx.Node] = set()
+        for k, node in enumerate(self.nodes[:-1]):
+            if node not in self.sizes:
+                (live if node in from_images else crossing).add(node)
+            live = {each for each in live if last_use[each] > k}
+            crossing = {each for each in crossing if last_use[each] > k}
+            if len(live) == 1 and not crossing and k not in barred and node.op != "placeholder":
+                (tensor,) = live
+                needs_size = any(place[size] <= k < last_use[size] for size in self.sizes)
+                if needs_size and (self.shapes[tensor] or (0,))[0] != 1:
+                    continue  # the images are no longer its first dimension
+                if self.shapes[tensor] is not None and tensor not in self.cuts.values():
+                    self.cuts[k], self.names[k] = tensor, tensor.name
+
+    def _barred(self) -> set[int]:
+        """Steps after which no cut may be, as a module that holds tensors runs before and after it."""
+        runs: dict[str, list[int]] = {}
+        for k, node in enumerate(self.nodes):
+            if node.op in ("call_module", "get_attr"):
+                runs.setdefault(str(node.target), []).append(k)
+        barred: set[int] = set()
+        for target, steps in runs.items():
+            if len(steps) > 1 and (self.nodes[steps[0]].op == "get_attr" or _holds(self.graph.get_submodule(target))):
+                barred |= set(range(steps[0], steps[-1]))
+        return barred
+
+    @property
+    def classifier(self) -> int:
+        """The step that makes the logits: the last with MACs."""
+        return max((k for k in range(len(self.nodes)) if self._macs(k)), default=len(self.nodes) - 1)
+
+    def _macs(self, k: int) -> int:
+        return self.done[k] - (self.done[k - 1] if k else 0)
+
+    def _shape(self, k: int) -> tuple[int, ...]:
+        """Of the tensor that crosses the cut after step k."""
+        return self.shapes[self.cuts[k]] or ()
+
+    def chosen(self) -> dict[str, int]:
+        """The step that each stage ends with, and `features`, the part of the head before the classifier."""
+        before = [k for k in self.cuts if k < self.classifier]
+        if not before:
+            return {}
+        features, maps = before[-1], [k for k in before if len(self._shape(k)) > 2]
+        last = features
+        if maps:  # the last feature map, before it is pooled
+            alike = [k for k in maps if self.done[k] == self.done[maps[-1]]]
+            last = [k for k in alike if self._shape(k) == self._shape(alike[0])][-1]
+        body, total, chosen = [k for k in before if k < last], self.done[-1], {}
+        for stage, share in SHARES.items():
+            free = [k for k in body if not chosen or k > max(chosen.values())]
+            if free:
+                step = min(free, key=lambda k: (abs(self.done[k] / total - share), -k))
+                following = [other for other in SHARES.values() if other > share]
+                if not following or abs(self.done[step] / total - share) <= abs(self.done[step] / total - following[0]):
+                    chosen[stage] = step
+        chosen["stage4"] = last
+        if features > last:
+            chosen[FEATURES] = features
+        return chosen
+
+    def cut_names(self) -> set[str]:
+        return set(self.names.values())
+
+    def named(self, cuts: dict[str, str]) -> dict[str, int]:
+        """The step of each cut by its name; `InputError` where there is none of that name."""
+        steps = {name: k for k, name in self.names.items()}
+        missing = [name for name in cuts.values() if name not in steps]
+        found = {stage: steps[name] for stage, name in cuts.items() if name in steps}
+        if missing or list(found.values()) != sorted(set(found.values())):
+            raise InputError(
+                f"the network has no cuts {', '.join(cuts.values())[:120]}, so it is of other code than the record"
+            )
+        return found
+
+    def coarse(self) -> list[str]:
+        """Modules that could be opened where many MACs lie without a cut."""
+        ends = [0, *(self.done[k] for k in self.cuts), self.done[-1]]
+        found = []
+        for k, node in enumerate(self.nodes):
+            if node.op == "call_module" and self._macs(k) > COARSE * self.done[-1]:
+                module = self.graph.get_submodule(str(node.target))
+                if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
+                    found.append(str(node.target))
+        return found if len(ends) > 1 else []
+
+
+def _traced(network: nn.Module, opened: set[str]) -> fx.Graph:
+    """The steps of the network's forward pass for images alone, other arguments being as they are by default."""
+    _, *others = inspect.signature(network.forward).parameters.values()
+    defaults = {each.name: each.default for each in others if each.default is not inspect.Parameter.empty}
+    graph = _Tracer(opened).trace(network, concrete_args=defaults or None)
+    for placeholder in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        _erase(graph, placeholder)  # and the checks of its value
+    graph.eliminate_dead_code(lambda node: node.op in ("output", "placeholder", "call_module"))
+    return graph
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _settle_numbers(measure: _Measure, doubled: _Measure) -> set[fx.Node]:
+    """Write numbers that do not depend on how many images there are into the steps; the steps that give how many."""
+    sizes = set()
+    for node, value in measure.plain.items():
+        if doubled.plain.get(node) == value:
+            for user in list(node.users):
+                user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
+                user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+        elif value == 1 and doubled.plain.get(node) == 2:
+            sizes.add(node)
+    return sizes
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def fine_enough(network: nn.Module, example: Tensor, flow: Flow) -> Flow:
+    """The flow with modules opened until cuts lie finely enough, or nothing more can be opened."""
+    closed: set[str] = set()
+    for _ in range(DEEPEST):
+        wanted = [name for name in flow.coarse() if name not in closed]
+        if not wanted:
+            break
+        try:
+            flow = Flow.of(network, example, flow.opened | set(wanted))
+        except NotTraceable:
+            for name in wanted:
+                try:
+                    flow = Flow.of(network, example, flow.opened | {name})
+                except NotTraceable:
+                    closed.add(name)
+    return flow
+
+
+def needed_modules(opened: Iterable[str], flow: Flow, steps: Iterable[int]) -> set[str]:
+    """The opened modules that a cut lies in: some of their steps come before it, and some after."""
+    needed = {""}
+    for name in opened:
+        inside = [
+            k for k, node in enumerate(flow.nodes)
+            if node.op in ("call_module", "get_attr") and str(node.target).startswith(f"{name}.")
+        ]  # fmt: skip
+        if inside and any(inside[0] <= step < inside[-1] for step in steps):
+            needed.add(name)
+    return needed
