@@ -53,7 +53,7 @@ class StepSeconds:
     cut: float  # all cut networks together
 
     def epochs(self, family_epochs: int) -> int:
-        """Whole epochs of fine-tuning, at least 1 if any: with E epochs unpruned they last as long as E of the family."""
+        """Whole epochs of fine-tuning, 1 or more: with E epochs unpruned they last as long as E of the family."""
         return family_epochs and max(1, round(family_epochs * (self.family - self.unpruned) / self.cut))
 
 

@@ -61,8 +61,8 @@ def save_baseline(
     weight_P = torch.ones(1, device=device.name)
     (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
     about = dataclasses.replace(
-        _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, **vars(prepared.scored.graph.cost), top1=top1,
-        best_epoch=state.best_epoch, seconds=round(state.seconds, 1),
+        _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, top1=top1, best_epoch=state.best_epoch,
+        seconds=round(state.seconds, 1), **vars(prepared.scored.graph.cost),
     )  # fmt: skip
     with new_directory(run.network(BASELINE)) as aside:
         save_stages(alone.peer(1), _spec(alone.peer(1), prepared, config, data, about), aside)

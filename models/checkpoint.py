@@ -81,8 +81,8 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
 def _full(spec: NetworkSpec, factory: Callable[..., Any] | None) -> nn.Module:
     """The full network of a record, on the current device; of a network that is not built of stages maybe an exit."""
     arch, classes = spec.arch, len(spec.class_names)
-    whole, _, number = arch.rpartition(MARK) if spec.stages is not None else (arch, "", "")
-    if not number:
+    whole, mark, number = arch.rpartition(MARK)
+    if spec.stages is None or not mark:  # a built-in network knows its exits itself
         return build_network(arch, classes, spec.input_shape, spec.arch_args, factory)
     if not number.isdecimal():
         raise InputError(f"there is no exit {number[:20]!r}")

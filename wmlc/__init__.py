@@ -23,7 +23,8 @@ def load(directory: str | Path, factory: Callable[..., Any] | None = None) -> nn
     `directory` holds `spec.json` and `weights.safetensors` (a run's `peers/K` or `baseline`, or what
     `wmlc extract --out DIR` wrote). Input float32 [N, C, H, W], normalised as `spec.json` says;
     output logits [N, classes]. A network of torchvision's or timm's is of its own class, and so is one of the caller's
-    own code, for which `factory` makes the full one (no file causes an import). Raises `wmlc.errors.InputError` on a missing or damaged file.
+    own code, for which `factory` makes the full one (no file causes an import). Raises `wmlc.errors.InputError` on a
+    missing or damaged file.
     """
     from wmlc.models.checkpoint import load_network
 

@@ -1,7 +1,7 @@
 """Labels on the channels of a network's tensors, and which of them are tied.
 
-A plane is a tensor of labels shaped as the tensor that it is about, with size 1 along a dimension on which the labels do
-not depend; a tensor has one for each way its channels run.
+A plane is a tensor of labels shaped as the tensor that it is about, with size 1 along a dimension on which the labels
+do not depend; a tensor has one for each way its channels run.
 """
 
 from __future__ import annotations

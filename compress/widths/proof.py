@@ -1,9 +1,9 @@
 """Is a group of channels cut right? A cut counts only where it gives the very logits that it must give.
 
 *Exact* means: the network with channels cut gives the same logits, to a millionth of the largest, as the full network
-in which they are muted, every weight that makes or reads them being zero. Where something looks at all channels at once (the
-mean that a layer norm takes) zeros would be counted along; there the cut must be the same as the network in which each
-cut channel is a copy of a kept one that nobody reads, which leaves means as those of the kept ones.
+in which they are muted: nothing reads them. Something may look at all channels at once (the mean that a layer norm
+takes), and must then see those that are kept and no others; so a muted channel is made a copy of a kept one, which
+leaves every mean as it is. Where that cannot be, as in attention's products, it is made zero.
 
 It is tried in float64 on weights drawn anew, of such sizes that nothing is too small to be seen: a layer scale of
 1e-6 would hide any mistake behind it.
