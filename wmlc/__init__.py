@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # At its import ONNX Runtime looks up a host of telemetry and keeps an id of the device in the user's cache; it looks at
 # this before. Here, as every process that wmlc starts imports this first or inherits it.
@@ -29,3 +29,25 @@ def load(directory: str | Path, factory: Callable[..., Any] | None = None) -> nn
     from wmlc.models.checkpoint import load_network
 
     return load_network(Path(directory), factory)
+
+
+def family(
+    network: nn.Module, example: Tensor, ratios: Sequence[float], *, ratio_of: str = "macs", divisor: int = 8
+) -> list[nn.Module]:
+    """Dense, physically smaller copies of a network, one a ratio, to be trained by a loop of your own.
+
+    Each loses so much of its MACs for an image (or of its params, `ratio_of`): every group of channels that hang
+    together loses the same share, those of least magnitude over all layers that make or read them (Fang et al.,
+    CVPR 2023), down to a multiple of `divisor` channels. A group is cut only where that is proven exact
+    (`wmlc.compress.widths.proof`), and is left whole otherwise. The copies are of the network's own class, on its
+    device and in its mode, share no tensor with it, and are saved by `torch.save(peer.state_dict(), …)`; only what
+    sizes the layers has changed. Batch norm's statistics are of the full network: train, or run some images in
+    training mode, before you evaluate.
+
+    Args: an `example` of its images, [N, C, H, W] or [C, H, W], of which only the shape counts; ratios from 0 up to,
+    not including, 1. Raises `wmlc.errors.InputError` where a ratio is out of reach, or where the network's forward
+    pass cannot be followed.
+    """
+    from wmlc.compress.widths.peers import dense_peers
+
+    return dense_peers(network, example, ratios, ratio_of, divisor)
