@@ -158,11 +158,11 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         check_compiler(device)
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
         config = as_long_as_a_family(config, prepared, data, device)
-    baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
     settings = config  # the run must find its data and its start from any working directory
     for name in ("data_root", "start", "start_classes"):
         if (value := getattr(config, name)) is not None and Path(value).expanduser().exists():
             settings = replace(settings, **{name: str(Path(value).expanduser().resolve())})
+    baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),
@@ -321,8 +321,11 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
         raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
     spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
     mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in (config, settings))
-    mine |= {"input_shape": data.record.input_shape, "mean": data.record.mean}
-    theirs |= {"input_shape": spec.input_shape, "mean": spec.mean}
+    record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
+    mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
+    theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
+    for name in ("normalise", "interpolation", "crop"):
+        del mine[name], theirs[name]
     differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")

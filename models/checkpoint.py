@@ -70,6 +70,9 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     try:
         with torch.device("meta"):
             network = _full(spec, factory)
+    except InputError as error:
+        raise InputError(f"{directory} cannot be rebuilt: {error}") from None
+    try:
         cut_to(network, spec.widths)
         check_runs(network, classes, spec.input_shape)
     except InputError as error:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
 
+STEP = 1e-3  # of the parameters' length: how far central differences go, where float32 still tells losses apart
+TINY = 1e-30
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W], labels int64 [B]
 
 
@@ -47,8 +50,10 @@ def peer_weight_gradient(
     single held-out image has no statistics of its own, so that the running ones normalise it. The family's
     parameters, gradients, running statistics, modes and the random state are left as they were.
     """
-    parameters = {  # what serves teaching alone is no part of the logits
-        name: parameter.detach() for name, parameter in family.named_parameters() if not name.startswith("extras.")
+    parameters = {  # what serves teaching alone is no part of the logits, and what got no gradient does not move
+        name: parameter.detach()
+        for name, parameter in family.named_parameters()
+        if not name.startswith("extras.") and name in inner_gradients
     }
     devices = [weight_P.device] if weight_P.device.type == "cuda" else []
     autocast = autocast or (lambda: torch.autocast(weight_P.device.type, enabled=False))
@@ -67,16 +72,36 @@ def peer_weight_gradient(
         outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
     direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
 
-    with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad():
-        warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
-        duals = {
-            name: forward_ad.make_dual(parameter, tangent)
-            for (name, parameter), tangent in zip(parameters.items(), direction, strict=True)
-        }
-        losses_P = wml_losses(logits(duals, train[0]), train[1], alpha, temperature)
-        aligned_P = forward_ad.unpack_dual(losses_P).tangent
-    assert aligned_P is not None
+    def losses(at: dict[str, Tensor]) -> Tensor:
+        return wml_losses(logits(at, train[0]), train[1], alpha, temperature)
+
+    aligned_P = _along(losses, parameters, dict(zip(parameters, direction, strict=True)))
     return direct_P - inner_lr * aligned_P
+
+
+def _along(
+    losses: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], direction: dict[str, Tensor]
+) -> Tensor:
+    """The derivative of `losses` [P] along a direction, by one forward-mode pass.
+
+    Attention runs as its plain products, as its fused kernels have no forward mode. Where an operation of somebody's
+    network has none, two passes give it instead, by central differences.
+    """
+    try:
+        with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
+            duals = {name: forward_ad.make_dual(tensor, direction[name]) for name, tensor in at.items()}
+            tangent_P = forward_ad.unpack_dual(losses(duals)).tangent
+        assert tangent_P is not None
+        return tangent_P
+    except NotImplementedError:
+        length = torch.stack([tensor.square().sum() for tensor in direction.values()]).sum().sqrt()
+        size = torch.stack([tensor.square().sum() for tensor in at.values()]).sum().sqrt()
+        step = STEP * size / length.clamp(min=TINY)
+        with torch.no_grad():
+            there = losses({name: tensor + step * direction[name] for name, tensor in at.items()})
+            back = losses({name: tensor - step * direction[name] for name, tensor in at.items()})
+        return (there - back) / (2 * step)
 
 
 @contextlib.contextmanager
