@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch_pruning
-from hand_networks import NETWORKS, SHAPE, hand_network
+from hand_networks import NETWORKS, SHAPE, Hand, hand_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -125,6 +125,47 @@ def test_an_unknown_operation_is_named_and_its_channels_are_no_group() -> None:
     assert traced.unknown == ["aten.sort"]
     assert not any(tensor == "a.weight" and dim == 0 for unit in traced.units for tensor, dim in unit)
     assert trace_channels(hand_network("residual"), EXAMPLE).unknown == []
+
+
+LAYERS_OF_CHANNELS = [
+    nn.ReLU6(), nn.PReLU(), nn.PReLU(8), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(),
+    nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(), nn.Softplus(), nn.Softsign(), nn.Hardshrink(), nn.Tanhshrink(),
+    nn.Threshold(0.1, 0), nn.Sigmoid(), nn.Tanh(), nn.LPPool2d(2, 2), nn.MaxPool2d(2), nn.AvgPool2d(2),
+    nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2), nn.Upsample(scale_factor=2),
+    nn.Upsample(scale_factor=2, mode="bilinear"), nn.Dropout(), nn.Dropout2d(), nn.ZeroPad2d(1), nn.ReflectionPad2d(1),
+    nn.ReplicationPad2d(1), nn.Identity(), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.GroupNorm(1, 8),
+    nn.InstanceNorm2d(8, affine=True), nn.LayerNorm(8, elementwise_affine=False), nn.Conv2d(8, 8, 3, groups=8),
+]  # fmt: skip
+
+
+class Between(Hand):
+    """Some layer between the first and the last."""
+
+    def __init__(self, layer: nn.Module, into: int = 8) -> None:
+        super().__init__(into)
+        self.layer = layer
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("layer", LAYERS_OF_CHANNELS, ids=lambda layer: type(layer).__name__)
+def test_what_works_on_each_channel_ties_none_to_another(layer: nn.Module) -> None:
+    (group,) = groups(Between(layer))
+    assert (group.root, group.units, group.channels) == ("a", 8, 1)
+    assert {place.tensor for place in group.places} >= {f"layer.{name}" for name, _ in layer.named_parameters()}
+
+
+def test_norms_of_groups_take_one_channel_of_each() -> None:
+    (group,) = groups(Between(nn.GroupNorm(2, 8)))
+    assert group.units == 4 and group.places[0].positions.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert groups(Between(nn.GroupNorm(8, 8))) == []
+
+
+@pytest.mark.parametrize("layer", [nn.LocalResponseNorm(3), nn.LayerNorm([8, 8, 8]), nn.PixelShuffle(2)])
+def test_what_mixes_channels_in_a_way_of_its_own_leaves_them_whole(layer: nn.Module) -> None:
+    into = 2 if isinstance(layer, nn.PixelShuffle) else 8
+    assert groups(Between(layer, into)) == []
 
 
 def test_macs_go_to_the_weight_that_they_are_of() -> None:

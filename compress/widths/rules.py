@@ -54,6 +54,7 @@ ATTENTION = {
 UNTAGGED = (
     "copy",
     "prelu",
+    "_prelu_kernel",
     "hardswish",
     "hardtanh",
     "leaky_relu",
