@@ -198,6 +198,31 @@ class Attention(Hand):
         return (tokens + self.down(F.gelu(self.up(tokens)))).transpose(1, 2).unflatten(2, (8, 8))
 
 
+class ClassToken(Hand):
+    """A token of its own before those of the pixels, and a place added to each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place = nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(1, 65, 8))
+        self.b = nn.Linear(8, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.a(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.place
+        return self.fc(F.relu(self.b(F.relu(tokens)))[:, 0])
+
+
+class Stacked(Hand):
+    """Two ways that are stacked and summed."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.b, self.c = conv(8, 6), conv(8, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.stack([self.b(x), self.c(x)], 1).sum(1)
+
+
 class Sorted(Hand):
     """An operation that nothing is known about."""
 
@@ -244,7 +269,7 @@ NETWORKS = {
     kind.__name__.lower(): kind
     for kind in (
         Residual, Concat, Shuffle, Grouped, Depthwise, Squeeze, LayerScale, Tokens, Response, Flattened, Padded, Gated,
-        Standardised, Twice, Attention, Sorted, Sized, Upwards,
+        Standardised, Twice, Attention, ClassToken, Stacked, Sorted, Sized, Upwards,
     )
 }  # fmt: skip
 

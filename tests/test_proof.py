@@ -24,7 +24,7 @@ PROVEN = {
     "residual": ["a"], "concat": ["a", "b", "c"], "shuffle": ["a", "c"], "grouped": ["a", "b"], "depthwise": ["a", "c"],
     "squeeze": ["a", "down"], "layerscale": ["a", "b"], "tokens": ["a", "up"], "response": ["a"], "flattened": ["a"],
     "padded": ["a"], "gated": ["a"], "standardised": ["b", "c"], "twice": ["a"], "attention": ["a", "up"],
-    "sorted": ["b"], "sized": ["a", "rows.inner"], "upwards": ["c"],
+    "classtoken": ["a", "b"], "stacked": ["a", "b"], "sorted": ["b"], "sized": ["a", "rows.inner"], "upwards": ["c"],
 }  # fmt: skip
 # There is a mean over channels, or a deviation that zeros don't have: what is cut must be copies.
 OF_ALL_CHANNELS = ("tokens", "response", "standardised")
