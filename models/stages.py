@@ -43,12 +43,16 @@ def split(network: nn.Module, example: Tensor, cuts: StageCuts | None = None) ->
     network cannot be traced at all it is one stage, `head`, and the note says why. Raises `InputError` where `cuts` are
     not of this network, and where it does not give logits [N, classes].
     """
-    training = {name: module.training for name, module in network.named_modules()}
+    training = {module: module.training for module in network.modules()}
     try:
-        return _split(network.eval(), example, cuts)
+        staged = _split(network.eval(), example, cuts)
     finally:
-        for name, module in network.named_modules():
-            module.training = training[name]
+        for module, was in training.items():
+            module.training = was
+    for module in staged.network.modules():
+        if module not in training:  # a stage, or dropout that is one's own here
+            module.training = network.training
+    return staged
 
 
 def whole_name(name: str) -> str:
