@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
         raise InputError(f"{directory} cannot be rebuilt: {error}") from None
     try:
         cut_to(network, spec.widths)
-        check_runs(network, classes, spec.input_shape)
+        check_runs(network, classes, spec.input_shape, spec.unused)
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None
     network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network, spec.unused), assign=True)
@@ -107,6 +108,16 @@ def load_stages(directory: Path, factory: Callable[..., Any] | None = None) -> n
         raise InputError(f"{directory / SPEC_FILE}: {error}") from None
 
 
+def _other_names(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Pairs of names of one tensor, in either order: modules may share it, or be in the network twice."""
+    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    names: dict[int, list[str]] = {}
+    for name, tensor in named:
+        names.setdefault(id(tensor), []).append(name)
+    for alike in names.values():
+        yield from itertools.permutations(alike, 2)
+
+
 def _read_weights(path: Path, network: nn.Module, unused: list[str]) -> dict[str, Tensor]:
     """The tensors in `path`, checked name by name and shape by shape against `network`; zeros for those `unused`."""
     try:
@@ -118,6 +129,9 @@ def _read_weights(path: Path, network: nn.Module, unused: list[str]) -> dict[str
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); {REMEDY}") from None
     expected = network.state_dict()
+    for one, other in _other_names(network):
+        if one in tensors and other not in tensors:
+            tensors[other] = tensors[one]
     for name in (name for name in unused if name in expected and name not in tensors):
         tensors[name] = torch.zeros(expected[name].shape, dtype=expected[name].dtype)
     wrong = [f"{name} is missing" for name in expected if name not in tensors]

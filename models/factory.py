@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.models.foreign import raised
 from wmlc.settings import CALLERS_ARCH
 
@@ -63,8 +63,9 @@ def factory_of_caller(arch: str, directory: Path) -> Callable[..., Any]:
     What a record calls `arch` is never run for that. Raises `InputError` where the caller has named none.
     """
     if (named := os.environ.get(CALLERS_ARCH)) is None:
+        said = one_line(ascii(arch)[1:-1], 80)
         raise InputError(
-            f"{directory} is a network of somebody's own code ({arch}), which no file makes wmlc run; pass --arch "
+            f"{directory} is a network of somebody's own code ({said}), which no file makes wmlc run; pass --arch "
             f"FILE.py:FACTORY, as for its training; in Python wmlc.load(DIR, factory=…)"
         )
     return load_factory(named)

@@ -16,6 +16,7 @@ from wmlc.models.cost import MacCounter
 
 # What the shares of the MACs are that are done at the end of each stage.
 SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
+LAST = "stage4"  # ends with the last feature map
 COARSE = 0.1  # of all MACs without a cut: then the modules there are opened
 DEEPEST = 8  # modules within modules that are opened
 FEATURES = "features"  # the part of a head before its classifier
@@ -156,7 +157,7 @@ class Flow:
                 following = [other for other in SHARES.values() if other > share]
                 if not following or abs(self.done[step] / total - share) <= abs(self.done[step] / total - following[0]):
                     chosen[stage] = step
-        chosen["stage4"] = last
+        chosen[LAST] = last
         if features > last:
             chosen[FEATURES] = features
         return chosen
@@ -169,7 +170,8 @@ class Flow:
         steps = {name: k for k, name in self.names.items()}
         missing = [name for name in cuts.values() if name not in steps]
         found = {stage: steps[name] for stage, name in cuts.items() if name in steps}
-        if missing or list(found.values()) != sorted(set(found.values())):
+        known = [stage for stage in (*SHARES, LAST, FEATURES) if stage in cuts]
+        if missing or list(cuts) != known or list(found.values()) != sorted(set(found.values())):
             raise InputError(
                 f"the network has no cuts {', '.join(cuts.values())[:120]}, so it is of other code than the record"
             )

@@ -7,6 +7,7 @@ cut. So training and eval mode, dropout and stochastic depth stay the network's 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,16 @@ def split(network: nn.Module, example: Tensor, cuts: StageCuts | None = None) ->
     network cannot be traced at all it is one stage, `head`, and the note says why. Raises `InputError` where `cuts` are
     not of this network, and where it does not give logits [N, classes].
     """
-    training = {name: module.training for name, module in network.named_modules()}
+    training = {module: module.training for module in network.modules()}
     try:
-        return _split(network.eval(), example, cuts)
+        staged = _split(network.eval(), example, cuts)
     finally:
-        for name, module in network.named_modules():
-            module.training = training[name]
+        for module, was in training.items():
+            module.training = was
+    for module in staged.network.modules():
+        if module not in training:  # a stage, or dropout that is one's own here
+            module.training = network.training
+    return staged
 
 
 def whole_name(name: str) -> str:
@@ -91,9 +96,9 @@ def _in_one(network: nn.Module, why: str) -> Staged:
 
 def _staged(flow: Flow, network: nn.Module, example: Tensor, chosen: dict[str, int]) -> Staged:
     stages: OrderedDict[str, nn.Module] = OrderedDict()
-    ends, begin, entering = {}, 0, None
+    ends, begin, entering, saved = {}, 0, None, network.state_dict().keys()
     for stage, step in [*chosen.items(), (CLASSIFIER, len(flow.nodes) - 1)]:
-        part = _part(flow, begin, step, entering, stage)
+        part = _part(flow, begin, step, entering, stage, saved)
         begin, entering = step + 1, flow.cuts.get(step)
         if stage in (FEATURES, CLASSIFIER):
             head = stages.setdefault(HEAD, nn.Sequential(OrderedDict([(FEATURES, nn.Identity())])))
@@ -104,8 +109,8 @@ def _staged(flow: Flow, network: nn.Module, example: Tensor, chosen: dict[str, i
         ends[stage] = _last_module(flow, step)
     staged = nn.Sequential(stages)
     _copy_where_written(staged, example)
-    held = {whole_name(name) for name in staged.state_dict()}
-    unused = [name for name in network.state_dict() if name not in held]
+    held = {id(tensor) for tensor in staged.state_dict(keep_vars=True).values()}
+    unused = [name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) not in held]
     cuts = {stage: flow.names[step] for stage, step in chosen.items()}
     return Staged(staged, StageCuts(opened=sorted(flow.opened), cuts=cuts), ends, unused)
 
@@ -117,8 +122,13 @@ def _last_module(flow: Flow, step: int) -> str:
     return ""
 
 
-def _part(flow: Flow, begin: int, end: int, entering: fx.Node | None, name: str) -> nn.Module:
-    """The steps from `begin` to `end` as a module that takes the tensor `entering` and gives the next one."""
+def _part(
+    flow: Flow, begin: int, end: int, entering: fx.Node | None, name: str, saved: Collection[str]
+) -> nn.Module:  # fmt: skip
+    """The steps from `begin` to `end` as a module that takes the tensor `entering` and gives the next one.
+
+    Args: the names of the network's tensors that are in its state dict, and only those in the module's.
+    """
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     if entering is not None:
         copies[entering] = graph.placeholder("x")
@@ -146,7 +156,8 @@ def _part(flow: Flow, begin: int, end: int, entering: fx.Node | None, name: str)
     root = nn.Module()
     targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
     for target in dict.fromkeys(targets):
-        _place(root, target, added.get(target) if target in added else _attribute(flow.graph, target))
+        value = added[target] if target in added else _attribute(flow.graph, target)
+        _place(root, target, value, persistent=target in saved)
     return fx.GraphModule(root, graph, class_name=name.capitalize())
 
 
@@ -161,14 +172,14 @@ def _attribute(root: nn.Module, target: str) -> Any:
     return root
 
 
-def _place(root: nn.Module, target: str, value: Any) -> None:
+def _place(root: nn.Module, target: str, value: Any, persistent: bool) -> None:
     *path, last = target.split(".")
     for part in path:
         if not hasattr(root, part):
             root.add_module(part, nn.Module())
         root = getattr(root, part)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        root.register_buffer(last, value)
+        root.register_buffer(last, value, persistent)
     else:
         setattr(root, last, value)
 

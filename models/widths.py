@@ -6,11 +6,14 @@ to smaller ones, and gives tensors that exist a smaller shape; then the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wmlc.errors import InputError, one_line
 
@@ -35,7 +38,7 @@ def cut_to(full: nn.Module, widths: Mapping[str, Mapping[str, int | list[int]]])
 
     Raises `InputError`, naming the first offenders, for what is not in it or would not be smaller.
     """
-    modules, wrong = dict(full.named_modules()), list[str]()
+    modules, wrong = dict(full.named_modules(remove_duplicate=False)), list[str]()
     for name, changes in widths.items():
         module = modules.get(name)
         if module is None:
@@ -45,7 +48,7 @@ def cut_to(full: nn.Module, widths: Mapping[str, Mapping[str, int | list[int]]])
         for key, value in changes.items():
             if not _is_smaller(value, sizes.get(key)):
                 allowed = f"allowed is up to {sizes[key]}" if key in sizes else "which is no size of it"
-                wrong.append(f"{_short(name)} has {_short(key)} {_short(str(value))}, {allowed}")
+                wrong.append(f"{_short(name) or 'the network'} has {_short(key)} {_short(str(value))}, {allowed}")
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise InputError(f"the recorded widths do not fit the architecture: {shown}; extract the peer again")
@@ -55,14 +58,16 @@ def cut_to(full: nn.Module, widths: Mapping[str, Mapping[str, int | list[int]]])
     return full
 
 
-def check_runs(network: nn.Module, classes: int, input_shape: tuple[int, int, int]) -> None:
+def check_runs(
+    network: nn.Module, classes: int, input_shape: tuple[int, int, int], unused: Collection[str] = ()
+) -> None:
     """Raise `InputError` unless images go through the network and give logits [N, classes].
 
-    On the meta device nothing is computed.
+    Args: tensors of it that must have no part in that. On the meta device nothing is computed.
     """
-    device = next(network.parameters()).device
+    device, follow = next(network.parameters()).device, _Follow(network, unused)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), follow:
             logits = network.eval()(torch.empty(1, *input_shape, device=device))
         made = list(logits.shape)
     except Exception as error:  # whatever its code raises
@@ -71,6 +76,28 @@ def check_runs(network: nn.Module, classes: int, input_shape: tuple[int, int, in
         ) from None
     if made != [1, classes]:
         raise InputError(f"the network gives {made} for an image, but the record names {classes} classes")
+    if needed := follow.found.get(id(logits), set()):
+        shown = ", ".join(map(_short, sorted(needed)[:5])) + (f" and {len(needed) - 5} more" if len(needed) > 5 else "")
+        raise InputError(f"unused names tensors that the logits depend on: {shown}; extract the peer again")
+
+
+class _Follow(TorchDispatchMode):
+    """Follows some tensors of a network through a forward pass: what depends on which of them."""
+
+    def __init__(self, network: nn.Module, names: Collection[str]) -> None:
+        super().__init__()
+        named = itertools.chain(network.named_parameters(), network.named_buffers())
+        self.found = {id(tensor): {name} for name, tensor in named if name in set(names)}
+        self.kept: list[Any] = []  # so that no id is given away
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.found:
+            names = set[str]().union(*(self.found.get(id(leaf), ()) for leaf in tree_leaves((args, kwargs))))
+            for leaf in tree_leaves(out) if names else ():
+                self.found[id(leaf)] = self.found.get(id(leaf), set()) | names
+                self.kept.append(leaf)
+        return out
 
 
 def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
@@ -84,7 +111,8 @@ def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
         elif isinstance(value, tuple) and value and all(type(each) is int for each in value):
             found[key] = list(value)
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    return found | {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
+    saved = tensors.keys() - module._non_persistent_buffers_set  # of others no file holds what would be left
+    return found | {key: list(each.shape) for key, each in tensors.items() if key in saved and each is not None}
 
 
 def _is_smaller(value: int | list[int], than: int | list[int] | None) -> bool:

@@ -162,6 +162,16 @@ def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
     return sorted(_named_apart(groups), key=lambda group: order[group.places[0].tensor])
 
 
+def out_of_groups(traced: Traced, network: nn.Module, groups: Sequence[ChannelGroup]) -> list[LeftWhole]:
+    """The layers whose channels are in no group, but for those that make the logits, and why."""
+    made = {place.tensor for group in groups for place in group.places if not place.reads}
+    shapes = {name: tensor.shape for name, tensor in _tensors(network).items()}
+    names = [name for name in traced.macs if name not in made | traced.ends and len(shapes[name]) > 1]
+    operations = ", ".join(name.removeprefix("aten.") for name in traced.unknown)
+    why = f"what {operations} makes of channels is not known" if operations else "they cannot be cut one by one"
+    return [LeftWhole((name.rpartition(".")[0],), why) for name in names]
+
+
 def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """Groups that one layer makes get names of their own."""
     seen: dict[str, int] = {}

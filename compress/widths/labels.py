@@ -21,8 +21,9 @@ class Labels:
     """Labels of a network's parameters and buffers, a fresh one for each position along each of their dimensions."""
 
     def __init__(self, network: nn.Module) -> None:
-        named = itertools.chain(network.named_parameters(), network.named_buffers())
-        self.names = {id(tensor): name for name, tensor in named}
+        saved = network.state_dict().keys()  # of a buffer that isn't, no file would hold what a cut leaves
+        buffers = ((name, buffer) for name, buffer in network.named_buffers() if name in saved)
+        self.names = {id(tensor): name for name, tensor in itertools.chain(network.named_parameters(), buffers)}
         self.network = network  # kept, so that no id is given away
         self.count = 1  # of labels; 0 is FIXED
         self.places: list[tuple[int, str, int]] = []  # the first label of a tensor's dimension

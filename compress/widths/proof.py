@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_in_place
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, graph_of, groups_of
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, graph_of, groups_of, out_of_groups
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 
@@ -44,8 +44,9 @@ def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> Chan
             traced = trace_channels(network, example)
     except Exception as error:  # whatever its code raises
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
-    proven, left = Prover(network, example.cpu()).prove(groups_of(traced, network))
-    return graph_of(network, traced, proven, left)
+    groups = groups_of(traced, network)
+    proven, left = Prover(network, example.cpu()).prove(groups)
+    return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups))
 
 
 class Prover:
@@ -129,7 +130,10 @@ class Prover:
             return f"cut, it stops with: {one_line(error, 100)}"
         full = copy.deepcopy(self.network)
         for group in groups:
-            (_copy if self.copies[group.root] else _mute)(full, group, kept[group.root])
+            if self.copies[group.root]:
+                _copy(full, group, kept[group.root], self.draw)
+            else:
+                _mute(full, group, kept[group.root])
         for group in groups:
             _unread(full, group, kept[group.root])
         with torch.no_grad():
@@ -194,10 +198,13 @@ def _mute(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
             tensor.index_fill_(place.dim, _gone(group, kept, place.positions), 0)
 
 
-def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
-    """Make each of the other units a copy of a kept one, all of these as often as it goes."""
+def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor, draw: torch.Generator) -> None:
+    """Make each of the other units a copy of a kept one, all of these as often as it goes.
+
+    Whose copy is drawn: in order, a layer that reads them in another order could find the right one by chance.
+    """
     lost = _lost(group, kept)
-    twin = kept[torch.arange(len(lost)) % len(kept)]
+    twin = kept[(torch.arange(len(lost)) % len(kept))[torch.randperm(len(lost), generator=draw)]]
     for place in group.places:
         if not place.reads:
             tensor = _tensor(network, place.tensor)

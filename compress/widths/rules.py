@@ -54,6 +54,7 @@ ATTENTION = {
 UNTAGGED = (
     "copy",
     "prelu",
+    "_prelu_kernel",
     "hardswish",
     "hardtanh",
     "leaky_relu",
@@ -85,7 +86,13 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
                 _laid_out(labels, t, labels.planes(t)[layer] if layer < len(labels.planes(t)) else None)
                 for t in tensors
             ]
-            _give_all(labels, out, func(given, *args[1:], **kwargs), first=layer == 0)
+            joined = func(given, *args[1:], **kwargs)
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % joined.ndim
+            ways = [along(small) for small in map(compressed, given)]
+            if any(ways) and (func.overloadpacket is aten.stack or all(dim not in way for way in ways)):
+                labels.tie(joined, joined.narrow(dim, 0, 1))  # one behind the other, with the same channels
+                joined = joined.narrow(dim, 0, 1).expand(joined.shape)
+            _give_all(labels, out, joined, first=layer == 0)
         return
     splits = func.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape)
     done = aten.reshape.default if func.overloadpacket in (aten.view, aten._unsafe_view) else func  # of any strides

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Of what the loss doesn't depend on, such as a head that nothing reads, the gradient is zero.
+UNUSED_TOO = {"allow_unused": True, "materialize_grads": True}
+
 
 def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Each parameter's score, by parameter name, shaped as the parameter; `network` is left untouched.
@@ -20,22 +23,22 @@ def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind:
     L is the cross-entropy of `images` float32 [B, C, H, W] (normalised) against `labels` int64 [B], with
     batch norm on batch statistics. SynFlow uses no data: only the images' shape.
     """
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).requires_grad_(True)  # what its owner froze counts too
     if kind == "synflow":
         return _synflow(network, images.shape[1:])
     parameters = dict(network.named_parameters())
     loss = F.cross_entropy(network.train()(images), labels)
     if kind == "snip":
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), **UNUSED_TOO)
         return {
             name: (gradient * parameter).abs().detach()
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
         }
     assert kind == "grasp", kind
-    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, **UNUSED_TOO)
     agreement = sum((gradient * gradient.detach()).sum() for gradient in gradients)
     assert isinstance(agreement, Tensor)
-    curved = torch.autograd.grad(agreement, list(parameters.values()))
+    curved = torch.autograd.grad(agreement, list(parameters.values()), **UNUSED_TOO)
     return {
         name: -(hessian_gradient * parameter).detach()
         for (name, parameter), hessian_gradient in zip(parameters.items(), curved, strict=True)
@@ -64,7 +67,7 @@ def _synflow(network: nn.Module, image_shape: torch.Size) -> dict[str, Tensor]:
     device = next(network.parameters()).device
     total = network(torch.ones(1, *image_shape, dtype=torch.float64, device=device)).sum()
     parameters = dict(network.named_parameters())
-    gradients = torch.autograd.grad(total, list(parameters.values()))
+    gradients = torch.autograd.grad(total, list(parameters.values()), **UNUSED_TOO)
     return {
         name: (gradient * parameter).detach()
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)

@@ -30,13 +30,14 @@ class Traced:
 
     `units` are the sets of positions that can only be cut together, each as {(tensor name, dimension): positions};
     `macs` the multiply-accumulates for one image in which a parameter is the weight, and `other_macs` those of no
-    parameter, as in attention's products; `fixed` the places of which nothing can be cut.
+    parameter, as in attention's products.
     """
 
     units: list[dict[tuple[str, int], list[int]]]
     macs: dict[str, int]
     other_macs: int
     unknown: list[str]  # operations that are not known here, by name
+    ends: frozenset[str]  # weights whose rows are the output: they make the logits
 
 
 def trace_channels(network: nn.Module, example: Tensor) -> Traced:
@@ -49,9 +50,16 @@ def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     finally:
         for name, module in network.named_modules():
             module.training = name in training
+    could_be_cut = _made(mode.labels)
     for tensor in (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         mode.labels.freeze(mode.labels.planes(tensor))
-    return Traced(mode.labels.units(), mode.macs, mode.other_macs, list(mode.unknown))
+    ends = could_be_cut - _made(mode.labels)
+    return Traced(mode.labels.units(), mode.macs, mode.other_macs, list(mode.unknown), ends)
+
+
+def _made(labels: Labels) -> frozenset[str]:
+    """The parameters of whose rows some can be cut."""
+    return frozenset(name for unit in labels.units() for name, dim in unit if dim == 0)
 
 
 class _OnLabels(TorchDispatchMode):
