@@ -331,7 +331,7 @@ def forward_ad(row: Row, family: Any, images: Any) -> None:
     from torch.autograd import forward_ad as fw
     from torch.func import functional_call
 
-    from wmlc.compress.learn.losses import wml_losses
+    from wmlc.compress.learn.losses import cross_entropies
     from wmlc.errors import one_line
 
     family.double().train().requires_grad_(False)
@@ -344,7 +344,7 @@ def forward_ad(row: Row, family: Any, images: Any) -> None:
     def losses(point: dict[str, Any]) -> Any:
         buffers = {name: buffer.clone() for name, buffer in family.named_buffers()}
         torch.manual_seed(2)  # of dropout
-        return wml_losses(functional_call(family, (point, buffers), (images.double(),)), labels, 0.5)
+        return cross_entropies(functional_call(family, (point, buffers), (images.double(),)), labels)
 
     try:
         with torch.no_grad(), fw.dual_level():

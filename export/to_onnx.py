@@ -140,8 +140,14 @@ def _check_finite(out: Path, network: nn.Module) -> None:
 
 
 def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
-    """Every convolution and linear layer is in the file, as dense and as narrow as in the network."""
+    """Every convolution and linear layer is in the file, as dense and as narrow as in the network.
+
+    A weight that the exporter computed anew, as the transpose that a product of matrices takes or as a standardised
+    one, has lost its name and is known by its shape.
+    """
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
+    own = network.state_dict().keys()
+    nameless = {tuple(dims) for name, dims in shapes.items() if name not in own}
     wrong = []
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -149,8 +155,13 @@ def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
         # a folded batch norm leaves `weight_bias`, a bias of the layer's own is `bias`
         expected = {f"{name}.weight": list(module.weight.shape)}
         expected |= {key: [len(module.weight)] for key in (f"{name}.weight_bias", f"{name}.bias") if key in shapes}
+        computed = f"{name}.weight" not in shapes and not nameless.isdisjoint(
+            {tuple(module.weight.shape), tuple(reversed(module.weight.shape))}
+        )
         wrong += [
-            f"{key} is {shapes.get(key)} instead of {due}" for key, due in expected.items() if shapes.get(key) != due
+            f"{key} is {shapes.get(key)} instead of {due}"
+            for key, due in expected.items()
+            if shapes.get(key) != due and not (computed and key == f"{name}.weight")
         ]
     if wrong:
         raise InputError(
