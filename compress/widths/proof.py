@@ -12,6 +12,8 @@ It is tried in float64 on weights drawn anew, of such sizes that nothing is too 
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +27,7 @@ from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 
 EXACT = 1e-6  # of the largest logit
-SHARES = ((0.5,), (0.5, 0.75))  # of each group's units that are cut, in one trial and the next
+SHARES = ((0.5,), (0.75, 0.5))  # of each group's units that are cut, in one trial and the next
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
 
@@ -59,47 +61,56 @@ class Prover:
     def prove(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[LeftWhole]]:
         """The groups that can be cut, each and together, and the others with the reason."""
         order = {group.root: k for k, group in enumerate(groups)}
-        proven, failed = self._split(list(groups), copies=True)
+        proven, failed = self._split(sorted(groups, key=_likeness), copies=True)
         if failed:
             muted, failed = self._split(failed, copies=False)
             proven += muted
-        if failed:
-            sized, failed = self._with_attributes(failed)
-            proven += sized
-        left = [LeftWhole(group.makers, self._why(group)) for group in failed]
+        for alike in _by_likeness(failed):
+            proven += self._with_attributes(alike)
+        done = {group.root for group in proven}
+        reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(failed)}
+        left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in failed if group.root not in done]
         proven.sort(key=lambda group: order[group.root])
         while proven and (why := self._trial(proven, SHARES[1])):  # each is exact, but not all together
             left.append(LeftWhole(proven.pop().makers, why))
         return proven, left
 
     def _split(self, groups: list[ChannelGroup], copies: bool) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
-        """The groups that are exact together under any shares, and those that are not; halves tell which."""
+        """The groups that are exact together under any shares, and those that are not; halves tell which.
+
+        Groups that are alike come one after another, and where the first and the last of many fail, all are left.
+        """
         self.copies |= dict.fromkeys((group.root for group in groups), copies)
-        if not any(self._trial(groups, shares) for shares in SHARES):
+        if not groups or self._exact(groups):
             return groups, []
         if len(groups) == 1:
             return [], groups
+        kinds = _by_likeness(groups)
+        if len(kinds) == 1 and len(groups) > 2 and not any(self._exact([group]) for group in (groups[0], groups[-1])):
+            return [], groups
         middle = len(groups) // 2
+        if len(kinds) > 1:  # between two kinds
+            ends = list(itertools.accumulate(map(len, kinds)))[:-1]
+            middle = min(ends, key=lambda end: abs(end - middle))
         parts = [self._split(half, copies) for half in (groups[:middle], groups[middle:])]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
-    def _with_attributes(self, groups: list[ChannelGroup]) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
-        """The groups with the numbers in modules that must shrink with them, where that makes them exact."""
-        for copies in (True, False):
-            sized = [replace(group, attributes=tuple(self._numbers(group))) for group in groups]
-            proven, failed = self._split(sized, copies)
-            if proven:
-                plain = [group for group in groups if group.root in {other.root for other in failed}]
-                return proven, plain
-        proven = []
-        for group in groups:
-            for number in self._numbers(group):
-                sized_by_one = replace(group, attributes=(number,))
-                if any(self._split([sized_by_one], copies)[0] for copies in (True, False)):
-                    proven.append(sized_by_one)
-                    break
-        done = {group.root for group in proven}
-        return proven, [group for group in groups if group.root not in done]
+    def _with_attributes(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
+        """Those of some groups that are exact once numbers in modules shrink with them: all that fit, or one."""
+        found = self._numbers(alike[0])
+        for numbers in [found, *([number] for number in found)] if len(found) > 1 else [found] if found else []:
+            of_module = {(_without_digits(owner), name) for owner, name in numbers}
+            sized = [
+                replace(group, attributes=tuple(
+                    (owner, name) for owner, name in self._numbers(group) if (_without_digits(owner), name) in of_module
+                ))
+                for group in alike
+            ]  # fmt: skip
+            for copies in (True, False):
+                self.copies[sized[0].root] = copies
+                if self._exact(sized[:1]) and (proven := self._split(sized, copies)[0]):
+                    return proven
+        return []
 
     def _numbers(self, group: ChannelGroup) -> list[tuple[str, str]]:
         """Whole numbers of the modules around a group's layers that are as many as it has channels somewhere."""
@@ -115,6 +126,9 @@ class Prover:
     def _why(self, group: ChannelGroup) -> str:
         self.copies[group.root] = True
         return self._trial([group], SHARES[0]) or self._trial([group], SHARES[1]) or "it is not exact"
+
+    def _exact(self, groups: Sequence[ChannelGroup]) -> bool:
+        return not any(self._trial(groups, shares) for shares in SHARES)
 
     def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
         """Why a cut of all these groups is not exact; None where it is."""
@@ -157,6 +171,20 @@ def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tenso
         except Exception:  # it is of one size only
             return large
     return small if logits.ndim == 2 and bool(logits.isfinite().all()) else large
+
+
+def _likeness(group: ChannelGroup) -> tuple[str, ...]:
+    """The same for groups of the same layers in other blocks."""
+    return (_without_digits(group.root), *sorted({_without_digits(place.tensor) for place in group.places}))
+
+
+def _without_digits(name: str) -> str:
+    """A name without the stage that it is in, and without the numbers of blocks."""
+    return re.sub(r"\d+(?=.*\.)", "", name.partition(".")[2] or name)
+
+
+def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
+    return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
 
 
 def _parents(name: str) -> list[str]:
