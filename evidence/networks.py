@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,17 +34,17 @@ OUT = ROOT / "docs" / "networks.json"
 BEGIN, END = "<!-- evidence/networks.py: begin -->", "<!-- end -->"
 TORCHVISION = """resnet18 resnet50 resnext50_32x4d wide_resnet50_2 regnet_y_400mf regnet_x_400mf mobilenet_v2
     mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_v2_s convnext_tiny densenet121 googlenet
-    inception_v3 shufflenet_v2_x1_0 squeezenet1_1 mnasnet1_0 vgg11_bn alexnet swin_t vit_b_32 maxvit_t""".split()
+    inception_v3 shufflenet_v2_x1_0 squeezenet1_1 mnasnet1_0 vgg11_bn alexnet swin_t vit_b_32 maxvit_t"""
 TIMM = """resnet10t resnet26d resnetv2_50 efficientnet_lite0 mobilenetv3_small_100 mobilenetv4_conv_small repvgg_a0
     regnetx_002 lcnet_050 ghostnetv2_100 fastvit_t8 skresnet18 res2net50_26w_4s xcit_nano_12_p16_224 rexnet_100 nfnet_l0
     ecaresnet26t convnextv2_atto hrnet_w18_small levit_128s edgenext_xx_small deit_tiny_patch16_224 vit_tiny_patch16_224
     mobilevit_xxs poolformer_s12 dla34 cspresnet50 mixer_s32_224 resnest14d efficientformer_l1
-    swin_tiny_patch4_window7_224 cait_xxs24_224 mobileone_s0 tinynet_e""".split()
-NETWORKS = [*(f"torchvision:{name}" for name in TORCHVISION), *(f"timm:{name}" for name in TIMM)]
+    swin_tiny_patch4_window7_224 cait_xxs24_224 mobileone_s0 tinynet_e"""
+NETWORKS = [*(f"torchvision:{name}" for name in TORCHVISION.split()), *(f"timm:{name}" for name in TIMM.split())]
 # Side of the images: as these are made for, 96 where 64 are too few, and 64 for all others, to be quick.
 SIDES = {
-    224: "swin vit_ deit maxvit levit xcit cait mixer efficientformer mobilevit edgenext poolformer".split(),
-    96: "inception_v3 alexnet fastvit hrnet".split(),
+    224: "swin vit_ deit maxvit levit xcit cait mixer efficientformer mobilevit edgenext poolformer",
+    96: "inception_v3 alexnet fastvit hrnet",
 }
 CLASSES = 10
 RATIOS = (0.5, 0.4)  # of the MACs, that the two peers lose
@@ -88,11 +88,8 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="rewrite the table in this document, and run nothing")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one network")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # the process of one network writes its row here
     asked = parser.parse_args()
-    if asked.one:
-        take_one(Row(asked.names[0], side_of(asked.names[0])), asked.one, asked.threads)
-    elif asked.table:
+    if asked.table:
         write_table(asked.table, json.loads(asked.out.read_text()))
     else:
         run_all(asked.names or NETWORKS, asked.out, asked.threads, asked.timeout)
@@ -101,11 +98,12 @@ def main() -> int:
 
 def side_of(network: str) -> int:
     name = network.partition(":")[2]
-    return next((side for side, begins in SIDES.items() if name.startswith(tuple(begins))), 64)
+    return next((side for side, begins in SIDES.items() if name.startswith(tuple(begins.split()))), 64)
 
 
 def run_all(names: list[str], out: Path, threads: int, timeout: float) -> None:
     """A process a network, one after another; `out` is rewritten after each."""
+    import_all(threads)
     former = {row["network"]: row for row in json.loads(out.read_text())["rows"]} if out.exists() else {}
     for name in names:
         began = time.monotonic()
@@ -118,18 +116,40 @@ def run_all(names: list[str], out: Path, threads: int, timeout: float) -> None:
 
 
 def run_one(name: str, threads: int, timeout: float) -> Row:
+    """The row of one network, from a process of its own that is stopped after `timeout` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
-        command = [sys.executable, __file__, name, "--one", str(file), "--threads", str(threads)]
-        try:
-            done = subprocess.run(command, timeout=timeout, capture_output=True, text=True)
-            why = "" if done.returncode == 0 else f"the process ended with {done.returncode}: {done.stderr[-200:]}"
-        except subprocess.TimeoutExpired:
+        process = multiprocessing.get_context("fork").Process(  # so that all is imported once
+            target=take_one, args=(Row(name, side_of(name)), file, threads)
+        )
+        process.start()
+        process.join(timeout)
+        why = f"the process ended with {process.exitcode}" if process.exitcode else ""
+        if process.is_alive():
             why = f"it took more than {timeout:.0f} s"
+            process.kill()
+            process.join()
         row = Row(**json.loads(file.read_text())) if file.exists() else Row(name, side_of(name))
     if why:
-        row.verdict, row.reason = "failed", " ".join(why.split())
+        row.verdict, row.reason = "failed", why
     return row
+
+
+def import_all(threads: int) -> None:
+    """What every network's process needs, so that it comes with the fork."""
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
+    import timm  # noqa: F401
+    import torch
+    import torch._dynamo
+    import torchvision.models  # noqa: F401
+    from torch.onnx._internal.exporter import _registration
+
+    import wmlc.compress.prepare
+    import wmlc.export.to_onnx  # noqa: F401
+
+    torch.set_num_threads(threads)
+    _registration.ONNXRegistry.from_torchlib()
 
 
 def about(threads: int) -> dict[str, Any]:

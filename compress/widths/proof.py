@@ -180,7 +180,7 @@ def _likeness(group: ChannelGroup) -> tuple[str, ...]:
 
 def _without_digits(name: str) -> str:
     """A name without the stage that it is in, and without the numbers of blocks."""
-    return re.sub(r"\d+(?=.*\.)", "", name.partition(".")[2] or name)
+    return re.sub(r"\d+(?=.*\.)|(?<=\.)\d+$", "", name.partition(".")[2] or name)
 
 
 def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
