@@ -29,9 +29,9 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         lost[kept[group.root]] = False
         for place in group.places:
             gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
-        for module, attribute in group.attributes:
-            owner = network.get_submodule(module)
-            setattr(owner, attribute, getattr(owner, attribute) * len(kept[group.root]) // group.units)
+        for number in group.attributes:
+            owner = network.get_submodule(number.module)
+            setattr(owner, number.name, getattr(owner, number.name) - number.each * int(lost.sum()))
     changed: dict[str, None] = {}
     for (name, dim), positions in gone.items():
         owner_name, _, key = name.rpartition(".")

@@ -31,6 +31,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A whole number in a module that gets smaller with a group, by `each` for a unit."""
+
+    module: str
+    name: str
+    each: int
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Units of channels of which any number can be cut alike, named after the layer that makes them.
 
@@ -40,7 +49,7 @@ class ChannelGroup:
     root: str
     units: int
     places: tuple[Place, ...]
-    attributes: tuple[tuple[str, str], ...] = ()  # (module, attribute): numbers that shrink with the group
+    attributes: tuple[Number, ...] = ()
 
     @property
     def channels(self) -> int:

@@ -15,14 +15,14 @@ import copy
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_in_place
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, graph_of, groups_of
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, Number, graph_of, groups_of
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 
@@ -96,32 +96,42 @@ class Prover:
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
     def _with_attributes(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
-        """Those of some groups that are exact once numbers in modules shrink with them: all that fit, or one."""
-        found = self._numbers(alike[0])
-        for numbers in [found, *([number] for number in found)] if len(found) > 1 else [found] if found else []:
-            of_module = {(_without_digits(owner), name) for owner, name in numbers}
-            sized = [
-                replace(group, attributes=tuple(
-                    (owner, name) for owner, name in self._numbers(group) if (_without_digits(owner), name) in of_module
-                ))
-                for group in alike
-            ]  # fmt: skip
+        """Those of some groups that are exact once numbers in modules shrink with them."""
+        first, found = alike[0], self._numbers(alike[0])
+        for names in _ways(found):
             for copies in (True, False):
-                self.copies[sized[0].root] = copies
-                if self._exact(sized[:1]) and (proven := self._split(sized, copies)[0]):
+                self.copies[first.root] = copies
+                if not self._exact([self._sized(first, names)]):
+                    continue
+                for name in sorted({name for _, name in names}):  # no more than it takes
+                    fewer = {each for each in names if each[1] != name}
+                    if self._exact([self._sized(first, fewer)]):
+                        names = fewer
+                proven, _ = self._split([self._sized(group, names) for group in alike], copies)
+                if proven:
                     return proven
         return []
 
-    def _numbers(self, group: ChannelGroup) -> list[tuple[str, str]]:
-        """Whole numbers of the modules around a group's layers that are as many as it has channels somewhere."""
-        multiples = {group.units * place.positions.shape[1] for place in group.places} | {group.units}
-        owners = dict.fromkeys(parent for maker in group.makers for parent in _parents(maker))
-        return [
-            (owner, name)
-            for owner in owners
-            for name, value in vars(self.network.get_submodule(owner)).items()
-            if type(value) is int and value in multiples and not name.startswith("_")
-        ]
+    def _sized(self, group: ChannelGroup, names: set[tuple[str, str]]) -> ChannelGroup:
+        """The group with the numbers called `names`, (module without block numbers, attribute)."""
+        found = (number for number, _ in self._numbers(group))
+        return replace(group, attributes=tuple(n for n in found if (_without_digits(n.module), n.name) in names))
+
+    def _numbers(self, group: ChannelGroup) -> list[tuple[Number, bool]]:
+        """Whole numbers of the modules around a group's layers that are as large as what these have of it.
+
+        And whether they are about layers that read the group.
+        """
+        found: dict[tuple[str, str], tuple[Number, bool]] = {}
+        a_unit = {group.units: 1}
+        for place in group.places:
+            each = place.positions.shape[1]
+            a_unit |= {group.units * each: each, _tensor(self.network, place.tensor).shape[place.dim]: each}
+        for place, owner in ((place, owner) for place in group.places for owner in _parents(place.module)):
+            for name, value in vars(self.network.get_submodule(owner)).items():
+                if type(value) is int and value in a_unit and not name.startswith("_"):
+                    found.setdefault((owner, name), (Number(owner, name, a_unit[value]), place.reads))
+        return list(found.values())
 
     def _why(self, group: ChannelGroup) -> str:
         self.copies[group.root] = True
@@ -187,10 +197,23 @@ def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
     return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
 
 
+def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]]:
+    """Which of the numbers to try: all, those about layers that read or make the group, those of a name, one."""
+    named = [((_without_digits(number.module), number.name), reads) for number, reads in found]
+    sets = [{key for key, _ in named}, *({key for key, reads in named if reads is side} for side in (True, False))]
+    sets += [{key for key, _ in named if key[1] == name} for name in dict.fromkeys(key[1] for key, _ in named)]
+    sets += [{key} for key, _ in named]
+    tried: list[set[tuple[str, str]]] = [set()]
+    for names in sets:
+        if names not in tried:
+            tried.append(names)
+            yield names
+
+
 def _parents(name: str) -> list[str]:
-    """The two modules around the one called `name`, the nearest first."""
+    """The three modules around the one called `name`, the nearest first."""
     parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 3), -1)]
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 4), -1)]
 
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
