@@ -25,13 +25,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from network_rows import Row, write_table
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "networks.json"
-BEGIN, END = "<!-- evidence/networks.py: begin -->", "<!-- end -->"
 TORCHVISION = """resnet18 resnet50 resnext50_32x4d wide_resnet50_2 regnet_y_400mf regnet_x_400mf mobilenet_v2
     mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_v2_s convnext_tiny densenet121 googlenet
     inception_v3 shufflenet_v2_x1_0 squeezenet1_1 mnasnet1_0 vgg11_bn alexnet swin_t vit_b_32 maxvit_t"""
@@ -50,35 +50,6 @@ CLASSES = 10
 RATIOS = (0.5, 0.4)  # of the MACs, that the two peers lose
 LEAST = 0.4  # the share of the MACs gone that counts as all the way
 AD_BOUND = 1e-4  # of a derivative, against the difference, which ReLU's corners blur
-WAYS = ("all the way", "reduced", "refused", "failed", "wrong")
-
-
-@dataclass
-class Row:
-    """How far one network came."""
-
-    network: str
-    pixels: int
-    verdict: str = "failed"  # one of WAYS
-    reason: str = ""  # why it stopped, or was reduced
-    stopped_at: str = ""
-    params: int = 0
-    macs: int = 0
-    groups: int = 0  # proven
-    left_whole: int = 0
-    left_why: list[str] = field(default_factory=list)  # the layers and the reason, the commonest reasons first
-    reach: float = 0.0  # the share of the MACs that can go
-    stages: dict[str, str] = field(default_factory=dict)  # → the last of the network's own modules in it
-    share: str = ""
-    gone: list[float] = field(default_factory=list)  # share of the MACs, of each peer, counted
-    macs_planned: list[int] = field(default_factory=list)
-    macs_counted: list[int] = field(default_factory=list)
-    round_trip: bool | None = None
-    forward_ad: float | None = None  # relative error
-    forward_ad_why: str = ""
-    onnx: bool | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_mib: int = 0
 
 
 def main() -> int:
@@ -257,13 +228,15 @@ def reasons(left: Any) -> list[str]:
 
 def choose(row: Row, scored: Any) -> tuple[Any, Any]:
     """Two peers with as long a shared trunk as reaches, stage1 if that does; or as much as can go, said."""
+    import numpy as np
+
     from wmlc.compress.widths.budget import choose_counts
     from wmlc.compress.widths.choose import Asked, OutOfReachError, choose_widths
     from wmlc.compress.widths.tree import share_choices
 
     graph = scored.graph
-    free = [True] * len(graph.groups)
-    _, least = choose_counts(graph, scored.layer_importance, graph.full, as_array(free), 0.0, "macs", 1)
+    free = np.ones(len(graph.groups), dtype=bool)
+    _, least = choose_counts(graph, scored.layer_importance, graph.full, free, 0.0, "macs", 1)
     row.reach = round(1 - float(least) / graph.macs, 3)
     shares = [share for share in ("stage1", "stem", "none") if share in share_choices(scored.stages)]
     lower = (max(row.reach - 0.01, 0.0), max(row.reach - 0.05, 0.0))
@@ -277,12 +250,6 @@ def choose(row: Row, scored: Any) -> tuple[Any, Any]:
             row.share, row.macs_planned = share, [each.macs for each in widths]
             return asked, widths
     raise Wrong(f"{row.reach:.1%} of the MACs were said to be in reach, and are not")
-
-
-def as_array(free: list[bool]) -> Any:
-    import numpy as np
-
-    return np.array(free, dtype=bool)
 
 
 def settle(family: Any, images: Any) -> None:
@@ -383,48 +350,6 @@ def forward_ad(row: Row, family: Any, images: Any) -> None:
     row.forward_ad = float(f"{min(apart):.1e}")
     if not row.forward_ad < AD_BOUND:
         raise Wrong(f"forward-mode derivatives are {row.forward_ad:.1e} from differences")
-
-
-def write_table(document: Path, found: dict[str, Any]) -> None:
-    rows = [Row(**row) for row in found["rows"]]
-    text = document.read_text()
-    before, rest = text.split(BEGIN) if BEGIN in text else (text.rstrip("\n") + "\n\n", END + "\n")
-    document.write_text(f"{before}{BEGIN}\n{as_markdown(found, rows)}\n{END}{rest.split(END)[1]}")
-
-
-def as_markdown(found: dict[str, Any], rows: list[Row]) -> str:
-    kinds = {way: [row for row in rows if row.verdict == way] for way in WAYS}
-    goal = [row for row in rows if row.verdict == "all the way"]
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines = [
-        f"Of {len(rows)} networks {len(goal)} went all the way, "
-        + ", ".join(f"{len(kinds[way])} {way}" for way in WAYS[1:])
-        + f". `{found['command']}`, {found['date']}; {found['machine']}; {versions}.",
-        "",
-        "| network | pixels | groups proven / whole | MACs that can go | stages | shared | gone, two peers | "
-        "again, bit for bit | ONNX | forward AD | proof, s | all, s | outcome |",
-        "|" + " --- |" * 13,
-    ]
-    return "\n".join([*lines, *map(_line, rows)])
-
-
-def _line(row: Row) -> str:
-    def sign(is_right: bool | None) -> str:
-        return "yes" if is_right else "" if is_right is None else "no"
-
-    derivative = f"{row.forward_ad:.0e}" if row.forward_ad is not None else "none" if row.forward_ad_why else ""
-    gone = " / ".join(f"{share:.0%}" for share in row.gone)
-    why = row.reason or (row.left_why[0] if row.left_why else "")
-    where = f", at {row.stopped_at}" if row.stopped_at else ""
-    outcome = f"{row.verdict}{where}{f'; {why}' if why else ''}".replace("|", "/").replace("\n", " ")
-    outcome = outcome if len(outcome) <= 160 else outcome[:159] + "…"
-    total = sum(row.seconds.values()) - row.seconds.get("onnx", 0) * ("round trip" in row.seconds)
-    cells = [
-        f"`{row.network}`", row.pixels, f"{row.groups} / {row.left_whole}", f"{row.reach:.0%}", len(row.stages),
-        row.share, gone, sign(row.round_trip), sign(row.onnx), derivative, f"{row.seconds.get('proof', 0):.0f}",
-        f"{total:.0f}", outcome,
-    ]  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 if __name__ == "__main__":

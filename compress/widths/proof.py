@@ -127,10 +127,11 @@ class Prover:
         for place in group.places:
             each = place.positions.shape[1]
             a_unit |= {group.units * each: each, _tensor(self.network, place.tensor).shape[place.dim]: each}
-        for place, owner in ((place, owner) for place in group.places for owner in _parents(place.module)):
-            for name, value in vars(self.network.get_submodule(owner)).items():
-                if type(value) is int and value in a_unit and not name.startswith("_"):
-                    found.setdefault((owner, name), (Number(owner, name, a_unit[value]), place.reads))
+        for place in group.places:
+            for owner in _parents(place.module):
+                for name, value in vars(self.network.get_submodule(owner)).items():
+                    if type(value) is int and value in a_unit and not name.startswith("_"):
+                        found.setdefault((owner, name), (Number(owner, name, a_unit[value]), place.reads))
         return list(found.values())
 
     def _why(self, group: ChannelGroup) -> str:
