@@ -69,6 +69,4 @@ def _set_widths(module: nn.Module) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(getattr(module, "normalized_shape", None), tuple):  # an RMS norm of anybody's
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        module.__dict__["normalized_shape"] = tuple(weight.shape)  # as a plain attribute
+        vars(module)["normalized_shape"] = tuple(module.get_parameter("weight").shape)
