@@ -11,7 +11,9 @@ It is tried in float64 on weights drawn anew, of such sizes that nothing is too 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import itertools
 import re
 import warnings
@@ -146,7 +148,7 @@ class Prover:
         kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
         try:
             cut = cut_in_place(copy.deepcopy(self.network), groups, kept)
-            with torch.no_grad():
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # fx prints what stops there
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
             return f"cut, it stops with: {one_line(error, 100)}"
