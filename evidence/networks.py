@@ -185,7 +185,7 @@ def go_all_the_way(row: Row, step: Any) -> None:
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(8, *shape, generator=draw)
     with step("build"):
-        network = build_network(row.network, CLASSES, shape)
+        network = enliven(build_network(row.network, CLASSES, shape), draw)
     with step("stages"):
         staged = split(network, torch.zeros(1, *shape))
         row.stages, full = staged.ends, staged.network
@@ -250,6 +250,22 @@ def choose(row: Row, scored: Any) -> tuple[Any, Any]:
             row.share, row.macs_planned = share, [each.macs for each in widths]
             return asked, widths
     raise Wrong(f"{row.reach:.1%} of the MACs were said to be in reach, and are not")
+
+
+def enliven(network: Any, draw: Any) -> Any:
+    """Draw anew what starts as zeros or ones, or as next to nothing, behind which a mistake could not be seen."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.numel() > 1 and float(parameter.max() - parameter.min()) > 0:
+                continue
+            noise = torch.rand(parameter.shape, generator=draw)
+            if parameter.ndim > 1 and parameter[0].numel() > 1:
+                parameter.copy_((noise - 0.5) * 3 * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_((noise - 0.5) * 0.2 if name.endswith("bias") else noise + 0.5)
+    return network
 
 
 def settle(family: Any, images: Any) -> None:
@@ -317,6 +333,7 @@ def forward_ad(row: Row, family: Any, images: Any) -> None:
     import torch
     from torch.autograd import forward_ad as fw
     from torch.func import functional_call
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from wmlc.compress.learn.losses import cross_entropies
     from wmlc.errors import one_line
@@ -334,7 +351,7 @@ def forward_ad(row: Row, family: Any, images: Any) -> None:
         return cross_entropies(functional_call(family, (point, buffers), (images.double(),)), labels)
 
     try:
-        with torch.no_grad(), fw.dual_level():
+        with torch.no_grad(), fw.dual_level(), sdpa_kernel(SDPBackend.MATH):  # as in training
             tangent = fw.unpack_dual(losses({n: fw.make_dual(p, along[n]) for n, p in at.items()})).tangent
     except (RuntimeError, NotImplementedError) as error:
         row.forward_ad_why = one_line(error, 120)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
@@ -67,7 +68,8 @@ def peer_weight_gradient(
         outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
     direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
 
-    with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad():
+    # the quick kernels of attention have no forward mode
+    with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
         duals = {
             name: forward_ad.make_dual(parameter, tangent)

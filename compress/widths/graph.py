@@ -32,11 +32,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Number:
-    """A whole number in a module that gets smaller with a group, by `each` for a unit."""
+    """A whole number in a module, or one in a tuple there, that gets smaller with a group, by `each` for a unit."""
 
     module: str
     name: str
     each: int
+    index: int | None = None  # in the tuple
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.widths.cut import cut_in_place
+from wmlc.compress.widths.cut import KNOWN, cut_in_place
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, Number, graph_of, groups_of
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
@@ -131,9 +131,9 @@ class Prover:
             a_unit |= {group.units * each: each, _tensor(self.network, place.tensor).shape[place.dim]: each}
         for place in group.places:
             for owner in _parents(place.module):
-                for name, value in vars(self.network.get_submodule(owner)).items():
-                    if type(value) is int and value in a_unit and not name.startswith("_"):
-                        found.setdefault((owner, name), (Number(owner, name, a_unit[value]), place.reads))
+                for name, index, value in _whole_numbers(self.network.get_submodule(owner)):
+                    if value in a_unit:
+                        found.setdefault((owner, name), (Number(owner, name, a_unit[value], index), place.reads))
         return list(found.values())
 
     def _why(self, group: ChannelGroup) -> str:
@@ -200,6 +200,16 @@ def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
     return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
 
 
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """A module's own whole numbers and those in its tuples, by name and place, unless a cut sets them anyway."""
+    if isinstance(module, KNOWN):
+        return
+    for name, value in vars(module).items():
+        several = isinstance(value, tuple) and all(type(each) is int for each in value)
+        if not name.startswith("_") and (several or type(value) is int):
+            yield from ((name, k, each) for k, each in enumerate(value)) if several else [(name, None, value)]
+
+
 def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]]:
     """Which of the numbers to try: all, those about layers that read or make the group, those of a name, one."""
     named = [((_without_digits(number.module), number.name), reads) for number, reads in found]
@@ -214,9 +224,9 @@ def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]
 
 
 def _parents(name: str) -> list[str]:
-    """The three modules around the one called `name`, the nearest first."""
+    """The module called `name` and the three around it, the nearest first."""
     parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 4), -1)]
+    return [".".join(parts[:end]) for end in range(len(parts), max(0, len(parts) - 4), -1)]
 
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
