@@ -149,7 +149,7 @@ class Flow:
         if maps:  # the last feature map, before it is pooled
             alike = [k for k in maps if self.done[k] == self.done[maps[-1]]]
             last = [k for k in alike if self._shape(k) == self._shape(alike[0])][-1]
-        body, total, chosen = [k for k in before if k < last], self.done[-1], {}
+        body, total, chosen = [k for k in before if k < last], self.done[-1], dict[str, int]()
         for stage, share in SHARES.items():
             free = [k for k in body if not chosen or k > max(chosen.values())]
             if free:
@@ -212,11 +212,15 @@ def _settle_numbers(measure: _Measure, doubled: _Measure) -> set[fx.Node]:
     for node, value in measure.plain.items():
         if doubled.plain.get(node) == value:
             for user in list(node.users):
-                user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
-                user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+                user.args, user.kwargs = _put(user.args, node, value), _put(user.kwargs, node, value)
         elif value == 1 and doubled.plain.get(node) == 2:
             sizes.add(node)
     return sizes
+
+
+def _put(arguments: Any, node: fx.Node, value: float | str) -> Any:
+    """A step's arguments with a number in place of the step that gives it."""
+    return fx.map_arg(arguments, lambda other: value if other is node else other)
 
 
 def _holds(module: nn.Module) -> bool:

@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.widths.graph import ChannelGroup
+from wmlc.compress.widths.graph import ChannelGroup, Number
+
+# Layers whose numbers follow their tensors, in `_set_widths`.
+KNOWN = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU,
+)  # fmt: skip
 
 
 def cut_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
@@ -29,9 +34,8 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         lost[kept[group.root]] = False
         for place in group.places:
             gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
-        for module, attribute in group.attributes:
-            owner = network.get_submodule(module)
-            setattr(owner, attribute, getattr(owner, attribute) * len(kept[group.root]) // group.units)
+        for number in group.attributes:
+            _shrink(network.get_submodule(number.module), number, int(lost.sum()))
     changed: dict[str, None] = {}
     for (name, dim), positions in gone.items():
         owner_name, _, key = name.rpartition(".")
@@ -48,6 +52,16 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
     for owner_name in changed:
         _set_widths(network.get_submodule(owner_name))
     return network
+
+
+def _shrink(module: nn.Module, number: Number, lost: int) -> None:
+    """Take what the `lost` units are of a number from it."""
+    former = getattr(module, number.name)
+    if number.index is None:
+        setattr(module, number.name, former - number.each * lost)
+    else:
+        now = [each - number.each * lost * (k == number.index) for k, each in enumerate(former)]
+        setattr(module, number.name, tuple(now))
 
 
 def _set_widths(module: nn.Module) -> None:
@@ -69,4 +83,4 @@ def _set_widths(module: nn.Module) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(getattr(module, "normalized_shape", None), tuple):  # an RMS norm of anybody's
-        module.normalized_shape = tuple(module.weight.shape)
+        vars(module)["normalized_shape"] = tuple(module.get_parameter("weight").shape)

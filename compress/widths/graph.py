@@ -31,6 +31,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A whole number in a module, or one in a tuple there, that gets smaller with a group, by `each` for a unit."""
+
+    module: str
+    name: str
+    each: int
+    index: int | None = None  # in the tuple
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Units of channels of which any number can be cut alike, named after the layer that makes them.
 
@@ -40,7 +50,7 @@ class ChannelGroup:
     root: str
     units: int
     places: tuple[Place, ...]
-    attributes: tuple[tuple[str, str], ...] = ()  # (module, attribute): numbers that shrink with the group
+    attributes: tuple[Number, ...] = ()
 
     @property
     def channels(self) -> int:

@@ -14,20 +14,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.widths.cut import cut_in_place
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, graph_of, groups_of, out_of_groups
+from wmlc.compress.widths.cut import KNOWN, cut_in_place
+from wmlc.compress.widths.graph import (
+    ChannelGraph,
+    ChannelGroup,
+    LeftWhole,
+    Number,
+    graph_of,
+    groups_of,
+    out_of_groups,
+)
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 
 EXACT = 1e-6  # of the largest logit
-SHARES = ((0.5,), (0.5, 0.75))  # of each group's units that are cut, in one trial and the next
+SHARES = ((0.5,), (0.75, 0.5))  # of each group's units that are cut, in one trial and the next
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
 
@@ -62,62 +72,85 @@ class Prover:
     def prove(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[LeftWhole]]:
         """The groups that can be cut, each and together, and the others with the reason."""
         order = {group.root: k for k, group in enumerate(groups)}
-        proven, failed = self._split(list(groups), copies=True)
+        proven, failed = self._split(sorted(groups, key=_likeness), copies=True)
         if failed:
             muted, failed = self._split(failed, copies=False)
             proven += muted
-        if failed:
-            sized, failed = self._with_attributes(failed)
-            proven += sized
-        left = [LeftWhole(group.makers, self._why(group)) for group in failed]
+        for alike in _by_likeness(failed):
+            proven += self._with_attributes(alike)
+        done = {group.root for group in proven}
+        reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(failed)}
+        left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in failed if group.root not in done]
         proven.sort(key=lambda group: order[group.root])
         while proven and (why := self._trial(proven, SHARES[1])):  # each is exact, but not all together
             left.append(LeftWhole(proven.pop().makers, why))
         return proven, left
 
     def _split(self, groups: list[ChannelGroup], copies: bool) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
-        """The groups that are exact together under any shares, and those that are not; halves tell which."""
+        """The groups that are exact together under any shares, and those that are not; halves tell which.
+
+        Groups that are alike come one after another, and where the first and the last of many fail, all are left.
+        """
         self.copies |= dict.fromkeys((group.root for group in groups), copies)
-        if not any(self._trial(groups, shares) for shares in SHARES):
+        if not groups or self._exact(groups):
             return groups, []
         if len(groups) == 1:
             return [], groups
+        kinds = _by_likeness(groups)
+        if len(kinds) == 1 and len(groups) > 2 and not any(self._exact([group]) for group in (groups[0], groups[-1])):
+            return [], groups
         middle = len(groups) // 2
+        if len(kinds) > 1:  # between two kinds
+            ends = list(itertools.accumulate(map(len, kinds)))[:-1]
+            middle = min(ends, key=lambda end: abs(end - middle))
         parts = [self._split(half, copies) for half in (groups[:middle], groups[middle:])]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
-    def _with_attributes(self, groups: list[ChannelGroup]) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
-        """The groups with the numbers in modules that must shrink with them, where that makes them exact."""
-        for copies in (True, False):
-            sized = [replace(group, attributes=tuple(self._numbers(group))) for group in groups]
-            proven, failed = self._split(sized, copies)
-            if proven:
-                plain = [group for group in groups if group.root in {other.root for other in failed}]
-                return proven, plain
-        proven = []
-        for group in groups:
-            for number in self._numbers(group):
-                sized_by_one = replace(group, attributes=(number,))
-                if any(self._split([sized_by_one], copies)[0] for copies in (True, False)):
-                    proven.append(sized_by_one)
-                    break
-        done = {group.root for group in proven}
-        return proven, [group for group in groups if group.root not in done]
+    def _with_attributes(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
+        """Those of some groups that are exact once numbers in modules shrink with them."""
+        first, found = alike[0], self._numbers(alike[0])
+        for names in _ways(found):
+            for copies in (True, False):
+                self.copies[first.root] = copies
+                if not self._exact([self._sized(first, names)]):
+                    continue
+                for name in sorted({name for _, name in names}):  # no more than it takes
+                    fewer = {each for each in names if each[1] != name}
+                    if self._exact([self._sized(first, fewer)]):
+                        names = fewer
+                proven, _ = self._split([self._sized(group, names) for group in alike], copies)
+                if proven:
+                    return proven
+        return []
 
-    def _numbers(self, group: ChannelGroup) -> list[tuple[str, str]]:
-        """Whole numbers of the modules around a group's layers that are as many as it has channels somewhere."""
-        multiples = {group.units * place.positions.shape[1] for place in group.places} | {group.units}
-        owners = dict.fromkeys(parent for maker in group.makers for parent in _parents(maker))
-        return [
-            (owner, name)
-            for owner in owners
-            for name, value in vars(self.network.get_submodule(owner)).items()
-            if type(value) is int and value in multiples and not name.startswith("_")
-        ]
+    def _sized(self, group: ChannelGroup, names: set[tuple[str, str]]) -> ChannelGroup:
+        """The group with the numbers called `names`, (module without block numbers, attribute)."""
+        found = (number for number, _ in self._numbers(group))
+        return replace(group, attributes=tuple(n for n in found if (_without_digits(n.module), n.name) in names))
+
+    def _numbers(self, group: ChannelGroup) -> list[tuple[Number, bool]]:
+        """Whole numbers of the modules around a group's layers that are as large as what these have of it.
+
+        And whether they are about layers that read the group.
+        """
+        found: dict[tuple[str, str], tuple[Number, bool]] = {}
+        a_unit = {group.units: 1}
+        for place in group.places:
+            each = place.positions.shape[1]
+            a_unit |= {group.units * each: each, _tensor(self.network, place.tensor).shape[place.dim]: each}
+        for place in group.places:
+            for owner in _parents(place.module):
+                for name, index, value in _whole_numbers(self.network.get_submodule(owner)):
+                    if value in a_unit:
+                        found.setdefault((owner, name), (Number(owner, name, a_unit[value], index), place.reads))
+        return list(found.values())
 
     def _why(self, group: ChannelGroup) -> str:
         self.copies[group.root] = True
         return self._trial([group], SHARES[0]) or self._trial([group], SHARES[1]) or "it is not exact"
+
+    def _exact(self, groups: Sequence[ChannelGroup]) -> bool:
+        return not any(self._trial(groups, shares) for shares in SHARES)
 
     def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
         """Why a cut of all these groups is not exact; None where it is."""
@@ -165,10 +198,47 @@ def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tenso
     return small if logits.ndim == 2 and bool(logits.isfinite().all()) else large
 
 
+def _likeness(group: ChannelGroup) -> tuple[str, ...]:
+    """The same for groups of the same layers in other blocks."""
+    return (_without_digits(group.root), *sorted({_without_digits(place.tensor) for place in group.places}))
+
+
+def _without_digits(name: str) -> str:
+    """A name without the stage that it is in, and without the numbers of blocks."""
+    return re.sub(r"\d+(?=.*\.)|(?<=\.)\d+$", "", name.partition(".")[2] or name)
+
+
+def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
+    return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
+
+
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """A module's own whole numbers and those in its tuples, by name and place, unless a cut sets them anyway."""
+    if isinstance(module, KNOWN):
+        return
+    for name, value in vars(module).items():
+        several = isinstance(value, tuple) and all(type(each) is int for each in value)
+        if not name.startswith("_") and (several or type(value) is int):
+            yield from ((name, k, each) for k, each in enumerate(value)) if several else [(name, None, value)]
+
+
+def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]]:
+    """Which of the numbers to try: all, those about layers that read or make the group, those of a name, one."""
+    named = [((_without_digits(number.module), number.name), reads) for number, reads in found]
+    sets = [{key for key, _ in named}, *({key for key, reads in named if reads is side} for side in (True, False))]
+    sets += [{key for key, _ in named if key[1] == name} for name in dict.fromkeys(key[1] for key, _ in named)]
+    sets += [{key} for key, _ in named]
+    tried: list[set[tuple[str, str]]] = [set()]
+    for names in sets:
+        if names not in tried:
+            tried.append(names)
+            yield names
+
+
 def _parents(name: str) -> list[str]:
-    """The two modules around the one called `name`, the nearest first."""
+    """The module called `name` and the three around it, the nearest first."""
     parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts) - 1, max(0, len(parts) - 3), -1)]
+    return [".".join(parts[:end]) for end in range(len(parts), max(0, len(parts) - 4), -1)]
 
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
