@@ -53,7 +53,7 @@ PROVENANCE = {"time": TIME, "commit": None, "versions": {"python": "3.12"}}
 def spec() -> NetworkSpec:
     return NetworkSpec(
         arch="resnet20", class_names=["cat", "a \u00fcber-dog", "\U0001f426"], input_shape=(3, 8, 8), mean=[0.5, 0.4, 0.3],
-        std=[0.25] * 3, widths={"stem.0": [8, 3, 1], "head.2": [3, 8]}, framing=made_framing(8),
+        std=[0.25] * 3, widths={"stem.0": {"out_channels": 8, "weight": [8, 3, 3, 3]}}, framing=made_framing(8),
         about=About(peer=1, ratio=0.5, top1=91.5),
     )  # fmt: skip
 
