@@ -214,10 +214,15 @@ def test_a_record_with_a_wrong_value_is_named(saved: Path, change: Callable[...,
         (lambda r: r["widths"].update({"stem.conv": {"forward": 1}}), "stem.conv has forward 1, which is no size"),
         (lambda r: r["widths"].update({"": {"_version": 1}}), "_version 1, which is no size of it"),
         (lambda r: r["widths"].pop("stage1.0.bn1"), "the recorded widths do not fit the architecture ("),
-        (lambda r: r["widths"].update({"stem.bn": {"weight": [8]}}), "the recorded widths do not fit the architecture ("),
+        (
+            lambda r: r["widths"].update({"stem.bn": {"weight": [8]}}),
+            "the recorded widths do not fit the architecture (",
+        ),
         (lambda r: r["widths"].update({"stage9": {"weight": [1]}}), "it has no module stage9"),
-        (lambda r: r["widths"].update({"head.fc": {"out_features": 9, "weight": [9, 64], "bias": [9]}}),
-         "the network gives [1, 9] for an image, but the record names 10 classes"),
+        (
+            lambda r: r["widths"].update({"head.fc": {"out_features": 9, "weight": [9, 64], "bias": [9]}}),
+            "the network gives [1, 9] for an image, but the record names 10 classes",
+        ),
         (lambda r: r.update(class_names=["only one"]), "head.fc.weight has shape [10, 64], expected [1, 64]"),
     ],
 )

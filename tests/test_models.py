@@ -69,7 +69,7 @@ def test_layer_costs_of_resnet20_worked_by_hand() -> None:
     assert macs["stage2.0.downsample.0.weight"] == 32 * 16 * 16 * 16
     assert macs["stage3.2.conv2.weight"] == 64 * 64 * 9 * 8 * 8
     assert macs["head.fc.weight"] == 64 * 10
-    assert list(macs)[0] == "stem.conv.weight" and list(macs)[-1] == "head.fc.weight"
+    assert next(iter(macs)) == "stem.conv.weight" and list(macs)[-1] == "head.fc.weight"
 
 
 def test_total_cost_of_resnet20_worked_by_hand() -> None:
