@@ -148,7 +148,8 @@ class Flow:
         if maps:  # the last feature map, before it is pooled
             alike = [k for k in maps if self.done[k] == self.done[maps[-1]]]
             last = [k for k in alike if self._shape(k) == self._shape(alike[0])][-1]
-        body, total, chosen = [k for k in before if k < last], self.done[-1], {}
+        body, total = [k for k in before if k < last], self.done[-1]
+        chosen: dict[str, int] = {}
         for stage, share in SHARES.items():
             free = [k for k in body if not chosen or k > max(chosen.values())]
             if free:
@@ -209,12 +210,21 @@ def _settle_numbers(measure: _Measure, doubled: _Measure) -> set[fx.Node]:
     sizes = set()
     for node, value in measure.plain.items():
         if doubled.plain.get(node) == value:
-            for user in list(node.users):
-                user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
-                user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+            _write_number(node, value)
         elif value == 1 and doubled.plain.get(node) == 2:
             sizes.add(node)
     return sizes
+
+
+def _write_number(node: fx.Node, value: Any) -> None:
+    """Let every step that takes what `node` gives take `value` in its place."""
+
+    def in_its_place(n: fx.Node) -> Any:
+        return value if n is node else n
+
+    for user in list(node.users):
+        user.args = fx.map_arg(user.args, in_its_place)
+        user.kwargs = fx.map_arg(user.kwargs, in_its_place)
 
 
 def _holds(module: nn.Module) -> bool:

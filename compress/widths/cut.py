@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
     return network
 
 
-def _set_widths(module: nn.Module) -> None:
+def _set_widths(module: Any) -> None:
     """Bring the numbers by which a layer says its widths in line with its tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
         out, each = module.weight.shape[:2]
