@@ -85,8 +85,8 @@ def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: D
     for _ in range(1 + TIMED_STEPS):
         for own, family, method in zip(seconds, families, (METHODS["wml"], ALONE, ALONE), strict=True):
             own.append(_step(family, images, labels, like, method, device))
-    family, unpruned, cut = (min(own[1:]) for own in seconds)
-    return StepSeconds(family, 0.0 if prepared.trained else unpruned, cut)
+    of_family, unpruned, cut = (min(own[1:]) for own in seconds)
+    return StepSeconds(of_family, 0.0 if prepared.trained else unpruned, cut)
 
 
 def _step(

@@ -126,7 +126,7 @@ def make_full(
         assert isinstance(network, nn.Sequential)
         return Made(network, None, fitted)
     example = torch.zeros(1, *shape, device=device.name)
-    staged = split(network, example, like and like.cuts)
+    staged = split(network, example, None if like is None else like.cuts)
     return Made(staged.network, staged, fitted)
 
 

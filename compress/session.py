@@ -158,10 +158,11 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         check_compiler(device)
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
         config = as_long_as_a_family(config, prepared, data, device)
-    settings = config  # the run must find its data and its start from any working directory
+    places: dict[str, Any] = {}  # the run must find its data and its start from any working directory
     for name in ("data_root", "start", "start_classes"):
         if (value := getattr(config, name)) is not None and Path(value).expanduser().exists():
-            settings = replace(settings, **{name: str(Path(value).expanduser().resolve())})
+            places[name] = str(Path(value).expanduser().resolve())
+    settings = replace(config, **places)
     baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),

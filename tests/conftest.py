@@ -49,7 +49,7 @@ class ScoredNetwork:
         from wmlc.compress.widths.tree import sharing_tree
 
         tree = sharing_tree(len(widths), self.stages, share)
-        return build_family(self.full, self.input_shape, widths, tree, mean_joins=mean_joins)
+        return build_family(self.full, self.scored.graph.groups, widths, tree, mean_joins=mean_joins)
 
     def images(self, batch: int, dtype: torch.dtype | None = None) -> Tensor:
         import torch
@@ -63,7 +63,7 @@ def score_network(arch: str, pixels: int = 8, saliency: str = "snip") -> ScoredN
     import torch
 
     from wmlc.compress.widths.choose import score_channels
-    from wmlc.compress.widths.graph import read_channels
+    from wmlc.compress.widths.proof import read_channels
     from wmlc.compress.widths.saliency import parameter_saliency
     from wmlc.models.zoo import build_network
 
@@ -133,7 +133,7 @@ def pruned_network(
     from made import made_framing
 
     from wmlc.models.checkpoint import save_network
-    from wmlc.models.widths import read_widths
+    from wmlc.models.widths import difference
     from wmlc.records import About, NetworkSpec
 
     @functools.cache
@@ -143,7 +143,7 @@ def pruned_network(
         settle_norms(peer)
         spec = NetworkSpec(
             arch=arch, class_names=[f"class {index}" for index in range(10)], input_shape=(3, 32, 32),
-            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=read_widths(peer), framing=made_framing(32),
+            mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=difference(network.full, peer), framing=made_framing(32),
             about=About(peer=1, ratio=0.5),
         )  # fmt: skip
         directory = tmp_path_factory.mktemp(arch) / "peer"

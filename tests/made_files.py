@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from made import TIME, made_bench, made_epoch, made_family, made_framing, made_row, made_run, made_settings
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from wmlc import records
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataRecord
 from wmlc.export.card import make_manifest
 from wmlc.export.config import ShipConfig
 from wmlc.files import sha256
 from wmlc.models.checkpoint import save_network
-from wmlc.models.widths import cut_to_widths, read_widths
+from wmlc.models.widths import Difference, cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import Cost, FileAbout, Manifest, NetworkSpec, PlanRecord, ShippedAccuracy
 from wmlc.run import Run
@@ -28,15 +32,18 @@ SHAPE = (1, 8, 8)  # of the handwritten digits
 
 def small_network() -> nn.Module:
     """resnet20 with eight channels everywhere."""
-    network = build_network("resnet20", 10, SHAPE)
-    widths = read_widths(network)
-    first, last = next(iter(widths)), list(widths)[-1]
-    small = {name: [min(8, width) for width in each] for name, each in widths.items()}
-    small[first][1], small[last][0] = widths[first][1], widths[last][0]
-    cut_to_widths(network, small)
+    network = cut_to(build_network("resnet20", 10, SHAPE), small_widths())
     for tensor in network.state_dict().values():
         tensor.zero_()
     return network
+
+
+@functools.cache
+def small_widths() -> Difference:
+    """The record of resnet20 with eight channels everywhere."""
+    full = build_network("resnet20", 10, SHAPE)
+    groups = read_channels(full, SHAPE).groups
+    return difference(full, cut_channels(full, groups, {group.root: torch.arange(8) for group in groups}))
 
 
 def write_onnx(path: Path) -> None:
@@ -78,7 +85,7 @@ def write_run(root: Path) -> Run:
     for peer, name in enumerate(("baseline", "peer1", "peer2")):
         spec = NetworkSpec(
             arch="resnet20", class_names=[f"class {i}" for i in range(10)], input_shape=SHAPE, mean=[0.5],
-            std=[0.25], widths=read_widths(network), framing=made_framing(8),
+            std=[0.25], widths=small_widths(), framing=made_framing(8),
             about=records.About(data="digits", peer=peer, ratio=0.7 if peer == 1 else 0.0, test_images=10),
         )  # fmt: skip
         run.network(peer).mkdir(parents=True)

@@ -19,19 +19,25 @@ from networks import with_lived_in_statistics
 from torch import nn
 
 import wmlc
-from wmlc.compress.widths.graph import cut_channels
+from wmlc.compress.widths.cut import cut_channels
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.cost import total_cost
-from wmlc.models.widths import read_widths
+from wmlc.models.widths import cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import About, NetworkSpec
+
+WIDTHS: dict[str, dict[str, int | list[int]]] = {  # of a resnet20 whose first block has 8 channels inside
+    "stage1.0.conv1": {"out_channels": 8, "weight": [8, 16, 3, 3]},
+    "stage1.0.bn1": {"num_features": 8, "weight": [8], "bias": [8], "running_mean": [8], "running_var": [8]},
+    "stage1.0.conv2": {"in_channels": 8, "weight": [16, 8, 3, 3]},
+}
 
 
 def save(network: nn.Module, directory: Path, arch: str = "resnet20", pixels: int = 8, **changes: Any) -> Path:
     values = {
         "arch": arch, "class_names": [f"class {n}" for n in range(10)], "input_shape": (3, pixels, pixels),
-        "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "widths": read_widths(network),
+        "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "widths": {},
         "framing": made_framing(pixels), "about": About(peer=2),
     }  # fmt: skip
     directory.mkdir(exist_ok=True)
@@ -61,9 +67,10 @@ def test_a_full_network_comes_back_bit_identical(arch: str, pixels: int, tmp_pat
 def test_a_cut_network_comes_back_bit_identical(arch: str, scored_network: Callable[..., Any], tmp_path: Path) -> None:
     net = scored_network(arch)
     kept = net.widths(share="none")[0].kept
-    network = with_lived_in_statistics(cut_channels(net.full, net.input_shape, kept))
+    network = with_lived_in_statistics(cut_channels(net.full, net.scored.graph.groups, kept))
     assert total_cost(network, net.input_shape).params < 0.35 * total_cost(net.full, net.input_shape).params
-    assert_same_network(load_network(save(network, tmp_path, arch)), network, net.images(3))
+    saved = save(network, tmp_path, arch, widths=difference(net.full, network))
+    assert_same_network(load_network(saved), network, net.images(3))
 
 
 def test_a_loaded_network_is_dense_in_eval_mode_and_can_be_trained(tmp_path: Path) -> None:
@@ -89,8 +96,11 @@ def test_the_record_says_how_to_feed_the_network(tmp_path: Path) -> None:
         [0.25] * 3,
     )
     assert spec.class_names[9] == "class 9" and spec.about == About(peer=2)
-    assert spec.widths["stem.conv"] == [16, 3, 1] and spec.widths["head.fc"] == [10, 64]
-    assert spec.widths["stem.bn"] == [16]
+    assert spec.widths == {}
+
+
+def test_the_record_names_the_modules_that_were_cut_and_no_others(saved: Path) -> None:
+    assert read_spec(saved).widths == WIDTHS
 
 
 def test_loading_imports_no_torch_pruning(tmp_path: Path) -> None:
@@ -111,7 +121,9 @@ assert "torch_pruning" not in sys.modules
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return save(build_network("resnet20", 10, (3, 8, 8)), tmp_path / "net")
+    full = build_network("resnet20", 10, (3, 8, 8))
+    network = cut_to(copy.deepcopy(full), WIDTHS)
+    return save(network, tmp_path / "net", widths=difference(full, network))
 
 
 def refusal(directory: Path) -> str:
@@ -171,10 +183,12 @@ def change_record(directory: Path, change: Callable[[dict[str, Any]], Any]) -> N
         (lambda r: r.update(mean=[0.5]), "mean must hold 3 numbers, got [0.5]"),
         (lambda r: r.update(std="0.25"), "std must be"),
         (lambda r: r.update(widths=[16]), "widths must be"),
-        (lambda r: r["widths"].update({"stem.conv": [0, 3, 1]}), "widths.stem.conv[0] must be"),
+        (lambda r: r["widths"].update({"stem.conv": {"out_channels": 0}}), "widths.stem.conv.out_channels"),
+        (lambda r: r["widths"].update({"stem.conv": {"weight": [0, 3, 3, 3]}}), "widths.stem.conv.weight"),
         (lambda r: r["widths"].update({"stem.conv": 16}), "widths.stem.conv must be"),
-        (lambda r: r["widths"].update({"stem.bn": ["16"]}), "widths.stem.bn[0] must be"),
-        (lambda r: r["widths"].update({"stem.bn": [True]}), "widths.stem.bn[0] must be"),
+        (lambda r: r["widths"].update({"stem.bn": {"num_features": "16"}}), "widths.stem.bn.num_features"),
+        (lambda r: r["widths"].update({"stem.bn": {"num_features": True}}), "widths.stem.bn.num_features"),
+        (lambda r: r["widths"].update({"stem.bn": {"num_features": None}}), "widths.stem.bn.num_features"),
     ],
 )
 def test_a_record_with_a_wrong_value_is_named(saved: Path, change: Callable[..., Any], words: str) -> None:
@@ -187,17 +201,29 @@ def test_a_record_with_a_wrong_value_is_named(saved: Path, change: Callable[...,
     "change, words",
     [
         (lambda r: r.update(arch="resnet19"), "unknown architecture 'resnet19'; choose one of resnet20"),
-        (lambda r: r.update(arch="resnet32"), "stage1.3.conv1 is missing"),
+        (lambda r: r.update(arch="resnet32"), "stage1.3.conv1.weight is missing"),
         (
-            lambda r: r["widths"].update({"stem.conv": [17, 3, 1]}),
-            "stem.conv has widths [17, 3, 1], allowed up to [16, 3",
+            lambda r: r["widths"].update({"stem.conv": {"out_channels": 17}}),
+            "stem.conv has out_channels 17, allowed is up to 16",
         ),
-        (lambda r: r["widths"].update({"stem.conv": [16, 3]}), "stem.conv has widths [16, 3]"),
-        (lambda r: r["widths"].update({"stem.conv": [16, 3, 2]}), "stem.conv has widths [16, 3, 2]"),
-        (lambda r: r["widths"].update({"stem.conv": [2**31, 2**31, 1]}), "allowed up to [16, 3, 1]"),
-        (lambda r: r["widths"].pop("stage2.0.conv1"), "stage2.0.conv1 is missing"),
-        (lambda r: r["widths"].update({"stage9": [1]}), "stage9 is no layer of it"),
-        (lambda r: r.update(class_names=["only one"]), "head.fc has widths [10, 64], allowed up to [1, 64]"),
+        (lambda r: r["widths"].update({"stem.conv": {"weight": [16, 3]}}), "allowed is up to [16, 3, 3, 3]"),
+        (lambda r: r["widths"].update({"stem.conv": {"weight": 16}}), "allowed is up to [16, 3, 3, 3]"),
+        (lambda r: r["widths"].update({"stem.conv": {"groups": 2}}), "stem.conv has groups 2, allowed is up to 1"),
+        (lambda r: r["widths"].update({"stem.conv": {"weight": [2**31, 3, 3, 3]}}), "allowed is up to [16, 3, 3, 3]"),
+        (lambda r: r["widths"].update({"stem.conv": {"training": 1}}), "stem.conv has training 1, which is no size"),
+        (lambda r: r["widths"].update({"stem.conv": {"forward": 1}}), "stem.conv has forward 1, which is no size"),
+        (lambda r: r["widths"].update({"": {"_version": 1}}), "_version 1, which is no size of it"),
+        (lambda r: r["widths"].pop("stage1.0.bn1"), "the recorded widths do not fit the architecture ("),
+        (
+            lambda r: r["widths"].update({"stem.bn": {"weight": [8]}}),
+            "the recorded widths do not fit the architecture (",
+        ),
+        (lambda r: r["widths"].update({"stage9": {"weight": [1]}}), "it has no module stage9"),
+        (
+            lambda r: r["widths"].update({"head.fc": {"out_features": 9, "weight": [9, 64], "bias": [9]}}),
+            "the network gives [1, 9] for an image, but the record names 10 classes",
+        ),
+        (lambda r: r.update(class_names=["only one"]), "head.fc.weight has shape [10, 64], expected [1, 64]"),
     ],
 )
 def test_widths_that_do_not_fit_the_architecture_are_named(saved: Path, change: Callable[..., Any], words: str) -> None:
@@ -206,9 +232,16 @@ def test_widths_that_do_not_fit_the_architecture_are_named(saved: Path, change: 
 
 
 def test_all_offenders_are_counted(saved: Path) -> None:
+    change_record(saved, lambda r: r.update(widths={f"stage9.{n}": {"weight": [1]} for n in range(7)}))
+    said = refusal(saved)
+    assert "it has no module stage9.0; it has no module stage9.1; " in said and "; and 2 more; " in said
+
+
+def test_weights_that_are_all_of_other_shapes_are_counted(saved: Path) -> None:
     change_record(saved, lambda r: r.update(widths={}))
     said = refusal(saved)
-    assert "stem.conv is missing; stem.bn is missing" in said and "more" in said
+    assert said.startswith(f"{saved / 'weights.safetensors'} does not hold the network that spec.json records: ")
+    assert "stage1.0.conv1.weight has shape [8, 16, 3, 3], expected [16, 16, 3, 3]" in said and "; and 1 more; " in said
 
 
 def test_more_class_names_than_outputs_are_refused(saved: Path) -> None:
@@ -221,10 +254,16 @@ def test_more_image_channels_than_the_stem_takes_are_refused(saved: Path) -> Non
     assert "stem.conv" in refusal(saved)
 
 
-def test_widths_that_do_not_fit_each_other_are_refused(saved: Path) -> None:
-    change_record(saved, lambda r: r["widths"].update({"stem.bn": [8]}))
+def test_widths_that_are_not_those_of_the_weights_are_refused(saved: Path) -> None:
+    def seven(record: dict[str, Any]) -> None:
+        block = record["widths"]
+        block["stage1.0.conv1"] = {"out_channels": 7, "weight": [7, 16, 3, 3]}
+        block["stage1.0.bn1"] = {key: 7 if key == "num_features" else [7] for key in block["stage1.0.bn1"]}
+        block["stage1.0.conv2"] = {"in_channels": 7, "weight": [16, 7, 3, 3]}
+
+    change_record(saved, seven)
     said = refusal(saved)
-    assert "weights.safetensors" in said and "stem.bn.weight has shape [16], expected [8]" in said
+    assert "weights.safetensors" in said and "stage1.0.bn1.weight has shape [8], expected [7]" in said
 
 
 def test_missing_weights_are_named(saved: Path) -> None:

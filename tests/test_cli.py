@@ -45,13 +45,18 @@ def test_version() -> None:
     assert wmlc.__version__ in invoke("--version").output
 
 
+RESUME_ALONE = "--resume takes all settings from the run; pass only --out with it, and --arch for code of yours"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--epochs", "0"], "epochs 0 cuts a trained network and trains nothing; pass --start with it, or epochs from 1"),
+        (["--epochs", "-1"], "epochs must be at least 0, got -1"),
         (["--epochs", "x"], "Invalid value for '--epochs': 'x' is not a valid integer."),
         (["--arch", "resnet19"], "unknown architecture 'resnet19'; choose one of resnet20, resnet32, resnet56, "
-         "resnet18, resnet34, resnet50, resnet101, mobilenet_v2"),
+         "resnet18, resnet34, resnet50, resnet101, mobilenet_v2, or torchvision:NAME, timm:NAME, FILE.py:FACTORY "
+         "('wmlc list --networks TEXT' finds some)"),
         (["--data", "mnist"], "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet"),
         (["--ratios", "0.5,a"], "--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got '0.5,a'"),
         (["--ratios", "1.0,0"], "ratios must be 1 to 8 numbers from 0 up to, not including, 1, got [1.0, 0.0]"),
@@ -74,9 +79,9 @@ def test_version() -> None:
          "trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share"),
         (["--batch-size", "2000"], "a batch of 2000 is more than the 1294 images trained on; pass --batch-size 1294 or less"),
         (["--no-baseline", "--baseline", "x"], "--baseline and --no-baseline exclude each other; pass one of them"),
-        (["--resume", "--dry-run"], "--resume takes all settings from the run; pass only --out with it"),
+        (["--resume", "--dry-run"], RESUME_ALONE),
         (["--out", "."], ". exists already; choose another --out, pass --resume to go on with it, or --force to start it over"),
-        (["--resume", "--epochs", "3"], "--resume takes all settings from the run; pass only --out with it"),
+        (["--resume", "--epochs", "3"], RESUME_ALONE),
     ],
 )  # fmt: skip
 def test_a_wrong_training_option_is_one_line(

@@ -34,6 +34,8 @@ MOST_LINES = 350  # of a file, the tests' own among them
 # Functions that take or give a `dict[str, Any]`, where a record or a class of its own would say what is in it;
 # what is left are Vega-Lite's charts and the fields of a log
 MOST_LOOSE = {"report": 10, "bench": 8}
+RUNS_CALLERS_CODE = "models/factory.py"  # the one file that runs code which is no part of wmlc or of a package it names
+IMPORTS_OF_A_TABLE = {"bench/engines/__init__.py", "bench/engines/worker.py"}  # what they import stands in a table
 
 
 def named(path: Path) -> str:
@@ -114,6 +116,23 @@ def test_no_pickle_is_opened() -> None:
             ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in plain
         }
         assert not forbidden & (set(imported_modules(tree, package)) | called), named(path)
+
+
+def runs_code_by_name(path: Path) -> bool:
+    """Whether a file runs code that a value names: an import by a name that is no literal, a file, a text."""
+    for call in (node for node in ast.walk(parse(path)[0]) if isinstance(node, ast.Call)):
+        called = ast.unparse(call.func).rpartition(".")[2]
+        if called in ("import_module", "__import__") and not (call.args and isinstance(call.args[0], ast.Constant)):
+            return True
+        if called in ("exec_module", "spec_from_file_location", "run_path", "run_module"):
+            return True
+        if ast.unparse(call.func) in ("eval", "exec", "compile"):
+            return True
+    return False
+
+
+def test_only_the_callers_own_code_is_run_by_its_name() -> None:
+    assert {named(path) for path in FILES if runs_code_by_name(path)} == {RUNS_CALLERS_CODE, *IMPORTS_OF_A_TABLE}
 
 
 def test_every_file_says_what_it_is_for() -> None:

@@ -10,8 +10,9 @@ import torchvision
 from networks import with_lived_in_statistics
 from torch import nn
 
+from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError
-from wmlc.models.cost import layer_costs, total_cost
+from wmlc.models.cost import total_cost
 from wmlc.models.zoo import ARCHITECTURES, build_network
 from wmlc.records import Cost
 
@@ -55,15 +56,20 @@ def test_mobilenet_takes_the_published_macs() -> None:
     assert total_cost(on_meta("mobilenet_v2", 1000, IMAGENET), IMAGENET).macs == pytest.approx(300e6, rel=0.01)
 
 
+def macs_of_weights(arch: str) -> dict[str, int]:
+    """The MACs of each layer for one CIFAR image, by the name of its weight."""
+    return trace_channels(on_meta(arch, 10, CIFAR), torch.empty(1, *CIFAR, device="meta")).macs
+
+
 def test_layer_costs_of_resnet20_worked_by_hand() -> None:
-    costs = layer_costs(on_meta("resnet20", 10, CIFAR), CIFAR)
-    assert costs["stem.conv"] == Cost(params=16 * 3 * 9, macs=16 * 3 * 9 * 32 * 32)
-    assert costs["stem.bn"] == Cost(params=2 * 16, macs=0)
-    assert costs["stage2.0.conv1"] == Cost(params=32 * 16 * 9, macs=32 * 16 * 9 * 16 * 16)
-    assert costs["stage2.0.downsample.0"] == Cost(params=32 * 16, macs=32 * 16 * 16 * 16)
-    assert costs["stage3.2.conv2"] == Cost(params=64 * 64 * 9, macs=64 * 64 * 9 * 8 * 8)
-    assert costs["head.fc"] == Cost(params=64 * 10 + 10, macs=64 * 10)
-    assert list(costs)[:2] == ["stem.conv", "stem.bn"] and list(costs)[-1] == "head.fc"
+    macs = macs_of_weights("resnet20")
+    assert macs["stem.conv.weight"] == 16 * 3 * 9 * 32 * 32
+    assert "stem.bn.weight" not in macs
+    assert macs["stage2.0.conv1.weight"] == 32 * 16 * 9 * 16 * 16
+    assert macs["stage2.0.downsample.0.weight"] == 32 * 16 * 16 * 16
+    assert macs["stage3.2.conv2.weight"] == 64 * 64 * 9 * 8 * 8
+    assert macs["head.fc.weight"] == 64 * 10
+    assert next(iter(macs)) == "stem.conv.weight" and list(macs)[-1] == "head.fc.weight"
 
 
 def test_total_cost_of_resnet20_worked_by_hand() -> None:
@@ -74,14 +80,15 @@ def test_total_cost_of_resnet20_worked_by_hand() -> None:
 
 
 def test_a_depthwise_convolution_costs_one_input_channel_per_output() -> None:
-    depthwise = layer_costs(on_meta("mobilenet_v2", 10, CIFAR), CIFAR)["stage1.0.conv.0.0"]
-    assert depthwise == Cost(params=32 * 9, macs=32 * 9 * 32 * 32)
+    network = on_meta("mobilenet_v2", 10, CIFAR)
+    assert parameters_of(network.get_submodule("stage1.0.conv.0.0")) == 32 * 9
+    assert macs_of_weights("mobilenet_v2")["stage1.0.conv.0.0.weight"] == 32 * 9 * 32 * 32
 
 
 def test_total_cost_is_the_sum_of_the_layers_and_of_all_parameters() -> None:
     network = build_network("resnet20", 10, (3, 8, 8))
-    costs = layer_costs(network, (3, 8, 8)).values()
-    total = Cost(parameters_of(network), sum(cost.macs for cost in costs))
+    traced = trace_channels(network, torch.zeros(1, 3, 8, 8))
+    total = Cost(parameters_of(network), sum(traced.macs.values()) + traced.other_macs)
     assert total_cost(network, (3, 8, 8)) == total
 
 
@@ -143,4 +150,7 @@ def test_output_is_torchvisions_under_its_weights(arch: str) -> None:
 def test_an_unknown_architecture_is_refused_in_words() -> None:
     with pytest.raises(InputError) as caught:
         build_network("resnet19", 10, CIFAR)
-    assert str(caught.value) == f"unknown architecture 'resnet19'; choose one of {', '.join(ARCHITECTURES)}"
+    assert str(caught.value) == (
+        f"unknown architecture 'resnet19'; choose one of {', '.join(ARCHITECTURES)}, or torchvision:NAME, timm:NAME, "
+        f"FILE.py:FACTORY ('wmlc list --networks TEXT' finds some)"
+    )

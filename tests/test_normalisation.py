@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from wmlc.compress.config import settle
+from wmlc.compress.prepare import Made
 from wmlc.compress.save import _spec
 from wmlc.data import Data, DataConfig, normalise, open_data
 from wmlc.data.normalisation import (
@@ -125,9 +127,11 @@ def test_a_batch_is_renormalised_in_its_memory_format() -> None:
 def test_a_runs_setting_reaches_the_record_of_its_networks(tmp_path: Path) -> None:
     asked = {"normalise": "half", "interpolation": "bicubic", "crop": 0.8, "image_size": 16}
     root = make_folder(tmp_path, size=(30, 20))
-    data = open_data(data_config(settle({"data": "imagefolder", "data_root": str(root), "workers": 0, **asked})))
+    config = settle({"data": "imagefolder", "data_root": str(root), "workers": 0, **asked})
+    data = open_data(data_config(config))
     network = build_network("resnet20", 2, data.record.input_shape)
-    save_network(network, _spec(network, "resnet20", data, About()), tmp_path)
+    uncut = SimpleNamespace(full=network, made=Made(network))
+    save_network(network, _spec(network, uncut, config, data, About()), tmp_path)
     spec = read_spec(tmp_path)
     assert (spec.mean, spec.std) == ([0.5] * 3, [0.5] * 3)
     assert spec.framing == Framing(shorter_side=20, size=(16, 16), interpolation="bicubic")

@@ -18,7 +18,6 @@ import wmlc
 from wmlc.cli import main
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.models.checkpoint import save_network
-from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.records import NetworkSpec
 from wmlc.run import Run
@@ -36,7 +35,7 @@ def write_untrained(root: Path, data: Data) -> Run:
     network = with_lived_in_statistics(build_network("resnet20", len(record.class_names), record.input_shape))
     spec = NetworkSpec(
         arch="resnet20", class_names=record.class_names, input_shape=record.input_shape, mean=record.mean,
-        std=record.std, widths=read_widths(network), framing=record.framing,
+        std=record.std, widths={}, framing=record.framing,
     )  # fmt: skip
     save_network(network, spec, run.network(1))
     return run

@@ -15,7 +15,7 @@ from torch import nn
 from wmlc.compress.config import CHOICES
 from wmlc.compress.widths.budget import P_UP, layer_budgets
 from wmlc.compress.widths.choose import OutOfReachError, PeerWidths
-from wmlc.compress.widths.graph import cut_channels
+from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import ARCHITECTURES
@@ -40,7 +40,7 @@ def assert_sound(net: Any, own: PeerWidths, of: str = "params") -> None:
     assert own.achieved_ratio == pytest.approx(1 - getattr(own, of) / getattr(graph, of), abs=1e-12)
     for group in graph.groups:
         kept = own.kept[group.root]
-        assert torch.equal(kept, kept.unique()) and kept[0] >= 0 and kept[-1] < group.channels
+        assert torch.equal(kept, kept.unique()) and kept[0] >= 0 and kept[-1] < group.units
 
 
 # Budgets of layers
@@ -253,7 +253,7 @@ def test_widths_predict_what_the_cut_network_costs(
 ) -> None:
     net = scored_network(arch, pixels)
     for own in net.widths(RATIOS if arch == "resnet20" else (0.6, 0.3), share, divisor=divisor):
-        network = cut_channels(net.full, net.input_shape, own.kept)
+        network = cut_channels(net.full, net.scored.graph.groups, own.kept)
         cost = total_cost(network, net.input_shape)
         assert (cost.params, cost.macs) == (own.params, own.macs)
         assert cost.params == sum(parameter.numel() for parameter in network.parameters())
@@ -264,11 +264,11 @@ def test_widths_predict_what_the_cut_network_costs(
 def test_a_cut_keeps_the_weights_of_the_channels_it_keeps(scored_network: Callable[..., Any]) -> None:
     net = scored_network("resnet20")
     kept = net.widths(share="none")[0].kept
-    network = cut_channels(net.full, net.input_shape, kept)
+    network = cut_channels(net.full, net.scored.graph.groups, kept)
     conv1, conv2 = "stage2.1.conv1", "stage2.1.conv2"
     full = {name: net.full.get_submodule(name).weight for name in (conv1, conv2)}
     inner = kept[conv1]
-    (outer,) = [kept[g.root] for g in net.scored.graph.groups if conv2 in g.producers]
+    (outer,) = [kept[g.root] for g in net.scored.graph.groups if conv2 in g.makers]
     assert torch.equal(network.get_submodule(conv1).weight, full[conv1][inner][:, outer])
     assert torch.equal(network.get_submodule(conv2).weight, full[conv2][outer][:, inner])
 
@@ -279,14 +279,14 @@ def test_cutting_channels_that_carry_nothing_changes_no_output(scored_network: C
     kept = net.widths(share="none")[0].kept
     full = copy.deepcopy(net.full).train()
     for group in net.scored.graph.groups:
-        gone = sorted(set(range(group.channels)) - set(kept[group.root].tolist()))
-        for name in group.producers:
+        gone = sorted(set(range(group.units)) - set(kept[group.root].tolist()))
+        for name in group.makers:
             if isinstance(norm := full.get_submodule(name), nn.BatchNorm2d):
                 norm.weight.data[gone] = 0
                 norm.bias.data[gone] = 0
                 norm.momentum = 1.0  # one batch sets the statistics
     full(net.images(4))
-    network = cut_channels(full.eval(), net.input_shape, kept)
+    network = cut_channels(full.eval(), net.scored.graph.groups, kept)
     images = net.images(4, torch.float64)
     expected = full.double()(images)
     assert expected.std() > 1e-3
@@ -297,7 +297,7 @@ def test_cutting_leaves_the_full_network_as_it_was(scored_network: Callable[...,
     net = scored_network("resnet20")
     former = copy.deepcopy(net.full.state_dict())
     modes = [module.training for module in net.full.modules()]
-    network = cut_channels(net.full, net.input_shape, net.widths()[0].kept)
+    network = cut_channels(net.full, net.scored.graph.groups, net.widths()[0].kept)
     torch.testing.assert_close(dict(net.full.state_dict()), dict(former), rtol=0, atol=0)
     assert [module.training for module in net.full.modules()] == modes
     assert [module.training for module in network.modules()] == modes

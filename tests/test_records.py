@@ -53,7 +53,7 @@ PROVENANCE = {"time": TIME, "commit": None, "versions": {"python": "3.12"}}
 def spec() -> NetworkSpec:
     return NetworkSpec(
         arch="resnet20", class_names=["cat", "a \u00fcber-dog", "\U0001f426"], input_shape=(3, 8, 8), mean=[0.5, 0.4, 0.3],
-        std=[0.25] * 3, widths={"stem.0": [8, 3, 1], "head.2": [3, 8]}, framing=made_framing(8),
+        std=[0.25] * 3, widths={"stem.0": {"out_channels": 8, "weight": [8, 3, 3, 3]}}, framing=made_framing(8),
         about=About(peer=1, ratio=0.5, top1=91.5),
     )  # fmt: skip
 
@@ -202,7 +202,10 @@ def test_a_wrong_value_is_said_in_words(changes: dict[str, Any], fault: str, tmp
         (NetworkSpec, {"input_shape": [3, 32]}, "input_shape[2] is missing"),
         (NetworkSpec, {"input_shape": [3, 8, 8, 8]}, "input_shape must be a list of at most 3, got [3, 8, 8, 8]"),
         (NetworkSpec, {"widths": [16]}, "widths must be an object, got [16]"),
-        (NetworkSpec, {"widths": {"stem.0": [16, 0, 1]}}, "widths.stem.0[1] must be at least 1, got 0"),
+        (NetworkSpec, {"widths": {"stem.0": [16, 3, 1]}}, "widths.stem.0 must be an object, got [16, 3, 1]"),
+        (NetworkSpec, {"widths": {"a": {"k": 0}}}, "widths.a.k must be at least 1, got 0"),
+        (NetworkSpec, {"widths": {"a": {"k": "8"}}}, 'widths.a.k must be a whole number, got "8"'),
+        (NetworkSpec, {"widths": {"a": {"k": [8, 0]}}}, "widths.a.k[1] must be at least 1, got 0"),
         (NetworkSpec, {"class_names": [1]}, "class_names[0] must be text, got 1"),
         (NetworkSpec, {"std": [0, 1, 1]}, "std[0] must be above 0, got 0"),
         (NetworkSpec, {"about": 3}, "about must be an object, got 3"),

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from made import made_record, made_settings
+from made import made_framing, made_record, made_settings
 from networks import with_lived_in_statistics
 from torch import Tensor, nn
 
@@ -25,7 +25,6 @@ from wmlc.models.foreign import build_whole
 from wmlc.models.pixels import Pixels
 from wmlc.models.start import Fitted, fit_start, imagenet_wnids, read_start
 from wmlc.models.weights_file import read_weights
-from wmlc.models.widths import read_widths
 from wmlc.models.zoo import build_network
 from wmlc.records import About, NetworkSpec
 from wmlc.run import BASELINE, Run
@@ -255,7 +254,7 @@ def test_a_network_of_ours_brings_its_pixels_and_classes(tmp_path: Path) -> None
     network = with_lived_in_statistics(build_network("resnet20", 10, SMALL))
     spec: dict[str, Any] = {
         "arch": "resnet20", "class_names": TEN, "input_shape": SMALL, "mean": [0.5] * 3, "std": [0.25] * 3,
-        "widths": read_widths(network),
+        "widths": {}, "framing": made_framing(32),
     }  # fmt: skip
     save_network(network, NetworkSpec(**spec), tmp_path)
     run = Run(tmp_path / "run")

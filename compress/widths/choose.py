@@ -167,7 +167,7 @@ def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -
         group.root: rank[: int(count)].sort().values
         for group, rank, count in zip(graph.groups, scored.channel_rank, counts_G, strict=True)
     }
-    params, macs = (round(graph.size(counts_G, unit)) for unit in ("params", "macs"))
+    params, macs = (round(float(graph.size(counts_G, unit))) for unit in ("params", "macs"))
     left = {"params": params, "macs": macs}[ratio_of]
     return PeerWidths(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def _shrink(module: nn.Module, number: Number, lost: int) -> None:
         setattr(module, number.name, tuple(now))
 
 
-def _set_widths(module: nn.Module) -> None:
+def _set_widths(module: Any) -> None:
     """Bring the numbers by which a layer says its widths in line with its tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
         out, each = module.weight.shape[:2]

@@ -25,7 +25,7 @@ def group_magnitude(network: nn.Module, graph: ChannelGraph) -> list[Tensor]:
     return scores
 
 
-class _Member(tuple):  # type: ignore[type-arg]
+class _Member(tuple[object, list[int]]):
     """A layer of a group as torch-pruning's measures take it: (the layer and the cut, positions)."""
 
     root_idxs: list[int]  # the unit of each position

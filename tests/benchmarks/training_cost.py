@@ -27,7 +27,7 @@ from wmlc.compress.learn.methods import METHODS, Forward, train_loss
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.learn.reweigh import peer_weight_gradient
 from wmlc.compress.widths.choose import Asked, choose_widths, score_channels
-from wmlc.compress.widths.graph import read_channels
+from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.models.zoo import build_network
@@ -46,7 +46,7 @@ def make_family(arch: str, ratios: tuple[float, ...]) -> PeerFamily:
     scores = parameter_saliency(full, torch.randn(32, *SHAPE), torch.randint(CLASSES, (32,)), "snip")
     scored = score_channels(read_channels(full, SHAPE), scores, "snip", stages)
     widths = choose_widths(scored, Asked(ratios, "tree", "params", TrainConfig.divisor))
-    family = build_family(full, SHAPE, widths, sharing_tree(len(ratios), stages, "tree"))
+    family = build_family(full, scored.graph.groups, widths, sharing_tree(len(ratios), stages, "tree"))
     return family.to(memory_format=torch.channels_last).train()
 
 

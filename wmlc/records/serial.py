@@ -48,6 +48,8 @@ ALLOWED = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
+# What pydantic calls the two kinds of sizes, in the place of a fault in one that may be either
+A_NUMBER, A_LIST = "constrained-int", "list[constrained-int]"
 
 Kind = TypeVar("Kind")
 
@@ -135,13 +137,21 @@ def _other_version(json_text: str, kind: type[Any]) -> str | None:
 
 def _faults(error: ValidationError) -> list[str]:
     """Each fault in words: where, what is allowed, what came."""
-    found = error.errors(include_url=False)
+    found = [fault for fault in error.errors(include_url=False) if not _is_of_the_other_kind(fault)]
     more = len(found) - MOST_FAULTS
     return [_fault(fault) for fault in found[:MOST_FAULTS]] + ([f"and {more} more"] if more > 0 else [])
 
 
+def _is_of_the_other_kind(fault: Any) -> bool:
+    """Whether it is what a number is refused for as a list, or a list as a number, where both are allowed."""
+    if A_LIST in fault["loc"]:
+        return bool(fault["type"] == "list_type")
+    return A_NUMBER in fault["loc"] and isinstance(fault["input"], list)
+
+
 def _fault(fault: Any) -> str:
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{_plain(part)}" for part in fault["loc"]).lstrip(".")
+    parts = [part for part in fault["loc"] if part not in (A_NUMBER, A_LIST)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{_plain(part)}" for part in parts).lstrip(".")
     if fault["type"] == "missing":
         return f"{place} is missing"
     if fault["type"] == "unexpected_keyword_argument":
