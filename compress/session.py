@@ -325,8 +325,8 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
     record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
     mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
     theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
-    for name in ("normalise", "interpolation", "crop"):
-        del mine[name], theirs[name]
+    for key in ("normalise", "interpolation", "crop"):
+        del mine[key], theirs[key]
     differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")

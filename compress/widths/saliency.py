@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of what the loss doesn't depend on, such as a head that nothing reads, the gradient is zero.
-UNUSED_TOO = {"allow_unused": True, "materialize_grads": True}
-
 
 def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Each parameter's score, by parameter name, shaped as the parameter; `network` is left untouched.
@@ -29,16 +26,16 @@ def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind:
     parameters = dict(network.named_parameters())
     loss = F.cross_entropy(network.train()(images), labels)
     if kind == "snip":
-        gradients = torch.autograd.grad(loss, list(parameters.values()), **UNUSED_TOO)
+        gradients = _gradients(loss, parameters)
         return {
             name: (gradient * parameter).abs().detach()
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
         }
     assert kind == "grasp", kind
-    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, **UNUSED_TOO)
+    gradients = _gradients(loss, parameters, create_graph=True)
     agreement = sum((gradient * gradient.detach()).sum() for gradient in gradients)
     assert isinstance(agreement, Tensor)
-    curved = torch.autograd.grad(agreement, list(parameters.values()), **UNUSED_TOO)
+    curved = _gradients(agreement, parameters)
     return {
         name: -(hessian_gradient * parameter).detach()
         for (name, parameter), hessian_gradient in zip(parameters.items(), curved, strict=True)
@@ -67,8 +64,15 @@ def _synflow(network: nn.Module, image_shape: torch.Size) -> dict[str, Tensor]:
     device = next(network.parameters()).device
     total = network(torch.ones(1, *image_shape, dtype=torch.float64, device=device)).sum()
     parameters = dict(network.named_parameters())
-    gradients = torch.autograd.grad(total, list(parameters.values()), **UNUSED_TOO)
+    gradients = _gradients(total, parameters)
     return {
         name: (gradient * parameter).detach()
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
     }
+
+
+def _gradients(of: Tensor, parameters: dict[str, nn.Parameter], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradient by each parameter; zeros for those that it does not depend on, such as a head that nothing reads."""
+    return torch.autograd.grad(
+        of, list(parameters.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
