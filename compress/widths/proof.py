@@ -46,7 +46,8 @@ def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> Chan
             traced = trace_channels(network, example)
     except Exception as error:  # whatever its code raises
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
-    proven, left = Prover(network, example.cpu()).prove(groups_of(traced, network))
+    with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
+        proven, left = Prover(network, example.cpu()).prove(groups_of(traced, network))
     return graph_of(network, traced, proven, left)
 
 
@@ -148,7 +149,7 @@ class Prover:
         kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
         try:
             cut = cut_in_place(copy.deepcopy(self.network), groups, kept)
-            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # fx prints what stops there
+            with torch.no_grad():
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
             return f"cut, it stops with: {one_line(error, 100)}"
