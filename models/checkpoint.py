@@ -78,7 +78,9 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
         check_runs(network, classes, spec.input_shape, spec.unused)
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None
-    network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network, spec.unused), assign=True)
+    tensors = network.state_dict()  # with the versions of the modules' code, which some look at
+    tensors.update(_read_weights(directory / WEIGHTS_FILE, network, spec.unused))
+    network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(True)
 
 

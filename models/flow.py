@@ -68,6 +68,7 @@ class Flow:
     done: list[int]  # MACs up to and with each step
     shapes: dict[fx.Node, tuple[int, ...] | None]
     sizes: set[fx.Node]  # steps that give the number of images
+    numbers: dict[fx.Node, float | str]  # steps that give a number which does not depend on that
     cuts: dict[int, fx.Node] = field(default_factory=dict)  # step → the tensor that crosses
     names: dict[int, str] = field(default_factory=dict)  # … and its name
 
@@ -81,14 +82,14 @@ class Flow:
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
                     measure.run(example)
-                sizes = _settle_numbers(measure, doubled)
+                sizes, numbers = _plain_numbers(measure, doubled)
         except Exception as error:  # fx's own, and whatever the network's code makes of a proxy
             raise NotTraceable(one_line(error, 120)) from None
         nodes, done, total = list(graph.graph.nodes), [], 0
         for node in nodes:
             total += measure.macs.get(node, 0)
             done.append(total)
-        flow = Flow(opened, graph, nodes, done, measure.shapes, sizes)
+        flow = Flow(opened, graph, nodes, done, measure.shapes, sizes, numbers)
         flow._find_cuts()
         return flow
 
@@ -103,7 +104,7 @@ class Flow:
         live: set[fx.Node] = set()
         crossing: set[fx.Node] = set()
         for k, node in enumerate(self.nodes[:-1]):
-            if node not in self.sizes:
+            if node not in self.sizes and node not in self.numbers:
                 (live if node in from_images else crossing).add(node)
             live = {each for each in live if last_use[each] > k}
             crossing = {each for each in crossing if last_use[each] > k}
@@ -206,21 +207,11 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _settle_numbers(measure: _Measure, doubled: _Measure) -> set[fx.Node]:
-    """Write numbers that do not depend on how many images there are into the steps; the steps that give how many."""
-    sizes = set()
-    for node, value in measure.plain.items():
-        if doubled.plain.get(node) == value:
-            for user in list(node.users):
-                user.args, user.kwargs = _put(user.args, node, value), _put(user.kwargs, node, value)
-        elif value == 1 and doubled.plain.get(node) == 2:
-            sizes.add(node)
-    return sizes
-
-
-def _put(arguments: Any, node: fx.Node, value: float | str) -> Any:
-    """A step's arguments with a number in place of the step that gives it."""
-    return fx.map_arg(arguments, lambda other: value if other is node else other)
+def _plain_numbers(measure: _Measure, doubled: _Measure) -> tuple[set[fx.Node], dict[fx.Node, float | str]]:
+    """The steps that give how many images there are, and those that give a number which does not depend on it."""
+    again = doubled.plain
+    sizes = {node for node, value in measure.plain.items() if value == 1 and again.get(node) == 2}
+    return sizes, {node: value for node, value in measure.plain.items() if again.get(node) == value}
 
 
 def _holds(module: nn.Module) -> bool:

@@ -142,7 +142,10 @@ def _part(
             if size in flow.sizes and size not in copies:  # of an earlier stage
                 assert entering is not None
                 copies[size] = graph.call_method("size", (copies[entering], 0))
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        missing = [source for source in node.all_input_nodes if source not in copies]
+        if node in flow.numbers and missing:  # of an earlier stage: it stands in what takes it
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies.get(n, flow.numbers.get(n)))
         if node.op == "call_function" and node.target in DROPOUTS:  # traced in eval mode, it would never drop
             drop = DROPOUTS[node.target](_rate(node))
             added[f"dropout_{k}"] = drop

@@ -146,6 +146,26 @@ def test_the_family_and_the_random_state_are_left_as_they_were(
     assert all(p.requires_grad and torch.equal(p.grad, torch.full_like(p, 0.5)) for p in problem.family.parameters())
 
 
+class NoForwardMode(torch.autograd.Function):
+    """The identity as an operation without a rule for forward mode, as somebody's own kernel may be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_where_an_operation_has_no_forward_mode_two_passes_give_the_same(
+    resnet: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, forward = resnet.by_jvp(WEIGHT_P), type(resnet.family).forward
+    monkeypatch.setattr(type(resnet.family), "forward", lambda self, images: NoForwardMode.apply(forward(self, images)))
+    torch.testing.assert_close(resnet.by_jvp(WEIGHT_P), expected, rtol=2e-2, atol=0)  # ReLU has kinks
+
+
 def test_without_an_inner_step_only_the_direct_part_is_left(resnet: Problem) -> None:
     zeros = {name: torch.zeros_like(parameter) for name, parameter in resnet.family.named_parameters()}
     got = peer_weight_gradient(resnet.family, resnet.train, resnet.held_out, WEIGHT_P, zeros, alpha=ALPHA, inner_lr=0.0)

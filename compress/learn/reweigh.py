@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
 
-STEP = 1e-3  # of the parameters' length: how far central differences go, where float32 still tells losses apart
+STEP = 1e-5  # of the parameters' length: how far central differences go, where float32 still tells losses apart
 TINY = 1e-30
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W], labels int64 [B]
 
@@ -72,36 +72,40 @@ def peer_weight_gradient(
         outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
     direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
 
-    def losses(at: dict[str, Tensor]) -> Tensor:
-        return wml_losses(logits(at, train[0]), train[1], alpha, temperature)
-
-    aligned_P = _along(losses, parameters, dict(zip(parameters, direction, strict=True)))
+    plain_PBC, tangent_PBC = _along(
+        lambda at: logits(at, train[0]), parameters, dict(zip(parameters, direction, strict=True))
+    )
+    with forward_ad.dual_level(), torch.no_grad():
+        losses_P = wml_losses(forward_ad.make_dual(plain_PBC, tangent_PBC), train[1], alpha, temperature)
+        aligned_P = forward_ad.unpack_dual(losses_P).tangent
+    assert aligned_P is not None
     return direct_P - inner_lr * aligned_P
 
 
 def _along(
-    losses: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], direction: dict[str, Tensor]
-) -> Tensor:
-    """The derivative of `losses` [P] along a direction, by one forward-mode pass.
+    logits: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], direction: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The logits [P, B, C] and their derivative along a direction, by one forward-mode pass.
 
     Attention runs as its plain products, as its fused kernels have no forward mode. Where an operation of somebody's
-    network has none, two passes give it instead, by central differences.
+    network has none, two passes more give it instead, by central differences.
     """
     try:
         with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
             duals = {name: forward_ad.make_dual(tensor, direction[name]) for name, tensor in at.items()}
-            tangent_P = forward_ad.unpack_dual(losses(duals)).tangent
-        assert tangent_P is not None
-        return tangent_P
+            plain_PBC, tangent_PBC = forward_ad.unpack_dual(logits(duals))
+        assert tangent_PBC is not None
+        return plain_PBC, tangent_PBC
     except NotImplementedError:
-        length = torch.stack([tensor.square().sum() for tensor in direction.values()]).sum().sqrt()
-        size = torch.stack([tensor.square().sum() for tensor in at.values()]).sum().sqrt()
+        length, size = (
+            torch.stack([tensor.square().sum() for tensor in each.values()]).sum().sqrt() for each in (direction, at)
+        )
         step = STEP * size / length.clamp(min=TINY)
         with torch.no_grad():
-            there = losses({name: tensor + step * direction[name] for name, tensor in at.items()})
-            back = losses({name: tensor - step * direction[name] for name, tensor in at.items()})
-        return (there - back) / (2 * step)
+            there = logits({name: tensor + step * direction[name] for name, tensor in at.items()})
+            back = logits({name: tensor - step * direction[name] for name, tensor in at.items()})
+            return logits(at), (there - back) / (2 * step)
 
 
 @contextlib.contextmanager

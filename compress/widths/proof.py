@@ -55,7 +55,8 @@ def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> Chan
     except Exception as error:  # whatever its code raises
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
     groups = groups_of(traced, network)
-    proven, left = Prover(network, example.cpu()).prove(groups)
+    with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
+        proven, left = Prover(network, example.cpu()).prove(groups)
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups))
 
 
@@ -157,7 +158,7 @@ class Prover:
         kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
         try:
             cut = cut_in_place(copy.deepcopy(self.network), groups, kept)
-            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # fx shows where its code stopped
+            with torch.no_grad():
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
             return f"cut, it stops with: {one_line(error, 100)}"
