@@ -214,7 +214,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
         )
     peers = peer_facts(prepared.family, prepared.widths)
-    say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
+    doing = "training" if config.epochs else "cutting, and training nothing,"
+    say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(peers, prepared.scored, config)
     print_stages(prepared)
     trains_family = method.cuts_trained or reached != "baseline"

@@ -6,6 +6,7 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,6 +124,12 @@ def build_family(
             modules[name] = networks[peers[-1] - 1].get_submodule(stage)
         former = stage
     return PeerFamily(branches, modules, mean_joins)
+
+
+def twins(widths: list[PeerWidths]) -> tuple[int, int] | None:
+    """The first two peers, from 1, that keep the very same channels of the full network."""
+    pairs = itertools.combinations(enumerate(widths, 1), 2)
+    return next(((i, j) for (i, one), (j, other) in pairs if _same_channels(one, other)), None)
 
 
 def _same_channels(one: PeerWidths, other: PeerWidths) -> bool:
