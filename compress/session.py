@@ -271,9 +271,11 @@ def _train_phase(
 
     family.to(memory_format=torch.channels_last)
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    if config.epochs == 0:
+    if config.start is not None and phase == "family" and not resume:
+        # what its batch norm keeps is of the whole network, and short training with a small momentum leaves it so
         cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
         recalibrate(family, cut, data, config.batch_size, device)
+    if config.epochs == 0:
         return state
     optimizer = make_optimizer(family, config)
     if resume:
