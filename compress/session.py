@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.compress.begin import check_epochs, print_start, with_the_starts_pixels
-from wmlc.compress.config import settle
+from wmlc.compress.config import settle, with_absolute_paths
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
@@ -158,11 +158,8 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         check_compiler(device)
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
         config = as_long_as_a_family(config, prepared, data, device)
-    baseline = None if config.baseline_from is None else _matching_baseline(config, Path(config.baseline_from), data)
-    settings = config  # the run must find its data and its start from any working directory
-    for name in ("data_root", "start", "start_classes"):
-        if (value := getattr(config, name)) is not None and Path(value).expanduser().exists():
-            settings = replace(settings, **{name: str(Path(value).expanduser().resolve())})
+    settings = with_absolute_paths(config)
+    baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),

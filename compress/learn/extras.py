@@ -95,7 +95,8 @@ def _trunk(family: PeerFamily) -> Branch:
     shared = [branch for branch in family.branches if len(branch.peers) == family.peers]
     if not shared:
         raise InputError(
-            "the gate of one looks at a stage that all peers share, and nothing is shared; leave out share"
+            "the gate of one looks at a stage that all peers share, and nothing is shared; leave out share, "
+            "or choose a network that can be split into stages"
         )
     return shared[-1]
 

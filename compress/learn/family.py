@@ -17,7 +17,8 @@ from wmlc.compress.widths.choose import PeerWidths
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.compress.widths.tree import Partition
-from wmlc.models.exits import end_at_exit, exit_stages
+from wmlc.errors import InputError
+from wmlc.models.exits import end_at_exit
 from wmlc.records import Branch
 
 
@@ -137,12 +138,20 @@ def _same_channels(one: PeerWidths, other: PeerWidths) -> bool:
 
 
 def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerFamily:
-    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network."""
+    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network.
+
+    Raises `InputError` for a network that has no stages to end after.
+    """
     full = copy.deepcopy(full)
-    stages = exit_stages(full)
+    stem, *stages = list(dict(full.named_children()))[:-1] or [""]
+    if not stages:
+        raise InputError(
+            "exits are where a network can end after a stage, and this one cannot be split into stages; "
+            "choose another network, or another method than self-distillation"
+        )
     peers = tuple(range(1, len(stages) + 1))
-    branches = [Branch(f"stem_of_{'_'.join(map(str, peers))}", "stem", peers, None)]
-    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule("stem")}
+    branches = [Branch(f"{stem}_of_{'_'.join(map(str, peers))}", stem, peers, None)]
+    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule(stem)}
     trunk = branches[0].name
     for number, stage in enumerate(stages, 1):
         serves = peers[number - 1 :]
