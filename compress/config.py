@@ -94,7 +94,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     given = {name: getattr(config, name) for name in ("data_root", "start", "start_classes")}
     named = (PRETRAINED, IMAGENET, None)  # these are no paths
     paths = {name: Path(value).expanduser().resolve() for name, value in given.items() if value not in named}
-    return dataclasses.replace(config, **{name: str(path) for name, path in paths.items()})
+    found: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    return dataclasses.replace(config, **found)
 
 
 def sharing(config: TrainConfig) -> str:

@@ -88,8 +88,8 @@ def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: D
     for _ in range(1 + TIMED_STEPS):
         for own, family, method in zip(seconds, families, (METHODS["wml"], ALONE, ALONE), strict=True):
             own.append(_step(family, images, labels, like, method, device))
-    family, unpruned, cut = (min(own[1:]) for own in seconds)
-    return StepSeconds(family, 0.0 if prepared.trained else unpruned, cut)
+    wml_s, unpruned_s, cut_s = (min(own[1:]) for own in seconds)
+    return StepSeconds(wml_s, 0.0 if prepared.trained else unpruned_s, cut_s)
 
 
 def _step(
