@@ -8,6 +8,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, feature_term
@@ -39,6 +40,7 @@ AT_LEAST = {
     "finetune_epochs": 0,
 }  # fmt: skip
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
+PRETRAINED, IMAGENET = "pretrained", "imagenet"  # a start, and its classes, that are no file
 MOST = 2**31  # of a whole number, as records hold it; a seed has a bound of its own
 LONGEST_SHOWN = 60  # letters of a value in a message
 
@@ -85,6 +87,15 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
     _check_network(config)
     data_config(config)
     return config
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` as a run records it: its data and its start are found from any working directory."""
+    given = {name: getattr(config, name) for name in ("data_root", "start", "start_classes")}
+    named = (PRETRAINED, IMAGENET, None)  # these are no paths
+    paths = {name: Path(value).expanduser().resolve() for name, value in given.items() if value not in named}
+    found: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    return dataclasses.replace(config, **found)
 
 
 def sharing(config: TrainConfig) -> str:

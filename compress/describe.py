@@ -145,8 +145,9 @@ def family_notes(peers: list[PeerFacts], config: TrainConfig) -> list[str]:
         for p in peers
         if config.trunk_ratio and p.achieved_ratio - p.ratio > 0.02
     ]
+    alike = "they begin with the same weights" if config.start else "they differ in their initial weights"
     return notes + [
-        f"peers {one.peer} and {other.peer} have the same widths; they differ in their initial weights"
+        f"peers {one.peer} and {other.peer} have the same widths; {alike}"
         for one, other in itertools.pairwise(peers)
         if one.stage_channels == other.stage_channels and one.params == other.params
     ]
@@ -211,9 +212,9 @@ def print_targets(peers: list[PeerFacts], full: nn.Module) -> None:
 def share_choices(scored: Scored, config: TrainConfig) -> list[ShareChoice]:
     """What each `--share` would make of the smallest peer, under the same ratios.
 
-    Empty for a method that says itself what is shared.
+    Empty for a method that says itself what is shared, and for one peer alone.
     """
-    if METHODS[config.method].fixed_shape:
+    if METHODS[config.method].fixed_shape or len(config.ratios) == 1:
         return []
     asked = asked_of(config)
     return [_share_choice(scored, replace(asked, share=share)) for share in tree.share_choices(scored.stages)]

@@ -61,9 +61,12 @@ def as_long_as_a_family(config: TrainConfig, prepared: Prepared, data: Data, dev
     """`config` with the epochs of fine-tuning that make all training take as long as a `wml` family's."""
     seconds = measure_steps(config, prepared, data, device)
     epochs = seconds.epochs(config.epochs)
+    unpruned = "" if prepared.trained else f"{seconds.unpruned:.3g} s unpruned, "
     say(
-        f"a step takes {seconds.family:.3g} s for a wml family, {seconds.unpruned:.3g} s unpruned, {seconds.cut:.3g} s "
-        f"for the cut networks together; {epochs} epochs of fine-tuning make all training take as long as the family's"
+        f"a step takes {seconds.family:.3g} s for a wml family, {unpruned}{seconds.cut:.3g} s for the cut networks "
+        f"together; {epochs} epoch{'s' * (epochs != 1)} of fine-tuning make all training take as long as the family's"
+        + "; the unpruned network is trained already"
+        * prepared.trained
     )
     return dataclasses.replace(config, finetune_epochs=epochs)
 
@@ -85,8 +88,8 @@ def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: D
     for _ in range(1 + TIMED_STEPS):
         for own, family, method in zip(seconds, families, (METHODS["wml"], ALONE, ALONE), strict=True):
             own.append(_step(family, images, labels, like, method, device))
-    of_family, unpruned, cut = (min(own[1:]) for own in seconds)
-    return StepSeconds(of_family, 0.0 if prepared.trained else unpruned, cut)
+    wml_s, unpruned_s, cut_s = (min(own[1:]) for own in seconds)
+    return StepSeconds(wml_s, 0.0 if prepared.trained else unpruned_s, cut_s)
 
 
 def _step(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.config import sharing
 from wmlc.compress.learn.extras import add_extras, feature_pairs
-from wmlc.compress.learn.family import PeerFamily, build_exits, build_family
+from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import (
@@ -94,6 +94,11 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         scored = ranked_by_magnitude(scored, full)
     asked = asked_of(config)
     widths = choose_widths(scored, asked)
+    if made.fitted is not None and config.epochs and (alike := twins(widths)):
+        raise InputError(
+            f"peers {alike[0]} and {alike[1]} would be the same network and begin with the same weights, the start's, "
+            f"so they would stay alike; give them other ratios, or leave out start"
+        )
     family = build_family(
         full, graph.groups, widths, sharing_tree(len(widths), stages, asked.share), mean_joins=config.join == "mean",
         fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
@@ -103,7 +108,10 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         raise InputError(
             "feature_loss teaches stages that a peer has for itself, and all are shared; leave it out, or share less"
         )
-    add_extras(family, gate=method.gated, regressors=bool(term and term.regressors))
+    add_extras(
+        family, record.input_shape, gate=method.gated, features=term is not None,
+        regressors=bool(term and term.regressors),
+    )  # fmt: skip
     return Prepared(full, scored, widths, family.to(device.name), made)
 
 

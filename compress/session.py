@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.compress.begin import check_epochs, print_start, with_the_starts_pixels
-from wmlc.compress.config import settle
+from wmlc.compress.config import settle, with_absolute_paths
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
@@ -158,11 +158,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         check_compiler(device)
     if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
         config = as_long_as_a_family(config, prepared, data, device)
-    places: dict[str, Any] = {}  # the run must find its data and its start from any working directory
-    for name in ("data_root", "start", "start_classes"):
-        if (value := getattr(config, name)) is not None and Path(value).expanduser().exists():
-            places[name] = str(Path(value).expanduser().resolve())
-    settings = replace(config, **places)
+    settings = with_absolute_paths(config)
     baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
         command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
@@ -215,7 +211,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
         )
     peers = peer_facts(prepared.family, prepared.widths)
-    say(f"training in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
+    doing = "training" if config.epochs else "cutting, and training nothing,"
+    say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(peers, prepared.scored, config)
     print_stages(prepared)
     trains_family = method.cuts_trained or reached != "baseline"
@@ -271,9 +268,11 @@ def _train_phase(
 
     family.to(memory_format=torch.channels_last)
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    if config.epochs == 0:
+    if config.start is not None and phase == "family" and not resume:
+        # what its batch norm keeps is of the whole network, and short training with a small momentum leaves it so
         cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
         recalibrate(family, cut, data, config.batch_size, device)
+    if config.epochs == 0:
         return state
     optimizer = make_optimizer(family, config)
     if resume:

@@ -135,10 +135,18 @@ def training_section(runs: Sequence[TrainedRun]) -> Section:
             )
             shown.append(Chart(f"loss-curves{key}", f"{name}Training loss", {"": loss}))
         else:
-            words.append(f"{run.name} has no {run.root / 'metrics.jsonl'}, which 'wmlc train' writes.")
+            words.append(_no_curve(run))
         if run.family.baseline and not run.baseline_epochs:
-            words.append(f"{run.name}: the baseline has no curve here, as it was trained in another run.")
+            own = run.settings.start is not None and run.settings.baseline_from is None
+            why = "it is the start, as it stands" if own else "it was trained in another run"
+            words.append(f"{run.name}: the baseline has no curve here, as {why}.")
     return Section("training", "Training curves", words, shown)
+
+
+def _no_curve(run: TrainedRun) -> str:
+    if run.settings.epochs == 0:
+        return f"{run.name} trained nothing: its peers are the start, cut."
+    return f"{run.name} has no {run.root / 'metrics.jsonl'}, which 'wmlc train' writes."
 
 
 def weights_section(runs: Sequence[TrainedRun]) -> Section:
@@ -147,7 +155,7 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
     for run, key, name in _keyed(runs):
         lines = series.weight_lines(run)
         if not lines:
-            words.append(f"{run.name} has no {run.root / 'metrics.jsonl'}, which 'wmlc train' writes.")
+            words.append(_no_curve(run))
             continue
         if len({value for line in lines.values() for _, value in line}) == 1:
             words.append(f"{run.name}: its weights are equal throughout ({run.family.method}).")

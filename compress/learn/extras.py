@@ -33,13 +33,30 @@ class Gate(nn.Module):
         return F.softmax(F.relu(self.bn(self.fc(pooled_BC))).float(), dim=1)
 
 
-def add_extras(family: PeerFamily, *, gate: bool, regressors: bool) -> None:
-    """Give `family` a gate, where there is more than one peer, and a regressor for each stage that gets hints."""
-    if gate and family.peers > 1:
-        family.extras[GATE] = Gate(_out_channels(family.parts[_trunk(family).name]), family.peers)
-    if regressors:
-        for student, teacher in feature_pairs(family):
-            narrow, wide = (_out_channels(family.parts[branch.name]) for branch in (student, teacher))
+def add_extras(
+    family: PeerFamily, input_shape: tuple[int, int, int], *, gate: bool, features: bool, regressors: bool
+) -> None:
+    """Give `family` a gate, where there is more than one peer, and a regressor for each stage that gets hints.
+
+    Args: the images' shape; whether stages learn from `features`, by way of `regressors` or as they are. Raises
+    `InputError` where what looks at feature maps [B, C, H, W] would be given something else, as by a transformer.
+    """
+    gated = gate and family.peers > 1
+    pairs = feature_pairs(family) if features else []
+    if not gated and not pairs:
+        return
+    shapes = _output_shapes(family, input_shape)
+    if gated:
+        trunk = _trunk(family)
+        family.extras[GATE] = Gate(_channels_of_map(shapes[trunk.name], trunk.stage, "the gate of one"), family.peers)
+    for student, teacher in pairs:
+        narrow, wide = (_channels_of_map(shapes[b.name], b.stage, "feature_loss") for b in (student, teacher))
+        if shapes[student.name][2:] != shapes[teacher.name][2:]:  # such as [N, H, W, C], where channels come last
+            raise InputError(
+                f"feature_loss compares maps of the same height and width, and {student.stage} puts out "
+                f"{_in_words(shapes[student.name])} and {_in_words(shapes[teacher.name])}; leave it out"
+            )
+        if regressors:
             family.extras[f"hint_{student.name}"] = nn.Conv2d(narrow, wide, kernel_size=1)
 
 
@@ -78,11 +95,31 @@ def _trunk(family: PeerFamily) -> Branch:
     shared = [branch for branch in family.branches if len(branch.peers) == family.peers]
     if not shared:
         raise InputError(
-            "the gate of one looks at a stage that all peers share, and nothing is shared; leave out share"
+            "the gate of one looks at a stage that all peers share, and nothing is shared; leave out share, "
+            "or choose a network that can be split into stages"
         )
     return shared[-1]
 
 
-def _out_channels(stage: nn.Module) -> int:
-    """The channels that a stage puts out: those of its last batch norm."""
-    return [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+def _output_shapes(family: PeerFamily, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of what each branch puts out for one image; the family is run once, in eval mode."""
+    training = {name: module.training for name, module in family.named_modules()}
+    example = torch.zeros(1, *input_shape, device=next(family.parameters()).device)
+    with torch.no_grad():
+        _, outputs = family.eval().walk(example)
+    for name, module in family.named_modules():
+        module.training = training[name]
+    return {name: tuple(output.shape) for name, output in outputs.items()}
+
+
+def _channels_of_map(shape: tuple[int, ...], stage: str, who: str) -> int:
+    if len(shape) != 4:
+        raise InputError(
+            f"{who} looks at feature maps [N, C, H, W], and {stage} of this network puts out {_in_words(shape)}; "
+            f"leave it out"
+        )
+    return shape[1]
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return f"[N, {', '.join(map(str, shape[1:]))}]"

@@ -6,6 +6,7 @@ Shape legend: P peers, B batch, C classes.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from wmlc.compress.widths.choose import PeerWidths
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.compress.widths.tree import Partition
-from wmlc.models.exits import end_at_exit, exit_stages
+from wmlc.errors import InputError
+from wmlc.models.exits import end_at_exit
 from wmlc.records import Branch
 
 
@@ -125,17 +127,31 @@ def build_family(
     return PeerFamily(branches, modules, mean_joins)
 
 
+def twins(widths: list[PeerWidths]) -> tuple[int, int] | None:
+    """The first two peers, from 1, that keep the very same channels of the full network."""
+    pairs = itertools.combinations(enumerate(widths, 1), 2)
+    return next(((i, j) for (i, one), (j, other) in pairs if _same_channels(one, other)), None)
+
+
 def _same_channels(one: PeerWidths, other: PeerWidths) -> bool:
     return all(torch.equal(kept, other.kept[root]) for root, kept in one.kept.items())
 
 
 def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerFamily:
-    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network."""
+    """The exits of a copy of `full` as a family: peer k ends after stage k, the last one is the whole network.
+
+    Raises `InputError` for a network that has no stages to end after.
+    """
     full = copy.deepcopy(full)
-    stages = exit_stages(full)
+    stem, *stages = list(dict(full.named_children()))[:-1] or [""]
+    if not stages:
+        raise InputError(
+            "exits are where a network can end after a stage, and this one cannot be split into stages; "
+            "choose another network, or another method than self-distillation"
+        )
     peers = tuple(range(1, len(stages) + 1))
-    branches = [Branch(f"stem_of_{'_'.join(map(str, peers))}", "stem", peers, None)]
-    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule("stem")}
+    branches = [Branch(f"{stem}_of_{'_'.join(map(str, peers))}", stem, peers, None)]
+    modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule(stem)}
     trunk = branches[0].name
     for number, stage in enumerate(stages, 1):
         serves = peers[number - 1 :]

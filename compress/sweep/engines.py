@@ -43,6 +43,7 @@ class Job:
     baseline: Path | None  # the run that this one takes its baseline from
     after: str | None  # the job that trains that baseline now
     on_gpu: bool  # may use one
+    arch: str | None = None  # code of the caller's own, which no recipe names
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def train_job(job: Job, threads: int | None = None, stopped: Callable[[], bool] 
     if not resume and job.baseline is not None and not Run(job.baseline).network(BASELINE).is_dir():
         return Outcome(job.name, NO_BASELINE)
     words = ["--resume"] if resume else [str(job.recipe)]
+    words += ["--arch", job.arch] if job.arch else []
     environment = {**({} if threads is None else {"OMP_NUM_THREADS": str(threads)}), **os.environ}
     command = [sys.executable, "-c", CHILD, "train", *words, "--out", str(job.root)]
     try:

@@ -18,18 +18,20 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import SweepConfig, settle
+from wmlc.compress.config import SweepConfig, settle, with_absolute_paths
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
 from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
+from wmlc.models.foreign import needs_caller
 from wmlc.run import BASELINE, RUNS, Run, read_config, read_family
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
 from wmlc.table import Table
 
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
 UNFINISHED, TO_DO, REFUSED = "unfinished", "to do", "refused"  # how far a run is, besides FINISHED
+OF_A_START = ("normalise", "interpolation", "crop", "image_size")  # a start says how it wants its pixels
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def _entry(point: Point, run: Run) -> Entry:
     except InputError as error:
         return Entry(point, run, REFUSED, str(error))
     wanted = _compared(point.config)
-    if wanted["finetune_epochs"] is None:  # then a run measures how many, and records that
-        del wanted["finetune_epochs"]
+    # what a run finds out itself where it was not asked for, and records
+    found = ["finetune_epochs", *(OF_A_START if point.config.start is not None else ())]
+    wanted = {name: value for name, value in wanted.items() if value is not None or name not in found}
     if differing := [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]:
         return Entry(point, run, REFUSED, f"{run.root} has other settings ({'; '.join(differing)}); {remedy}")
     with contextlib.suppress(InputError):
@@ -131,10 +134,8 @@ def _entry(point: Point, run: Run) -> Entry:
 def _compared(config: TrainConfig) -> dict[str, Any]:
     """The settings in which a run of the same name must agree."""
     incidental = names_of("incidental")
-    settings = {name: value for name, value in vars(config).items() if name not in incidental}
-    if config.data_root is not None:  # a run records it so
-        settings["data_root"] = str(Path(config.data_root).expanduser().resolve())
-    return settings
+    recorded = with_absolute_paths(config)  # as a run records them
+    return {name: value for name, value in vars(recorded).items() if name not in incidental}
 
 
 def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
@@ -197,11 +198,14 @@ def _job(entry: Entry, out: Path) -> Job:
     if entry.state == TO_DO:
         settings = {**vars(config), "ratios": list(config.ratios)}
         settings |= {"baseline_from": str(baseline)} if baseline else {}
+        if needs_caller(config.arch):  # named on the command line, as a recipe may not
+            del settings["arch"]
         with new_file(recipe) as aside:
             aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return Job(
         name=name, root=root / name, recipe=recipe, log=root / SIDE / f"{name}.log", folder=Path.cwd(),
         baseline=baseline, after=entry.after, on_gpu=config.device != "cpu",
+        arch=config.arch if needs_caller(config.arch) else None,
     )  # fmt: skip
 
 
