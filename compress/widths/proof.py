@@ -37,7 +37,7 @@ from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 
 EXACT = 1e-6  # of the largest logit
-SHARES = ((0.5,), (0.75, 0.5))  # of each group's units that are cut, in one trial and the next
+SHARES = ((0.5,), (0.75, 0.5), (0.5, 0.75))  # of each group's units that are cut, in one trial after the other
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
 
