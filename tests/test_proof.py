@@ -13,7 +13,7 @@ from hand_networks import NETWORKS, SHAPE, Hand, hand_network
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_channels
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, groups_of
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Number, groups_of
 from wmlc.compress.widths.proof import Prover, read_channels
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError
@@ -70,7 +70,7 @@ def test_what_can_be_cut_is_proven_and_nothing_else(name: str) -> None:
     graph = read_channels(hand_network(name), SHAPE)
     assert [group.root for group in graph.groups] == PROVEN[name]
     assert {group.root: group.attributes for group in graph.groups if group.attributes} == (
-        {"rows.inner": (("rows", "width"),)} if name == "sized" else {}
+        {"rows.inner": (Number("rows", "width", 1, None),)} if name == "sized" else {}
     )
 
 
