@@ -108,11 +108,13 @@ def enliven(network: Any, draw: Any) -> Any:
         for name, parameter in network.named_parameters():
             if parameter.numel() > 1 and float(parameter.max() - parameter.min()) > 0:
                 continue
-            noise = torch.rand(parameter.shape, generator=draw)
+            noise, size = torch.rand(parameter.shape, generator=draw), float(parameter.abs().max())
             if parameter.ndim > 1 and parameter[0].numel() > 1:
                 parameter.copy_((noise - 0.5) * 3 * parameter[0].numel() ** -0.5)
-            else:
-                parameter.copy_((noise - 0.5) * 0.2 if name.endswith("bias") else noise + 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_((noise - 0.5) * 0.2)
+            else:  # what scales a branch that starts as nothing stays small, or rounding would be amplified
+                parameter.copy_(noise + 0.5 if size > 0.5 else 0.1 + 0.2 * noise)
     return network
 
 
