@@ -197,7 +197,8 @@ def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepar
     try:
         return _train(run, config, data, prepared, device)
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}'") from None
+        own = f" --arch {config.arch}" if needs_caller(config.arch) else ""
+        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}{own}'") from None
 
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
