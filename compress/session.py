@@ -197,7 +197,8 @@ def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepar
     try:
         return _train(run, config, data, prepared, device)
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}'") from None
+        own = f" --arch {config.arch}" if needs_caller(config.arch) else ""
+        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}{own}'") from None
 
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
@@ -268,9 +269,10 @@ def _train_phase(
 
     family.to(memory_format=torch.channels_last)
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    if config.start is not None and phase == "family" and not resume:
-        # what its batch norm keeps is of the whole network, and short training with a small momentum leaves it so
+    cut = set[int]()
+    if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
         cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
+    if not resume:
         recalibrate(family, cut, data, config.batch_size, device)
     if config.epochs == 0:
         return state
@@ -297,6 +299,7 @@ def _train_phase(
 
         fit(family, optimizer, data, config, method, state, device, on_epoch, on_step)
     family.load_state_dict(state.best)
+    recalibrate(family, cut, data, config.batch_size, device)  # a small momentum lags far behind a short training
     return state
 
 
