@@ -77,7 +77,7 @@ KINDS = {
     "residual": Kind("timm:resnet10t", "channels=[8,8,16,16],stem_width=8"),
     "squeeze": Kind("mine.py:mobilenet", factory=small_mobilenet),
     "layer norm": Kind("timm:convnextv2_atto", "dims=[8,8,16,16],depths=[1,1,2,1]"),
-    "shuffle": Kind("mine.py:shufflenet", factory=small_shufflenet, whole=2, why="is invalid for input of size"),
+    "shuffle": Kind("mine.py:shufflenet", factory=small_shufflenet),
     "concat": Kind("timm:densenet121", "growth_rate=8,block_config=[2,2,2,2]", ratio=0.4),
     "attention": Kind(
         "timm:vit_tiny_patch16_224", "img_size=32,patch_size=8,embed_dim=32,depth=2,num_heads=2", ratio=0.4, whole=2
