@@ -11,7 +11,8 @@ from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
 from wmlc.compress.prepare import Prepared
 from wmlc.console import note, say
-from wmlc.data import Data, open_parts
+from wmlc.data import Data, data_of, open_parts
+from wmlc.data.decode import Layout
 from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.models.pixels import Pixels
@@ -20,14 +21,20 @@ from wmlc.run import data_config
 from wmlc.settings import TrainConfig
 
 
-def with_the_starts_pixels(config: TrainConfig) -> TrainConfig:
-    """`config` with the normalisation, interpolation and crop that its start wants, where none were asked for."""
+def open_for_start(config: TrainConfig, device: Device) -> tuple[TrainConfig, Data]:
+    """A run's data, and `config` with the normalisation, size, interpolation and crop that its start wants.
+
+    What was asked for stays as it is. Raises `InputError` as `open_data` does.
+    """
+    parts = open_parts(data_config(config))
     pixels = start_pixels(config.start, config.arch) if config.start is not None else None
-    if pixels is None:
-        return config
-    layout = open_parts(data_config(config)).layout
-    if len(pixels.mean) != layout.channels:
-        return config
+    if pixels is not None and len(pixels.mean) == parts.layout.channels:
+        config = _as_wanted(config, pixels, parts.layout)
+        parts = parts.under(data_config(config))
+    return config, data_of(parts, device.name)
+
+
+def _as_wanted(config: TrainConfig, pixels: Pixels, layout: Layout) -> TrainConfig:
     own: dict[str, Any] = {}
     if config.normalise is None:
         own["normalise"] = as_text(pixels.mean, pixels.std)

@@ -14,7 +14,7 @@ from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import ALONE, METHODS, Forward, Method, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import make_optimizer
-from wmlc.compress.prepare import Prepared, cut_by_magnitude, family_of_one, prepare
+from wmlc.compress.prepare import Prepared, cut_before_training, cut_by_magnitude, family_of_one
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
@@ -78,7 +78,8 @@ def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: D
     """
     like = dataclasses.replace(config, method="wml", finetune_epochs=None, finetune_lr=None)
     try:
-        reference = prepare(dataclasses.replace(like, share=None), data, device).family
+        of_family = dataclasses.replace(like, share=None)
+        reference = cut_before_training(prepared.made, prepared.scored, of_family, data.record, device).family
     except OutOfReachError as error:
         raise InputError(f"no wml family has these ratios to compare with ({error}); pass --finetune-epochs") from None
     families = [reference, *(copy.deepcopy(f) for f in (family_of_one(prepared.full), cut_peers(prepared)))]

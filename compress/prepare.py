@@ -90,6 +90,14 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         return Prepared(full, scored, widths, family, made)
     if method.cuts_trained:
         return cut_by_magnitude(made, scored, config)
+    return cut_before_training(made, scored, config, record, device)
+
+
+def cut_before_training(
+    made: Made, scored: Scored, config: TrainConfig, record: DataRecord, device: Device
+) -> Prepared:
+    """Peers cut from the full network before their first step, joined along the sharing tree."""
+    full, method, stages = made.network, METHODS[config.method], scored.stages
     if made.fitted is not None:
         scored = ranked_by_magnitude(scored, full)
     asked = asked_of(config)
@@ -100,7 +108,8 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
             f"so they would stay alike; give them other ratios, or leave out start"
         )
     family = build_family(
-        full, graph.groups, widths, sharing_tree(len(widths), stages, asked.share), mean_joins=config.join == "mean",
+        full, scored.graph.groups, widths, sharing_tree(len(widths), stages, asked.share),
+        mean_joins=config.join == "mean",
         fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
     )  # fmt: skip
     term = FEATURE_TERMS.get(config.feature_loss)

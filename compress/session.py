@@ -14,7 +14,7 @@ from torch import nn
 
 from wmlc import records
 from wmlc import run as runs
-from wmlc.compress.begin import check_epochs, print_start, with_the_starts_pixels
+from wmlc.compress.begin import check_epochs, open_for_start, print_start
 from wmlc.compress.config import settle, with_absolute_paths
 from wmlc.compress.describe import (
     family_notes,
@@ -99,8 +99,8 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     images: Images
     data: Data | None = None
     try:
-        config = with_the_starts_pixels(config)
-        data = images = open_data(data_config(config), device.name)
+        config, data = open_for_start(config, device)
+        images = data
     except InputError as error:
         noise = stand_in(data_config(config), device.name)
         if noise is None:
@@ -146,8 +146,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
         )
     refuse_existing(root, force, runs.is_run)
     device = choose_device(config.device, config.precision)
-    config = with_the_starts_pixels(config)
-    data = open_data(data_config(config), device.name)
+    config, data = open_for_start(config, device)
     prepared = prepare(config, data, device)
     print_start(prepared, data, device)
     check_epochs(config, prepared)

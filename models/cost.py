@@ -29,9 +29,14 @@ class MacCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.macs += int(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)) // 2
+        self.macs += macs_of(func, args, kwargs or {}, out)
         return out
+
+
+def macs_of(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """The MACs of one operation that gave `out`: half the floating-point operations that torch's own counter counts."""
+    count = flop_registry.get(operation.overloadpacket)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=out)) // 2
 
 
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:

@@ -10,8 +10,8 @@ from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 from wmlc.errors import InputError
+from wmlc.models.flow import CLASSIFIER, FEATURES
 
-FEATURES, CLASSIFIER = "features", "fc"  # of a head
 MARK = "-exit"  # resnet20-exit1 is a resnet20 that ends after its stage1
 
 

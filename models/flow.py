@@ -19,7 +19,7 @@ SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
 LAST = "stage4"  # ends with the last feature map
 COARSE = 0.1  # of all MACs without a cut: then the modules there are opened
 DEEPEST = 8  # modules within modules that are opened
-FEATURES = "features"  # the part of a head before its classifier
+HEAD, FEATURES, CLASSIFIER = "head", "features", "fc"  # the last stage, and its two parts
 
 
 class NotTraceable(Exception):
@@ -180,14 +180,13 @@ class Flow:
 
     def coarse(self) -> list[str]:
         """Modules that could be opened where many MACs lie without a cut."""
-        ends = [0, *(self.done[k] for k in self.cuts), self.done[-1]]
         found = []
         for k, node in enumerate(self.nodes):
             if node.op == "call_module" and self._macs(k) > COARSE * self.done[-1]:
                 module = self.graph.get_submodule(str(node.target))
                 if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
                     found.append(str(node.target))
-        return found if len(ends) > 1 else []
+        return found
 
 
 def _traced(network: nn.Module, opened: set[str]) -> fx.Graph:

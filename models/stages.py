@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from wmlc.errors import InputError
-from wmlc.models.flow import FEATURES, Flow, NotTraceable, fine_enough, needed_modules
+from wmlc.models.flow import CLASSIFIER, FEATURES, HEAD, Flow, NotTraceable, fine_enough, needed_modules
+from wmlc.models.head import own_modes
 from wmlc.records import StageCuts
 
-HEAD, CLASSIFIER = "head", "fc"
 DROPOUTS = {
     functional.dropout: nn.Dropout, functional.dropout2d: nn.Dropout2d, functional.alpha_dropout: nn.AlphaDropout,
     torch.dropout: nn.Dropout,
@@ -44,14 +45,11 @@ def split(network: nn.Module, example: Tensor, cuts: StageCuts | None = None) ->
     network cannot be traced at all it is one stage, `head`, and the note says why. Raises `InputError` where `cuts` are
     not of this network, and where it does not give logits [N, classes].
     """
-    training = {module: module.training for module in network.modules()}
-    try:
+    own = set(network.modules())
+    with own_modes(network):
         staged = _split(network.eval(), example, cuts)
-    finally:
-        for module, was in training.items():
-            module.training = was
     for module in staged.network.modules():
-        if module not in training:  # a stage, or dropout that is one's own here
+        if module not in own:  # a stage, or dropout that is one's own here
             module.training = network.training
     return staged
 
@@ -159,7 +157,7 @@ def _part(
     root = nn.Module()
     targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
     for target in dict.fromkeys(targets):
-        value = added[target] if target in added else _attribute(flow.graph, target)
+        value = added[target] if target in added else attrgetter(target)(flow.graph)
         _place(root, target, value, persistent=target in saved)
     return fx.GraphModule(root, graph, class_name=name.capitalize())
 
@@ -167,12 +165,6 @@ def _part(
 def _rate(node: fx.Node) -> float:
     rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     return float(rate) if isinstance(rate, int | float) else 0.5
-
-
-def _attribute(root: nn.Module, target: str) -> Any:
-    for part in target.split("."):
-        root = getattr(root, part)
-    return root
 
 
 def _place(root: nn.Module, target: str, value: Any, persistent: bool) -> None:

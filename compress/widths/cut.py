@@ -31,8 +31,7 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
     for group in groups:
         if len(kept[group.root]) == group.units:
             continue
-        lost = torch.ones(group.units, dtype=torch.bool)
-        lost[kept[group.root]] = False
+        lost = group.lost(kept[group.root])
         for place in group.places:
             gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
         for number in group.attributes:

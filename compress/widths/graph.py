@@ -57,6 +57,12 @@ class ChannelGroup:
         """Channels of the root layer that a unit is."""
         return self.places[0].positions.shape[1]
 
+    def lost(self, kept: Tensor) -> Tensor:
+        """Which units go where the units `kept` [K] stay; bool [units]."""
+        lost = torch.ones(self.units, dtype=torch.bool)
+        lost[kept] = False
+        return lost
+
     @property
     def stages(self) -> frozenset[str]:
         """Of the layers that make the channels."""
@@ -237,15 +243,8 @@ def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> lis
         total = torch.zeros(group.units, dtype=torch.float64)
         for place in group.places:
             if place.tensor in scores:
-                score = (
-                    scores[place.tensor]
-                    .double()
-                    .cpu()
-                    .movedim(place.dim, 0)
-                    .reshape(scores[place.tensor].shape[place.dim], -1)
-                    .sum(1)
-                )
-                total += score[place.positions].sum(1)
+                score = scores[place.tensor].double().cpu().movedim(place.dim, 0)
+                total += score[place.positions].reshape(group.units, -1).sum(1)
         totals.append(total)
     return totals
 

@@ -19,6 +19,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Prover:
         a_unit = {group.units: 1}
         for place in group.places:
             each = place.positions.shape[1]
-            a_unit |= {group.units * each: each, _tensor(self.network, place.tensor).shape[place.dim]: each}
+            a_unit |= {group.units * each: each, attrgetter(place.tensor)(self.network).shape[place.dim]: each}
         for place in group.places:
             for owner in _parents(place.module):
                 for name, index, value in _whole_numbers(self.network.get_submodule(owner)):
@@ -167,9 +168,9 @@ class Prover:
             if self.copies[group.root]:
                 _copy(full, group, kept[group.root], self.draw)
             else:
-                _mute(full, group, kept[group.root])
+                _mute(full, group, kept[group.root], reads=False)
         for group in groups:
-            _unread(full, group, kept[group.root])
+            _mute(full, group, kept[group.root], reads=True)
         with torch.no_grad():
             expected = full(self.images)
         apart = float((got - expected).abs().max() / expected.abs().max())
@@ -261,12 +262,12 @@ def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
                 buffer.copy_(torch.rand(buffer.shape, generator=draw, dtype=torch.float64) + 0.5)
 
 
-def _mute(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
-    """Set all that makes the other units to zero."""
+def _mute(network: nn.Module, group: ChannelGroup, kept: Tensor, reads: bool) -> None:
+    """Set all that makes the other units to zero, or all that reads them."""
+    lost = group.lost(kept)
     for place in group.places:
-        if not place.reads:
-            tensor = _tensor(network, place.tensor)
-            tensor.index_fill_(place.dim, _gone(group, kept, place.positions), 0)
+        if place.reads is reads:
+            attrgetter(place.tensor)(network).index_fill_(place.dim, place.positions[lost].flatten(), 0)
 
 
 def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor, draw: torch.Generator) -> None:
@@ -274,33 +275,10 @@ def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor, draw: torch.Gen
 
     Whose copy is drawn: in order, a layer that reads them in another order could find the right one by chance.
     """
-    lost = _lost(group, kept)
+    lost = group.lost(kept).nonzero().flatten()
     twin = kept[(torch.arange(len(lost)) % len(kept))[torch.randperm(len(lost), generator=draw)]]
     for place in group.places:
         if not place.reads:
-            tensor = _tensor(network, place.tensor)
+            tensor = attrgetter(place.tensor)(network)
             copied = tensor.index_select(place.dim, place.positions[twin].flatten())
             tensor.index_copy_(place.dim, place.positions[lost].flatten(), copied)
-
-
-def _unread(network: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
-    """Set the weights that read the other units to zero."""
-    for place in group.places:
-        if place.reads:
-            tensor = _tensor(network, place.tensor)
-            tensor.index_fill_(place.dim, _gone(group, kept, place.positions), 0)
-
-
-def _lost(group: ChannelGroup, kept: Tensor) -> Tensor:
-    lost = torch.ones(group.units, dtype=torch.bool)
-    lost[kept] = False
-    return lost.nonzero().flatten()
-
-
-def _gone(group: ChannelGroup, kept: Tensor, positions: Tensor) -> Tensor:
-    return positions[_lost(group, kept)].flatten()
-
-
-def _tensor(network: nn.Module, name: str) -> Tensor:
-    owner, _, key = name.rpartition(".")
-    return getattr(network.get_submodule(owner), key)

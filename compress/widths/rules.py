@@ -29,7 +29,7 @@ MOVES = {
 # Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
 PLACES = {
     aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
-    aten.lift_fresh, aten.cumsum, aten.constant_pad_nd,
+    aten.lift_fresh, aten.cumsum,
 }  # fmt: skip
 SPATIAL = {
     aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_avg_pool2d,
@@ -51,17 +51,10 @@ ATTENTION = {
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
     aten._scaled_dot_product_attention_math, aten.scaled_dot_product_attention,
 }  # fmt: skip
+# Pointwise, and not said so.
 UNTAGGED = (
-    "copy",
-    "prelu",
-    "_prelu_kernel",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "where",
-    "fill",
-    "zero",
-)  # pointwise, and not said so
+    "copy", "_prelu_kernel", "hardswish", "hardtanh", "leaky_relu", "where", "fill", "zero",
+)  # fmt: skip
 
 Rule = Callable[[Labels, Any, Any, Any, Any], None]
 
@@ -76,16 +69,10 @@ def rule_of(operation: Any) -> Rule | None:
 
 
 def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if func.overloadpacket in (aten.index, aten.index_select):
-        tensors = [args[0]]  # the others are indices
     if isinstance(args[0], list | tuple):  # cat, stack
-        count = max(len(labels.planes(tensor)) for tensor in tensors)
+        count = max(len(labels.planes(tensor)) for tensor in args[0])
         for layer in range(count):
-            given = [
-                _laid_out(labels, t, labels.planes(t)[layer] if layer < len(labels.planes(t)) else None)
-                for t in tensors
-            ]
+            given = [_laid_out(t, labels.planes(t)[layer] if layer < len(labels.planes(t)) else None) for t in args[0]]
             joined = func(given, *args[1:], **kwargs)
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % joined.ndim
             ways = [along(small) for small in map(compressed, given)]
@@ -97,7 +84,7 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     splits = func.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape)
     done = aten.reshape.default if func.overloadpacket in (aten.view, aten._unsafe_view) else func  # of any strides
     for layer, plane in enumerate(labels.planes(args[0])):
-        now = done(_laid_out(labels, args[0], plane), *args[1:], **kwargs)
+        now = done(_laid_out(args[0], plane), *args[1:], **kwargs)
         if splits and len(along(small := compressed(now))) > len(along(plane)):
             # how often comes first in a view: heads, or groups that are shuffled; that stays, each gets smaller
             labels.tie(small, narrowed(small, sorted(along(small))[:-1]))
@@ -107,7 +94,7 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         _give_all(labels, out, now, first=layer == 0)
 
 
-def _laid_out(labels: Labels, tensor: Tensor, plane: Tensor | None) -> Tensor:
+def _laid_out(tensor: Tensor, plane: Tensor | None) -> Tensor:
     return (torch.tensor(FIXED) if plane is None else plane).expand(tensor.shape)
 
 
@@ -130,10 +117,6 @@ def _restride(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> No
 
 def _pointwise(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if func.overloadpacket is aten.prelu and tensors[1].numel() > 1:
-        labels.tie_vector(args[0], 1, args[1])
-        labels.give(out, labels.planes(args[0]))
-        return
     result = out[0] if isinstance(out, tuple | list) else out
     merged: list[Tensor] = []
     for tensor in tensors:
@@ -168,7 +151,7 @@ def _pad(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not padded & along(plane):
             kept.append(plane)
         else:  # new channels, whose number is fixed
-            kept.append(func(_laid_out(labels, args[0], plane), padding, FIXED))
+            kept.append(func(_laid_out(args[0], plane), padding, FIXED))
     labels.give(out, kept)
 
 
@@ -240,24 +223,6 @@ def _convolve(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> No
     labels.give(out, [row.view(shape) for row in row_O])
 
 
-def _linear(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    tensor, weight = args[:2]
-    last = tensor.ndim - 1
-    kept = _contract(labels, tensor, last, weight, 1)
-    rows = [p.flatten() for p in labels.planes(weight) if along(p) == {0}]
-    if len(args) > 2 and args[2] is not None:
-        labels.tie_all(rows, labels.vectors(args[2], 0))
-    labels.give(out, [*kept, *(row.view([1] * last + [-1]) for row in rows)])
-
-
-def _contract(labels: Labels, one: Tensor, dim: int, other: Tensor, its_dim: int) -> list[Tensor]:
-    """Tie a sum's two sides where nothing but the summed dimension matters; returns `one`'s other planes."""
-    mine = [plane.flatten() for plane in labels.planes(one) if along(plane) == {dim}]
-    labels.freeze([p for p in labels.planes(one) if dim in along(p) and len(along(p)) > 1])
-    labels.tie_all(mine, [p.flatten() for p in labels.planes(other) if along(p) == {its_dim}])
-    return [plane for plane in labels.planes(one) if dim not in along(plane)]
-
-
 def _multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """[…, M, K] × […, K, N], with a batch dimension before or none."""
     _product(labels, args[0], args[1], out)
@@ -324,6 +289,6 @@ def _reduced(func: Any, args: Any, kwargs: Any, ndim: int) -> tuple[set[int], bo
 _RULES: list[tuple[set[Any], Rule]] = [
     (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
     ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
-    ({aten.linear}, _linear), ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
+    ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
     ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm),
 ]  # fmt: skip

@@ -6,7 +6,8 @@ hands on the labels of its rows; an addition ties what it adds; views, concatena
 move numbers, since the very same operation is applied to them. What was tied can only be cut together.
 
 Nothing is known of layer types, so that any network will do. What an operation that is not known here touches is left
-whole, and so is what ends in the network's output."""
+whole, and so is what ends in the network's output.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from wmlc.compress.widths.labels import Labels
 from wmlc.compress.widths.rules import rule_of
-from wmlc.models.cost import without_fast_attention
+from wmlc.models.cost import macs_of, without_fast_attention
+from wmlc.models.head import own_modes
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,19 @@ class Traced:
 
 def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     """Run `network` in eval mode on `example` [1, C, H, W] and on labels; whatever it raises comes through."""
-    training = {name for name, module in network.named_modules() if module.training}
     mode = _OnLabels(network)
-    try:
-        with torch.no_grad(), without_fast_attention(), mode:
-            output = network.eval()(example)
-    finally:
-        for name, module in network.named_modules():
-            module.training = name in training
-    could_be_cut = _made(mode.labels)
+    with own_modes(network), torch.no_grad(), without_fast_attention(), mode:
+        output = network.eval()(example)
+    with_outputs = mode.labels.units()
     for tensor in (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         mode.labels.freeze(mode.labels.planes(tensor))
-    ends = could_be_cut - _made(mode.labels)
-    return Traced(mode.labels.units(), mode.macs, mode.other_macs, list(mode.unknown), ends)
+    units = mode.labels.units()
+    return Traced(units, mode.macs, mode.other_macs, list(mode.unknown), _made(with_outputs) - _made(units))
 
 
-def _made(labels: Labels) -> frozenset[str]:
-    """The parameters of whose rows some can be cut."""
-    return frozenset(name for unit in labels.units() for name, dim in unit if dim == 0)
+def _made(units: list[dict[tuple[str, int], list[int]]]) -> frozenset[str]:
+    """The parameters that some units are rows of."""
+    return frozenset(name for unit in units for name, dim in unit if dim == 0)
 
 
 class _OnLabels(TorchDispatchMode):
@@ -77,8 +73,8 @@ class _OnLabels(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         before = {id(tensor): self.labels.planes(tensor) for tensor in tensors}
         out = func(*args, **kwargs)
-        if func.overloadpacket in flop_registry:
-            self._count_macs(func, args, kwargs, out, before)
+        if macs := macs_of(func, args, kwargs, out):
+            self._count(macs, args, before)
         first = out[0] if isinstance(out, tuple | list) and out else out
         if not any(before.values()) or not isinstance(first, Tensor):
             return out
@@ -90,9 +86,8 @@ class _OnLabels(TorchDispatchMode):
                 self.labels.freeze(planes)
         return out
 
-    def _count_macs(self, func: Any, args: Any, kwargs: Any, out: Any, before: dict[int, list[Tensor]]) -> None:
-        """Half the operations that torch's own counter counts, for the parameter that is the weight."""
-        macs = int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)) // 2
+    def _count(self, macs: int, args: Any, before: dict[int, list[Tensor]]) -> None:
+        """Add MACs to those of the parameter that is the weight."""
         tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
         weights = [weight for tensor in tensors if (weight := self.labels.weight_of(before[id(tensor)]))]
         if weights:

@@ -33,6 +33,12 @@ class Parts:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
+    def under(self, config: DataConfig) -> Parts:
+        """The same images under another configuration of their pixels; what was read is not read again."""
+        other = Parts(config)
+        other.__dict__ |= {name: part for name, part in vars(self).items() if name in ("train", "test")}
+        return other
+
     @cached_property
     def train(self) -> Part:
         """All images but the test images."""
