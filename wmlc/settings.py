@@ -103,7 +103,16 @@ class TrainConfig:
         shown="0.7,0.5,0.3,0; 0,0,0,0 for one and cl",
     )  # fmt: skip
     ratio_of: str = setting("params", "What a ratio is a share of.", role="family", group=FAMILY, common=True)
-    saliency: str = setting("snip", "Score that decides what is cut.", role="family", group=FAMILY)
+    saliency: str = setting("snip", "Score that decides what is cut of random weights.", role="family", group=FAMILY)
+    rank: str | None = setting(
+        None, "Which channels of a layer go first: those of least group magnitude, of least first-order Taylor, or "
+        "random ones, as a control.",
+        role="family", group=FAMILY, shown="magnitude of trained weights, the saliency of random ones",
+    )  # fmt: skip
+    budget: str | None = setting(
+        None, "How much each layer loses: by the sum of its snip, synflow, grasp or taylor scores, or all the same share.",
+        role="family", group=FAMILY, shown="uniform for prune-finetune, else the saliency's",
+    )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",
         role="family", group=FAMILY, shown="tree; branches for one; none for dml and independent",
@@ -125,6 +134,14 @@ class TrainConfig:
         "and self-distillation, the methods that the paper compares with; independent, nobody teaches; "
         "prune-finetune, the unpruned network trained, cut by magnitude and fine-tuned.",
         role="family", group=FAMILY, common=True,
+    )  # fmt: skip
+    teacher: str | None = setting(
+        None, "What a trained start does besides being cut: it teaches as it stands, or as a peer that is trained on.",
+        role="family", group=TEACHING, shown="frozen with a start for kd, wml and wml-p, else none",
+    )  # fmt: skip
+    reuse_teacher: int = setting(
+        0, "Repeat the images of the first N epochs, as they were augmented, and what a frozen teacher made of them.",
+        role="family", group=TEACHING, metavar="N",
     )  # fmt: skip
     alpha: float | None = setting(
         None, "Weight of the teaching against the labels.", role="method", group=TEACHING, shown="0.1; 0.5 for cl"
@@ -156,8 +173,20 @@ class TrainConfig:
     )
 
     epochs: int = setting(200, "Passes over the training images.", role="training", group=TRAINING, common=True)
+    steps: int | None = setting(
+        None, "Training steps in all, of which the last epoch may be a part.",
+        role="training", group=TRAINING, shown="whole epochs",
+    )  # fmt: skip
+    as_long_as: str | None = setting(
+        None, "Take as many steps as cost the MACs that this method would take for so many epochs.",
+        role="method", group=TRAINING, metavar="METHOD", shown="wml for prune-finetune",
+    )  # fmt: skip
     batch_size: int = setting(128, "Images a step.", role="training", group=TRAINING, common=True)
-    lr: float = setting(0.1, "Peak learning rate.", role="training", group=TRAINING, common=True)
+    lr: float = setting(0.1, "Peak learning rate, or auto.", role="training", group=TRAINING, common=True)
+    lr_auto: bool = setting(
+        False, "Same as --lr auto: try three rates for a share of the steps, and take the best on held-out images.",
+        role="training", group=TRAINING,
+    )  # fmt: skip
     momentum: float = setting(0.9, "SGD momentum.", role="training", group=TRAINING)
     nesterov: bool = setting(False, "Nesterov momentum.", role="training", group=TRAINING)
     weight_decay: float = setting(5e-4, "L2 penalty.", role="training", group=TRAINING)
