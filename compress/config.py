@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, feature_term
+from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS
 from wmlc.errors import InputError
@@ -28,6 +28,7 @@ CHOICES = {
     "budget": ("snip", "synflow", "grasp", "taylor", "uniform"),
     "teacher": ("frozen", "trained", "none"),
     "as_long_as": tuple(METHODS),
+    "weigh": ("peers", "sources"),
     "ratio_of": ("params", "macs"),
     "join": ("sum", "mean"),
     "schedule": ("cosine", "one-cycle", "step"),
@@ -41,7 +42,7 @@ SWEEP_ENGINES = ("local", "ray")
 AT_LEAST = {
     "epochs": 0, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
     "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
-    "finetune_epochs": 0,
+    "finetune_epochs": 0, "reuse_teacher": 0, "steps": 1,
 }  # fmt: skip
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
 PRETRAINED, IMAGENET = "pretrained", "imagenet"  # a start, and its classes, that are no file
@@ -104,7 +105,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def sharing(config: TrainConfig) -> str:
     """The value of `--share` in force."""
-    return config.share or METHODS[config.method].share
+    method = METHODS[config.method]
+    return config.share or (config.start and method.start_share) or method.share
+
+
+def trains_uncut(config: TrainConfig) -> bool:
+    """Whether a peer of ratio 0 is trained: from a start it is the start itself, unless it shall be trained on."""
+    return not METHODS[config.method].cuts_trained and (config.start is None or config.teacher == "trained")
 
 
 def _check_choices(config: TrainConfig) -> None:
@@ -128,10 +135,11 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(
             f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(config.ratios)}"
         )
-    own: dict[str, Any] = {"ratios": ratios}
+    own: dict[str, Any] = {"ratios": ratios, **_of_a_start(config, method, ratios)}
     for name in ("alpha", "temperature", "join"):
         if getattr(config, name) is None:
-            own[name] = getattr(method, name)
+            from_start = getattr(method, f"start_{name}", None) if own["weigh"] == "sources" else None
+            own[name] = getattr(method, name) if from_start is None else from_start
         elif getattr(method, name) is None:
             having = ", ".join(other for other, its in METHODS.items() if getattr(its, name) is not None)
             raise InputError(f"{config.method} has no {name}; leave it out, or choose a method that has: {having}")
@@ -152,12 +160,53 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
             raise InputError(f"{config.method} needs a ratio above 0 to cut, got {list(ratios)}")
         if not config.baseline:
             raise InputError(f"{config.method} cuts the trained baseline; leave out --no-baseline, or baseline: false")
-        if config.finetune_lr is None:
-            own["finetune_lr"] = config.lr / 10
+        if config.finetune_lr is None:  # from a trained start that is all the training there is
+            own["finetune_lr"] = config.lr if config.start else config.lr / 10
     elif config.finetune_epochs or config.finetune_lr:
         having = " and ".join(name for name, its in METHODS.items() if its.cuts_trained)
         raise InputError(f"finetune_epochs and finetune_lr are for {having}, and the method is {config.method}")
+    if method.cuts_trained and config.as_long_as is None and config.finetune_epochs is None and config.steps is None:
+        own["as_long_as"] = "wml"
+    if config.as_long_as == config.method:
+        raise InputError(f"as_long_as {config.method} is the method itself; leave it out, or name another one")
+    lasting = [name for name in ("steps", "as_long_as", "finetune_epochs") if getattr(config, name) is not None]
+    if config.finetune_epochs is not None and len(lasting) > 1:
+        raise InputError(f"{' and '.join(lasting)} say each how long to train; pass one of them")
     return dataclasses.replace(config, **own)
+
+
+def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) -> dict[str, Any]:
+    """What a trained start does in a run, and what is weighed there; refused where it cannot be."""
+    start, allowed = config.start is not None, ["none"]
+    if start and method.temperature is not None and not method.exits:
+        allowed = ["frozen"] * method.sources + ["trained", "none"] * (not method.teacher_alone)
+    if method.teacher_alone and not start:
+        raise InputError(f"{config.method} learns from a trained network; pass --start with it")
+    weigh = config.weigh or ("sources" if method.sources and start else "peers")
+    if weigh == "sources" and not method.sources:
+        having = ", ".join(other for other, its in METHODS.items() if its.sources)
+        raise InputError(f"{config.method} has no weights of sources; leave out weigh, or choose one of {having}")
+    if weigh == "peers" and method.sources:
+        allowed = [each for each in allowed if each != "frozen"]
+    default = method.teacher if method.teacher in allowed else "trained" if start and 0 in ratios else "none"
+    teacher = config.teacher or (default if start else "none")
+    if teacher not in allowed:
+        with_start = "" if start else "; it is what a trained start does, so pass --start with it"
+        raise InputError(
+            f"teacher of {config.method} can be {', '.join(allowed) or 'frozen'}, got {teacher!r}{with_start}"
+        )
+    if teacher == "trained" and 0 not in ratios:
+        raise InputError("teacher trained is the peer of ratio 0; add 0 to ratios, or pass --teacher frozen")
+    if config.reuse_teacher and teacher != "frozen":
+        raise InputError("reuse_teacher keeps what a frozen teacher says; pass --teacher frozen with it")
+    if config.reuse_teacher and config.feature_loss != "none":
+        raise InputError("reuse_teacher keeps logits alone, and feature_loss looks at stages; leave out one of them")
+    own: dict[str, Any] = {"weigh": weigh, "teacher": teacher}
+    if config.warmup_epochs is None:
+        own["warmup_epochs"] = 0.0 if start else 1.0
+    if config.reweigh_every is None:
+        own["reweigh_every"] = 10 if weigh == "sources" else 50
+    return own
 
 
 def _check_bounds(config: TrainConfig) -> None:

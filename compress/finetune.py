@@ -1,34 +1,33 @@
-"""`prune-finetune`, the usual way: what is cut from the trained network, and how long it is fine-tuned."""
+"""What of a family is trained, from what, and for how long, where that is not simply all of it for so many epochs."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from wmlc.compress.config import settle, trains_uncut
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import ALONE, METHODS, Forward, Method, train_loss
+from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
-from wmlc.compress.learn.train import make_optimizer
+from wmlc.compress.learn.spending import Spending
+from wmlc.compress.learn.teacher import Teacher
+from wmlc.compress.learn.train import reweighs_at, steps_of
 from wmlc.compress.prepare import Prepared, cut_before_training, cut_by_magnitude, family_of_one
 from wmlc.compress.widths.choose import OutOfReachError
-from wmlc.console import say
+from wmlc.console import note, say
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages
+from wmlc.models.cost import total_cost
 from wmlc.settings import TrainConfig
-
-TIMED_STEPS = 5
 
 
 def of_second_half(config: TrainConfig) -> TrainConfig:
     """The settings of the fine-tuning: each cut network alone, at its own rate, without warm-up."""
-    assert config.finetune_epochs is not None and config.finetune_lr is not None
-    return dataclasses.replace(config, epochs=config.finetune_epochs, lr=config.finetune_lr, warmup_epochs=0.0)
+    assert config.finetune_lr is not None
+    epochs = config.epochs if config.finetune_epochs is None else config.finetune_epochs
+    return dataclasses.replace(config, epochs=epochs, lr=config.finetune_lr, warmup_epochs=0.0)
 
 
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, device: Device) -> Prepared:
@@ -37,74 +36,111 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, device:
     return cut_by_magnitude(trained, prepared.scored, config)
 
 
-def cut_peers(prepared: Prepared) -> PeerFamily:
-    """Of the family the peers that lost anything: an uncut one is done when the unpruned network is."""
+def trained_part(prepared: Prepared, config: TrainConfig) -> PeerFamily:
+    """Of a family the peers that are trained: all, or those that lost anything, where an uncut one is done already."""
+    if trains_uncut(config):
+        return prepared.family
     count = sum(widths.ratio > 0 for widths in prepared.widths)
     branches = [branch for branch in prepared.family.branches if branch.peers[0] <= count]
-    return PeerFamily(branches, {branch.name: prepared.family.parts[branch.name] for branch in branches})
+    return PeerFamily(
+        branches, {branch.name: prepared.family.parts[branch.name] for branch in branches}, config.join == "mean",
+        prepared.family.extras,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class StepSeconds:
-    """What a training step costs here, the fastest of a few, measured by turns."""
+def settle_teacher(config: TrainConfig, prepared: Prepared) -> TrainConfig:
+    """`config` with what its start can do: a network whose head is new cannot teach, and is trained itself.
 
-    family: float  # a `wml` family of the same ratios, default sharing tree, all peers
-    unpruned: float  # 0 where a trained start is the unpruned network
-    cut: float  # all cut networks together
-
-    def epochs(self, family_epochs: int) -> int:
-        """Whole epochs of fine-tuning, 1 or more: with E epochs unpruned they last as long as E of the family."""
-        return family_epochs and max(1, round(family_epochs * (self.family - self.unpruned) / self.cut))
-
-
-def as_long_as_a_family(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
-    """`config` with the epochs of fine-tuning that make all training take as long as a `wml` family's."""
-    seconds = measure_steps(config, prepared, data, device)
-    epochs = seconds.epochs(config.epochs)
-    unpruned = "" if prepared.trained else f"{seconds.unpruned:.3g} s unpruned, "
-    say(
-        f"a step takes {seconds.family:.3g} s for a wml family, {unpruned}{seconds.cut:.3g} s for the cut networks "
-        f"together; {epochs} epoch{'s' * (epochs != 1)} of fine-tuning make all training take as long as the family's"
-        + "; the unpruned network is trained already"
-        * prepared.trained
-    )
-    return dataclasses.replace(config, finetune_epochs=epochs)
-
-
-def measure_steps(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> StepSeconds:
-    """Time training steps of the three families that `StepSeconds` compares, on copies.
-
-    Raises `InputError` where a `wml` family cannot have these ratios, so that there is nothing to be as long as.
+    Raises `InputError` for a method that is nothing without its teacher, and where nothing is left to train.
     """
-    like = dataclasses.replace(config, method="wml", finetune_epochs=None, finetune_lr=None)
-    try:
-        of_family = dataclasses.replace(like, share=None)
-        reference = cut_before_training(prepared.made, prepared.scored, of_family, data.record, device).family
-    except OutOfReachError as error:
-        raise InputError(f"no wml family has these ratios to compare with ({error}); pass --finetune-epochs") from None
-    families = [reference, *(copy.deepcopy(f) for f in (family_of_one(prepared.full), cut_peers(prepared)))]
-    batches = data.train_batches(config.batch_size, epoch=0)
-    images, labels = next(batches)
-    seconds: list[list[float]] = [[] for _ in families]
-    for _ in range(1 + TIMED_STEPS):
-        for own, family, method in zip(seconds, families, (METHODS["wml"], ALONE, ALONE), strict=True):
-            own.append(_step(family, images, labels, like, method, device))
-    wml_s, unpruned_s, cut_s = (min(own[1:]) for own in seconds)
-    return StepSeconds(wml_s, 0.0 if prepared.trained else unpruned_s, cut_s)
+    if config.start is None:
+        return config
+    if not prepared.trained and config.teacher != "trained":
+        if METHODS[config.method].teacher_alone:
+            raise InputError(
+                f"{config.method} learns from the start, and its head for these classes is new; train that first "
+                "(wmlc train with --ratios 0), and start from its run"
+            )
+        if config.teacher == "frozen":
+            note("the head for these classes is new, so the start teaches nothing")
+        config = dataclasses.replace(config, teacher="trained" if 0 in config.ratios else "none", reuse_teacher=0)
+    if config.epochs and not trains_uncut(config) and not any(config.ratios):
+        raise InputError(
+            "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"
+        )
+    return config
 
 
-def _step(
-    family: PeerFamily, images: torch.Tensor, labels: torch.Tensor, config: TrainConfig, method: Method, device: Device
+def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teacher | None:
+    """The frozen start, where it teaches."""
+    if config.teacher != "frozen":
+        return None
+    features = config.feature_loss != "none"
+    return Teacher(family_of_one(prepared.full), device, config.reuse_teacher, features)
+
+
+def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> Spending:
+    """What training `family` costs a step."""
+    teacher = prepared.scored.graph.macs if config.teacher == "frozen" else 0
+    held_out = min(config.batch_size, data.record.held_out)
+    return Spending(config.batch_size, held_out, total_cost(family, data.record.input_shape).macs, teacher)
+
+
+def planned_macs(
+    family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, steps: int | None = None
 ) -> float:
-    """Seconds of one training step."""
-    family.to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(family, config)
-    weight_P = torch.full((family.peers,), 1 / family.peers, device=device.name)
-    start = time.perf_counter()
-    with device.autocast():
-        logits_PBC, outputs = family.walk(images)
-    loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, method)
-    loss.backward()
-    optimizer.step()
-    loss.item()  # waits for a GPU
-    return time.perf_counter() - start
+    """MACs of all steps, or of so many, that `family` takes under `config`."""
+    spending, (taught, reweighs) = spending_of(family, prepared, config, data), _when(family, config, data)
+    return spending.steps(steps or steps_of(config, data.train_steps(config.batch_size)), taught, reweighs)
+
+
+def affordable_steps(macs: float, family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> int:
+    """How many steps `family` takes under `config` for so many MACs."""
+    return spending_of(family, prepared, config, data).affordable(macs, *_when(family, config, data))
+
+
+def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
+    """`config` with the steps that cost as many MACs as another method's training does, if that is asked for.
+
+    Of a method that trains the unpruned network first, that is a part of them. Raises `InputError` where the other
+    method cannot have this family.
+    """
+    if config.as_long_as is None or config.steps is not None or config.epochs == 0:
+        return config
+    method = METHODS[config.method]
+    like = _settled_for(config, config.as_long_as)
+    try:
+        other = cut_before_training(prepared.made, prepared.scored, like, data.record, device)
+    except OutOfReachError as error:
+        how = "--finetune-epochs or --steps" if method.cuts_trained else "--steps"
+        raise InputError(f"no {like.method} family has these ratios to last as long as ({error}); pass {how}") from None
+    macs = planned_macs(trained_part(other, like), other, like, data)
+    if method.cuts_trained and not prepared.trained:
+        macs -= planned_macs(family_of_one(prepared.full), prepared, dataclasses.replace(config, teacher="none"), data)
+    own, part = of_second_half(config) if method.cuts_trained else config, trained_part(prepared, config)
+    steps = affordable_steps(macs, part, prepared, own, data)
+    say(
+        f"{steps:,} steps, {steps / data.train_steps(config.batch_size):.2f} epochs, cost as much as "
+        f"{config.epochs} epoch{'s' * (config.epochs != 1)} of {like.method}"
+        + ", with the unpruned network's before them"
+        * (method.cuts_trained and not prepared.trained)
+    )
+    return dataclasses.replace(config, steps=steps)
+
+
+def _settled_for(config: TrainConfig, method: str) -> TrainConfig:
+    """The same settings with another method, and with what that one has of its own."""
+    theirs = ("share", "join", "alpha", "temperature", "teacher", "weigh", "reweigh_every", "as_long_as", "steps")
+    ours = ("finetune_epochs", "finetune_lr", "feature_loss", "feature_weight", "reuse_teacher")
+    unset = {field.name: field.default for field in dataclasses.fields(config) if field.name in theirs + ours}
+    kept = {"reuse_teacher": config.reuse_teacher} if METHODS[method].sources and config.start is not None else {}
+    return settle({**vars(config), **unset, **kept, "method": method}, f"as_long_as {method}")
+
+
+def _when(family: PeerFamily, config: TrainConfig, data: Data) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
+    """Whether a step, from 1, costs an answer of the teacher, and an update of the weights."""
+    steps, method, taught = data.train_steps(config.batch_size), METHODS[config.method], config.teacher == "frozen"
+    return (
+        lambda n: not config.reuse_teacher or n <= config.reuse_teacher * steps,
+        lambda n: reweighs_at(n, config, method, family.peers, taught),
+    )

@@ -112,14 +112,14 @@ def cut_before_training(
         mean_joins=config.join == "mean",
         fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
     )  # fmt: skip
-    term = FEATURE_TERMS.get(config.feature_loss)
-    if term and family.peers > 1 and not feature_pairs(family):
+    term, taught = FEATURE_TERMS.get(config.feature_loss), config.teacher == "frozen"
+    if term and family.peers > 1 and not feature_pairs(family, taught):
         raise InputError(
             "feature_loss teaches stages that a peer has for itself, and all are shared; leave it out, or share less"
         )
     add_extras(
         family, record.input_shape, gate=method.gated, features=term is not None,
-        regressors=bool(term and term.regressors),
+        regressors=bool(term and term.regressors), teacher=family_of_one(full) if taught else None,
     )  # fmt: skip
     return Prepared(full, scored, widths, family.to(device.name), made)
 

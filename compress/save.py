@@ -39,7 +39,7 @@ def save_peers(
     top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
     together = Ensembled(
         ensemble_top1=ensemble_top1, average_ensemble_top1=average_top1, peer_weights=weights,
-        best_epoch=state.best_epoch, seconds=round(state.seconds, 1),
+        best_epoch=state.best_epoch, seconds=round(state.seconds, 1), training_macs=state.training_macs,
     )  # fmt: skip
     with new_directory(run.root / "peers") as aside:
         for facts, accuracy in zip(peers, top1, strict=True):
@@ -62,7 +62,7 @@ def save_baseline(
     (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
     about = dataclasses.replace(
         _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, top1=top1, best_epoch=state.best_epoch,
-        seconds=round(state.seconds, 1), **vars(prepared.scored.graph.cost),
+        seconds=round(state.seconds, 1), training_macs=state.training_macs, **vars(prepared.scored.graph.cost),
     )  # fmt: skip
     with new_directory(run.network(BASELINE)) as aside:
         save_stages(alone.peer(1), _spec(alone.peer(1), prepared, config, data, about), aside)

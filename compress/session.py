@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,8 +20,6 @@ from wmlc.compress.config import settle, with_absolute_paths
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
-    print_epoch,
-    print_epoch_header,
     print_family,
     print_share_choices,
     print_stages,
@@ -28,13 +27,18 @@ from wmlc.compress.describe import (
     share_choices,
     targets,
 )
-from wmlc.compress.finetune import as_long_as_a_family, cut_peers, cut_trained, of_second_half
-from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import ALONE, METHODS, Method
+from wmlc.compress.finetune import (
+    as_long_as,
+    cut_trained,
+    of_second_half,
+    planned_macs,
+    settle_teacher,
+    trained_part,
+)
+from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
-from wmlc.compress.learn.recalibrate import recalibrate
-from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
-from wmlc.compress.learn.train import fit, make_optimizer
+from wmlc.compress.learn.state import TrainState, read_progress
+from wmlc.compress.phase import train_phase
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
@@ -45,10 +49,9 @@ from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, locked, new_directory, recover_directory, refuse_existing
 from wmlc.forms import file_name_of
 from wmlc.models.checkpoint import load_network, read_spec, save_network
-from wmlc.models.cost import total_cost
 from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.models.foreign import needs_caller
-from wmlc.records import DeviceRecord, Epoch, NetworkSpec, Phase, RunRecord
+from wmlc.records import DeviceRecord, NetworkSpec, RunRecord
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
 
@@ -150,13 +153,13 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     prepared = prepare(config, data, device)
     print_start(prepared, data, device)
     check_epochs(config, prepared)
+    config = settle_teacher(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     data.train_steps(config.batch_size)
     data.check_test()
     if config.compile:
         check_compiler(device)
-    if METHODS[config.method].cuts_trained and config.finetune_epochs is None:
-        config = as_long_as_a_family(config, prepared, data, device)
+    config = as_long_as(config, prepared, data, device)
     settings = with_absolute_paths(config)
     baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
@@ -218,31 +221,38 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     trains_family = method.cuts_trained or reached != "baseline"
     trains_baseline = trains_baseline and not (method.cuts_trained and reached == "family")
 
-    def train_family(family: PeerFamily, settings: TrainConfig, work: LongWork) -> TrainState:
-        return _train_phase(run, "family", family, settings, method, data, device, reached == "family", work)
+    def train_family(prepared: Prepared, work: LongWork) -> TrainState:
+        family, own = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
+        return train_phase(run, "family", family, prepared, own, method, data, device, reached == "family", work)
 
     def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
         if prepared.trained:  # it is the baseline as it stands
             state = TrainState("baseline", [1.0])
         else:
-            state = _train_phase(run, "baseline", alone, config, ALONE, data, device, reached == "baseline", work)
+            state = train_phase(
+                run, "baseline", alone, prepared, control, ALONE, data, device, reached == "baseline", work
+            )
         save_baseline(run, alone, prepared, config, data, state, device)
 
-    fitted = (cut_peers(prepared), of_second_half(config)) if method.cuts_trained else (prepared.family, config)
+    # the unpruned network is trained for the epochs that were asked for, and nobody teaches it
+    control = dataclasses.replace(config, teacher="none", weigh="peers", feature_loss="none")
+    control = dataclasses.replace(control, steps=None) if config.as_long_as else control
+    fitted = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
     alone_too = trains_baseline and not prepared.trained
-    parts = [fitted] * trains_family + [(family_of_one(prepared.full), config)] * alone_too
-    with long_work(sum(_work(*part, data) for part in parts)) as work:
+    parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
+    with long_work(sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)) as work:
         if method.cuts_trained:
             if trains_baseline:
                 train_baseline(work)
             cut = cut_trained(prepared, run.network(BASELINE), config, device)
-            state = train_family(cut_peers(cut), of_second_half(config), work)
-            state.seconds += read_spec(run.network(BASELINE)).about.seconds or 0.0
+            state, unpruned = train_family(cut, work), read_spec(run.network(BASELINE)).about
+            state.seconds += unpruned.seconds or 0.0
+            state.training_macs += unpruned.training_macs or 0.0
             save_peers(run, cut, config, data, peers, state, device)
         else:
             if trains_family:
-                state = train_family(prepared.family, config, work)
+                state = train_family(prepared, work)
                 save_peers(run, prepared, config, data, peers, state, device)
             if trains_baseline:
                 train_baseline(work)
@@ -254,66 +264,6 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     )
     say(f"wrote {run.root}")
     return run
-
-
-def _train_phase(
-    run: Run, phase: Phase, family: PeerFamily, config: TrainConfig, method: Method, data: Data, device: Device,
-    resume: bool, work: LongWork,
-) -> TrainState:  # fmt: skip
-    """Train `family` to the end of its epochs and put its best weights back into it.
-
-    Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    family.to(memory_format=torch.channels_last)
-    state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    cut = set[int]()
-    if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
-        cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
-    if not resume:
-        recalibrate(family, cut, data, config.batch_size, device)
-    if config.epochs == 0:
-        return state
-    optimizer = make_optimizer(family, config)
-    if resume:
-        state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=config.epochs)
-        say(f"resuming the {phase} after epoch {state.epoch}")
-        if (kept := len(runs.read_epochs(run, phase))) < state.epoch:
-            note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
-    runs.keep_epochs(run, phase, state.epoch)
-    an_epoch = _work(family, config, data) / config.epochs
-    work.skip(state.epoch * an_epoch)
-    print_epoch_header(phase, family.peers, config.epochs)
-    with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
-
-        def on_epoch(epoch: Epoch) -> None:
-            runs.append_epoch(run, phase, epoch)
-            _to_tensorboard(writer, epoch)
-            print_epoch(phase, epoch, config.epochs, work.left)
-            save_state(run.checkpoint, state, family, optimizer)
-
-        def on_step(epoch: int, share: float) -> None:
-            work.advance(share * an_epoch, f"{phase} {epoch}/{config.epochs}")
-
-        fit(family, optimizer, data, config, method, state, device, on_epoch, on_step)
-    family.load_state_dict(state.best)
-    recalibrate(family, cut, data, config.batch_size, device)  # a small momentum lags far behind a short training
-    return state
-
-
-def _work(family: PeerFamily, config: TrainConfig, data: Data) -> float:
-    """How much it is to train `family`, in MACs of its forward passes: what a run's time left is told by."""
-    a_step = config.batch_size * total_cost(family, data.record.input_shape).macs
-    return float(config.epochs * data.train_steps(config.batch_size) * a_step)
-
-
-def _to_tensorboard(writer: Any, epoch: Epoch) -> None:
-    for name in ("train_loss", "ensemble_top1", "average_ensemble_top1", "images_per_s", "lr"):
-        writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
-    for index, (top1, weight) in enumerate(zip(epoch.top1, epoch.peer_weights, strict=True)):
-        writer.add_scalar(f"top1/peer{index + 1}", top1, epoch.epoch)
-        writer.add_scalar(f"peer_weight/peer{index + 1}", weight, epoch.epoch)
 
 
 def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:

@@ -110,12 +110,12 @@ class TrainConfig:
         role="family", group=FAMILY, shown="magnitude of trained weights, the saliency of random ones",
     )  # fmt: skip
     budget: str | None = setting(
-        None, "How much each layer loses: by the sum of its snip, synflow, grasp or taylor scores, or all the same share.",
+        None, "What sets each layer's loss: its snip, synflow, grasp or taylor scores; or all lose the same share.",
         role="family", group=FAMILY, shown="uniform for prune-finetune, else the saliency's",
     )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",
-        role="family", group=FAMILY, shown="tree; branches for one; none for dml and independent",
+        role="family", group=FAMILY, shown="tree; branches for one; none for dml, kd, independent, and from a start",
     )  # fmt: skip
     join: str | None = setting(
         None, "What a shared stage gets of its peers' gradients: with the mean its steps are as large as those of a "
@@ -131,8 +131,8 @@ class TrainConfig:
 
     method: str = setting(
         "wml", "How the peers learn: wml, weighted mutual learning; wml-p, the same with equal weights; dml, one, cl "
-        "and self-distillation, the methods that the paper compares with; independent, nobody teaches; "
-        "prune-finetune, the unpruned network trained, cut by magnitude and fine-tuned.",
+        "and self-distillation, the methods that the paper compares with; independent, nobody teaches; kd, the trained "
+        "start teaches; prune-finetune, the unpruned network trained, cut by magnitude and fine-tuned.",
         role="family", group=FAMILY, common=True,
     )  # fmt: skip
     teacher: str | None = setting(
@@ -144,11 +144,15 @@ class TrainConfig:
         role="family", group=TEACHING, metavar="N",
     )  # fmt: skip
     alpha: float | None = setting(
-        None, "Weight of the teaching against the labels.", role="method", group=TEACHING, shown="0.1; 0.5 for cl"
+        None,
+        "Weight of the teaching against the labels.",
+        role="method",
+        group=TEACHING,
+        shown="0.1; 0.5 for cl, kd, and from a start",
     )
     temperature: float | None = setting(
         None, "Softens what is taught.", role="method", group=TEACHING,
-        shown="1; 2 for cl; 3 for one and self-distillation",
+        shown="1; 2 for cl, kd, and from a start; 3 for one and self-distillation",
     )  # fmt: skip
     feature_loss: str = setting(
         "none", "Let the largest peer's stages teach too: by FitNets' hints or by attention transfer.",
@@ -160,16 +164,21 @@ class TrainConfig:
     weight_lr: float = setting(  # η
         0.1, "Step of the mirror descent on the peer weights.", role="family", group=TEACHING
     )
-    reweigh_every: int = setting(
-        50, "Training steps between two updates of the peer weights.", role="family", group=TEACHING
-    )
+    weigh: str | None = setting(
+        None, "What is weighed: peers, as in the paper, each one's loss and teaching by one weight; or sources, of "
+        "what each peer learns from: the labels, the start, every other peer.",
+        role="family", group=TEACHING, shown="sources with a start, else peers",
+    )  # fmt: skip
+    reweigh_every: int | None = setting(
+        None, "Training steps between two updates of the peer weights.", role="family", group=TEACHING,
+        shown="50; 10 for sources",
+    )  # fmt: skip
 
     finetune_epochs: int | None = setting(
-        None, "Of prune-finetune, after the cut.", role="method", group=TRAINING,
-        shown="so many that all takes as long as a wml family",
-    )  # fmt: skip
+        None, "Of prune-finetune, after the cut.", role="method", group=TRAINING, shown="what --as-long-as comes to"
+    )
     finetune_lr: float | None = setting(
-        None, "Peak learning rate of fine-tuning.", role="method", group=TRAINING, shown="lr / 10"
+        None, "Peak learning rate of fine-tuning.", role="method", group=TRAINING, shown="lr / 10; lr from a start"
     )
 
     epochs: int = setting(200, "Passes over the training images.", role="training", group=TRAINING, common=True)
@@ -191,7 +200,9 @@ class TrainConfig:
     nesterov: bool = setting(False, "Nesterov momentum.", role="training", group=TRAINING)
     weight_decay: float = setting(5e-4, "L2 penalty.", role="training", group=TRAINING)
     schedule: str = setting("cosine", "Learning-rate schedule.", role="training", group=TRAINING)
-    warmup_epochs: float = setting(1.0, "Epochs of linear warm-up.", role="training", group=TRAINING)
+    warmup_epochs: float | None = setting(
+        None, "Epochs of linear warm-up.", role="training", group=TRAINING, shown="1; 0 from a start"
+    )
     clip: float | None = setting(None, "Clip the gradient's norm to this.", role="training", group=TRAINING)
 
     baseline: bool = setting(True, "Do without the unpruned baseline.", role="place", flag="--no-baseline")

@@ -34,27 +34,31 @@ class Gate(nn.Module):
 
 
 def add_extras(
-    family: PeerFamily, input_shape: tuple[int, int, int], *, gate: bool, features: bool, regressors: bool
-) -> None:
+    family: PeerFamily, input_shape: tuple[int, int, int], *, gate: bool, features: bool, regressors: bool,
+    teacher: PeerFamily | None = None,
+) -> None:  # fmt: skip
     """Give `family` a gate, where there is more than one peer, and a regressor for each stage that gets hints.
 
-    Args: the images' shape; whether stages learn from `features`, by way of `regressors` or as they are. Raises
+    Args: the images' shape; whether stages learn from `features`, by way of `regressors` or as they are; the frozen
+    `teacher` whose features they are. Raises
     `InputError` where what looks at feature maps [B, C, H, W] would be given something else, as by a transformer.
     """
     gated = gate and family.peers > 1
-    pairs = feature_pairs(family) if features else []
+    pairs = feature_pairs(family, taught=teacher is not None) if features else []
     if not gated and not pairs:
         return
     shapes = _output_shapes(family, input_shape)
+    theirs = shapes if teacher is None else _output_shapes(teacher, input_shape)
     if gated:
         trunk = _trunk(family)
         family.extras[GATE] = Gate(_channels_of_map(shapes[trunk.name], trunk.stage, "the gate of one"), family.peers)
-    for student, teacher in pairs:
-        narrow, wide = (_channels_of_map(shapes[b.name], b.stage, "feature_loss") for b in (student, teacher))
-        if shapes[student.name][2:] != shapes[teacher.name][2:]:  # such as [N, H, W, C], where channels come last
+    for student, name in pairs:
+        its, wanted = shapes[student.name], theirs[name]
+        narrow, wide = (_channels_of_map(shape, student.stage, "feature_loss") for shape in (its, wanted))
+        if its[2:] != wanted[2:]:  # such as [N, H, W, C], where channels come last
             raise InputError(
                 f"feature_loss compares maps of the same height and width, and {student.stage} puts out "
-                f"{_in_words(shapes[student.name])} and {_in_words(shapes[teacher.name])}; leave it out"
+                f"{_in_words(its)} and {_in_words(wanted)}; leave it out"
             )
         if regressors:
             family.extras[f"hint_{student.name}"] = nn.Conv2d(narrow, wide, kernel_size=1)
@@ -81,13 +85,14 @@ def ensembles(
     return own_BC, logits_PBC.mean(0)
 
 
-def feature_pairs(family: PeerFamily) -> list[tuple[Branch, Branch]]:
-    """Each stage's copies that learn from features, with the copy that the largest peer goes through."""
-    return [
-        (branch, family.branch(branch.stage, family.peers))
-        for branch in family.branches
-        if branch.stage != "head" and family.peers not in branch.peers
-    ]
+def feature_pairs(family: PeerFamily, taught: bool) -> list[tuple[Branch, str]]:
+    """Each stage's copies that learn from features, with the name of what they learn from.
+
+    That is the stage of a frozen teacher's, where the family is `taught` by one, or else the copy that the largest peer
+    goes through.
+    """
+    learning = [b for b in family.branches if b.stage != "head" and (taught or family.peers not in b.peers)]
+    return [(b, b.stage if taught else family.branch(b.stage, family.peers).name) for b in learning]
 
 
 def _trunk(family: PeerFamily) -> Branch:

@@ -31,11 +31,14 @@ class PeerFamily(nn.Module):
     gate, hints' regressors) is in `extras` and belongs to no peer.
     """
 
-    def __init__(self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False) -> None:
+    def __init__(
+        self, branches: list[Branch], modules: dict[str, nn.Module], mean_joins: bool = False,
+        extras: nn.ModuleDict | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.branches = branches
         self.parts = nn.ModuleDict(modules)
-        self.extras = nn.ModuleDict()
+        self.extras = nn.ModuleDict() if extras is None else extras
         self.peers = max(peer for branch in branches for peer in branch.peers)
         serves = {branch.name: len(branch.peers) for branch in branches}
         self.shares = {

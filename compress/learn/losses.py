@@ -3,8 +3,8 @@
 A distribution that teaches is detached everywhere: the gradient reaches the student alone. T is the temperature: logits
 are divided by it before the softmax, and the divergence is multiplied by T², so that its gradient keeps its size.
 
-Shape legend: P peers (i teaches, j learns), B batch, C classes; in the terms on stages C channels (S a student's, T its
-teacher's), H height, W width.
+Shape legend: P peers (i teaches, j learns), B batch, C classes, S sources that a peer learns from; in the terms on
+stages C channels (S a student's, T its teacher's), H height, W width.
 """
 
 from __future__ import annotations
@@ -37,6 +37,22 @@ def divergence_from(teacher_BC: Tensor, logits_BC: Tensor, temperature: float) -
     target_BC = F.log_softmax(teacher_BC.detach() / temperature, dim=-1)
     student_BC = F.log_softmax(logits_BC / temperature, dim=-1)
     return temperature**2 * F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True)
+
+
+def source_losses(logits_PBC: Tensor, teacher_BC: Tensor | None, labels_B: Tensor, temperature: float) -> Tensor:
+    """What each peer loses against each source that it could learn from; [S, P], a column a student.
+
+        ℓ_0j = CE(z_j, Y),  ℓ_sj = T² KL(p_s ‖ p_j)
+
+    Sources, in this order: the labels, the frozen teacher if there is one, the peers; a peer loses nothing against
+    itself. These are the terms of Σ_i ω_i ℓ_i (`wml_losses`) one by one, so that each can have a weight of its own.
+    """
+    own_P = cross_entropies(logits_PBC, labels_B)
+    taught_PP = teaching_divergences(logits_PBC, temperature)
+    if teacher_BC is None:
+        return torch.cat([own_P[None], taught_PP])
+    by_teacher_P = torch.stack([divergence_from(teacher_BC, z_BC, temperature) for z_BC in logits_PBC])
+    return torch.cat([own_P[None], by_teacher_P[None], taught_PP])
 
 
 def wml_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:

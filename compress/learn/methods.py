@@ -2,7 +2,7 @@
 
 Free of torch until a loss is computed, as the command line needs the facts alone.
 
-Shape legend: P peers, B batch, C classes.
+Shape legend: P peers, B batch, C classes, S sources that a peer learns from.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ class Forward:
     outputs: Mapping[str, Tensor]  # of each branch, by its name; see `PeerFamily.walk`
     labels_B: Tensor
     weight_P: Tensor  # ω
+    teaching_SP: Tensor | None = None  # the weight of each source of each peer, where these have weights of their own
+    teacher: Taught | None = None
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a frozen teacher makes of a batch."""
+
+    logits_BC: Tensor
+    outputs: Mapping[str, Tensor]  # of each stage, by the stage's name; none where only logits were kept
 
 
 # --- the losses, each summed over the peers: (what the forward gave, α, T) → scalar
@@ -43,6 +53,15 @@ def _mutual(forward: Forward, alpha: float, temperature: float) -> Tensor:
 
     losses_P = wml_losses(forward.logits_PBC, forward.labels_B, alpha, temperature)
     return len(forward.weight_P) * (forward.weight_P @ losses_P)
+
+
+def _from_sources(forward: Forward, temperature: float) -> Tensor:
+    """Σ_j Σ_s w_sj ℓ_sj: each peer from each of its sources, by weights that add up to 1."""
+    from wmlc.compress.learn.losses import source_losses
+
+    assert forward.teaching_SP is not None
+    teacher_BC = None if forward.teacher is None else forward.teacher.logits_BC
+    return (forward.teaching_SP * source_losses(forward.logits_PBC, teacher_BC, forward.labels_B, temperature)).sum()
 
 
 def _deep_mutual(forward: Forward, alpha: float, temperature: float) -> Tensor:
@@ -94,11 +113,15 @@ def _attention(forward: Forward) -> Tensor:
 
 
 def _over_pairs(forward: Forward, distance: Callable[[str, Tensor, Tensor], Tensor]) -> Tensor:
-    """Σ over the stages that the largest peer, which teaches, has for itself; `distance` takes the student's name."""
+    """Σ over the stages that learn from the frozen teacher's, or else from the largest peer's own.
+
+    `distance` takes the student's name and both outputs.
+    """
     from wmlc.compress.learn.extras import feature_pairs
 
-    outputs, pairs = forward.outputs, feature_pairs(forward.family)
-    return _total([distance(own.name, outputs[own.name].float(), outputs[its.name].float()) for own, its in pairs])
+    outputs, pairs = forward.outputs, feature_pairs(forward.family, taught=forward.teacher is not None)
+    teaching = outputs if forward.teacher is None else forward.teacher.outputs
+    return _total([distance(own.name, outputs[own.name].float(), teaching[its].float()) for own, its in pairs])
 
 
 def _exit_features(forward: Forward) -> Tensor:
@@ -139,8 +162,14 @@ class Method:
     alpha: float | None = None  # weight of the teaching against the labels; None: the loss has none
     temperature: float | None = None  # None: nothing is softened, as nobody teaches
     features: FeatureTerm | None = None  # that belongs to the method
+    start_alpha: float | None = None  # and from a trained start, where that differs
+    start_temperature: float | None = None
+    start_share: str | None = None
     join: str = "mean"  # of its peers' gradients, what a shared stage gets
     reweighs: bool = False  # ω is learned
+    teacher: str = "none"  # what a trained start does besides being cut, unless that is asked for
+    sources: bool = False  # each source of a peer may have a weight of its own
+    teacher_alone: bool = False  # peers do not teach
     gated: bool = False  # a gate mixes the peers, image by image
     exits: bool = False  # the peers are exits of one network, and nothing is cut
     cuts_trained: bool = False  # the unpruned network is trained first; the peers are cut from it and fine-tuned
@@ -154,8 +183,14 @@ class Method:
 EQUAL = (0.0,) * 4  # peers as large as the full network
 
 METHODS = {
-    "wml": Method(_mutual, alpha=0.1, temperature=1.0, reweighs=True),  # weighted mutual learning
-    "wml-p": Method(_mutual, alpha=0.1, temperature=1.0),  # the same with fixed, equal weights
+    "wml": Method(  # weighted mutual learning
+        _mutual, alpha=0.1, temperature=1.0, reweighs=True, teacher="frozen", sources=True,
+        start_alpha=0.5, start_temperature=2.0, start_share="none",
+    ),
+    "wml-p": Method(  # the same with fixed, equal weights
+        _mutual, alpha=0.1, temperature=1.0, teacher="frozen", sources=True,
+        start_alpha=0.5, start_temperature=2.0, start_share="none",
+    ),
     "dml": Method(_deep_mutual, share="none", temperature=1.0),  # deep mutual learning
     "one": Method(  # on-the-fly native ensemble
         _gated, ratios=EQUAL, share="branches", temperature=3.0, join="sum", gated=True
@@ -166,6 +201,10 @@ METHODS = {
         features=FeatureTerm(1e-4, _exit_features), join="sum", exits=True,
     ),
     "independent": Method(_labels_alone, share="none"),
+    "kd": Method(  # knowledge distillation from the trained start
+        _labels_alone, share="none", alpha=0.5, temperature=2.0, teacher="frozen", sources=True,
+        teacher_alone=True,
+    ),
     "prune-finetune": Method(_labels_alone, share="none", cuts_trained=True),  # train, cut by magnitude, fine-tune
 }  # fmt: skip
 ALONE = METHODS["independent"]  # how a baseline is trained
@@ -184,10 +223,14 @@ def feature_term(method: Method, feature_loss: str) -> FeatureTerm | None:
 def train_loss(forward: Forward, config: TrainConfig, method: Method) -> Tensor:
     """The scalar that a step descends: the method's losses, and a feature term if there is one.
 
-    One peer alone learns from the labels, whatever the method.
+    One peer alone learns from the labels, whatever the method, unless a frozen teacher is there.
     """
     alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
-    if len(forward.weight_P) == 1:
+    if len(forward.weight_P) == 1 and forward.teacher is None:
         return _labels_alone(forward, alpha, temperature)
-    loss, term = method.loss(forward, alpha, temperature), feature_term(method, config.feature_loss)
+    if forward.teaching_SP is not None:
+        loss = _from_sources(forward, temperature)
+    else:
+        loss = method.loss(forward, alpha, temperature)
+    term = feature_term(method, config.feature_loss)
     return loss if term is None else loss + (config.feature_weight or 0.0) * term.loss(forward)

@@ -14,10 +14,10 @@ IMAGES = 2048  # that means and deviations are taken over
 
 
 @torch.no_grad()
-def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device) -> None:
+def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device) -> int:
     """Take the running means and deviations of batch norm anew, over training images, and change nothing else.
 
-    Args: the peers, from 1, that were `cut`; what only others use stays as it is.
+    Args: the peers, from 1, that were `cut`; what only others use stays as it is. Returns the batches that it took.
     """
     norms = [
         module
@@ -27,7 +27,7 @@ def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, 
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
     if not norms:
-        return
+        return 0
     family.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -43,3 +43,4 @@ def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     family.eval()
+    return batches

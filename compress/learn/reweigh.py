@@ -1,6 +1,6 @@
 """How much each peer's teaching counts: the outer problem, for one backward and one JVP (PAPER 3).
 
-Shape legend: P peers, B batch, C classes.
+Shape legend: P peers, B batch, C classes, S sources that a peer learns from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.losses import ensemble_loss, wml_losses
+from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
 
 STEP = 1e-5  # of the parameters' length: how far central differences go, where float32 still tells losses apart
 TINY = 1e-30
@@ -50,6 +50,63 @@ def peer_weight_gradient(
     single held-out image has no statistics of its own, so that the running ones normalise it. The family's
     parameters, gradients, running statistics, modes and the random state are left as they were.
     """
+    omega_P = weight_P.detach().clone().requires_grad_()
+    direct_P, plain_PBC, tangent_PBC = _look_ahead(
+        family, train[0], held_out, inner_gradients, inner_lr, autocast,
+        lambda logits_PBC: ensemble_loss(logits_PBC, held_out[1], omega_P), omega_P,
+    )  # fmt: skip
+    aligned_P = _derivative(lambda z_PBC: wml_losses(z_PBC, train[1], alpha, temperature), plain_PBC, tangent_PBC)
+    return direct_P - inner_lr * aligned_P
+
+
+def source_gradient(
+    family: PeerFamily,
+    train: Batch,
+    teacher_BC: Tensor | None,
+    held_out: Batch,
+    weight_P: Tensor,
+    inner_gradients: dict[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    inner_lr: float,
+    autocast: Callable[[], torch.autocast] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How each source of each student serves the students on held-out images; [S, P], and [P] of the ensemble.
+
+    The outer objective is what the peers are wanted for, each one's own loss, and the inner one is linear in w:
+
+        L1(θ, w) = Σ_j Σ_s w_sj ℓ_sj(θ),  L2(θ') = Σ_j CE(z_j(θ'), Y),  θ' = θ − γ ∇_θ L1
+        g_sj = ∂L2/∂w_sj = − γ ⟨∇_θ L2(θ'), ∇_θ ℓ_sj(θ)⟩
+
+    for one backward and one forward-mode pass, as in `peer_weight_gradient`, whose arguments these are (`teacher_BC`
+    are a frozen teacher's logits of the batch `train`). The second gradient is that of the weighted ensemble's loss by
+    ω, directly, at θ'.
+    """
+    omega_P = weight_P.detach().clone().requires_grad_()
+    ensembles: list[Tensor] = []
+
+    def outer(logits_PBC: Tensor) -> Tensor:
+        ensembles.append(ensemble_loss(logits_PBC.detach(), held_out[1], omega_P))
+        return cross_entropies(logits_PBC, held_out[1]).sum()
+
+    _, plain_PBC, tangent_PBC = _look_ahead(
+        family, train[0], held_out, inner_gradients, inner_lr, autocast, outer, omega_P
+    )
+    aligned_SP = _derivative(
+        lambda z_PBC: source_losses(z_PBC, teacher_BC, train[1], temperature), plain_PBC, tangent_PBC
+    )
+    (direct_P,) = torch.autograd.grad(ensembles[-1], omega_P)
+    return -inner_lr * aligned_SP, direct_P
+
+
+def _look_ahead(
+    family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor], inner_lr: float,
+    autocast: Callable[[], torch.autocast] | None, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradient of `outer` (of the held-out logits) at θ' by ω, [P], and what `images_BCHW` make of it by θ'.
+
+    That is the logits [P, B, C] at θ, and their derivative along ∇_θ outer(θ').
+    """
     parameters = {  # what serves teaching alone is no part of the logits, and what got no gradient does not move
         name: parameter.detach()
         for name, parameter in family.named_parameters()
@@ -67,19 +124,23 @@ def peer_weight_gradient(
     stepped = {
         name: (parameter - inner_lr * inner_gradients[name]).requires_grad_() for name, parameter in parameters.items()
     }
-    omega_P = weight_P.detach().clone().requires_grad_()
     with _running_statistics(family) if len(held_out[0]) == 1 else contextlib.nullcontext():
-        outer = ensemble_loss(logits(stepped, held_out[0]), held_out[1], omega_P)
-    direct_P, *direction = torch.autograd.grad(outer, [omega_P, *stepped.values()])
-
-    plain_PBC, tangent_PBC = _along(
-        lambda at: logits(at, train[0]), parameters, dict(zip(parameters, direction, strict=True))
+        loss = outer(logits(stepped, held_out[0]))
+    direct_P, *direction = torch.autograd.grad(
+        loss, [weight_P, *stepped.values()], allow_unused=True, materialize_grads=True
     )
+    plain_PBC, tangent_PBC = _along(
+        lambda at: logits(at, images_BCHW), parameters, dict(zip(parameters, direction, strict=True))
+    )
+    return direct_P, plain_PBC, tangent_PBC
+
+
+def _derivative(losses: Callable[[Tensor], Tensor], plain_PBC: Tensor, tangent_PBC: Tensor) -> Tensor:
+    """The derivative of `losses` of the logits along their tangent."""
     with forward_ad.dual_level(), torch.no_grad():
-        losses_P = wml_losses(forward_ad.make_dual(plain_PBC, tangent_PBC), train[1], alpha, temperature)
-        aligned_P = forward_ad.unpack_dual(losses_P).tangent
-    assert aligned_P is not None
-    return direct_P - inner_lr * aligned_P
+        tangent = forward_ad.unpack_dual(losses(forward_ad.make_dual(plain_PBC, tangent_PBC))).tangent
+    assert tangent is not None
+    return tangent
 
 
 def _along(

@@ -32,6 +32,8 @@ class TrainState:
     epoch: int = 0  # epochs done
     step: int = 0
     seconds: float = 0.0
+    training_macs: float = 0.0
+    teaching: list[list[float]] = field(default_factory=list)  # of each peer, the weight of each of its sources
     best_epoch: int = 0
     best_top1: float = -1.0  # mean over peers, on the held-out images
     best_peer_weights: list[float] = field(default_factory=list)  # ω at the end of that epoch

@@ -1,6 +1,6 @@
 """The training loop, once, for a family and for the baseline (a family of one).
 
-Shape legend: P peers, B batch, C classes.
+Shape legend: P peers, B batch, C classes, S sources that a peer learns from.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from wmlc.compress.learn.extras import ensembles
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Forward, Method, train_loss
 from wmlc.compress.learn.place import Device
-from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
+from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient, source_gradient
+from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.state import TrainState
+from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
+from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.records import Epoch
 from wmlc.settings import TrainConfig
 
 
-def lr_factor(schedule: str, done: float, epochs: int, warmup_epochs: float) -> float:
+def lr_factor(schedule: str, done: float, epochs: float, warmup_epochs: float) -> float:
     """The learning rate as a share of its peak after `done` epochs (fractions count).
 
     Linear warm-up, then `cosine` to 0 or `step` (÷ 10 at 50 % and 75 % of the epochs); `one-cycle` rises
@@ -73,6 +76,26 @@ def make_optimizer(family: PeerFamily, config: TrainConfig) -> torch.optim.SGD:
     )  # fmt: skip
 
 
+def steps_of(config: TrainConfig, steps_an_epoch: int) -> int:
+    """Training steps in all."""
+    return config.steps or config.epochs * steps_an_epoch
+
+
+def epochs_of(config: TrainConfig, steps_an_epoch: int) -> int:
+    """Epochs in all, of which the last may be a part."""
+    return math.ceil(steps_of(config, steps_an_epoch) / steps_an_epoch)
+
+
+def reweighs_at(step: int, config: TrainConfig, method: Method, peers: int, taught: bool) -> bool:
+    """Whether the weights are updated in a step, counted from 1."""
+    return method.reweighs and (peers > 1 or taught) and step % _cadence(config) == 0
+
+
+def _cadence(config: TrainConfig) -> int:
+    assert config.reweigh_every is not None  # settled
+    return config.reweigh_every
+
+
 def fit(
     family: PeerFamily,
     optimizer: torch.optim.SGD,
@@ -81,12 +104,15 @@ def fit(
     method: Method,
     state: TrainState,
     device: Device,
+    teacher: Teacher | None,
+    spending: Spending,
     on_epoch: Callable[[Epoch], None],
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Train `family` from where `state` is to the last epoch.
+    """Train `family` from where `state` is to the last step.
 
-    `on_epoch` gets each epoch's record, after each step `on_step` gets the epoch and the share of it that is done anew.
+    Args: the frozen `teacher` that the method has, if it has one; what a step costs. `on_epoch` gets each epoch's
+    record, after each step `on_step` gets the epoch and the share of it that is done anew.
 
     `state` is advanced in place and holds the weights of the best epoch on the held-out images. The data
     order, augmentation and dropout depend on the seed and the epoch alone, so a run that is stopped
@@ -94,19 +120,25 @@ def fit(
     not finite.
     """
     weight_P = torch.tensor(state.peer_weights, device=device.name)
+    teaching_SP = _teaching(family, data, config, method, state, device, teacher)
     walk = torch.compile(family.walk) if config.compile else family.walk
-    steps = data.train_steps(config.batch_size)
-    for epoch in range(state.epoch, config.epochs):
-        start, loss_sum = time.perf_counter(), 0.0
+    steps, total = data.train_steps(config.batch_size), steps_of(config, data.train_steps(config.batch_size))
+    for epoch in range(state.epoch, epochs_of(config, steps)):
+        start, loss_sum, spent = time.perf_counter(), 0.0, 0.0
         torch.manual_seed(1_000_003 * config.seed + epoch)  # dropout; on_epoch may have drawn numbers
         family.train()  # evaluation left it in eval mode
-        for index, (images, labels) in enumerate(data.train_batches(config.batch_size, epoch)):
-            factor = lr_factor(config.schedule, epoch + index / steps, config.epochs, config.warmup_epochs)
+        now = min(steps, total - epoch * steps)
+        batches = data.train_batches(config.batch_size, epoch if teacher is None else teacher.replayed(epoch))
+        for index, (images, labels) in zip(range(now), batches, strict=False):
+            factor = lr_factor(config.schedule, epoch + index / steps, total / steps, config.warmup_epochs or 0.0)
             lr = config.lr * factor
             optimizer.param_groups[0]["lr"] = lr
+            spent += spending.step(teacher is None or not teacher.knows(epoch, index))
+            taught = None if teacher is None else teacher.answer(images, epoch, index)
             with device.autocast():
                 logits_PBC, outputs = walk(images)
-            loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, method)
+            forward = Forward(family, logits_PBC.float(), outputs, labels, weight_P, teaching_SP, taught)
+            loss = train_loss(forward, config, method)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if config.clip is not None:
@@ -117,54 +149,89 @@ def fit(
                     f"lower --lr, raise --warmup-epochs or pass --clip 1"
                 )
             state.step += 1
-            if method.reweighs and len(weight_P) > 1 and state.step % config.reweigh_every == 0:
-                held_out = data.held_out_batch(config.batch_size, state.step // config.reweigh_every)
-                weight_P = _reweigh(family, (images, labels), held_out, weight_P, config, lr, device)
+            if reweighs_at(state.step, config, method, family.peers, taught is not None):
+                held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
+                weight_P, teaching_SP = _reweigh(forward, (images, labels), held_out, config, lr, device)
+                spent += spending.reweighing
             optimizer.step()
             loss_sum += value
-            on_step(epoch + 1, 1 / steps)
+            on_step(epoch + 1, 1 / now)
         seconds = time.perf_counter() - start
         held_out_batches = data.held_out_batches(evaluation_batch(data))
         top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weight_P, device)
         state.epoch, state.peer_weights = epoch + 1, weight_P.tolist()
-        state.seconds += seconds
+        state.teaching = [] if teaching_SP is None else teaching_SP.T.tolist()
+        state.seconds, state.training_macs = state.seconds + seconds, state.training_macs + spent
         if sum(top1) / len(top1) > state.best_top1:
             state.best_epoch, state.best_top1 = epoch + 1, sum(top1) / len(top1)
             state.best_peer_weights = state.peer_weights
             state.best = {name: tensor.detach().clone() for name, tensor in family.state_dict().items()}
         on_epoch(
             Epoch(
-                epoch=epoch + 1, seconds=round(seconds, 3),
-                images_per_s=round(steps * config.batch_size / seconds, 1),
-                train_loss=loss_sum / steps, top1=top1, ensemble_top1=ensemble_top1,
-                average_ensemble_top1=average_top1, peer_weights=state.peer_weights, lr=lr,
+                epoch=epoch + 1, seconds=round(seconds, 3), training_macs=spent,
+                images_per_s=round(now * config.batch_size / seconds, 1),
+                train_loss=loss_sum / now, top1=top1, ensemble_top1=ensemble_top1,
+                average_ensemble_top1=average_top1, peer_weights=state.peer_weights,
+                teaching=state.teaching or None, lr=lr,
             )
         )  # fmt: skip
 
 
+def _teaching(
+    family: PeerFamily, data: Data, config: TrainConfig, method: Method, state: TrainState, device: Device,
+    teacher: Teacher | None,
+) -> Tensor | None:  # fmt: skip
+    """The weight of each source of each peer, [S, P], where the method and the settings give sources weights.
+
+    A learned one starts by how right those who teach are on held-out images.
+    """
+    if config.weigh != "sources" or not method.sources or (family.peers == 1 and teacher is None):
+        return None
+    if state.teaching:
+        return torch.tensor(state.teaching, device=device.name).T.contiguous()
+    alpha, peers = config.alpha or 0.0, family.peers
+    if method.reweighs:
+        held_out = data.held_out_batch(evaluation_batch(data), 0)
+        teaching_SP = by_loss(losses_of_those_who_teach(family, teacher, held_out, device).cpu(), peers, alpha)
+    elif method.teacher_alone:
+        teaching_SP = from_teacher(peers, alpha)
+    else:
+        teaching_SP = alike(peers, teacher is not None, alpha)
+    return teaching_SP.to(device.name)
+
+
 def _reweigh(
-    family: PeerFamily,
+    forward: Forward,
     train: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
-    weight_P: Tensor,
     config: TrainConfig,
     lr: float,
     device: Device,
-) -> Tensor:
-    """Move the peer weights one mirror step, with the gradients that the training step just left."""
-    peers = len(weight_P)
-    gradients = {name: parameter.grad for name, parameter in family.named_parameters()}
-    # the step descends P · L1, so a rate γ on L1 is lr · P, and its gradient is P times that of L1
-    gradient_P = peer_weight_gradient(
-        family, train, held_out, weight_P,
-        {name: gradient / peers for name, gradient in gradients.items() if gradient is not None},
-        alpha=config.alpha or 0.0, temperature=config.temperature or 1.0, inner_lr=lr * peers, autocast=device.autocast,
-    )  # fmt: skip
+) -> tuple[Tensor, Tensor | None]:
+    """Move the peer weights, and those of sources, one mirror step, with the gradients that the step just left."""
+    family, weight_P, teaching_SP = forward.family, forward.weight_P, forward.teaching_SP
+    gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
+    alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
+    if teaching_SP is None:
+        # the step descends P · L1, so a rate γ on L1 is lr · P, and its gradient is P times that of L1
+        peers = len(weight_P)
+        gradient_P = peer_weight_gradient(
+            family, train, held_out, weight_P, {name: gradient / peers for name, gradient in gradients.items()},
+            alpha=alpha, temperature=temperature, inner_lr=lr * peers, autocast=device.autocast,
+        )  # fmt: skip
+    else:
+        teacher_BC = None if forward.teacher is None else forward.teacher.logits_BC
+        gradient_SP, gradient_P = source_gradient(
+            family, train, teacher_BC, held_out, weight_P, gradients,
+            temperature=temperature, inner_lr=lr, autocast=device.autocast,
+        )  # fmt: skip
+        if bool(gradient_SP.isfinite().all()):
+            teaching_SP = source_step(teaching_SP, gradient_SP, config.weight_lr)
     if not bool(gradient_P.isfinite().all()):
         raise InputError(
             f"the gradient of the peer weights is not finite at lr {lr:.3g}; lower --lr or raise --warmup-epochs"
         )
-    return mirror_step(weight_P, gradient_P, config.weight_lr)
+    return mirror_step(weight_P, gradient_P, config.weight_lr), teaching_SP
 
 
 def _cosine(share: float) -> float:

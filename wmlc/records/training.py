@@ -217,6 +217,8 @@ class Epoch(Record):
     ensemble_top1: Percent
     average_ensemble_top1: Percent
     peer_weights: Annotated[list[Weight], Len(1)]
+    # of each peer the weights of what it learns from: the labels, the frozen teacher if there is one, the peers
+    teaching: list[list[Weight]] | None = None
     lr: Amount
     schema_version: Version = SCHEMA
 
@@ -236,6 +238,7 @@ class Progress(Record):
     step: Count
     seconds: Amount
     training_macs: Amount = 0.0
+    teaching: list[list[Weight]] = field(default_factory=list)  # a peer: its sources', where these have weights
     best_epoch: Count
     best_top1: Annotated[float, Ge(-1), Le(100)]  # mean over peers, on the held-out images; -1: none yet
     best_peer_weights: list[Weight]  # ω at the end of that epoch

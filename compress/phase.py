@@ -1,0 +1,85 @@
+"""One phase of a run, the family or the baseline: trained to its end, with a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from wmlc import run as runs
+from wmlc.compress.describe import print_epoch, print_epoch_header
+from wmlc.compress.finetune import planned_macs, spending_of, teacher_of
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.methods import Method
+from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.recalibrate import recalibrate
+from wmlc.compress.learn.state import TrainState, load_state, save_state
+from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, steps_of
+from wmlc.compress.prepare import Prepared
+from wmlc.console import LongWork, note, say
+from wmlc.data import Data
+from wmlc.records import Epoch, Phase
+from wmlc.run import Run
+from wmlc.settings import TrainConfig
+
+
+def train_phase(
+    run: Run, phase: Phase, family: PeerFamily, prepared: Prepared, config: TrainConfig, method: Method, data: Data,
+    device: Device, resume: bool, work: LongWork,
+) -> TrainState:  # fmt: skip
+    """Train `family` to the end of its epochs and put its best weights back into it.
+
+    Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    family.to(memory_format=torch.channels_last)
+    state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
+    cut = set[int]()
+    if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
+        cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
+    spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
+    if not resume:
+        batches = recalibrate(family, cut, data, config.batch_size, device)
+        state.training_macs += spending.forward(batches)
+    if config.epochs == 0:
+        return state
+    optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)
+    if resume:
+        state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs)
+        say(f"resuming the {phase} after epoch {state.epoch}")
+        if (kept := len(runs.read_epochs(run, phase))) < state.epoch:
+            note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
+    runs.keep_epochs(run, phase, state.epoch)
+    total = steps_of(config, an_epoch)
+
+    def macs_until(epoch: int) -> float:
+        return planned_macs(family, prepared, config, data, min(epoch * an_epoch, total)) if epoch else 0.0
+
+    work.skip(macs_until(state.epoch))
+    print_epoch_header(phase, family.peers, epochs)
+    with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
+
+        def on_epoch(epoch: Epoch) -> None:
+            runs.append_epoch(run, phase, epoch)
+            _to_tensorboard(writer, epoch)
+            print_epoch(phase, epoch, epochs, work.left)
+            save_state(run.checkpoint, state, family, optimizer)
+
+        def on_step(epoch: int, share: float) -> None:
+            work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
+
+        teacher = teacher_of(prepared, config, device)
+        fit(family, optimizer, data, config, method, state, device, teacher, spending, on_epoch, on_step)
+    family.load_state_dict(state.best)
+    # a small momentum lags far behind a short training
+    state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+    return state
+
+
+def _to_tensorboard(writer: Any, epoch: Epoch) -> None:
+    for name in ("train_loss", "ensemble_top1", "average_ensemble_top1", "images_per_s", "lr"):
+        writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
+    for index, (top1, weight) in enumerate(zip(epoch.top1, epoch.peer_weights, strict=True)):
+        writer.add_scalar(f"top1/peer{index + 1}", top1, epoch.epoch)
+        writer.add_scalar(f"peer_weight/peer{index + 1}", weight, epoch.epoch)
