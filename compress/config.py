@@ -147,10 +147,14 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(f"{config.method} says itself what is shared; leave out share, got {config.share!r}")
     if method.fixed_shape and config.join not in (None, method.join):
         raise InputError(f"{config.method} has no choice of join; leave it out, got {config.join!r}")
-    if config.feature_loss in FEATURE_TERMS and (method.temperature is None or method.features):
+    if own["feature_loss"] in FEATURE_TERMS and (method.temperature is None or method.features):
         why = "teaches nobody" if method.temperature is None else "has a feature term of its own"
         raise InputError(f"{config.method} {why}; leave out feature_loss, got {config.feature_loss!r}")
-    term = feature_term(method, config.feature_loss)
+    term = feature_term(method, own["feature_loss"])
+    if term and term.of_start and own["teacher"] != "frozen":
+        raise InputError(
+            f"feature_loss {config.feature_loss} holds peers against a frozen start; pass --teacher frozen"
+        )
     if config.feature_weight is None:
         own["feature_weight"] = term and term.weight
     elif term is None:
@@ -199,9 +203,12 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
         raise InputError("teacher trained is the peer of ratio 0; add 0 to ratios, or pass --teacher frozen")
     if config.reuse_teacher and teacher != "frozen":
         raise InputError("reuse_teacher keeps what a frozen teacher says; pass --teacher frozen with it")
-    if config.reuse_teacher and config.feature_loss != "none":
+    features = config.feature_loss or "none"
+    if config.feature_loss is None and teacher == "frozen" and not config.reuse_teacher:
+        features = method.start_features
+    if config.reuse_teacher and features != "none":
         raise InputError("reuse_teacher keeps logits alone, and feature_loss looks at stages; leave out one of them")
-    own: dict[str, Any] = {"weigh": weigh, "teacher": teacher}
+    own: dict[str, Any] = {"weigh": weigh, "teacher": teacher, "feature_loss": features}
     if config.warmup_epochs is None:
         own["warmup_epochs"] = 0.0 if start else 1.0
     if config.reweigh_every is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.config import sharing
-from wmlc.compress.learn.extras import add_extras, feature_pairs
+from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device
@@ -23,6 +23,7 @@ from wmlc.compress.widths.choose import (
     ranked_by_magnitude,
     score_channels,
 )
+from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
@@ -112,13 +113,16 @@ def cut_before_training(
         mean_joins=config.join == "mean",
         fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
     )  # fmt: skip
-    term, taught = FEATURE_TERMS.get(config.feature_loss), config.teacher == "frozen"
+    term, taught = FEATURE_TERMS.get(config.feature_loss or "none"), config.teacher == "frozen"
     if term and family.peers > 1 and not feature_pairs(family, taught):
         raise InputError(
             "feature_loss teaches stages that a peer has for itself, and all are shared; leave it out, or share less"
         )
+    if term and term.of_start:
+        channels = output_channels(full, record.input_shape, scored.graph.groups)
+        add_kept_channels(family, channels, [own.kept for own in widths], record.input_shape)
     add_extras(
-        family, record.input_shape, gate=method.gated, features=term is not None,
+        family, record.input_shape, gate=method.gated, features=term is not None and not term.of_start,
         regressors=bool(term and term.regressors), teacher=family_of_one(full) if taught else None,
     )  # fmt: skip
     return Prepared(full, scored, widths, family.to(device.name), made)

@@ -154,12 +154,17 @@ class TrainConfig:
         None, "Softens what is taught.", role="method", group=TEACHING,
         shown="1; 2 for cl, kd, and from a start; 3 for one and self-distillation",
     )  # fmt: skip
-    feature_loss: str = setting(
-        "none", "Let the largest peer's stages teach too: by FitNets' hints or by attention transfer.",
-        role="method", group=TEACHING,
+    feature_loss: str | None = setting(
+        None, "Let the stages of the frozen start, or else of the largest peer, teach too: by FitNets' hints, by "
+        "attention transfer, or by the channels that a peer was cut from.",
+        role="method", group=TEACHING, shown="channels for wml and wml-p from a frozen start, else none",
     )  # fmt: skip
     feature_weight: float | None = setting(
-        None, "Weight of that term.", role="method", group=TEACHING, shown="100 for hints, 1000 for attention"
+        None,
+        "Weight of that term.",
+        role="method",
+        group=TEACHING,
+        shown="100 for hints, 1000 for attention, 0.3 for channels",
     )
     weight_lr: float = setting(  # η
         0.1, "Step of the mirror descent on the peer weights.", role="family", group=TEACHING

@@ -5,7 +5,7 @@ Shape legend: P peers, B batch, C classes or channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import gated_ensemble
+from wmlc.compress.widths.outputs import OutputChannels
 from wmlc.errors import InputError
 from wmlc.records import Branch
 
@@ -33,6 +34,46 @@ class Gate(nn.Module):
         return F.softmax(F.relu(self.bn(self.fc(pooled_BC))).float(), dim=1)
 
 
+class KeptChannels(nn.Module):
+    """What a stage's branch kept of the full network's output: its channels along a dimension."""
+
+    index_K: Tensor
+
+    def __init__(self, dim: int, index_K: Tensor) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("index_K", index_K, persistent=False)
+
+    def forward(self, output: Tensor) -> Tensor:
+        """The full network's output → those of its channels that the branch has."""
+        return output.index_select(self.dim, self.index_K)
+
+
+def add_kept_channels(
+    family: PeerFamily, channels: Mapping[str, OutputChannels], kept: Sequence[Mapping[str, Tensor]],
+    input_shape: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Give `family` the channels that each branch kept of its stage's output, where they are known.
+
+    Args: each stage's `channels`, and the units that each peer, the smallest first, `kept` of each group; the images'
+    shape.
+    """
+    shapes = _output_shapes(family, input_shape)
+    for branch, stage in feature_pairs(family, taught=True):
+        if stage in channels:
+            own = channels[stage]
+            index_K = own.kept(kept[branch.peers[-1] - 1])
+            if len(index_K) != shapes[branch.name][own.dim]:  # where the trace lost track of what was cut
+                continue
+            family.extras[f"kept_{branch.name}"] = KeptChannels(own.dim, index_K)
+
+
+def kept_channels(family: PeerFamily, student: str) -> nn.Module | None:
+    """What brings the full network's output to the channels of the branch `student`, where that is known."""
+    name = f"kept_{student}"
+    return family.extras[name] if name in family.extras else None
+
+
 def add_extras(
     family: PeerFamily, input_shape: tuple[int, int, int], *, gate: bool, features: bool, regressors: bool,
     teacher: PeerFamily | None = None,
@@ -40,8 +81,8 @@ def add_extras(
     """Give `family` a gate, where there is more than one peer, and a regressor for each stage that gets hints.
 
     Args: the images' shape; whether stages learn from `features`, by way of `regressors` or as they are; the frozen
-    `teacher` whose features they are. Raises
-    `InputError` where what looks at feature maps [B, C, H, W] would be given something else, as by a transformer.
+    `teacher` whose features they are. Raises `InputError` where what looks at feature maps [B, C, H, W] would be given
+    something else, as by a transformer.
     """
     gated = gate and family.peers > 1
     pairs = feature_pairs(family, taught=teacher is not None) if features else []

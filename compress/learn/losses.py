@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TINY = 1e-12
+
 
 def cross_entropies(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     """Each peer's cross-entropy CE(z_i, Y), mean over the batch; float32 [P]."""
@@ -157,6 +159,17 @@ def attention_distance(student_BSHW: Tensor, teacher_BTHW: Tensor) -> Tensor:
         for output_BCHW in (student_BSHW, teacher_BTHW.detach())
     ]
     return F.mse_loss(maps[0], maps[1])
+
+
+def channel_distance(student_BX: Tensor, teacher_BX: Tensor) -> Tensor:
+    """How far a peer's stage is from the very channels that it was cut from, as a share of their size; scalar.
+
+        mean (F_S − F_T)² / mean F_T²,  F_T the kept channels of the trained network's output, detached
+
+    As FitNets' hint without a regressor: a cut network's channels are those of the full one.
+    """
+    teacher_BX = teacher_BX.detach()
+    return F.mse_loss(student_BX, teacher_BX) / teacher_BX.square().mean().clamp(min=TINY)
 
 
 def pooled_distance(exit_BC: Tensor, deepest_BC: Tensor) -> Tensor:

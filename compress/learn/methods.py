@@ -112,6 +112,20 @@ def _attention(forward: Forward) -> Tensor:
     return _over_pairs(forward, lambda _, its, wide: attention_distance(its, wide))
 
 
+def _channels(forward: Forward) -> Tensor:
+    """Each stage's channels against the same ones of the frozen teacher's."""
+    from wmlc.compress.learn.extras import feature_pairs, kept_channels
+    from wmlc.compress.learn.losses import channel_distance
+
+    assert forward.teacher is not None
+    terms = [forward.logits_PBC.new_zeros(())]
+    for own, stage in feature_pairs(forward.family, taught=True):
+        if kept := kept_channels(forward.family, own.name):
+            wanted = kept(forward.teacher.outputs[stage])
+            terms.append(channel_distance(forward.outputs[own.name].float(), wanted.float()))
+    return _total(terms)
+
+
 def _over_pairs(forward: Forward, distance: Callable[[str, Tensor, Tensor], Tensor]) -> Tensor:
     """Σ over the stages that learn from the frozen teacher's, or else from the largest peer's own.
 
@@ -150,6 +164,7 @@ class FeatureTerm:
     weight: float  # by default, of a mean of squares
     loss: Callable[[Forward], Tensor]
     regressors: bool = False  # 1 × 1 convolutions bring a student's channels to its teacher's
+    of_start: bool = False  # a frozen start's stages teach, and no peer's can
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,7 @@ class Method:
     start_alpha: float | None = None  # and from a trained start, where that differs
     start_temperature: float | None = None
     start_share: str | None = None
+    start_features: str = "none"  # that a frozen start's stages teach by
     join: str = "mean"  # of its peers' gradients, what a shared stage gets
     reweighs: bool = False  # ω is learned
     teacher: str = "none"  # what a trained start does besides being cut, unless that is asked for
@@ -186,10 +202,12 @@ METHODS = {
     "wml": Method(  # weighted mutual learning
         _mutual, alpha=0.1, temperature=1.0, reweighs=True, teacher="frozen", sources=True,
         start_alpha=0.5, start_temperature=2.0, start_share="none",
+        start_features="channels",
     ),
     "wml-p": Method(  # the same with fixed, equal weights
         _mutual, alpha=0.1, temperature=1.0, teacher="frozen", sources=True,
         start_alpha=0.5, start_temperature=2.0, start_share="none",
+        start_features="channels",
     ),
     "dml": Method(_deep_mutual, share="none", temperature=1.0),  # deep mutual learning
     "one": Method(  # on-the-fly native ensemble
@@ -212,12 +230,13 @@ ALONE = METHODS["independent"]  # how a baseline is trained
 FEATURE_TERMS = {  # of --feature-loss
     "hints": FeatureTerm(100.0, _hints, regressors=True),
     "attention": FeatureTerm(1000.0, _attention),
+    "channels": FeatureTerm(0.3, _channels, of_start=True),
 }
 
 
-def feature_term(method: Method, feature_loss: str) -> FeatureTerm | None:
+def feature_term(method: Method, feature_loss: str | None) -> FeatureTerm | None:
     """The method's own term, or the one that was chosen; None for `feature_loss` none."""
-    return method.features or FEATURE_TERMS.get(feature_loss)
+    return method.features or FEATURE_TERMS.get(feature_loss or "none")
 
 
 def train_loss(forward: Forward, config: TrainConfig, method: Method) -> Tensor:

@@ -6,6 +6,7 @@ do not depend; a tensor has one for each way its channels run.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 
@@ -125,11 +126,13 @@ class Labels:
         names = {self._name_of(int(plane.flatten()[0])) for plane in planes}
         return names.pop() if len(names) == 1 else None
 
+    def place_of(self, label: int) -> tuple[str, int, int]:
+        """Where a label that is not FIXED was given: the tensor's name, its dimension, the position along that."""
+        start, name, dim = self.places[bisect.bisect_right(self.places, label, key=lambda place: place[0]) - 1]
+        return name, dim, label - start
+
     def _name_of(self, label: int) -> str | None:
-        if label == FIXED:
-            return None
-        index = int(np.searchsorted([start for start, _, _ in self.places], label, side="right")) - 1
-        return self.places[index][1]
+        return None if label == FIXED else self.place_of(label)[0]
 
 
 def along(plane: Tensor) -> set[int]:

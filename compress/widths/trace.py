@@ -53,6 +53,17 @@ def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     return Traced(units, mode.macs, mode.other_macs, list(mode.unknown), _made(with_outputs) - _made(units))
 
 
+def labels_of_outputs(network: nn.Sequential, example: Tensor) -> tuple[Labels, dict[str, Tensor]]:
+    """The labels of a forward pass of `network`, and what each of its parts put out, by name."""
+    mode, outputs = _OnLabels(network), dict[str, Tensor]()
+    with own_modes(network), torch.no_grad(), without_fast_attention(), mode:
+        network.eval()
+        now = example
+        for name, part in network.named_children():
+            outputs[name] = now = part(now)
+    return mode.labels, outputs
+
+
 def _made(units: list[dict[tuple[str, int], list[int]]]) -> frozenset[str]:
     """The parameters that some units are rows of."""
     return frozenset(name for unit in units for name, dim in unit if dim == 0)
