@@ -212,7 +212,9 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
     if config.warmup_epochs is None:
         own["warmup_epochs"] = 0.0 if start else 1.0
     if config.reweigh_every is None:
-        own["reweigh_every"] = 10 if weigh == "sources" else 50
+        own["reweigh_every"] = 20 if weigh == "sources" else 50
+    if config.weight_lr is None:
+        own["weight_lr"] = 0.4 if weigh == "sources" else 0.1
     return own
 
 

@@ -166,9 +166,10 @@ class TrainConfig:
         group=TEACHING,
         shown="100 for hints, 1000 for attention, 0.3 for channels",
     )
-    weight_lr: float = setting(  # η
-        0.1, "Step of the mirror descent on the peer weights.", role="family", group=TEACHING
-    )
+    weight_lr: float | None = setting(  # η
+        None, "Step of the mirror descent on the weights; for sources, scaled to the gradient's size.",
+        role="family", group=TEACHING, shown="0.1; 0.4 for sources",
+    )  # fmt: skip
     weigh: str | None = setting(
         None, "What is weighed: peers, as in the paper, each one's loss and teaching by one weight; or sources, of "
         "what each peer learns from: the labels, the start, every other peer.",
@@ -176,7 +177,7 @@ class TrainConfig:
     )  # fmt: skip
     reweigh_every: int | None = setting(
         None, "Training steps between two updates of the peer weights.", role="family", group=TEACHING,
-        shown="50; 10 for sources",
+        shown="50; 20 for sources",
     )  # fmt: skip
 
     finetune_epochs: int | None = setting(

@@ -226,12 +226,12 @@ def _reweigh(
             temperature=temperature, inner_lr=lr, autocast=device.autocast,
         )  # fmt: skip
         if bool(gradient_SP.isfinite().all()):
-            teaching_SP = source_step(teaching_SP, gradient_SP, config.weight_lr)
+            teaching_SP = source_step(teaching_SP, gradient_SP, config.weight_lr or 0.0)
     if not bool(gradient_P.isfinite().all()):
         raise InputError(
             f"the gradient of the peer weights is not finite at lr {lr:.3g}; lower --lr or raise --warmup-epochs"
         )
-    return mirror_step(weight_P, gradient_P, config.weight_lr), teaching_SP
+    return mirror_step(weight_P, gradient_P, config.weight_lr or 0.0), teaching_SP
 
 
 def _cosine(share: float) -> float:
