@@ -131,17 +131,8 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
 def _settled_for(config: TrainConfig, method: str) -> TrainConfig:
     """The same settings with another method, and with what that one has of its own."""
     theirs = (
-        "share",
-        "join",
-        "alpha",
-        "temperature",
-        "teacher",
-        "weigh",
-        "weight_lr",
-        "reweigh_every",
-        "as_long_as",
-        "steps",
-    )
+        "share", "join", "alpha", "temperature", "teacher", "weigh", "weight_lr", "reweigh_every", "as_long_as", "steps",
+    )  # fmt: skip
     ours = ("finetune_epochs", "finetune_lr", "feature_loss", "feature_weight", "reuse_teacher")
     unset = {field.name: field.default for field in dataclasses.fields(config) if field.name in theirs + ours}
     kept = {"reuse_teacher": config.reuse_teacher} if METHODS[method].sources and config.start is not None else {}
