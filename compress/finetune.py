@@ -14,7 +14,7 @@ from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import ALONE, METHODS, Forward, Method, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import make_optimizer
-from wmlc.compress.prepare import Prepared, cut_before_training, cut_by_magnitude, family_of_one
+from wmlc.compress.prepare import Prepared, cut_anew, cut_before_training, family_of_one
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
@@ -31,10 +31,9 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, epochs=config.finetune_epochs, lr=config.finetune_lr, warmup_epochs=0.0)
 
 
-def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, device: Device) -> Prepared:
+def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
-    trained = dataclasses.replace(prepared.made, network=load_stages(baseline).to(device.name))
-    return cut_by_magnitude(trained, prepared.scored, config)
+    return cut_anew(prepared, load_stages(baseline).to(device.name), config, data)
 
 
 def cut_peers(prepared: Prepared) -> PeerFamily:

@@ -236,7 +236,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         if method.cuts_trained:
             if trains_baseline:
                 train_baseline(work)
-            cut = cut_trained(prepared, run.network(BASELINE), config, device)
+            cut = cut_trained(prepared, run.network(BASELINE), config, data, device)
             state = train_family(cut_peers(cut), of_second_half(config), work)
             state.seconds += read_spec(run.network(BASELINE)).about.seconds or 0.0
             save_peers(run, cut, config, data, peers, state, device)
