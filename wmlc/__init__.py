@@ -39,8 +39,8 @@ def family(
 
     Each loses so much of its MACs for an image (or of its params, `ratio_of`): every group of channels that hang
     together loses the same share, those of least magnitude over all layers that make or read them (Fang et al.,
-    CVPR 2023), down to a multiple of `divisor` channels. With `rank="random"` they are of no order, as a control: it
-    is drawn from torch's own generator, so that `torch.manual_seed` repeats it. A group is cut only where that is proven exact
+    CVPR 2023), down to a multiple of `divisor` channels. `rank="random"` lets random ones go instead, as a control
+    (`torch.manual_seed` repeats which). A group is cut only where that is proven exact
     (`wmlc.compress.widths.proof`), and is left whole otherwise. The copies are of the network's own class, on its
     device and in its mode, share no tensor with it, and are saved by `torch.save(peer.state_dict(), …)`; only what
     sizes the layers has changed. Batch norm's statistics are of the full network: train, or run some images in
