@@ -130,6 +130,9 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(
             f"{config.method} has an exit at each stage and cuts nothing; leave out ratios, got {list(config.ratios)}"
         )
+    for name in ("rank", "budget"):
+        if method.exits and getattr(config, name) is not None:
+            raise InputError(f"{config.method} has an exit at each stage and cuts nothing; leave out {name}")
     ratios = tuple(sorted(config.ratios or method.ratios, reverse=True))  # the smallest peer first
     if len(ratios) > MAX_PEERS or not all(0 <= ratio < 1 for ratio in ratios):
         raise InputError(

@@ -13,7 +13,7 @@ from torch import nn
 from wmlc.compress.config import sharing
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
-from wmlc.compress.prepare import Prepared, asked_of
+from wmlc.compress.prepare import Prepared, asked_of, budget_of, rank_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
@@ -85,9 +85,10 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
         ]
         for p in peers
     ]  # fmt: skip
+    cuts = "" if METHODS[config.method].exits else f", rank {rank_of(config)}, budget {budget_of(config)}"
     say(
         f"{config.arch}, {config.method}: ratios of {config.ratio_of}, channels in multiples of {config.divisor}, "
-        f"--share {sharing(config)}" + (f", --trunk-ratio {config.trunk_ratio:g}" if config.trunk_ratio else "")
+        f"--share {sharing(config)}" + f", --trunk-ratio {config.trunk_ratio:g}" * bool(config.trunk_ratio) + cuts
     )
     Table(["peer", "asked", "got", "params", "MACs", "of full", *stages], rows).show()
     say("channels a stage (* shared): narrowest-widest layer")

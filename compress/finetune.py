@@ -13,7 +13,7 @@ from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.teacher import Teacher
 from wmlc.compress.learn.train import reweighs_at, steps_of
-from wmlc.compress.prepare import Prepared, cut_before_training, cut_by_magnitude, family_of_one
+from wmlc.compress.prepare import Prepared, cut_anew, cut_before_training, family_of_one
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import note, say
 from wmlc.data import Data
@@ -30,10 +30,9 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, epochs=epochs, lr=config.finetune_lr, warmup_epochs=0.0)
 
 
-def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, device: Device) -> Prepared:
+def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
-    trained = dataclasses.replace(prepared.made, network=load_stages(baseline).to(device.name))
-    return cut_by_magnitude(trained, prepared.scored, config)
+    return cut_anew(prepared, load_stages(baseline).to(device.name), config, data)
 
 
 def trained_part(prepared: Prepared, config: TrainConfig) -> PeerFamily:
@@ -131,7 +130,8 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
 def _settled_for(config: TrainConfig, method: str) -> TrainConfig:
     """The same settings with another method, and with what that one has of its own."""
     theirs = (
-        "share", "join", "alpha", "temperature", "teacher", "weigh", "weight_lr", "reweigh_every", "as_long_as", "steps",
+        "share", "join", "alpha", "temperature", "teacher", "weigh", "weight_lr", "reweigh_every",
+        "as_long_as", "steps",
     )  # fmt: skip
     ours = ("finetune_epochs", "finetune_lr", "feature_loss", "feature_weight", "reuse_teacher")
     unset = {field.name: field.default for field in dataclasses.fields(config) if field.name in theirs + ours}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,13 +19,15 @@ from wmlc.compress.widths.choose import (
     Asked,
     PeerWidths,
     Scored,
-    choose_by_magnitude,
+    budgeted_by,
     choose_widths,
-    ranked_by_magnitude,
+    ranked_by,
     score_channels,
 )
+from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.errors import InputError
@@ -35,6 +38,8 @@ from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
 from wmlc.records import Branch, DataRecord
 from wmlc.settings import TrainConfig
+
+TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024
 
 
 class Images(Protocol):
@@ -74,23 +79,19 @@ class Made:
 def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
-    Of a trained start the channels with the largest weights stay. A method that cuts the trained network gets the
-    widths that it will have, which do not depend on the weights; which channels stay is chosen after training
-    (`finetune.cut_trained`).
+    A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
+    that it starts with; which channels stay is chosen after training (`cut_anew`).
     """
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
-    full, stages = made.network, list(dict(made.network.named_children()))
-    graph = read_channels(full, record.input_shape)
-    images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if record.small else 32), epoch=0)))
-    scores = parameter_saliency(full, images, labels, config.saliency)
-    scored = score_channels(graph, scores, config.saliency, stages)
+    scored = _scored(made, config, data)
     if method.exits:
-        family = build_exits(full, record.input_shape).to(device.name)
+        family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
-        return Prepared(full, scored, widths, family, made)
+        return Prepared(made.network, scored, widths, family, made)
+    scored = _ranked(scored, made.network, config, data, made.fitted is not None)
     if method.cuts_trained:
-        return cut_by_magnitude(made, scored, config)
+        return _cut_apart(made, scored, config)
     return cut_before_training(made, scored, config, record, device)
 
 
@@ -99,8 +100,6 @@ def cut_before_training(
 ) -> Prepared:
     """Peers cut from the full network before their first step, joined along the sharing tree."""
     full, method, stages = made.network, METHODS[config.method], scored.stages
-    if made.fitted is not None:
-        scored = ranked_by_magnitude(scored, full)
     asked = asked_of(config)
     widths = choose_widths(scored, asked)
     if made.fitted is not None and config.epochs and (alike := twins(widths)):
@@ -151,16 +150,74 @@ def make_full(
     return Made(staged.network, staged, fitted)
 
 
-def asked_of(config: TrainConfig) -> Asked:
-    """What a run's settings say of its peers."""
-    return Asked(config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio)
+def cut_anew(prepared: Prepared, trained: nn.Sequential, config: TrainConfig, data: Images) -> Prepared:
+    """`prepared` with the peers cut from its full network as it is once `trained`: of the same widths."""
+    made = replace(prepared.made, network=trained)
+    return _cut_apart(made, _ranked(prepared.scored, trained, config, data, True), config)
 
 
-def cut_by_magnitude(made: Made, scored: Scored, config: TrainConfig) -> Prepared:
-    """Peers cut from the full network by the magnitude of its weights, trained or not; they share nothing."""
-    widths = choose_by_magnitude(made.network, scored, asked_of(config))
+def _cut_apart(made: Made, scored: Scored, config: TrainConfig) -> Prepared:
+    """Peers cut from the full network, trained or not, that share nothing and are to be trained one by one."""
+    widths = choose_widths(scored, asked_of(config))
     tree = sharing_tree(len(widths), scored.stages, sharing(config))
     return Prepared(made.network, scored, widths, build_family(made.network, scored.graph.groups, widths, tree), made)
+
+
+def asked_of(config: TrainConfig) -> Asked:
+    """What a run's settings say of its peers."""
+    return Asked(
+        config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio,
+        uniform=budget_of(config) == "uniform",
+    )  # fmt: skip
+
+
+def budget_of(config: TrainConfig) -> str:
+    """The value of `--budget` in force."""
+    return config.budget or ("uniform" if METHODS[config.method].cuts_trained else config.saliency)
+
+
+def rank_of(config: TrainConfig) -> str:
+    """The value of `--rank` in force; a saliency's name where weights are random and none was asked for."""
+    trained = config.start is not None or METHODS[config.method].cuts_trained
+    return config.rank or ("magnitude" if trained else config.saliency)
+
+
+def _scored(made: Made, config: TrainConfig, data: Images) -> Scored:
+    """The channel graph of the full network, with what its layers are worth to the budget in force.
+
+    The channels are in the saliency's order so far. Uniform budgets ask for nothing: layers are worth the saliency's.
+    """
+    full, stages, small = made.network, list(dict(made.network.named_children())), data.record.small
+    graph = read_channels(full, data.record.input_shape)
+    images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if small else 32), epoch=0)))
+
+    def by_saliency(kind: str) -> Scored:
+        return score_channels(graph, parameter_saliency(full, images, labels, kind), kind, stages)
+
+    scored, budget = by_saliency(config.saliency), budget_of(config)
+    if budget == "taylor":
+        return budgeted_by(scored, _taylor(graph, full, config, data, made.fitted is not None))
+    if budget in (config.saliency, "uniform"):
+        return scored
+    return replace(scored, layer_importance=by_saliency(budget).layer_importance)
+
+
+def _ranked(scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> Scored:
+    """`scored`, its channels in the order of the rank in force, by the weights of `network`, `trained` or not."""
+    graph, rank = scored.graph, rank_of(config)
+    if rank == "magnitude":
+        return ranked_by(scored, group_magnitude(network, graph))
+    if rank == "taylor":
+        return ranked_by(scored, _taylor(graph, network, config, data, trained))
+    if rank == "random":
+        return ranked_by(scored, random_scores(graph, torch.Generator().manual_seed(config.seed)))
+    return scored
+
+
+def _taylor(graph: ChannelGraph, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> list[Tensor]:
+    """First-order Taylor of each unit over a few training batches, the same for every call."""
+    batches = data.train_batches(min(config.batch_size, 128 if data.record.small else 32), epoch=0)
+    return group_taylor(network, graph, itertools.islice(batches, TAYLOR_BATCHES), trained)
 
 
 def family_of_one(full: nn.Sequential) -> PeerFamily:

@@ -245,7 +245,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         if method.cuts_trained:
             if trains_baseline:
                 train_baseline(work)
-            cut = cut_trained(prepared, run.network(BASELINE), config, device)
+            cut = cut_trained(prepared, run.network(BASELINE), config, data, device)
             state, unpruned = train_family(cut, work), read_spec(run.network(BASELINE)).about
             state.seconds += unpruned.seconds or 0.0
             state.training_macs += unpruned.training_macs or 0.0

@@ -23,12 +23,13 @@ from wmlc.compress.widths.choose import (
     OutOfReachError,
     PeerWidths,
     choose_widths,
-    ranked_by_magnitude,
+    ranked_by,
     score_channels,
 )
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import sharing_tree
 from wmlc.export.to_onnx import export_onnx
@@ -113,7 +114,9 @@ def widths(made: Made) -> tuple[str, list[PeerWidths]]:
     """Of two peers that share a stage, the smaller one without about half of the MACs: which stage, and what they keep."""
     stages = list(dict(made.staged.network.named_children()))
     scores = parameter_saliency(made.staged.network, made.images(4), torch.tensor([3, 1, 0, 1]), "snip")
-    scored = ranked_by_magnitude(score_channels(made.graph, scores, "snip", stages), made.staged.network)
+    scored = ranked_by(
+        score_channels(made.graph, scores, "snip", stages), group_magnitude(made.staged.network, made.graph)
+    )
     return stages[0], choose_widths(scored, Asked((made.kind.ratio, 0.0), stages[0], "macs"))
 
 

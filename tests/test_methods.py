@@ -33,7 +33,8 @@ from wmlc.compress.learn.losses import (
 from wmlc.compress.learn.methods import METHODS, Forward, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.prepare import Prepared, prepare
-from wmlc.compress.widths.choose import Asked, choose_by_magnitude
+from wmlc.compress.widths.choose import Asked, choose_widths, ranked_by
+from wmlc.compress.widths.rank import group_magnitude
 from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.run import data_config
@@ -313,7 +314,8 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
     with torch.no_grad():
         for place in (place for place in group.places if place.tensor.endswith("weight")):
             network.get_parameter(place.tensor).movedim(place.dim, 0)[loud] *= 10
-    (cut,) = choose_by_magnitude(network, net.scored, Asked((0.7,), "none", "params"))
+    scored = ranked_by(net.scored, group_magnitude(network, net.scored.graph))
+    (cut,) = choose_widths(scored, Asked((0.7,), "none", "params", uniform=True))
     assert set(loud) <= set(cut.kept[group.root].tolist()) < set(range(16))
     assert cut.achieved_ratio == pytest.approx(0.7, abs=0.02)
 

@@ -77,8 +77,9 @@ def test_the_channels_that_stay_are_those_of_the_largest_weights() -> None:
         ((1.0,), {}, "ratios must be numbers from 0 up to, not including, 1, got [1.0]"),
         ((), {}, "ratios must be numbers from 0 up to"),
         ((0.5,), {"ratio_of": "flops"}, "ratio_of must be params or macs, got 'flops'"),
+        ((0.5,), {"rank": "taylor"}, "rank must be magnitude or random, got 'taylor'"),
         ((0.5,), {"divisor": 0}, "divisor must be at least 1, got 0"),
-        ((0.999,), {}, "a uniform cut reaches"),
+        ((0.999,), {}, "peer 1 cannot lose 100% of its macs: it reaches"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(ratios: tuple[float, ...], changes: dict[str, object], words: str) -> None:

@@ -32,13 +32,15 @@ def load(directory: str | Path, factory: Callable[..., Any] | None = None) -> nn
 
 
 def family(
-    network: nn.Module, example: Tensor, ratios: Sequence[float], *, ratio_of: str = "macs", divisor: int = 8
-) -> list[nn.Module]:
+    network: nn.Module, example: Tensor, ratios: Sequence[float], *, ratio_of: str = "macs", divisor: int = 8,
+    rank: str = "magnitude",
+) -> list[nn.Module]:  # fmt: skip
     """Dense, physically smaller copies of a network, one a ratio, to be trained by a loop of your own.
 
     Each loses so much of its MACs for an image (or of its params, `ratio_of`): every group of channels that hang
     together loses the same share, those of least magnitude over all layers that make or read them (Fang et al.,
-    CVPR 2023), down to a multiple of `divisor` channels. A group is cut only where that is proven exact
+    CVPR 2023), down to a multiple of `divisor` channels. `rank="random"` lets random ones go instead, as a control
+    (`torch.manual_seed` repeats which). A group is cut only where that is proven exact
     (`wmlc.compress.widths.proof`), and is left whole otherwise. The copies are of the network's own class, on its
     device and in its mode, share no tensor with it, and are saved by `torch.save(peer.state_dict(), …)`; only what
     sizes the layers has changed. Batch norm's statistics are of the full network: train, or run some images in
@@ -50,4 +52,4 @@ def family(
     """
     from wmlc.compress.widths.peers import dense_peers
 
-    return dense_peers(network, example, ratios, ratio_of, divisor)
+    return dense_peers(network, example, ratios, ratio_of, divisor, rank)

@@ -110,7 +110,8 @@ class TrainConfig:
         role="family", group=FAMILY, shown="magnitude of trained weights, the saliency of random ones",
     )  # fmt: skip
     budget: str | None = setting(
-        None, "What sets each layer's loss: its snip, synflow, grasp or taylor scores; or all lose the same share.",
+        None, "How much each layer loses: the more, the less its snip, synflow, grasp or taylor scores add up to; or "
+        "uniform, every layer the same share.",
         role="family", group=FAMILY, shown="uniform for prune-finetune, else the saliency's",
     )  # fmt: skip
     share: str | None = setting(

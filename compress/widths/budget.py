@@ -47,7 +47,7 @@ def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float, c
 
 def choose_counts(
     graph: ChannelGraph,
-    importance_L: np.ndarray,
+    importance_L: np.ndarray | None,
     start_G: np.ndarray,
     free_G: np.ndarray,
     target: float,
@@ -57,9 +57,10 @@ def choose_counts(
 ) -> tuple[np.ndarray, float]:
     """Channels of each group so that the network's `unit` ("params" or "macs") comes to `target`.
 
-    Starts at `start_G` channels and cuts only the groups marked in `free_G`, to multiples of `divisor`
-    (or leaves them as they are). With `measured_L` the target is about those layers alone. Returns
-    the counts, int [G], and the least `unit` that the cap P_UP lets the network come to, before rounding.
+    What a layer loses falls with its importance; without any given, all groups lose the same share. Starts at
+    `start_G` channels and cuts only the groups marked in `free_G`, to multiples of `divisor` (or leaves them as they
+    are). With `measured_L` the target is about those layers alone. Returns the counts, int [G], and the least `unit`
+    that the cap P_UP lets the network come to, before rounding.
     """
     where_L = np.ones(len(graph.layers), dtype=bool) if measured_L is None else measured_L
 
@@ -68,7 +69,10 @@ def choose_counts(
             return graph.size(counts_G, unit)
         return graph.layer_sizes(counts_G, unit)[..., where_L].sum(-1)
 
-    rate_G = _rates(graph, importance_L, start_G, free_G, size(start_G) - target, unit, where_L)
+    if importance_L is None:
+        rate_G = free_G.astype(float)
+    else:
+        rate_G = _rates(graph, importance_L, start_G, free_G, size(start_G) - target, unit, where_L)
     # Where the layers that the budgets press hardest reach their cap too early for the others to make
     # up for it, lean towards one common rate, under which every layer can reach its cap.
     for lean in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -79,20 +83,6 @@ def choose_counts(
             break
     counts_G = _bisect(path, size, target)
     return _round(graph, counts_G, start_G, free_G, size, target, divisor), reach
-
-
-def uniform_counts(graph: ChannelGraph, target: float, unit: str, divisor: int) -> tuple[np.ndarray, float]:
-    """Channels of each group when all lose the same share, so that the network's `unit` comes to `target`.
-
-    Returns the counts, int [G], multiples of `divisor` or untouched, and the least `unit` that the cap P_UP allows.
-    """
-    full_G, free_G = graph.full, np.ones(len(graph.groups), dtype=bool)
-    path = _fill(graph, full_G, np.ones(len(graph.groups)))[:2]  # until the first layer is at its cap
-
-    def size(counts_G: np.ndarray) -> Any:
-        return graph.size(counts_G, unit)
-
-    return _round(graph, _bisect(path, size, target), full_G, free_G, size, target, divisor), size(path[-1])
 
 
 def _rates(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmlc.compress.widths.budget import P_UP, choose_counts, uniform_counts
+from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance
-from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -34,10 +34,10 @@ class PeerWidths:
 
 @dataclass(frozen=True)
 class Scored:
-    """A channel graph with its saliency: all that the choice of widths needs, computed once."""
+    """A channel graph with what its layers and channels are worth: all that the choice of widths needs."""
 
     graph: ChannelGraph
-    layer_importance: np.ndarray  # [L], positive, relative
+    layer_importance: np.ndarray  # [L], positive, relative; what budgets fall with, unless they are uniform
     channel_rank: list[Tensor]  # per group, units from most to least important
     stages: list[str]
 
@@ -51,6 +51,7 @@ class Asked:
     ratio_of: str  # "params" or "macs"
     divisor: int = 1  # of the channels that a cut layer keeps
     trunk_ratio: float = 0.0  # cut off every stage that more than one peer uses, before anything else
+    uniform: bool = False  # every group loses the same share, whatever its layers are worth
 
 
 class OutOfReachError(InputError):
@@ -58,12 +59,37 @@ class OutOfReachError(InputError):
 
 
 def score_channels(graph: ChannelGraph, scores: dict[str, Tensor], kind: str, stages: list[str]) -> Scored:
-    """Layer importances (the sum of a layer's scores, relative) and the order of channels in each group."""
-    sums = np.array([float(scores[layer.tensor].double().sum().abs()) for layer in graph.layers])
-    relative = sums / sums.sum() if sums.sum() > 0 else np.ones_like(sums)
-    relative = np.maximum(relative, 1e-6)  # a layer without any score would take the whole budget
+    """Layers and channels by the saliency `scores` of their parameters, of that `kind`."""
+    sums = [float(scores[layer.tensor].double().sum().abs()) for layer in graph.layers]
     channels = channel_importance(graph, importance(scores, kind))
-    return Scored(graph, relative, [torch.argsort(c, descending=True, stable=True) for c in channels], stages)
+    return Scored(graph, _relative(sums), _best_first(channels), stages)
+
+
+def ranked_by(scored: Scored, scores: Sequence[Tensor]) -> Scored:
+    """`scored`, the channels of each group in the order of their `scores` [units]."""
+    return replace(scored, channel_rank=_best_first(scores))
+
+
+def budgeted_by(scored: Scored, scores: Sequence[Tensor]) -> Scored:
+    """`scored`, a layer being worth what the units are that make its rows, by their `scores` [units], per group.
+
+    A unit goes from all layers that make it at once, so that its whole score counts for each of them. A layer whose
+    rows stay, as the one that makes the logits, is worth the units that it reads.
+    """
+    graph = scored.graph
+    total_G = np.array([float(own.double().sum()) for own in scores])
+    made_L, read_L = (graph.rows > 0) @ total_G, (graph.columns > 0) @ total_G
+    return replace(scored, layer_importance=_relative(np.where((graph.rows > 0).any(1), made_L, read_L)))
+
+
+def _relative(sums: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Adding up to 1; a layer worth nothing would take the whole budget, so that none is."""
+    sums = np.asarray(sums, dtype=float)
+    return np.maximum(sums / sums.sum() if sums.sum() > 0 else np.ones_like(sums), 1e-6)
+
+
+def _best_first(scores: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.argsort(own.cpu(), descending=True, stable=True) for own in scores]
 
 
 def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[PeerWidths]:
@@ -78,41 +104,13 @@ def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[Pee
         ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
         if reach < ratio - TOLERANCE:
             trunk = f" --trunk-ratio {asked.trunk_ratio:g}" if asked.trunk_ratio else ""
+            under = f" under --share {asked.share}{trunk}" if scored.stages else ""
             raise OutOfReachError(
-                f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of} under --share {asked.share}{trunk}: it "
+                f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of}{under}: it "
                 f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
                 + (_advice(scored, asked) if advise else "ask for less")
             )
     return [_widths(scored, own, ratio, asked.ratio_of) for own, ratio in zip(counts, asked.ratios, strict=True)]
-
-
-def ranked_by_magnitude(scored: Scored, network: nn.Module) -> Scored:
-    """`scored`, the order of channels being that of the group magnitude of `network`'s weights."""
-    magnitudes = group_magnitude(network, scored.graph)
-    return replace(scored, channel_rank=[torch.argsort(m, descending=True, stable=True) for m in magnitudes])
-
-
-def choose_by_magnitude(network: nn.Module, scored: Scored, asked: Asked) -> list[PeerWidths]:
-    """One-shot pruning of the trained `network`, as torch-pruning's users do it.
-
-    Every group loses the same share of its channels, those of least group magnitude, until the peer has lost its ratio
-    of params or macs.
-
-    The widths do not depend on the weights, so an untrained network gives the widths to come. Raises
-    `OutOfReachError` where the cap on a layer allows less.
-    """
-    graph, unit, ranked = scored.graph, asked.ratio_of, ranked_by_magnitude(scored, network)
-    widths = []
-    for ratio in asked.ratios:
-        full = getattr(graph, unit)
-        counts_G, least = uniform_counts(graph, (1 - ratio) * full, unit, asked.divisor) if ratio else (graph.full, 0.0)
-        if 1 - least / full < ratio - TOLERANCE:
-            raise OutOfReachError(
-                f"a uniform cut reaches {1 - least / full:.1%} of the {unit}, and {ratio:.0%} was asked for "
-                f"(no layer may lose more than {P_UP:.0%}); ask for less"
-            )
-        widths.append(_widths(ranked, counts_G, ratio, unit))
-    return widths
 
 
 def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list[float]]:
@@ -138,6 +136,7 @@ def _counts_of_one(
     Args: the stage copies that the peer goes through, and the counts of those that a larger peer goes through too.
     """
     graph, unit = scored.graph, asked.ratio_of
+    importance_L = None if asked.uniform else scored.layer_importance
     counts_G = graph.full
     free_G = np.ones(len(graph.groups), dtype=bool)
     trunk_G = np.zeros(len(graph.groups), dtype=bool)
@@ -151,13 +150,13 @@ def _counts_of_one(
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
         counts_G, _ = choose_counts(
-            graph, scored.layer_importance, counts_G, trunk_G & free_G, target, unit, asked.divisor, measured_L
+            graph, importance_L, counts_G, trunk_G & free_G, target, unit, asked.divisor, measured_L
         )
     full = getattr(graph, unit)
     target = (1 - ratio) * full
     if graph.size(counts_G, unit) <= target:  # a ratio of 0, or the trunk has given enough
         return counts_G, ratio
-    counts_G, least = choose_counts(graph, scored.layer_importance, counts_G, free_G, target, unit, asked.divisor)
+    counts_G, least = choose_counts(graph, importance_L, counts_G, free_G, target, unit, asked.divisor)
     return counts_G, 1 - least / full
 
 

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from wmlc.compress.widths.choose import Asked, Scored, choose_by_magnitude
+from wmlc.compress.widths.choose import Asked, Scored, choose_widths, ranked_by
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude, random_scores
 from wmlc.errors import InputError
 
 
 def dense_peers(
-    network: nn.Module, example: Tensor, ratios: Sequence[float], ratio_of: str = "macs", divisor: int = 8
-) -> list[nn.Module]:
+    network: nn.Module, example: Tensor, ratios: Sequence[float], ratio_of: str = "macs", divisor: int = 8,
+    rank: str = "magnitude",
+) -> list[nn.Module]:  # fmt: skip
     """See `wmlc.family`, which this is."""
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise InputError(f"network must be a torch.nn.Module with parameters, got {type(network).__name__}")
@@ -27,11 +29,14 @@ def dense_peers(
         raise InputError(f"ratio_of must be params or macs, got {ratio_of!r}")
     if divisor < 1:
         raise InputError(f"divisor must be at least 1, got {divisor}")
+    if rank not in ("magnitude", "random"):
+        raise InputError(f"rank must be magnitude or random, got {rank!r}")
     channels, height, width = example.shape[-3:]
     graph = read_channels(network, (channels, height, width))
     if not graph.groups:
         why = f": {graph.left_whole[0].why}" if graph.left_whole else ""
         raise InputError(f"no channel of the network can be cut{why}")
-    scored = Scored(graph, np.ones(len(graph.layers)), [], [])
-    asked = Asked(tuple(ratios), "none", ratio_of, divisor)
-    return [cut_channels(network, graph.groups, own.kept) for own in choose_by_magnitude(network, scored, asked)]
+    scores = group_magnitude(network, graph) if rank == "magnitude" else random_scores(graph)
+    scored = ranked_by(Scored(graph, np.ones(len(graph.layers)), [], []), scores)
+    widths = choose_widths(scored, Asked(tuple(ratios), "none", ratio_of, divisor, uniform=True))
+    return [cut_channels(network, graph.groups, own.kept) for own in widths]
