@@ -42,6 +42,10 @@ def train_phase(
     if not resume:
         batches = recalibrate(family, cut, data, config.batch_size, device)
         state.training_macs += spending.forward(batches)
+        if phase == "family":
+            trials = runs.read_config(run).rate_trials
+            state.training_macs += sum(trial.training_macs for trial in trials)
+            state.seconds += sum(trial.seconds for trial in trials)
     if config.epochs == 0:
         return state
     optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)

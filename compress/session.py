@@ -40,6 +40,7 @@ from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.phase import train_phase
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
+from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
 from wmlc.console import LongWork, long_work, note, say, say_exactly
@@ -51,7 +52,7 @@ from wmlc.forms import file_name_of
 from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.models.foreign import needs_caller
-from wmlc.records import DeviceRecord, NetworkSpec, RunRecord
+from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
 
@@ -159,11 +160,13 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     data.check_test()
     if config.compile:
         check_compiler(device)
-    config = as_long_as(config, prepared, data, device)
+    config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
+    if config.lr_auto:
+        config, trials = find_rate(config, prepared, data, device)
     settings = with_absolute_paths(config)
     baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
     record = RunRecord(
-        command=command, settings=settings, device=DeviceRecord(name=device.name, bf16=device.bf16),
+        command=command, settings=settings, rate_trials=trials, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),
     )  # fmt: skip
     with new_directory(root) as aside:

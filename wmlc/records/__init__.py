@@ -40,6 +40,7 @@ from wmlc.records.training import (
     Peer,
     Phase,
     Progress,
+    RateTrial,
     RunRecord,
     StageCuts,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "Profile",
     "Progress",
     "Provenance",
+    "RateTrial",
     "Record",
     "Row",
     "RunRecord",

@@ -117,11 +117,23 @@ class DeviceRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateTrial(Record):
+    """A short training at one learning rate, of `--lr auto`."""
+
+    lr: Positive
+    steps: Size
+    held_out_loss: float | None  # mean over peers; None: it did not stay finite
+    training_macs: Amount
+    seconds: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord(Provenance):
     """config.json: what a run was started with, and on what."""
 
     command: str
     settings: TrainConfig
+    rate_trials: list[RateTrial] = field(default_factory=list)  # whose cost is part of the run's
     device: DeviceRecord
     threads: Size
     schema_version: Version = SCHEMA

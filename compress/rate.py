@@ -1,0 +1,99 @@
+"""`--lr auto`: a peak learning rate found by short trials, which the run pays for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from wmlc.compress.finetune import affordable_steps, planned_macs, spending_of, teacher_of, trained_part
+from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.methods import METHODS
+from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.recalibrate import recalibrate
+from wmlc.compress.learn.state import TrainState
+from wmlc.compress.learn.teacher import losses_of_those_who_teach
+from wmlc.compress.learn.train import fit, make_optimizer, steps_of
+from wmlc.compress.prepare import Prepared
+from wmlc.console import progress, say
+from wmlc.data import Data
+from wmlc.errors import InputError
+from wmlc.records import RateTrial
+from wmlc.settings import TrainConfig
+
+RATES = (0.01, 0.03, 0.1)
+SHARE = 0.05  # of a run's steps, for each trial
+LEAST = 10  # steps of a trial: fewer tell noise
+HELD_OUT = 1024  # images that a trial is judged by
+
+
+def find_rate(
+    config: TrainConfig, prepared: Prepared, data: Data, device: Device
+) -> tuple[TrainConfig, list[RateTrial]]:
+    """`config` with the rate whose trial ended best, and with as many steps fewer as the trials cost.
+
+    A trial is the run in small: the same method from the same cut, its whole schedule in a twentieth of the steps, and
+    the mean of the peers' cross-entropies on held-out images afterwards. Raises `InputError` for a run so short that
+    trials would be most of it.
+    """
+    total = steps_of(config, data.train_steps(config.batch_size))
+    steps = max(LEAST, round(SHARE * total))
+    if 2 * len(RATES) * steps > total:
+        raise InputError(
+            f"--lr auto tries {len(RATES)} rates for {LEAST} steps or more each, and this run has {total}; pass a rate"
+        )
+    part = trained_part(prepared, config)
+    budget = planned_macs(part, prepared, config, data)
+    trials = []
+    with progress("learning rates", len(RATES) * steps) as advance:
+        for rate in RATES:
+            own = dataclasses.replace(config, lr=rate, steps=steps)
+            trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
+    best = min(trials, key=lambda trial: math.inf if trial.held_out_loss is None else trial.held_out_loss)
+    if best.held_out_loss is None:
+        raise InputError(f"no rate of {', '.join(f'{rate:g}' for rate in RATES)} keeps the loss finite; pass --lr")
+    left = budget - sum(trial.training_macs for trial in trials)
+    remaining = affordable_steps(left, part, prepared, config, data)
+    say(_in_words(trials, best, remaining, total))
+    return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
+
+
+def _in_words(trials: Sequence[RateTrial], best: RateTrial, remaining: int, total: int) -> str:
+    losses = ", ".join(f"{trial.lr:g} {_shown(trial.held_out_loss)}" for trial in trials)
+    return (
+        f"learning rate {best.lr:g}: held-out losses after {best.steps} steps at {losses}; {remaining:,} of {total:,} "
+        "steps are left"
+    )
+
+
+def _shown(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
+
+
+def _trial(
+    family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, device: Device,
+    advance: Callable[[int], None],
+) -> RateTrial:  # fmt: skip
+    """One short run."""
+    start, spending = time.perf_counter(), spending_of(family, prepared, config, data)
+    cut = set(range(1, family.peers + 1))
+    state = TrainState("family", peer_weights=[1 / family.peers] * family.peers)
+    macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+    teacher, loss = teacher_of(prepared, config, device), math.nan
+    try:
+        fit(
+            family, make_optimizer(family, config), data, config, METHODS[config.method], state, device, teacher,
+            spending, lambda _: None, lambda *_: advance(1),
+        )  # fmt: skip
+    except InputError:
+        pass
+    else:
+        macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+        held_out = data.held_out_batch(HELD_OUT, 0)
+        loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())
+    return RateTrial(
+        lr=config.lr, steps=config.steps or 0, held_out_loss=loss if math.isfinite(loss) else None,
+        training_macs=macs + state.training_macs, seconds=round(time.perf_counter() - start, 1),
+    )  # fmt: skip
