@@ -25,7 +25,7 @@ def separation(sets: Sequence[Comparable]) -> str | None:
     if len(sets) < 2:
         return None
     differing = []
-    for words in sets[0].settings:
+    for words in [words for words in sets[0].settings if all(words in each.settings for each in sets)]:
         values = list(dict.fromkeys(in_words(each.settings[words]) for each in sets))
         if len(values) > 1:
             differing.append(f"{words} ({' / '.join(values)})")

@@ -73,32 +73,6 @@ def _wanted(which: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(which)) or list(FIGURES)
 
 
-def differences(runs: Sequence[TrainedRun]) -> list[str]:
-    """In which of data, training images, network and epochs the runs differ."""
-    facts = [_facts(run) for run in runs]
-    return [name for name in facts[0] if len({its[name] for its in facts}) > 1]
-
-
-def _facts(run: TrainedRun) -> dict[str, str]:
-    data, epochs = run.family.data, str(run.family.epochs)
-    name = data.name if data.name != "imagefolder" else f"imagefolder of {len(data.class_names)} classes"
-    return {"arch": run.family.arch, "data": name, "train_images": f"{data.train:,}", "epochs": epochs}
-
-
-def labelled(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> Groups:
-    """The runs by configuration as `alike` names them; data, network and epochs are told where they differ."""
-    differing = differences(runs)
-    if "data" in differing:  # the numbers of images then differ too, and tell no more
-        differing = [name for name in differing if name != "train_images"]
-    groups: Groups = {}
-    for label, group in alike(runs, apart_from).items():
-        for run in group:
-            facts = _facts(run)
-            more = [f"{name}={facts[name]}" for name in differing if f" {name}=" not in label]
-            groups.setdefault(" ".join([label, *more]), []).append(run)
-    return groups
-
-
 def _groups(figure: Figure, runs: Sequence[TrainedRun]) -> Groups:
     """The runs that a figure draws, by their configurations among all `runs`."""
     groups = {label: [run for run in group if run in figure.runs] for label, group in labelled(runs).items()}
@@ -172,21 +146,6 @@ def fixed_weights(runs: Sequence[TrainedRun]) -> bool:
     return all(span < 1e-9 for span in spans)
 
 
-def gather(
-    groups: Groups, draw: Callable[[str, list[TrainedRun]], list[Line] | str]
-) -> tuple[list[Line], list[TrainedRun], dict[str, list[str]]]:
-    """The lines that `draw` makes of each group, and the runs they are from; the groups left out, by its reason."""
-    lines, runs, left_out = [], [], dict[str, list[str]]()
-    for label, group in groups.items():
-        drawn = draw(label, group)
-        if isinstance(drawn, str):
-            left_out.setdefault(drawn, []).append(label)
-        else:
-            lines += drawn
-            runs += group
-    return lines, runs, left_out
-
-
 def ensembles(runs: Sequence[TrainedRun]) -> Figure:
     """Figure 5: the ω-weighted ensemble (ONE's gated one) against the plain average of the peers, where they differ."""
 
@@ -235,53 +194,6 @@ def weights(runs: Sequence[TrainedRun]) -> Figure:
         return [Line(label, name(peer), over_epochs(group, weight_of(k))) for k, peer in enumerate(peers)]
 
     return Figure("Peer weights ω", "epoch", "peer weight ω", *gather(labelled(runs), draw), panels=True)
-
-
-def accuracy_over_ratio(runs: Sequence[TrainedRun]) -> Figure:
-    """Figure 6: each peer's top-1 over the share of its parameters or MACs that was cut."""
-    kinds = sorted({run.family.ratio_of for run in runs})
-    what = " or ".join({"macs": "MACs", "params": "parameters"}[kind] for kind in kinds)
-    title, x = "Top-1 of each peer over its ratio", f"ratio of {what} cut, as achieved"
-    return Figure(
-        title, x, TEST, *_over_size(runs, lambda peer: peer.achieved_ratio), levels=baselines(runs), over="ratio"
-    )
-
-
-def accuracy_over_macs(runs: Sequence[TrainedRun]) -> Figure:
-    """Each peer's top-1 over what it computes: peers of one ratio need not be of one speed."""
-    title = "Top-1 of each peer over its MACs"
-    return Figure(
-        title, "MACs an image", TEST, *_over_size(runs, lambda peer: peer.macs), levels=baselines(runs), over="macs"
-    )
-
-
-def _over_size(
-    runs: Sequence[TrainedRun], size: Callable[[Peer], float]
-) -> tuple[list[Line], list[TrainedRun], dict[str, list[str]]]:
-    def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
-        points = [
-            MeanPoint(fmean(map(size, peers)), spread([peer.top1 for peer in peers]), peers[0].peer)
-            for peers in zip(*(run.family.peers for run in group), strict=True)
-        ]
-        return [Line(label, label, points)]
-
-    return gather(labelled(runs), draw)
-
-
-def baselines(runs: Sequence[TrainedRun]) -> list[Level]:
-    """The baselines' top-1, one level for those trained alike; one that several runs have in common counts once."""
-    found: dict[tuple[tuple[str, str], ...], dict[tuple[int, float, int], float]] = {}
-    for run in runs:
-        if baseline := run.family.baseline:
-            its = {name: str(vars(run.settings)[name]) for name in names_of("data", "network", "training")}
-            which = (baseline.seed, baseline.top1, baseline.best_epoch)
-            found.setdefault(tuple((its | _facts(run)).items()), {})[which] = baseline.top1
-    common = set.intersection(*map(set, found)) if found else set()
-    levels = []
-    for its_facts, each in found.items():
-        apart = [f"{key}={value}" for key, value in its_facts if (key, value) not in common]
-        levels.append(Level(" ".join(["baseline", *apart]), spread([*each.values()])))
-    return levels
 
 
 def accuracy_over_eta(runs: Sequence[TrainedRun]) -> Figure:
