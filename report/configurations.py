@@ -11,12 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from wmlc.records import Peer
-from wmlc.report.runs import TrainedRun, alike, configuration
+from wmlc.report.runs import RANDOM, TrainedRun, alike, configuration
 from wmlc.settings import names_of
 from wmlc.stats import Spread, spread
 
 OF_A_ROW = ("lr", "lr_auto", "steps")  # where a baseline does not depend on them
-RANDOM = "random weights"
 WORDS = {"warmup_epochs": "warm-up epochs"}  # for a setting, where they are not its name
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
-from wmlc.report.configurations import RANDOM
 from wmlc.report.figures import Line
 from wmlc.report.runs import TrainedRun, alike
 
@@ -22,9 +20,8 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     """What runs of one figure should have in common, by setting."""
     data, epochs = run.family.data, str(run.family.epochs)
     name = data.name if data.name != "imagefolder" else f"imagefolder of {len(data.class_names)} classes"
-    start = Path(run.settings.start).name if run.settings.start else RANDOM
-    facts = {"arch": run.family.arch, "data": name, "train_images": f"{data.train:,}", "epochs": epochs}
-    return facts | {"start": start}
+    network = {"arch": run.family.arch, "start": run.start_name}
+    return network | {"data": name, "train_images": f"{data.train:,}", "epochs": epochs}
 
 
 def labelled(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> Groups:

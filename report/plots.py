@@ -6,7 +6,7 @@ Runs of one configuration are averaged, and their spread is ± one standard devi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -16,15 +16,15 @@ from wmlc.console import note, say
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing, write_json
 from wmlc.records import Epoch, Peer
-from wmlc.report.figures import Figure, Level, Line, MeanPoint, figure_spec, render
-from wmlc.report.runs import TrainedRun, alike, finished_runs, read_runs
+from wmlc.report.charts import Spec
+from wmlc.report.figures import Figure, Line, MeanPoint, figure_spec, render
+from wmlc.report.groups import Groups, differences, facts_of, gather, labelled
+from wmlc.report.runs import RANDOM, TrainedRun, finished_runs, read_runs
+from wmlc.report.sizes import TEST, accuracy_over_latency, accuracy_over_macs, accuracy_over_ratio
 from wmlc.run import provenance
-from wmlc.settings import names_of
 from wmlc.stats import spread
 
-Groups = dict[str, list[TrainedRun]]
-
-HELD_OUT, TEST = "top-1 on held-out images, %", "top-1 on test images, %"
+HELD_OUT = "top-1 on held-out images, %"
 NO_EPOCHS, FIXED = "no epochs in metrics.jsonl", "peer weights equal throughout"
 
 
@@ -37,7 +37,7 @@ def plot_runs(names: Sequence[Path], out: Path, which: tuple[str, ...], force: b
     wanted = _wanted(which)
     if not names:
         raise InputError("no run is named; name one or several, such as runs/NAME ('wmlc list' shows them)")
-    runs = read_runs(finished_runs(names), with_bench=False)
+    runs = read_runs(finished_runs(names), with_bench="accuracy-over-latency" in wanted)
     if differing := differences(runs):
         note(f"the runs differ in {', '.join(differing)}, so figures with several of them compare more than methods")
     figures = {name: FIGURES[name](runs) for name in wanted}
@@ -54,13 +54,18 @@ def plot_runs(names: Sequence[Path], out: Path, which: tuple[str, ...], force: b
             refuse_existing(out / f"{name}.{suffix}", force)
     check_writable(out / "figures")
     groups = {name: _groups(figure, runs) for name, figure in drawn.items()}
-    pictures = {name: render(figure_spec(figure, _subtitle(figure, groups[name]))) for name, figure in drawn.items()}
+    pictures = {name: render(spec_of(figure, runs)) for name, figure in drawn.items()}
     for name, figure in drawn.items():
         for suffix, picture in zip(("svg", "png"), pictures[name], strict=True):
             with new_file(out / f"{name}.{suffix}") as aside:
                 aside.write_bytes(picture)
         write_json(out / f"{name}.json", _record(name, figure, groups[name]))
         say(f"wrote {out / name}.svg, .png and .json")
+
+
+def spec_of(figure: Figure, runs: Sequence[TrainedRun]) -> Spec:
+    """A figure with its small print, its configurations named among all `runs`."""
+    return figure_spec(figure, _subtitle(figure, _groups(figure, runs)))
 
 
 def _wanted(which: Iterable[str]) -> list[str]:
@@ -81,9 +86,14 @@ def _groups(figure: Figure, runs: Sequence[TrainedRun]) -> Groups:
 
 def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     """What the runs of a figure were trained on, how many there are of each configuration, and what a spread is."""
-    facts, differing = _facts(figure.runs[0]), differences(figure.runs)
+    facts, differing = facts_of(figure.runs[0]), differences(figure.runs)
     words = {"train_images": "{} training images", "epochs": "{} epochs"}
-    told = [words.get(name, "{}").format(value) for name, value in facts.items() if name not in differing]
+    words["start"] = "from {}"
+    told = [
+        words.get(name, "{}").format(value)
+        for name, value in facts.items()
+        if name not in differing and value != RANDOM
+    ]
     training = [", ".join(told)] if told else []
     if differing:
         training.append(f"the runs differ in {', '.join(differing)}")
@@ -97,7 +107,8 @@ def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     if any(point.y.sd is not None for line in figure.lines for point in line.points):
         seeds += f"; {'bands' if figure.over == 'epochs' else 'bars'}: ± 1 standard deviation over seeds"
     levels = ["; ".join(level.words for level in figure.levels)] if len(figure.levels) > 1 else []
-    return ["; ".join(training), seeds, *levels]
+    aside = ["points that would lie on one another are drawn side by side"] if figure.side_by_side else []
+    return ["; ".join(training), seeds, *levels, "; ".join([*figure.remarks, *aside])]
 
 
 def _seeds(runs: Sequence[TrainedRun]) -> str:
@@ -113,17 +124,30 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
         "title": figure.title,
         "x": figure.x,
         "y": figure.y,
-        "lines": [vars(line) | {"points": [_point_record(point) for point in line.points]} for line in figure.lines],
+        "lines": [_line_record(line) for line in figure.lines],
         "levels": [{"name": level.name, **asdict(level.y)} for level in figure.levels],
         "left_out": figure.left_out,
         "runs_differ_in": differences(figure.runs),
         "runs": [
-            {"run": str(run.root), "configuration": label, "seed": run.seed}
+            {
+                "run": str(run.root),
+                "configuration": label,
+                "seed": run.seed,
+                "seconds": run.family.seconds,
+                "training_macs": run.family.training_macs,
+                "cost_epochs": run.cost,
+            }
             for label, runs in groups.items()
             for run in runs
         ],
         "environment": vars(provenance()),
     }
+
+
+def _line_record(line: Line) -> dict[str, Any]:
+    panel = {"panel": line.panel} if line.panel else {}
+    points = [_point_record(point) for point in line.points]
+    return {"configuration": line.configuration, "name": line.name, **panel, "points": points}
 
 
 def _point_record(point: MeanPoint) -> dict[str, Any]:
@@ -223,6 +247,7 @@ FIGURES: dict[str, Callable[[Sequence[TrainedRun]], Figure]] = {
     "accuracy-over-epochs": accuracy_over_epochs,
     "accuracy-over-ratio": accuracy_over_ratio,
     "accuracy-over-macs": accuracy_over_macs,
+    "accuracy-over-latency": accuracy_over_latency,
     "accuracy-over-eta": accuracy_over_eta,
     "weights": weights,
 }

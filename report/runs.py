@@ -17,6 +17,7 @@ from wmlc.settings import TrainConfig, names_of
 
 # What makes a run what it is: not which of several like it, and not where it was computed.
 OF_A_CONFIGURATION = names_of("data", "network", "training", "family", "method")
+RANDOM = "random weights"  # in a start's place
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class TrainedRun:
     def cost(self) -> float | None:
         """What training its peers took, in epochs of the unpruned network; None where that was not counted."""
         return in_epochs(self.family.training_macs, self.family)
+
+    @property
+    def start_name(self) -> str:
+        """What it began from: the end of a path, pretrained, or random weights."""
+        return RANDOM if self.settings.start is None else str(Path(*Path(self.settings.start).parts[-2:]))
 
     @property
     def as_it_started(self) -> bool:
@@ -175,6 +181,7 @@ def _name(mine: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
     among = {
         "join": [rival for rival in rivals if "join" in rival],  # without shared stages there is none
         "lr": others,
+        "start": others,
     }
     varying = [name for name in mine if any(other.get(name) != mine[name] for other in among.get(name, rivals))]
     told = {name: _shown(mine[name]) for name in varying}
