@@ -15,19 +15,19 @@ def in_epochs(macs: float | None, family: Family) -> float | None:
 
 
 def cost_words(family: Family) -> str:
-    """12.7 epochs of the unpruned network, 21 min."""
-    minutes = f"{minutes_text(family.seconds)} min"
+    """12.7 epochs of the unpruned network, 21.3 min."""
+    minutes = f"{amount_text(family.seconds / 60)} min"
     cost = in_epochs(family.training_macs, family)
     if cost is None:
-        return f"{minutes}, MACs not counted by the wmlc that trained it"
-    return f"{epochs_text(cost)} epochs of the unpruned network, {minutes}"
+        return f"{minutes}; its MACs were not counted"
+    return f"{amount_text(cost)} epoch{'s' * (cost != 1)} of the unpruned network, {minutes}"
 
 
-def epochs_text(cost: float) -> str:
+def amount_text(value: float) -> str:
     """0.85, 12.7, 240."""
-    return f"{cost:.2f}" if cost < 10 else f"{cost:.1f}" if cost < 100 else f"{cost:.0f}"
+    return f"{value:.{places_of(value)}f}"
 
 
-def minutes_text(seconds: float) -> str:
-    """0.52, 21.3, 300."""
-    return epochs_text(seconds / 60)
+def places_of(value: float) -> int:
+    """Decimal places of a number of epochs or minutes."""
+    return 2 if value < 10 else 1 if value < 100 else 0

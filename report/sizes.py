@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from wmlc.records import Peer, Row
 from wmlc.report.cells import cell_of
-from wmlc.report.cost import epochs_text
+from wmlc.report.cost import amount_text
 from wmlc.report.figures import Figure, Level, Line, MeanPoint
 from wmlc.report.groups import facts_of, gather, labelled
 from wmlc.report.runs import TrainedRun, network_of
@@ -53,7 +53,7 @@ def _over_size(label: str, group: Sequence[TrainedRun], size: Callable[[Peer], f
 def told_of(group: Sequence[TrainedRun]) -> str:
     """n = 3, cost 3.20: how many runs there are of a configuration, and what training one took."""
     cost = spread([run.cost for run in group]).mean
-    return f"n = {len(group)}" + ("" if cost is None else f", cost {epochs_text(cost)}")
+    return f"n = {len(group)}" + ("" if cost is None else f", cost {amount_text(cost)}")
 
 
 def _remarks(runs: Sequence[TrainedRun]) -> list[str]:
