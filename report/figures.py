@@ -18,7 +18,7 @@ PANEL_WIDTH, PANEL_HEIGHT, PANELS_A_ROW = 300, 190, 2
 LETTERS = 118  # of the small print that fit into a line
 LETTER, SYMBOL = 6, 44  # pixels of a legend's letter, and of its mark with the gaps around
 PNG_SCALE = 2
-SIZES = ("ratio", "macs", "latency")  # over which methods may have points in one place
+SIZES = ("ratio", "macs")  # over which methods have points in one place; a latency that was measured stays where it is
 APART = 0.011  # of the width: how far these are drawn from each other
 BASELINE_SHAPE, METHOD_SHAPES = PAGE_SHAPES[0], PAGE_SHAPES[1:-1]
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -169,6 +169,7 @@ def _layers(figure: Figure) -> list[Spec]:
     xs = sorted({point.x for line in figure.lines for point in line.points})
     x = _x(figure, xs)
     y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": {"zero": False, "padding": 8}}
+    y["axis"] = {"grid": True}  # which a level alone would not have
     columns = max(1, WIDTH // (SYMBOL + LETTER * max(map(len, names))))
     legend: Spec = {"title": None, "columns": columns, "labelLimit": WIDTH, "symbolOpacity": 1}
     if figure.over == "epochs":

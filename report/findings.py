@@ -66,20 +66,22 @@ def _lead(configurations: Sequence[Configuration]) -> list[str]:
     """Which configuration leads the mean over its peers, at which cost, and which leads among those of equal cost."""
     if len(configurations) < 2:
         return []
-    found = [_lead_of(configurations)]
-    levels = _of_equal_cost(configurations)
-    if any(len(level) < len(configurations) for _, level in levels):
-        found += [
-            f"at equal cost, {amount_text(cost)} epochs of the unpruned network: {_lead_of(level, told=False)}"
-            for cost, level in levels
-            if len(level) > 1
-        ]
+    first, second = _best_two(configurations)
+    found = [_lead_of(first, second)]
+    for cost, level in _of_equal_cost(configurations):
+        if len(level) > 1 and _best_two(level) != (first, second):
+            where = f"at equal cost, {amount_text(cost)} epochs of the unpruned network"
+            found.append(f"{where}: {_lead_of(*_best_two(level), told=False)}")
     return found
 
 
-def _lead_of(configurations: Sequence[Configuration], told: bool = True) -> str:
-    """Who leads before the next, whether more seeds might turn that over, and where it is `told` at which cost."""
-    first, second = sorted(configurations, key=lambda one: -(one.mean.mean or 0))[:2]
+def _best_two(configurations: Sequence[Configuration]) -> tuple[Configuration, Configuration]:
+    first, second, *_ = sorted(configurations, key=lambda one: -(one.mean.mean or 0))
+    return first, second
+
+
+def _lead_of(first: Configuration, second: Configuration, told: bool = True) -> str:
+    """By how much one leads, whether more seeds might turn that over, and where it is `told` at which cost."""
     lead = (first.mean.mean or 0) - (second.mean.mean or 0)
     cost = _at_cost(first, second) if told else ""
     start = f"{first.name} leads the mean over peers by {lead:.2f} points before {second.name}{cost}"
@@ -166,6 +168,8 @@ def _sizes(configurations: Sequence[Configuration]) -> list[str]:
     by_cut: dict[str, list[str]] = {}
     for one, peer in found:
         by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(one.name)
+    if len(by_cut) == 1:
+        return notes
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
 

@@ -17,7 +17,7 @@ from wmlc.settings import names_of
 from wmlc.stats import Spread, spread
 
 TEST = "top-1 on test images, %"
-COST = "cost: MACs of the training of all peers, in epochs of the unpruned network"
+COST = "cost: MACs of training all peers, in epochs of the unpruned network"
 
 
 def accuracy_over_ratio(runs: Sequence[TrainedRun]) -> Figure:
