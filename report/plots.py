@@ -124,7 +124,11 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
         "title": figure.title,
         "x": figure.x,
         "y": figure.y,
-        "lines": [_line_record(line) for line in figure.lines],
+        "lines": [
+            {"configuration": line.configuration, "name": line.name, "panel": line.panel or None}
+            | {"points": [_point_record(point) for point in line.points]}
+            for line in figure.lines
+        ],
         "levels": [{"name": level.name, **asdict(level.y)} for level in figure.levels],
         "left_out": figure.left_out,
         "runs_differ_in": differences(figure.runs),
@@ -142,12 +146,6 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
         ],
         "environment": vars(provenance()),
     }
-
-
-def _line_record(line: Line) -> dict[str, Any]:
-    panel = {"panel": line.panel} if line.panel else {}
-    points = [_point_record(point) for point in line.points]
-    return {"configuration": line.configuration, "name": line.name, **panel, "points": points}
 
 
 def _point_record(point: MeanPoint) -> dict[str, Any]:

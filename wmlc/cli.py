@@ -266,7 +266,7 @@ def sweep(
 def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | None, force: bool) -> None:
     """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
 
-    Runs of other data, starts or epochs get tables apart. --out study.md draws study-macs.svg and study-latency.svg too.
+    Runs of other data, starts or epochs get tables apart. --out study.md draws study-macs.svg, study-latency.svg too.
     """
     from wmlc.report.compare import compare_runs
 

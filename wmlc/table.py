@@ -80,9 +80,8 @@ class Table:
     def _colours(self) -> list[str]:
         """The header's, and each line's."""
         given = self.colours or [""] * len(self.rows)
-        return [
-            *["bold"] * len(self._stacked(self.header)), *(c for row, c in zip(self.rows, given, strict=True) for _ in self._stacked(row))
-        ]  # fmt: skip
+        head = ["bold"] * len(self._stacked(self.header))
+        return head + [c for row, c in zip(self.rows, given, strict=True) for _ in self._stacked(row)]
 
     def _aligned(self, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         widths = _widths(rows)
