@@ -7,28 +7,37 @@ import functools
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from wmlc.console import UNKNOWN, note, say, say_exactly, say_notes, scaled
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing
 from wmlc.report.configurations import Comparable, Configuration, comparable
+from wmlc.report.cost import places_of
+from wmlc.report.figures import render_svg
 from wmlc.report.findings import findings, separation
 from wmlc.report.paper import PaperEntry, Published, beside_paper, check_table, in_words
-from wmlc.report.runs import finished_runs, read_runs
+from wmlc.report.plots import spec_of
+from wmlc.report.runs import RANDOM, finished_runs, read_runs
+from wmlc.report.sizes import accuracy_over_latency, accuracy_over_macs
 from wmlc.run import provenance
-from wmlc.stats import Spread
+from wmlc.stats import Spread, spread
 from wmlc.table import FORMATS, Table
 
 SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json"}
 NAME = 13  # letters of a method's name; what is longer goes on below
 MOST = 4  # peers that fit beside a method; of more only the second table tells
+WIDE, STACKED = ("baseline", "ensemble", "FLOPs −%"), ("base-\nline", "ens-\nemble", "FLOPs\n−%")  # in a terminal
+FIGURES = {"macs": accuracy_over_macs, "latency": accuracy_over_latency}  # that stand beside a file in Markdown
+WHERE = "as figures: --out FILE.md draws top-1 over MACs and over latency beside it, 'wmlc plot' draws more"
 LEGEND = (
     "top-1 in % on the test set; mean: over the peers; drop: baseline less mean, in points; FLOPs −%:",
-    "percent less than the unpruned network's, mean over the peers; min: minutes to train all peers, the",
-    "baseline apart, but with it for prune-finetune, which cuts it, beside whatever else ran then;",
+    "percent less than the unpruned network's, mean over the peers; cost: MACs of training all peers, in",
+    "epochs of the unpruned network; min: minutes of the same, beside whatever else ran then; neither",
+    "counts the baseline, but where prune-finetune trains what it cuts, nor a start that was given;",
     "±: standard deviation over seeds; ratio: pruned, asked/got; FLOPs are twice the MACs",
 )
 
@@ -40,6 +49,7 @@ class Section:
     runs: Comparable
     notes: list[str]
     published: Published | None
+    pictures: dict[str, str] = field(default_factory=dict)  # names of SVG files beside the tables, by what they show
 
 
 def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, form: str, force: bool) -> None:
@@ -47,7 +57,7 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
 
     Seeds of one configuration are one entry. Runs of other data, epochs or baselines get a table of their own, and a
     line says what separates them. Args: the `paper`'s table to set beside them; an `out` that ends in .md, .csv or
-    .json, replaced only with `force`. Raises `InputError`.
+    .json, replaced only with `force`, as are the figures that stand beside one in .md. Raises `InputError`.
     """
     if form not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
@@ -60,15 +70,44 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
             raise InputError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
         refuse_existing(out, force)
         check_writable(out)
-    sets = comparable(read_runs(finished_runs(names), with_bench=False))
+    pictured = out is not None and out.suffix == ".md"
+    sets = comparable(read_runs(finished_runs(names), with_bench=pictured))
     sections = [Section(each, findings(each), beside_paper(paper, each) if paper else None) for each in sets]
+    drawn: dict[Path, bytes] = {}
+    if out is not None and pictured:
+        sections, drawn = _with_pictures(sections, out)
+        for path in drawn:
+            refuse_existing(path, force)
     apart = separation(sets)
     _print(sections, apart, form)
-    if out is not None:
-        text = _captured(lambda: _print(sections, apart, SUFFIXES[out.suffix]))
-        with new_file(out) as aside:
-            aside.write_text(text.lstrip("\n"), encoding="utf-8")
-        (note if form in ("csv", "json") else say)(f"wrote {out}")
+    if out is None:
+        return
+    text = _captured(lambda: _print(sections, apart, SUFFIXES[out.suffix]))
+    for path, picture in drawn.items():
+        with new_file(path) as aside:
+            aside.write_bytes(picture)
+    with new_file(out) as aside:
+        aside.write_text(text.lstrip("\n"), encoding="utf-8")
+    beside = f", beside it {', '.join(path.name for path in drawn)}" if drawn else ""
+    (note if form in ("csv", "json") else say)(f"wrote {out}{beside}")
+
+
+def _with_pictures(sections: Sequence[Section], out: Path) -> tuple[list[Section], dict[Path, bytes]]:
+    """The sections with the names of their figures, and these by path: study.md has study-macs.svg beside it.
+
+    Of several tables each has its own, as study-2-macs.svg; what was not benched has none over latency.
+    """
+    found, pictures = [], dict[Path, bytes]()
+    for number, section in enumerate(sections, 1):
+        runs, names = section.runs.runs, dict[str, str]()
+        which = f"-{number}" if len(sections) > 1 else ""
+        for over, draw in FIGURES.items():
+            if (figure := draw(runs)).lines:
+                path = out.with_name(f"{out.stem}{which}-{over}.svg")
+                pictures[path] = render_svg(spec_of(figure, runs))
+                names[figure.title] = path.name
+        found.append(replace(section, pictures=names))
+    return found, pictures
 
 
 def _captured(show: Callable[[], None]) -> str:
@@ -106,7 +145,7 @@ def csv_lines(sections: Sequence[Section]) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, section in enumerate(sections, 1):
         settings = section.runs.settings
-        about = {key: settings[key] for key in ("network", "data", "training images", "epochs", "batch size")}
+        about = {key: settings[key] for key in ("network", "start", "data", "training images", "epochs", "batch size")}
         for one in section.runs.configurations:
             own = {"table": number, "source": "measured", **about, "method": one.name, "n": one.n}
             own["seeds"] = " ".join(map(str, one.seeds))
@@ -132,7 +171,7 @@ def _measured_numbers(one: Configuration) -> dict[str, float | None]:
             f"peer{k}_params": peer.params, f"peer{k}_macs": peer.macs,
         }  # fmt: skip
     found |= {"mean": one.mean, "ensemble": one.ensemble, "top1_drop": one.top1_drop, "flops_drop": one.flops_drop}
-    return _mean_and_sd(found | {"seconds": one.seconds})
+    return _mean_and_sd(found | {"cost": one.cost, "training_macs": one.training_macs, "seconds": one.seconds})
 
 
 def _published_numbers(line: PaperEntry) -> dict[str, float | None]:
@@ -161,12 +200,19 @@ def _print_tables(sections: Sequence[Section], apart: str | None, markdown: bool
         _print_notes(section.notes, markdown)
         if section.published:
             _print_published(section.published, markdown)
+        if markdown and section.pictures:
+            say("")
+            say("\n\n".join(f"![{title}]({quote(name)})" for title, name in section.pictures.items()))
+    if not markdown and not any(section.pictures for section in sections):
+        say(f"\n{WHERE}")
 
 
 def _title(runs: Comparable) -> str:
     of = {words: in_words(value) for words, value in runs.settings.items()}
+    start = runs.runs[0].start_name
+    begun = "" if start == RANDOM else f" from {start}"
     return (
-        f"{of['network']}, {of['data']} ({of['training images']} training images of {of['image size']}), "
+        f"{of['network']}{begun}, {of['data']} ({of['training images']} training images of {of['image size']}), "
         f"{of['epochs']} epochs, batch {of['batch size']}"
     )
 
@@ -180,17 +226,19 @@ def _methods(configurations: Sequence[Configuration], title: str, markdown: bool
     """A row a configuration, its ± below its numbers."""
     most = max(len(one.peers) for one in configurations)
     shown = most if markdown or most <= MOST else 0
-    header = ["method", "n", "baseline", *(f"peer {peer + 1}" for peer in range(shown)), "mean", "ensemble", "drop"]
+    peers = [f"peer {peer + 1}" for peer in range(shown)]
+    baseline, ensemble, flops = WIDE if markdown else STACKED
+    header = ["method", "n", baseline, *peers, "mean", ensemble, "drop", flops, "cost", "min"]
     rows = [
         [
             one.name, str(one.n), _points(one.baseline),
             *(_points(one.peers[index].top1) if index < len(one.peers) else UNKNOWN for index in range(shown)),
             _points(one.mean), _points(one.ensemble), _points(one.top1_drop), _points(one.flops_drop, ".1f"),
-            _minutes(one.seconds),
+            _amount(one.cost), _amount(_minutes(one.seconds)),
         ]
         for one in configurations
     ]  # fmt: skip
-    return Table([*header, "FLOPs −%", "min"], rows, title, first_letters=NAME)
+    return Table(header, rows, title, first_letters=NAME)
 
 
 def _peers(configurations: Sequence[Configuration], markdown: bool) -> Table:
@@ -268,8 +316,13 @@ def _one_line(value: Spread, form: str = ".2f") -> str:
     return _points(value, form).replace("\n", " ")
 
 
-def _minutes(seconds: Spread) -> str:
-    if seconds.mean is None:
+def _amount(value: Spread) -> str:
+    """Mean, and its ± below, in as many digits: 0.85, 12.7, 240."""
+    if value.mean is None:
         return UNKNOWN
-    form = ".2f" if seconds.mean < 600 else ".1f"
-    return f"{seconds.mean / 60:{form}}" + ("" if seconds.sd is None else f"\n±{seconds.sd / 60:{form}}")
+    places = places_of(value.mean)
+    return f"{value.mean:.{places}f}" + ("" if value.sd is None else f"\n±{value.sd:.{places}f}")
+
+
+def _minutes(seconds: Spread) -> Spread:
+    return spread([None if value is None else value / 60 for value in seconds.values])

@@ -11,10 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from wmlc.records import Peer
-from wmlc.report.runs import TrainedRun, alike, configuration
+from wmlc.report.runs import RANDOM, TrainedRun, alike, configuration
 from wmlc.settings import names_of
 from wmlc.stats import Spread, spread
 
+OF_A_ROW = ("lr", "lr_auto", "steps")  # where a baseline does not depend on them
 WORDS = {"warmup_epochs": "warm-up epochs"}  # for a setting, where they are not its name
 
 
@@ -49,6 +50,8 @@ class Configuration:
     flops_drop: Spread  # mean over the peers
     top1_drop: Spread  # of the mean over the peers
     seconds: Spread  # training of all peers, the baseline apart
+    training_macs: Spread  # of what `seconds` are
+    cost: Spread  # the same, in epochs of the unpruned network
 
     @property
     def n(self) -> int:
@@ -87,18 +90,24 @@ def comparable(runs: Sequence[TrainedRun]) -> list[Comparable]:
 def common_settings(run: TrainedRun) -> dict[str, Any]:
     """What must agree for a run to stand beside another, by the words for it; None for what its record lacks.
 
-    Training settings are among them, as runs that differ there have another baseline.
+    Training settings are among them, as runs that differ there have another baseline. Not the rate and the steps of a
+    run from a trained start: its baseline is the start, and each method may be given the rate that suits it.
     """
-    data, names = run.family.data, run.family.data.class_names
+    data, names, own = run.family.data, run.family.data.class_names, run.settings
+    training = {name: vars(own)[name] for name in names_of("training") if name not in OF_A_ROW}
+    if own.start is None:
+        taken = own.steps if own.as_long_as is None else None  # else they follow from what the peers' MACs are
+        training |= {"lr": "auto" if own.lr_auto else own.lr, "steps": taken or "whole epochs"}
     return {
         "network": run.family.arch,
+        "start": own.start or RANDOM,
         "data": data.name,
         "classes": f"{len(names)} ({names[0]} … {names[-1]})",
         "image size": "×".join(str(side) for side in data.input_shape[1:]),
         "training images": data.train,
         "held-out images": data.held_out,
         "test images": run.test_images,
-        **{WORDS.get(name, name.replace("_", " ")): vars(run.settings)[name] for name in names_of("training")},
+        **{WORDS.get(name, name.replace("_", " ")): value for name, value in training.items()},
     }
 
 
@@ -133,6 +142,8 @@ def _over_seeds(name: str, group: Sequence[TrainedRun], among: Sequence[TrainedR
         flops_drop=spread([fmean(_flops_drop(run, peer) for peer in run.family.peers) for run in group]),
         top1_drop=spread(less(baselines, means)),
         seconds=spread([family.seconds for family in families]),
+        training_macs=spread([family.training_macs for family in families]),
+        cost=spread([run.cost for run in group]),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
 from wmlc.report.charts import FEW_EPOCHS, Spec
-from wmlc.report.palette import DASHES, GREY, LIGHT, SHAPES
+from wmlc.report.palette import DASHES, GREY, LIGHT, PAGE_SHAPES
 from wmlc.report.runs import TrainedRun
 from wmlc.stats import Spread
 
@@ -17,6 +18,9 @@ PANEL_WIDTH, PANEL_HEIGHT, PANELS_A_ROW = 300, 190, 2
 LETTERS = 118  # of the small print that fit into a line
 LETTER, SYMBOL = 6, 44  # pixels of a legend's letter, and of its mark with the gaps around
 PNG_SCALE = 2
+SIZES = ("ratio", "macs")  # over which methods have points in one place; a latency that was measured stays where it is
+APART = 0.011  # of the width: how far these are drawn from each other
+BASELINE_SHAPE, METHOD_SHAPES = PAGE_SHAPES[0], PAGE_SHAPES[1:-1]
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
@@ -36,6 +40,14 @@ class Line:
     configuration: str
     name: str
     points: list[MeanPoint]
+    panel: str = ""  # in which it stands, of a figure with panels; else its configuration's
+    told: str = ""  # in the legend, beside its name
+    baseline: bool = False
+
+    @property
+    def words(self) -> str:
+        """Its name in the legend."""
+        return f"{self.name} ({self.told})" if self.told else self.name
 
 
 @dataclass(frozen=True)
@@ -62,22 +74,34 @@ class Figure:
     runs: list[TrainedRun]  # that are drawn
     left_out: dict[str, list[str]] = field(default_factory=dict)
     levels: list[Level] = field(default_factory=list)
-    over: str = "epochs"  # what x is: epochs, ratio, macs or eta
-    panels: bool = False  # one a configuration
+    over: str = "epochs"  # what x is: epochs, ratio, macs, latency or eta
+    panels: bool = False  # one a configuration, or as its lines say
+    remarks: list[str] = field(default_factory=list)  # in the small print
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether points would lie on those of another line, so that they are drawn a little apart."""
+        return self.over in SIZES and any(step for _, step in _steps(self).values())
 
 
 def render(spec: Spec) -> tuple[bytes, bytes]:
     """The picture as SVG and as PNG; nothing is fetched."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(spec, config=_config(), allowed_base_urls=[])
     png = vl_convert.vegalite_to_png(spec, scale=PNG_SCALE, config=_config(), allowed_base_urls=[])
-    return svg.encode("utf-8"), png
+    return render_svg(spec), png
+
+
+def render_svg(spec: Spec) -> bytes:
+    """The picture as SVG alone."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(spec, config=_config(), allowed_base_urls=[]).encode("utf-8")
 
 
 def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
     """Vega-Lite's specification of a figure under its title and the sentences of `subtitle`."""
-    several = figure.panels and len({line.configuration for line in figure.lines}) > 1
+    several = figure.panels and len({_panel(line) for line in figure.lines}) > 1
     width = PANEL_WIDTH if several else WIDTH
     small = [text for sentence in subtitle for text in wrap(sentence, LETTERS)]
     plot = {
@@ -85,7 +109,7 @@ def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
         "height": PANEL_HEIGHT if several else HEIGHT,
         "layer": _layers(figure),
     }
-    rows = [row for line in figure.lines for row in _rows(line, width // LETTER)]
+    rows = _rows(figure, width // LETTER)
     whole: Spec = {
         "title": {"text": figure.title, "subtitle": small},
         "data": {"values": rows},
@@ -95,16 +119,43 @@ def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
     header = {"title": None, "labelLimit": width, "labelAnchor": "start", "labelExpr": "split(datum.label, '\\n')"}
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     facet = {"field": "panel", "type": "nominal", "sort": panels, "header": header}
-    return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot}
+    own = {"resolve": {"scale": {"x": "independent"}}} if figure.over == "latency" else {}
+    return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot, **own}
 
 
-def _rows(line: Line, letters: int) -> list[dict[str, Any]]:
+def _panel(line: Line) -> str:
+    return line.panel or line.configuration
+
+
+def _rows(figure: Figure, letters: int) -> list[dict[str, Any]]:
     """The points with the ends of their spread; a panel's name in lines of so many letters."""
-    panel = "\n".join(wrap(line.configuration, letters))
-    return [
-        {"panel": panel, "line": line.name, "x": point.x, "mean": point.y.mean} | _ends(point.y)
-        for point in line.points
-    ]
+    steps = _steps(figure) if figure.over in SIZES else {}
+    rows: list[dict[str, Any]] = []
+    for line in figure.lines:
+        names, step = steps.get(_panel(line) if figure.panels else "", ([], 0.0))
+        shift = 0.0 if line.baseline or not step else step * (names.index(line.name) - (len(names) - 1) / 2)
+        look: dict[str, Any] = {"panel": "\n".join(wrap(_panel(line), letters)), "line": line.words}
+        rows += [look | {"x": p.x + shift, "mean": p.y.mean} | _ends(p.y) for p in line.points]
+    return rows
+
+
+def _steps(figure: Figure) -> dict[str, tuple[list[str], float]]:
+    """By panel, its methods and how far apart their points are drawn: not at all where none lies on another's."""
+    panels: dict[str, list[Line]] = {}
+    for line in figure.lines:
+        panels.setdefault(_panel(line) if figure.panels else "", []).append(line)
+    found = {}
+    for panel, lines in panels.items():
+        xs = [point.x for line in lines for point in line.points]
+        step = APART * (max(xs) - min(xs))
+        methods = [line for line in lines if not line.baseline]
+        near = any(
+            abs(a.x - b.x) <= step
+            for one, other in itertools.combinations(methods, 2)
+            for a, b in itertools.product(one.points, other.points)
+        )
+        found[panel] = ([line.name for line in methods], step if near else 0.0)
+    return found
 
 
 def _ends(y: Spread) -> dict[str, float]:
@@ -113,15 +164,17 @@ def _ends(y: Spread) -> dict[str, float]:
 
 def _layers(figure: Figure) -> list[Spec]:
     """From the back: levels, spread, lines with their marks."""
-    names = list(dict.fromkeys(line.name for line in figure.lines))
+    names = list(dict.fromkeys(line.words for line in figure.lines))
+    grey = {line.words for line in figure.lines if line.baseline}
     xs = sorted({point.x for line in figure.lines for point in line.points})
     x = _x(figure, xs)
     y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": {"zero": False, "padding": 8}}
+    y["axis"] = {"grid": True}  # which a level alone would not have
     columns = max(1, WIDTH // (SYMBOL + LETTER * max(map(len, names))))
     legend: Spec = {"title": None, "columns": columns, "labelLimit": WIDTH, "symbolOpacity": 1}
     if figure.over == "epochs":
         legend |= {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2}
-    colour = _told_apart(names, LIGHT.networks, legend)
+    colour = _told_apart(names, LIGHT.networks, legend, own=dict.fromkeys(grey, LIGHT.baseline))
     ends = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
     spread: Spec = {"transform": [{"filter": "isValid(datum.low)"}], "encoding": ends}
     if figure.over == "epochs":
@@ -132,7 +185,7 @@ def _layers(figure: Figure) -> list[Spec]:
             {"mark": {"type": "line", **few}, "encoding": {"x": x, "y": y, "color": colour, "strokeDash": dash}},
         ]
     else:
-        shape = _told_apart(names, SHAPES, legend, turn=True)
+        shape = _told_apart(names, METHOD_SHAPES, legend, turn=True, own=dict.fromkeys(grey, BASELINE_SHAPE))
         drawn = [
             {**spread, "mark": {"type": "rule", "strokeWidth": 1.5}},
             {
@@ -163,11 +216,18 @@ def _level_words(level: Level, at_left: bool) -> list[Spec]:
     ]
 
 
-def _told_apart(names: Sequence[str], looks: Sequence[Any], legend: Spec, turn: bool = False) -> Spec:
-    """One of `looks` a name; they begin anew after the last, with `turn` one further, so that no pair comes twice."""
-    count = len(looks)
-    given = [looks[(i + (i // count if turn else 0)) % count] for i in range(len(names))]
-    return {"field": "line", "type": "nominal", "scale": {"domain": list(names), "range": given}, "legend": legend}
+def _told_apart(
+    names: Sequence[str], looks: Sequence[Any], legend: Spec, turn: bool = False, own: Mapping[str, Any] | None = None
+) -> Spec:
+    """One of `looks` a name, but for those with one of their `own`.
+
+    They begin anew after the last, with `turn` one further, so that no pair comes twice.
+    """
+    count, given = len(looks), dict(own or {})
+    for i, name in enumerate(name for name in names if name not in (own or {})):
+        given[name] = looks[(i + (i // count if turn else 0)) % count]
+    scale = {"domain": list(names), "range": [given[name] for name in names]}
+    return {"field": "line", "type": "nominal", "scale": scale, "legend": legend}
 
 
 def _x(figure: Figure, xs: Sequence[float]) -> Spec:
@@ -176,6 +236,7 @@ def _x(figure: Figure, xs: Sequence[float]) -> Spec:
         "epochs": {"tickMinStep": 1, "format": "d"},
         "ratio": {"format": "~g", "tickCount": 8},
         "macs": {"format": "~s", "tickCount": 8},
+        "latency": {"format": "~g", "tickCount": 6},
         "eta": {"values": list(xs), "format": "~g", "labelOverlap": True},
     }[figure.over]
     if figure.over == "eta":

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wmlc.report.configurations import Comparable, Configuration, baseline_top1
+from wmlc.report.cost import ALIKE, amount_text
 from wmlc.report.paper import in_words
 from wmlc.report.runs import TrainedRun
 from wmlc.stats import spread, student_t, top1_interval
@@ -17,7 +18,15 @@ WITHIN = 1.0  # points of FLOPs drop up to which families count as equally large
 def findings(runs: Comparable) -> list[str]:
     """The notes below one comparable set's tables."""
     found = runs.configurations
-    return [*_chance(runs), *_lead(found), *_sizes(found), *_baselines(runs), *_conditions(runs)]
+    return [
+        *_chance(runs),
+        *_lead(found),
+        *_costs(found),
+        *_sizes(found),
+        *_rates(runs),
+        *_baselines(runs),
+        *_conditions(runs),
+    ]
 
 
 def separation(sets: Sequence[Comparable]) -> str | None:
@@ -25,7 +34,7 @@ def separation(sets: Sequence[Comparable]) -> str | None:
     if len(sets) < 2:
         return None
     differing = []
-    for words in sets[0].settings:
+    for words in [words for words in sets[0].settings if all(words in each.settings for each in sets)]:
         values = list(dict.fromkeys(in_words(each.settings[words]) for each in sets))
         if len(values) > 1:
             differing.append(f"{words} ({' / '.join(values)})")
@@ -54,21 +63,85 @@ def _chance(runs: Comparable) -> list[str]:
 
 
 def _lead(configurations: Sequence[Configuration]) -> list[str]:
-    """Which configuration leads the mean over its peers, and whether more seeds might turn that over."""
+    """Which configuration leads the mean over its peers, at which cost, and which leads among those of equal cost."""
     if len(configurations) < 2:
         return []
-    first, second = sorted(configurations, key=lambda one: -(one.mean.mean or 0))[:2]
+    first, second = _best_two(configurations)
+    found = [_lead_of(first, second)]
+    for cost, level in _of_equal_cost(configurations):
+        if len(level) > 1 and _best_two(level) != (first, second):
+            where = f"at equal cost, {amount_text(cost)} epochs of the unpruned network"
+            found.append(f"{where}: {_lead_of(*_best_two(level), told=False)}")
+    return found
+
+
+def _best_two(configurations: Sequence[Configuration]) -> tuple[Configuration, Configuration]:
+    first, second, *_ = sorted(configurations, key=lambda one: -(one.mean.mean or 0))
+    return first, second
+
+
+def _lead_of(first: Configuration, second: Configuration, told: bool = True) -> str:
+    """By how much one leads, whether more seeds might turn that over, and where it is `told` at which cost."""
     lead = (first.mean.mean or 0) - (second.mean.mean or 0)
-    start = f"{first.name} leads the mean over peers by {lead:.2f} points before {second.name}"
+    cost = _at_cost(first, second) if told else ""
+    start = f"{first.name} leads the mean over peers by {lead:.2f} points before {second.name}{cost}"
     pairs = _paired(first, second)
     if len(pairs) < 2:
-        return [f"{start}; with {_seeds(len(pairs))} in common, that it is more than chance cannot be shown"]
+        return f"{start}; with {_seeds(len(pairs))} in common, that it is more than chance cannot be shown"
     difference = spread(pairs)
     half = student_t(len(pairs) - 1) * (difference.sd or 0) / math.sqrt(len(pairs))
     middle = difference.mean or 0
     words = f"paired by seed {middle:+.2f} (95 %: {middle - half:+.2f} to {middle + half:+.2f}, n = {len(pairs)})"
     verdict = "more than the seeds' spread" if middle - half > 0 else "no difference that these n could show"
-    return [f"{start}; {words}: {verdict}"]
+    return f"{start}; {words}: {verdict}"
+
+
+def _at_cost(first: Configuration, second: Configuration) -> str:
+    """How much the training of the first cost beside the second's; nothing where either was not counted."""
+    ours, theirs = first.cost.mean, second.cost.mean
+    if not ours or not theirs:
+        return ""
+    if ours > ALIKE * theirs:
+        return f", but cost {ours / theirs:.3g} times as much"
+    return " at equal cost" if theirs <= ALIKE * ours else f", and cost {ours / theirs:.2g} times as much"
+
+
+def _of_equal_cost(configurations: Sequence[Configuration]) -> list[tuple[float, list[Configuration]]]:
+    """The configurations of known cost by levels of it: each from its cheapest up to `ALIKE` times that."""
+    levels: list[tuple[float, list[Configuration]]] = []
+    for one in sorted(configurations, key=lambda one: one.cost.mean or 0):
+        if one.cost.mean is None:
+            continue
+        if levels and one.cost.mean <= ALIKE * levels[-1][0]:
+            levels[-1][1].append(one)
+        else:
+            levels.append((one.cost.mean, [one]))
+    return levels
+
+
+def _costs(configurations: Sequence[Configuration]) -> list[str]:
+    """What trainings cost where that differs, and whose was not counted."""
+    notes, known = [], {one.name: one.cost.mean for one in configurations if one.cost.mean is not None}
+    if known and max(known.values()) > ALIKE * min(known.values()):
+        shown = ", ".join(f"{name} {amount_text(cost)}" for name, cost in known.items())
+        notes.append(f"training costs differ, in epochs of the unpruned network: {shown}")
+    partly = [one.name for one in configurations if 0 < one.cost.n < one.n]
+    unknown = [one.name for one in configurations if one.name not in known or one.name in partly]
+    if known and unknown:
+        notes.append(f"not comparable by cost, as an older wmlc did not count it: {', '.join(unknown)}")
+    return notes
+
+
+def _rates(runs: Comparable) -> list[str]:
+    """Which learning rates `--lr auto` chose."""
+    chosen: dict[str, list[str]] = {}
+    by_root = {str(run.root): run.settings for run in runs.runs}
+    for one in runs.configurations:
+        own = [by_root[root] for root in one.runs]
+        if any(settings.lr_auto for settings in own):
+            chosen[one.name] = [f"{settings.lr:g}" for settings in own]
+    told = [f"{name} {rates[0] if len(set(rates)) == 1 else ', '.join(rates)}" for name, rates in chosen.items()]
+    return [f"learning rates that were found on held-out images: {'; '.join(told)}"] if told else []
 
 
 def _paired(first: Configuration, second: Configuration) -> list[float | None]:
@@ -95,6 +168,8 @@ def _sizes(configurations: Sequence[Configuration]) -> list[str]:
     by_cut: dict[str, list[str]] = {}
     for one, peer in found:
         by_cut.setdefault(f"{peer.flops_drop.mean:.1f} %", []).append(one.name)
+    if len(by_cut) == 1:
+        return notes
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
 

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from wmlc.console import say, say_exactly
+from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError
-from wmlc.records import Family
+from wmlc.records import Baseline, Family
+from wmlc.report.cost import amount_text, in_epochs
 from wmlc.run import RUNS, Run, all_runs, read_epochs, read_family
 from wmlc.table import Table
 
-HEADER = ("run", "network", "asked", "got", "params", "MACs", "top-1")
+HEADER = ("run", "network", "asked", "got", "params", "MACs", "top-1", "cost", "min")
 NETWORKS = ("network", "from", "params", "pretrained")
 LONGEST = 100  # letters of why a run cannot be read; reading it alone tells the whole
 
 
 def print_runs(as_json: bool) -> None:
-    """A line a network for each run under `runs/`; an unfinished one says how far it is, a damaged one why."""
+    """A line a network for each run under `runs/`; an unfinished one says how far it is, a damaged one why.
+
+    What training all peers took (`cost` in epochs of the unpruned network, `min`utes) stands beside their ensemble.
+    """
     runs = list(all_runs())
     if as_json:
         say_exactly(json.dumps([_record(run) for run in runs], indent=2))
@@ -56,8 +60,9 @@ def _record(run: Run) -> dict[str, Any]:
     if isinstance(found, dict):
         return {"run": str(run.root), "finished": False, **{f"{phase}_epochs": n for phase, n in found.items()}}
     family = asdict(found)
-    shown = ("arch", "method", "baseline", "peers", "ensemble_top1")
-    return {"run": str(run.root), "finished": True, **{key: family[key] for key in shown}}
+    shown = ("arch", "method", "baseline", "peers", "ensemble_top1", "seconds", "training_macs")
+    cost = in_epochs(found.training_macs, found)
+    return {"run": str(run.root), "finished": True, **{key: family[key] for key in shown}, "cost_epochs": cost}
 
 
 def _rows(run: Run) -> list[list[str]]:
@@ -66,16 +71,23 @@ def _rows(run: Run) -> list[list[str]]:
         found = _read(run)
     except InputError as error:
         reason = textwrap.shorten(str(error).removeprefix(f"{root}/"), LONGEST, placeholder=" …")
-        return [[root, f"damaged: {reason}", *[""] * 5]]
+        return [[root, f"damaged: {reason}", *[""] * 7]]
     if isinstance(found, dict):
         done = f"{found['family']} epochs of the family, {found['baseline']} of the baseline"
-        return [[root, f"not finished: {done}", *[""] * 5]]
+        return [[root, f"not finished: {done}", *[""] * 7]]
     named = [("baseline", found.baseline)] if found.baseline else []
     rows = [
         [
             root, name, f"{network.ratio:.1%}", f"{network.achieved_ratio:.1%}", f"{network.params:,}",
             f"{network.macs / 1e6:,.2f} M", f"{network.top1:.2f}",
+            *(_took(network, found) if isinstance(network, Baseline) else ("", "")),
         ]
         for name, network in [*named, *((f"peer {peer.peer}", peer) for peer in found.peers)]
     ]  # fmt: skip
-    return [*rows, [root, "ensemble", "", "", "", "", f"{found.ensemble_top1:.2f}"]]
+    return [*rows, [root, "ensemble", "", "", "", "", f"{found.ensemble_top1:.2f}", *_took(found, found)]]
+
+
+def _took(trained: Family | Baseline, family: Family) -> tuple[str, str]:
+    """What training took: in epochs of the unpruned network, where that was counted, and in minutes."""
+    cost = in_epochs(trained.training_macs, family)
+    return UNKNOWN if cost is None else amount_text(cost), amount_text(trained.seconds / 60)

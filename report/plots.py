@@ -6,7 +6,7 @@ Runs of one configuration are averaged, and their spread is ± one standard devi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -16,15 +16,15 @@ from wmlc.console import note, say
 from wmlc.errors import InputError
 from wmlc.files import check_writable, new_file, refuse_existing, write_json
 from wmlc.records import Epoch, Peer
-from wmlc.report.figures import Figure, Level, Line, MeanPoint, figure_spec, render
-from wmlc.report.runs import TrainedRun, alike, finished_runs, read_runs
+from wmlc.report.charts import Spec
+from wmlc.report.figures import Figure, Line, MeanPoint, figure_spec, render
+from wmlc.report.groups import Groups, differences, facts_of, gather, labelled
+from wmlc.report.runs import RANDOM, TrainedRun, finished_runs, read_runs
+from wmlc.report.sizes import TEST, accuracy_over_latency, accuracy_over_macs, accuracy_over_ratio
 from wmlc.run import provenance
-from wmlc.settings import names_of
 from wmlc.stats import spread
 
-Groups = dict[str, list[TrainedRun]]
-
-HELD_OUT, TEST = "top-1 on held-out images, %", "top-1 on test images, %"
+HELD_OUT = "top-1 on held-out images, %"
 NO_EPOCHS, FIXED = "no epochs in metrics.jsonl", "peer weights equal throughout"
 
 
@@ -37,7 +37,7 @@ def plot_runs(names: Sequence[Path], out: Path, which: tuple[str, ...], force: b
     wanted = _wanted(which)
     if not names:
         raise InputError("no run is named; name one or several, such as runs/NAME ('wmlc list' shows them)")
-    runs = read_runs(finished_runs(names), with_bench=False)
+    runs = read_runs(finished_runs(names), with_bench="accuracy-over-latency" in wanted)
     if differing := differences(runs):
         note(f"the runs differ in {', '.join(differing)}, so figures with several of them compare more than methods")
     figures = {name: FIGURES[name](runs) for name in wanted}
@@ -54,13 +54,18 @@ def plot_runs(names: Sequence[Path], out: Path, which: tuple[str, ...], force: b
             refuse_existing(out / f"{name}.{suffix}", force)
     check_writable(out / "figures")
     groups = {name: _groups(figure, runs) for name, figure in drawn.items()}
-    pictures = {name: render(figure_spec(figure, _subtitle(figure, groups[name]))) for name, figure in drawn.items()}
+    pictures = {name: render(spec_of(figure, runs)) for name, figure in drawn.items()}
     for name, figure in drawn.items():
         for suffix, picture in zip(("svg", "png"), pictures[name], strict=True):
             with new_file(out / f"{name}.{suffix}") as aside:
                 aside.write_bytes(picture)
         write_json(out / f"{name}.json", _record(name, figure, groups[name]))
         say(f"wrote {out / name}.svg, .png and .json")
+
+
+def spec_of(figure: Figure, runs: Sequence[TrainedRun]) -> Spec:
+    """A figure with its small print, its configurations named among all `runs`."""
+    return figure_spec(figure, _subtitle(figure, _groups(figure, runs)))
 
 
 def _wanted(which: Iterable[str]) -> list[str]:
@@ -73,32 +78,6 @@ def _wanted(which: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(which)) or list(FIGURES)
 
 
-def differences(runs: Sequence[TrainedRun]) -> list[str]:
-    """In which of data, training images, network and epochs the runs differ."""
-    facts = [_facts(run) for run in runs]
-    return [name for name in facts[0] if len({its[name] for its in facts}) > 1]
-
-
-def _facts(run: TrainedRun) -> dict[str, str]:
-    data, epochs = run.family.data, str(run.family.epochs)
-    name = data.name if data.name != "imagefolder" else f"imagefolder of {len(data.class_names)} classes"
-    return {"arch": run.family.arch, "data": name, "train_images": f"{data.train:,}", "epochs": epochs}
-
-
-def labelled(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> Groups:
-    """The runs by configuration as `alike` names them; data, network and epochs are told where they differ."""
-    differing = differences(runs)
-    if "data" in differing:  # the numbers of images then differ too, and tell no more
-        differing = [name for name in differing if name != "train_images"]
-    groups: Groups = {}
-    for label, group in alike(runs, apart_from).items():
-        for run in group:
-            facts = _facts(run)
-            more = [f"{name}={facts[name]}" for name in differing if f" {name}=" not in label]
-            groups.setdefault(" ".join([label, *more]), []).append(run)
-    return groups
-
-
 def _groups(figure: Figure, runs: Sequence[TrainedRun]) -> Groups:
     """The runs that a figure draws, by their configurations among all `runs`."""
     groups = {label: [run for run in group if run in figure.runs] for label, group in labelled(runs).items()}
@@ -107,9 +86,14 @@ def _groups(figure: Figure, runs: Sequence[TrainedRun]) -> Groups:
 
 def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     """What the runs of a figure were trained on, how many there are of each configuration, and what a spread is."""
-    facts, differing = _facts(figure.runs[0]), differences(figure.runs)
+    facts, differing = facts_of(figure.runs[0]), differences(figure.runs)
     words = {"train_images": "{} training images", "epochs": "{} epochs"}
-    told = [words.get(name, "{}").format(value) for name, value in facts.items() if name not in differing]
+    words["start"] = "from {}"
+    told = [
+        words.get(name, "{}").format(value)
+        for name, value in facts.items()
+        if name not in differing and value != RANDOM
+    ]
     training = [", ".join(told)] if told else []
     if differing:
         training.append(f"the runs differ in {', '.join(differing)}")
@@ -123,7 +107,8 @@ def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     if any(point.y.sd is not None for line in figure.lines for point in line.points):
         seeds += f"; {'bands' if figure.over == 'epochs' else 'bars'}: ± 1 standard deviation over seeds"
     levels = ["; ".join(level.words for level in figure.levels)] if len(figure.levels) > 1 else []
-    return ["; ".join(training), seeds, *levels]
+    aside = ["points that would lie on one another are drawn side by side"] if figure.side_by_side else []
+    return ["; ".join(training), seeds, *levels, "; ".join([*figure.remarks, *aside])]
 
 
 def _seeds(runs: Sequence[TrainedRun]) -> str:
@@ -139,12 +124,23 @@ def _record(name: str, figure: Figure, groups: Groups) -> dict[str, Any]:
         "title": figure.title,
         "x": figure.x,
         "y": figure.y,
-        "lines": [vars(line) | {"points": [_point_record(point) for point in line.points]} for line in figure.lines],
+        "lines": [
+            {"configuration": line.configuration, "name": line.name, "panel": line.panel or None}
+            | {"points": [_point_record(point) for point in line.points]}
+            for line in figure.lines
+        ],
         "levels": [{"name": level.name, **asdict(level.y)} for level in figure.levels],
         "left_out": figure.left_out,
         "runs_differ_in": differences(figure.runs),
         "runs": [
-            {"run": str(run.root), "configuration": label, "seed": run.seed}
+            {
+                "run": str(run.root),
+                "configuration": label,
+                "seed": run.seed,
+                "seconds": run.family.seconds,
+                "training_macs": run.family.training_macs,
+                "cost_epochs": run.cost,
+            }
             for label, runs in groups.items()
             for run in runs
         ],
@@ -170,21 +166,6 @@ def fixed_weights(runs: Sequence[TrainedRun]) -> bool:
     """Whether all peers weighed the same in every epoch."""
     spans = (max(epoch.peer_weights) - min(epoch.peer_weights) for run in runs for epoch in run.epochs)
     return all(span < 1e-9 for span in spans)
-
-
-def gather(
-    groups: Groups, draw: Callable[[str, list[TrainedRun]], list[Line] | str]
-) -> tuple[list[Line], list[TrainedRun], dict[str, list[str]]]:
-    """The lines that `draw` makes of each group, and the runs they are from; the groups left out, by its reason."""
-    lines, runs, left_out = [], [], dict[str, list[str]]()
-    for label, group in groups.items():
-        drawn = draw(label, group)
-        if isinstance(drawn, str):
-            left_out.setdefault(drawn, []).append(label)
-        else:
-            lines += drawn
-            runs += group
-    return lines, runs, left_out
 
 
 def ensembles(runs: Sequence[TrainedRun]) -> Figure:
@@ -237,60 +218,13 @@ def weights(runs: Sequence[TrainedRun]) -> Figure:
     return Figure("Peer weights ω", "epoch", "peer weight ω", *gather(labelled(runs), draw), panels=True)
 
 
-def accuracy_over_ratio(runs: Sequence[TrainedRun]) -> Figure:
-    """Figure 6: each peer's top-1 over the share of its parameters or MACs that was cut."""
-    kinds = sorted({run.family.ratio_of for run in runs})
-    what = " or ".join({"macs": "MACs", "params": "parameters"}[kind] for kind in kinds)
-    title, x = "Top-1 of each peer over its ratio", f"ratio of {what} cut, as achieved"
-    return Figure(
-        title, x, TEST, *_over_size(runs, lambda peer: peer.achieved_ratio), levels=baselines(runs), over="ratio"
-    )
-
-
-def accuracy_over_macs(runs: Sequence[TrainedRun]) -> Figure:
-    """Each peer's top-1 over what it computes: peers of one ratio need not be of one speed."""
-    title = "Top-1 of each peer over its MACs"
-    return Figure(
-        title, "MACs an image", TEST, *_over_size(runs, lambda peer: peer.macs), levels=baselines(runs), over="macs"
-    )
-
-
-def _over_size(
-    runs: Sequence[TrainedRun], size: Callable[[Peer], float]
-) -> tuple[list[Line], list[TrainedRun], dict[str, list[str]]]:
-    def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
-        points = [
-            MeanPoint(fmean(map(size, peers)), spread([peer.top1 for peer in peers]), peers[0].peer)
-            for peers in zip(*(run.family.peers for run in group), strict=True)
-        ]
-        return [Line(label, label, points)]
-
-    return gather(labelled(runs), draw)
-
-
-def baselines(runs: Sequence[TrainedRun]) -> list[Level]:
-    """The baselines' top-1, one level for those trained alike; one that several runs have in common counts once."""
-    found: dict[tuple[tuple[str, str], ...], dict[tuple[int, float, int], float]] = {}
-    for run in runs:
-        if baseline := run.family.baseline:
-            its = {name: str(vars(run.settings)[name]) for name in names_of("data", "network", "training")}
-            which = (baseline.seed, baseline.top1, baseline.best_epoch)
-            found.setdefault(tuple((its | _facts(run)).items()), {})[which] = baseline.top1
-    common = set.intersection(*map(set, found)) if found else set()
-    levels = []
-    for its_facts, each in found.items():
-        apart = [f"{key}={value}" for key, value in its_facts if (key, value) not in common]
-        levels.append(Level(" ".join(["baseline", *apart]), spread([*each.values()])))
-    return levels
-
-
 def accuracy_over_eta(runs: Sequence[TrainedRun]) -> Figure:
     """Figure 7: top-1 against η, from runs that differ in nothing but η and the seed."""
 
     def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
         if any(run.epochs for run in group) and fixed_weights(group):
             return FIXED
-        etas = sorted({run.settings.weight_lr for run in group} - {0.0})  # which a log axis doesn't have
+        etas = sorted({run.settings.weight_lr or 0.0 for run in group} - {0.0})  # which a log axis doesn't have
         if len(etas) < 2:
             return "one η above 0"
         same = {eta: [run.family for run in group if run.settings.weight_lr == eta] for eta in etas}
@@ -311,6 +245,7 @@ FIGURES: dict[str, Callable[[Sequence[TrainedRun]], Figure]] = {
     "accuracy-over-epochs": accuracy_over_epochs,
     "accuracy-over-ratio": accuracy_over_ratio,
     "accuracy-over-macs": accuracy_over_macs,
+    "accuracy-over-latency": accuracy_over_latency,
     "accuracy-over-eta": accuracy_over_eta,
     "weights": weights,
 }

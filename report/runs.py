@@ -11,11 +11,13 @@ from wmlc import records
 from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.records import Bench, Epoch, Family, NetworkSpec, Row, RunRecord
+from wmlc.report.cost import in_epochs
 from wmlc.run import Run, find_run, peer_name, read_config, read_epochs, read_family
 from wmlc.settings import TrainConfig, names_of
 
 # What makes a run what it is: not which of several like it, and not where it was computed.
 OF_A_CONFIGURATION = names_of("data", "network", "training", "family", "method")
+RANDOM = "random weights"  # in a start's place
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,22 @@ class TrainedRun:
     def baseline_top1(self) -> float | None:
         """Its own baseline's, if it has one."""
         return None if self.family.baseline is None else self.family.baseline.top1
+
+    @property
+    def cost(self) -> float | None:
+        """What training its peers took, in epochs of the unpruned network; None where that was not counted."""
+        return in_epochs(self.family.training_macs, self.family)
+
+    @property
+    def start_name(self) -> str:
+        """What it began from: the end of a path, pretrained, or random weights."""
+        return RANDOM if self.settings.start is None else str(Path(*Path(self.settings.start).parts[-2:]))
+
+    @property
+    def as_it_started(self) -> bool:
+        """Whether its baseline is the start, not trained on."""
+        baseline = self.family.baseline
+        return self.settings.start is not None and baseline is not None and not baseline.best_epoch
 
     @property
     def rows(self) -> list[Row]:
@@ -125,10 +143,18 @@ def network_of(name: str, peer: int) -> str:
 
 
 def configuration(run: TrainedRun, apart_from: Collection[str] = ()) -> dict[str, Any]:
-    """What makes a run what it is, by setting, without what is unset; `share` as it came out."""
-    settings = {**vars(run.settings), "share": run.family.share}
+    """What makes a run what it is, by setting, without what is unset; `share` as it came out.
+
+    What a run found for itself is not part of it, as it may differ from seed to seed: the rate that `--lr auto` chose,
+    and the steps that cost as much as another method would.
+    """
+    settings = {**vars(run.settings), "share": run.family.share, "lr_auto": None}
     if settings["share"] == "none":
         settings["join"] = None  # nothing joins
+    if run.settings.lr_auto:
+        settings |= {"lr": "auto", "finetune_lr": None}
+    if settings["as_long_as"] is not None:
+        settings |= {"steps": None, "finetune_epochs": None}
     of_it = [name for name in settings if name in OF_A_CONFIGURATION and name not in apart_from]
     return {name: settings[name] for name in of_it if settings[name] is not None}
 
@@ -137,7 +163,7 @@ def alike(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> dict[
     """The runs by configuration, under a name each: the method, and what tells apart those of one method.
 
     In the order in which the configurations first come; the runs of one differ in their seed, and in the settings
-    called `apart_from`.
+    called `apart_from`. Rates are told wherever any two differ, as a method may be ahead by its rate alone.
     """
     groups: list[tuple[dict[str, Any], list[TrainedRun]]] = []
     for run in runs:
@@ -152,12 +178,25 @@ def alike(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> dict[
 
 def _name(mine: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
     rivals = [other for other in others if other["method"] == mine["method"]]
-    joining = [rival for rival in rivals if "join" in rival]  # without shared stages there is none
-    varying = [
-        name for name in mine
-        if any(rival.get(name) != mine[name] for rival in (joining if name == "join" else rivals))
-    ]  # fmt: skip
-    return " ".join([mine["method"], *(f"{name}={_shown(mine[name])}" for name in varying)])
+    among = {
+        "join": [rival for rival in rivals if "join" in rival],  # without shared stages there is none
+        "lr": others,
+        "start": others,
+    }
+    varying = [name for name in mine if any(other.get(name) != mine[name] for other in among.get(name, rivals))]
+    told = {name: _shown(mine[name]) for name in varying}
+    if "start" in told:
+        told["start"] = shortest_end(mine["start"], [other["start"] for other in others if "start" in other])
+    return " ".join([mine["method"], *(f"{name}={value}" for name, value in told.items())])
+
+
+def shortest_end(path: str, others: Sequence[str]) -> str:
+    """As little of the end of `path` as no other one ends in."""
+    parts = Path(path).parts
+    for count in range(1, len(parts)):
+        if not any(Path(other).parts[-count:] == parts[-count:] for other in others if other != path):
+            return str(Path(*parts[-count:]))
+    return path
 
 
 def _shown(value: Any) -> str:

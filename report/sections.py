@@ -9,6 +9,7 @@ from typing import Any
 from wmlc.layer_pairs import NO_FASTER
 from wmlc.report import charts, series, tables
 from wmlc.report.cells import Cell, all_cells, grouped_notes
+from wmlc.report.cost import cost_words
 from wmlc.report.runs import TrainedRun, network_names, network_of
 from wmlc.table import Table
 
@@ -126,6 +127,7 @@ def training_section(runs: Sequence[TrainedRun]) -> Section:
     words = ["Top-1 on the held-out images that the epoch is chosen on, not on the test set."]
     shown = []
     for run, key, name in _keyed(runs):
+        words.append(_cost(run, name))
         networks = network_names(run)
         if top1 := series.top1_lines(run):
             chart = charts.line_chart(top1, networks, "held-out top-1, %", ".2f")
@@ -141,6 +143,16 @@ def training_section(runs: Sequence[TrainedRun]) -> Section:
             why = "it is the start, as it stands" if own else "it was trained in another run"
             words.append(f"{run.name}: the baseline has no curve here, as {why}.")
     return Section("training", "Training curves", words, shown)
+
+
+def _cost(run: TrainedRun, name: str) -> str:
+    """What training its peers took, and what that counts."""
+    apart = ["the baseline's apart"] if run.family.baseline and run.family.baseline.best_epoch else []
+    if run.settings.method == "prune-finetune" and run.settings.start is None:
+        apart = ["with the network that it cut"]
+    if run.settings.start is not None:
+        apart.append("that of the start not counted")
+    return f"{name}Training: {cost_words(run.family)}{' (' + ', '.join(apart) + ')' if apart else ''}."
 
 
 def _no_curve(run: TrainedRun) -> str:

@@ -184,9 +184,21 @@ def made_bench(rows: Sequence[Row], **changes: Any) -> Bench:
 def made_trained(
     root: Path, top1: Sequence[float], baseline: float | None = 80.0, *, images: int = 900, test: int = TEST_IMAGES,
     macs: Sequence[int] = (), seconds: float = 600.0, finished: bool = True, lines: Sequence[Epoch] = (),
-    **settings: Any,
+    cost: float | None = None, baseline_cost: float | None = None, bench: Bench | None = None, **settings: Any,
 ) -> Path:  # fmt: skip
-    """Write a run of peers with this top-1 and these `settings`; where it lies."""
+    """Write a run of peers with this top-1 and these `settings`; where it lies.
+
+    Args: its `cost` and its baseline's, in epochs of the unpruned network; None: not counted.
+    """
     asked = made_settings(top1, **settings)
-    family = made_family(top1, baseline, settings=asked, macs=macs, train=images, test=test, seconds=seconds)
-    return made_run(root, asked, family if finished else None, epochs=lines, test=test).root
+    family = made_family(top1, baseline, settings=asked, macs=macs, train=images, test=test, seconds=seconds,
+                         training_macs=made_cost(cost, images))  # fmt: skip
+    if family.baseline:
+        whole = replace(family.baseline, training_macs=made_cost(baseline_cost, images))
+        family = replace(family, baseline=replace(whole, best_epoch=0, seconds=0.0) if asked.start else whole)
+    return made_run(root, asked, family if finished else None, epochs=lines, bench=bench, test=test).root
+
+
+def made_cost(epochs: float | None, images: int = 900) -> float | None:
+    """Training MACs of so many epochs of the unpruned network: a forward, and a backward of twice as many."""
+    return None if epochs is None else epochs * 3 * FULL.macs * images

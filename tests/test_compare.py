@@ -107,15 +107,16 @@ def test_the_table_in_a_terminal(three_seeds: list[Path], make: Make, capsys: py
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
     lines = [line.split() for line in shown.splitlines()]
-    assert ["wml", "3", "82.00", "73.00", "79.00", "-", "76.00", "80.00", "6.00", "30.0", "11.0"] in lines
+    assert ["wml", "3", "82.00", "73.00", "79.00", "-", "76.00", "80.00", "6.00", "30.0", "-", "11.0"] in lines
     assert ["±2.00", "±1.00", "±3.00", "±2.00", "±3.00", "±0.00", "±0.0", "±1.0"] in lines
-    assert ["self-", "1", "80.00", "60.00", "65.00", "70.00", "65.00", "71.00", "15.00", "43.3", "10.0"] in lines
+    assert ["self-", "1", "80.00", "60.00", "65.00", "70.00", "65.00", "71.00", "15.00", "43.3", "-", "10.0"] in lines
     assert ["wml", "1", "70/70", "4k", "400", "60.0", "±0.0", "73.00", "±1.00", "9.00", "±1.00"] in lines
 
 
 def test_four_peers_with_spread_and_a_long_name_fit(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     tops = (70.12, 71.23, 72.34, 73.45)
-    names = [make(f"{share}{s}", tuple(t + s for t in tops), 79.0 + s, share=share, method="prune-finetune", seed=s)
+    names = [make(f"{share}{s}", tuple(t + s for t in tops), 79.0 + s, share=share, method="prune-finetune", seed=s, cost=12.3 + s,
+                  seconds=600.0 + 300 * s)
              for share in ("none", "stage1") for s in range(3)]  # fmt: skip
     for paper in (None, "table6", "table7", "table8"):
         compare_runs(names, paper, None, "table", False)
@@ -199,12 +200,24 @@ def test_markdown_is_whole_tables(three_seeds: list[Path], tmp_path: Path, capsy
     out = tmp_path / "out.md"
     compare_runs(three_seeds, None, out, "md", False)
     text = out.read_text(encoding="utf-8")
-    assert capsys.readouterr().out.strip() == f"{text.strip()}\nwrote {out}"
+    assert capsys.readouterr().out.strip() == f"{text.strip()}\nwrote {out}, beside it out-macs.svg"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["method", "n", "baseline", "peer 1", "peer 2", "mean", "ensemble", "drop", "FLOPs −%", "min"]
+    assert rows[0] == [
+        "method",
+        "n",
+        "baseline",
+        "peer 1",
+        "peer 2",
+        "mean",
+        "ensemble",
+        "drop",
+        "FLOPs −%",
+        "cost",
+        "min",
+    ]
     assert all(re.fullmatch("-+:?", cell) for cell in rows[1])  # a reader of Markdown wants a dash in each
     assert rows[2][:5] == ["wml", "3", "82.00 ±2.00", "73.00 ±1.00", "79.00 ±3.00"]
-    assert all(len(row) == 10 for row in rows[:4]) and all(len(row) == 8 for row in rows[4:])
+    assert all(len(row) == 11 for row in rows[:4]) and all(len(row) == 8 for row in rows[4:])
 
 
 def test_a_json_file_is_what_json_prints(

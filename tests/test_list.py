@@ -28,20 +28,22 @@ def test_no_runs_yet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_and_their_networks(capsys: pytest.CaptureFixture[str]) -> None:
-    made_trained(Path("runs/a"), (70.0, 80.0), 81.0, macs=(4_000_000, 10_000_000))
+    made_trained(Path("runs/a"), (70.0, 80.0), 81.0, macs=(4_000_000, 10_000_000), cost=12.3, baseline_cost=2.0)
     made_trained(Path("runs/sweep/b"), (75.5,), None)
     assert listed(capsys) == [
-        "run           network   asked    got       params     MACs  top-1",
-        "runs/a        baseline   0.0%   0.0%       10,000   0.00 M  81.00",
+        "run           network   asked    got       params     MACs  top-1  cost   min",
+        "runs/a        baseline   0.0%   0.0%       10,000   0.00 M  81.00  2.00  0.17",
         "runs/a        peer 1    70.0%  70.0%   40,000,000   4.00 M  70.00",
         "runs/a        peer 2     0.0%   0.0%  100,000,000  10.00 M  80.00",
-        "runs/a        ensemble                                      81.00",
+        "runs/a        ensemble                                      81.00  12.3  10.0",
         "runs/sweep/b  peer 1     0.0%   0.0%       10,000   0.00 M  75.50",
-        "runs/sweep/b  ensemble                                      76.50",
+        "runs/sweep/b  ensemble                                      76.50     -  10.0",
     ]
     print_runs(as_json=True)
     a, b = json.loads(capsys.readouterr().out)
     assert (a["run"], a["finished"], a["arch"], len(a["peers"]), b["baseline"]) == ("runs/a", True, "resnet20", 2, None)
+    assert (a["cost_epochs"], a["training_macs"], a["seconds"]) == pytest.approx((12.3, 33_210_000, 600))
+    assert (b["cost_epochs"], b["training_macs"]) == (None, None)
 
 
 def test_an_unfinished_and_a_damaged_run_cost_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from wmlc.errors import InputError
 from wmlc.report import plots
 from wmlc.report.plots import FIGURES, plot_runs
 
+LATENCY = "accuracy-over-latency"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,7 +77,10 @@ def test_means_and_deviations_over_seeds_are_those_by_hand(two_seeds, tmp_path, 
     plot_runs(two_seeds, out, (), False)
     sd = math.sqrt(2)  # of two values that are 2 apart; twice that of 4 apart, and half of 1
     assert lines(out, "accuracy-over-ratio") == {("wml", "wml"): [(0.49, 62, 2 * sd), (0, 71, sd)]}
-    assert lines(out, "accuracy-over-macs") == {("wml", "wml"): [(1000, 62, 2 * sd), (3000, 71, sd)]}
+    assert lines(out, "accuracy-over-macs") == {
+        ("wml", "wml"): [(1000, 62, 2 * sd), (3000, 71, sd)],
+        ("baseline", "baseline"): [(1000, 80.5, sd / 2)],  # at the unpruned network's MACs
+    }
     assert lines(out, "accuracy-over-epochs") == {("wml", "wml"): [(1, 67.5, 1.5 * sd), (2, 68.5, 1.5 * sd)]}
     assert lines(out, "ensembles") == {
         ("wml", "weighted ensemble"): [(1, 74, sd), (2, 75, sd)],
@@ -95,11 +99,17 @@ def test_means_and_deviations_over_seeds_are_those_by_hand(two_seeds, tmp_path, 
     assert {"commit", "versions"} <= record["environment"].keys()
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        f"wrote {out / name}.svg, .png and .json" for name in FIGURES if name != "accuracy-over-eta"
+        f"wrote {out / name}.svg, .png and .json" for name in FIGURES if name not in ("accuracy-over-eta", LATENCY)
     ]
-    assert said.err == "accuracy-over-eta: not drawn: one η above 0 (wml)\n"
+    assert said.err == (
+        f"{LATENCY}: not drawn: not benched with top-1; 'wmlc bench --run RUN' does it (wml)\n"
+        "accuracy-over-eta: not drawn: one η above 0 (wml)\n"
+    )
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{name}.{suffix}" for name in FIGURES if name != "accuracy-over-eta" for suffix in ("svg", "png", "json")
+        f"{name}.{suffix}"
+        for name in FIGURES
+        if name not in ("accuracy-over-eta", LATENCY)
+        for suffix in ("svg", "png", "json")
     )
 
 
@@ -217,12 +227,12 @@ def test_what_runs_cannot_feed_is_left_out_in_words(tmp_path, capsys):
         (
             ("weights", "ensemble"),
             "unknown figure 'ensemble'; did you mean ensembles? allowed are ensembles, accuracy-over-epochs, "
-            "accuracy-over-ratio, accuracy-over-macs, accuracy-over-eta, weights",
+            "accuracy-over-ratio, accuracy-over-macs, accuracy-over-latency, accuracy-over-eta, weights",
         ),
         (
             ("loss",),
             "unknown figure 'loss'; allowed are ensembles, accuracy-over-epochs, accuracy-over-ratio, "
-            "accuracy-over-macs, accuracy-over-eta, weights",
+            "accuracy-over-macs, accuracy-over-latency, accuracy-over-eta, weights",
         ),
     ],
 )

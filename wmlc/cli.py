@@ -261,12 +261,12 @@ def sweep(
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--paper", metavar="table6|table7|table8", help="Set the paper's published numbers beside the measured.")
 @shown_as
-@click.option("--out", type=PATH, metavar="FILE.md|csv|json", help="Write the comparison to a file too.")
+@click.option("--out", type=PATH, metavar="FILE.md|csv|json", help="Write it to a file too; beside .md its figures.")
 @forced
 def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | None, force: bool) -> None:
     """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
 
-    Runs whose data, epochs or baselines differ get tables of their own, and a line that says what separates them.
+    Runs of other data, starts or epochs get tables apart. --out study.md draws study-macs.svg, study-latency.svg too.
     """
     from wmlc.report.compare import compare_runs
 
@@ -281,8 +281,8 @@ def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | N
 def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) -> None:
     """Draw the paper's figures from finished runs, each as SVG, PNG and the numbers as JSON.
 
-    Average against weighted ensemble over epochs (Figure 5), accuracy over ratio, MACs and η, the trace of the
-    peer weights (Figures 6 and 7). Seeds of one configuration become one line with its spread.
+    Average against weighted ensemble over epochs (Figure 5), accuracy over ratio, MACs, latency and η, the trace of
+    the peer weights (Figures 6, 7). Seeds of one configuration become one line with its spread.
     """
     from wmlc.report.plots import plot_runs
 
@@ -293,7 +293,7 @@ def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) ->
 @click.option("--networks", metavar="TEXT", help="Search what --arch takes instead: built in, torchvision's, timm's.")
 @json_option
 def list_runs(networks: str | None, as_json: bool) -> None:
-    """Show the runs and their peers."""
+    """Show the runs, their peers, and what training cost: epochs of the unpruned network, minutes."""
     from wmlc.models.catalogue import find
     from wmlc.report.listing import print_networks, print_runs
 

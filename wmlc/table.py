@@ -48,8 +48,8 @@ class Table:
 
     def lines(self) -> list[str]:
         """The header and the rows, aligned."""
-        lines = [line for row in self.rows for line in self._stacked(row)]
-        return ["  ".join(texts).rstrip() for texts in self._aligned([self.header, *lines])]
+        lines = [line for row in [self.header, *self.rows] for line in self._stacked(row)]
+        return ["  ".join(texts).rstrip() for texts in self._aligned(lines)]
 
     def markdown(self) -> str:
         """A table of Markdown under its title, which shows the texts as they are."""
@@ -80,9 +80,8 @@ class Table:
     def _colours(self) -> list[str]:
         """The header's, and each line's."""
         given = self.colours or [""] * len(self.rows)
-        return [
-            "bold", *(c for row, c in zip(self.rows, given, strict=True) for _ in self._stacked(row))
-        ]  # fmt: skip
+        head = ["bold"] * len(self._stacked(self.header))
+        return head + [c for row, c in zip(self.rows, given, strict=True) for _ in self._stacked(row)]
 
     def _aligned(self, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         widths = _widths(rows)

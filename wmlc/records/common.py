@@ -22,6 +22,7 @@ Ratio = Annotated[float, Ge(-1), Le(1)]  # of what went: below 0 where a network
 Weight = Annotated[float, Ge(0), Le(1 + 1e-6)]  # of a peer, as float32 rounds
 Amount = Annotated[float, Ge(0), Le(1e15)]  # bounded, so that the sum of several is a number
 Positive = Annotated[float, Gt(0), Le(1e15)]
+Effort = Annotated[float, Ge(0), Le(1e30)]  # MACs of a training, of which a long one of a large network takes over 1e18
 Count = Annotated[int, Ge(0), Le(2**63)]
 Size = Annotated[int, Ge(1), Le(2**31)]
 Extent = Annotated[int, Ge(1), Le(2**63)]  # parameters or MACs of a network, which are divided by

@@ -12,6 +12,7 @@ from wmlc.records.common import (
     Amount,
     Cost,
     Count,
+    Effort,
     Extent,
     Framing,
     Percent,
@@ -38,7 +39,7 @@ class Ensembled(Record):
     peer_weights: list[Weight]
     best_epoch: Count
     seconds: Amount
-    training_macs: Amount | None = None
+    training_macs: Effort | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class About(Record):
     top1: Percent | None = None
     best_epoch: Count | None = None
     seconds: Amount | None = None
-    training_macs: Amount | None = None
+    training_macs: Effort | None = None
     stage_channels: dict[str, list[Size]] | None = None
     shared_with: dict[str, list[Size]] | None = None
     family: Ensembled | None = None
@@ -123,7 +124,7 @@ class RateTrial(Record):
     lr: Positive
     steps: Size
     held_out_loss: float | None  # mean over peers; None: it did not stay finite
-    training_macs: Amount
+    training_macs: Effort
     seconds: Amount
 
 
@@ -183,7 +184,7 @@ class Baseline(Network):
     commit: str | None
     best_epoch: Count
     seconds: Amount
-    training_macs: Amount | None = None  # None: not counted, by an older version
+    training_macs: Effort | None = None  # None: not counted, by an older version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +207,7 @@ class Family(Record):
     peer_weights: list[Weight]
     best_epoch: Count
     seconds: Amount  # training of all peers, the baseline apart
-    training_macs: Amount | None = None  # of what `seconds` are; None: not counted, by an older version
+    training_macs: Effort | None = None  # of what `seconds` are; None: not counted, by an older version
     baseline: Baseline | None
     notes: list[str]
     finished: Literal[True] = True
@@ -222,7 +223,7 @@ class Epoch(Record):
 
     epoch: Size
     seconds: Amount
-    training_macs: Amount | None = None  # that its steps took; None: not counted, by an older version
+    training_macs: Effort | None = None  # that its steps took; None: not counted, by an older version
     images_per_s: Amount
     train_loss: float
     top1: Annotated[list[Percent], Len(1)]  # one a peer
@@ -249,7 +250,7 @@ class Progress(Record):
     epoch: Count  # epochs done
     step: Count
     seconds: Amount
-    training_macs: Amount = 0.0
+    training_macs: Effort = 0.0
     teaching: list[list[Weight]] = field(default_factory=list)  # a peer: its sources', where these have weights
     best_epoch: Count
     best_top1: Annotated[float, Ge(-1), Le(100)]  # mean over peers, on the held-out images; -1: none yet
