@@ -18,7 +18,7 @@ from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
 from wmlc.models.foreign import is_foreign
 from wmlc.run import data_config
-from wmlc.settings import TrainConfig, setting
+from wmlc.settings import AUTO, TRAINED_ON, TrainConfig, setting
 
 CHOICES = {
     "method": tuple(METHODS),
@@ -77,14 +77,17 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
     which names the `source`, for unknown names and wrong types, and for values that cannot be.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
         if name not in fields:
             near = difflib.get_close_matches(name[:LONGEST_SHOWN], fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(fields)}"
             raise InputError(f"{source}: unknown setting {_shown(key)}; {hint}")
-        values[name] = _typed(name, value, str(fields[name].type), source)
+        if name == "lr" and value == AUTO:
+            values["lr_auto"] = True
+        else:
+            values[name] = _typed(name, value, str(fields[name].type), source)
     config = TrainConfig(**values)
     _check_choices(config)
     config = _with_the_methods_own(config)
@@ -232,6 +235,8 @@ def _check_bounds(config: TrainConfig) -> None:
     for name in ABOVE_0:
         if (value := getattr(config, name)) is not None and not value > 0:
             raise InputError(f"{name} must be above 0, got {value:g}")
+    if config.lr_auto and config.start is None:
+        raise InputError("lr auto tries rates from a trained start; pass --start with it, or a rate")
     if not config.momentum < 1:
         raise InputError(f"momentum must be from 0 up to, not including, 1, got {config.momentum:g}")
     if not config.trunk_ratio <= 0.9:
@@ -247,6 +252,8 @@ def _check_bounds(config: TrainConfig) -> None:
         raise InputError("trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share")
     if config.baseline_from is not None and not config.baseline:
         raise InputError("--baseline and --no-baseline exclude each other; pass one of them")
+    if config.baseline_from == TRAINED_ON and config.start is None:
+        raise InputError("--baseline trained trains a start on, as a control; pass --start with it")
 
 
 def _check_network(config: TrainConfig) -> None:

@@ -54,7 +54,7 @@ from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.models.foreign import needs_caller
 from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
+from wmlc.settings import OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,8 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     if config.lr_auto:
         config, trials = find_rate(config, prepared, data, device)
     settings = with_absolute_paths(config)
-    baseline = None if config.baseline_from is None else _matching_baseline(settings, Path(config.baseline_from), data)
+    other = config.baseline_from if config.baseline_from != TRAINED_ON else None
+    baseline = None if other is None else _matching_baseline(settings, Path(other), data)
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, device=DeviceRecord(name=device.name, bf16=device.bf16),
         threads=torch.get_num_threads(), **vars(runs.provenance()),
@@ -211,7 +212,9 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     clear_asides(run.root)
     progress = read_progress(run.checkpoint)
     reached = progress and progress.phase
-    method, trains_baseline = METHODS[config.method], config.baseline and config.baseline_from is None
+    method, trains_baseline = METHODS[config.method], config.baseline and config.baseline_from in (None, TRAINED_ON)
+    as_it_stands = prepared.trained and config.baseline_from != TRAINED_ON  # the start is the baseline
+    cuts_trained = method.cuts_trained and not prepared.trained  # the baseline comes first
     if reached == "baseline" and not trains_baseline:
         raise InputError(
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
@@ -221,8 +224,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_family(peers, prepared.scored, config)
     print_stages(prepared)
-    trains_family = method.cuts_trained or reached != "baseline"
-    trains_baseline = trains_baseline and not (method.cuts_trained and reached == "family")
+    trains_family = cuts_trained or reached != "baseline"
+    trains_baseline = trains_baseline and not (cuts_trained and reached == "family")
 
     def train_family(prepared: Prepared, work: LongWork) -> TrainState:
         family, own = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
@@ -230,7 +233,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
 
     def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
-        if prepared.trained:  # it is the baseline as it stands
+        if as_it_stands:
             state = TrainState("baseline", [1.0])
         else:
             state = train_phase(
@@ -242,10 +245,10 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     control = dataclasses.replace(config, teacher="none", weigh="peers", feature_loss="none")
     control = dataclasses.replace(control, steps=None) if config.as_long_as else control
     fitted = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
-    alone_too = trains_baseline and not prepared.trained
+    alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
     with long_work(sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)) as work:
-        if method.cuts_trained:
+        if cuts_trained:
             if trains_baseline:
                 train_baseline(work)
             cut = cut_trained(prepared, run.network(BASELINE), config, data, device)

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped, one_line
-from wmlc.settings import CALLERS_ARCH
+from wmlc.settings import AUTO, CALLERS_ARCH
 from wmlc.table import FORMATS
 
 if TYPE_CHECKING:
@@ -146,6 +146,15 @@ class Listed(click.ParamType):
         raise InputError(f"{self.option} must be {what}, like {self.like}; got {value!r}")
 
 
+class NumberOrAuto(click.ParamType):
+    """A number, or the word auto."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == AUTO else click.FLOAT.convert(value, param, ctx)
+
+
 LIKE = {"ratios": "0.7,0.5,0.3,0", "batch_range": "1,8,32"}  # examples in a message; else 1,8
 
 
@@ -192,6 +201,8 @@ def _option(
 def _type(flag: str, name: str, annotation: str) -> Any:
     """click's type for a field's annotation."""
     items = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str, "tuple[int, int, int]": int}
+    if name == "lr":
+        return NumberOrAuto()
     if annotation in items:
         return Listed(flag, items[annotation], LIKE.get(name, "1,8"), 3 if "int, int" in annotation else None)
     return {"int": int, "float": float, "str": str}[annotation]

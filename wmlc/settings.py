@@ -22,6 +22,8 @@ Role = Literal[
     "incidental",  # how it was fetched or begun: the very same run
 ]
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
+AUTO = "auto"  # a learning rate that a run finds itself
+TRAINED_ON = "trained"  # a baseline: the start, trained on for as long as the family
 CALLERS_ARCH = "WMLC_ARCH"  # in the environment: code of the caller's own, which they have named (--arch)
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # how pydantic reads settings and records
 
@@ -198,10 +200,13 @@ class TrainConfig:
         role="method", group=TRAINING, metavar="METHOD", shown="wml for prune-finetune",
     )  # fmt: skip
     batch_size: int = setting(128, "Images a step.", role="training", group=TRAINING, common=True)
-    lr: float = setting(0.1, "Peak learning rate, or auto.", role="training", group=TRAINING, common=True)
+    lr: float = setting(  # or auto, see below
+        0.1, "Peak learning rate; auto, from a start: the best of three short trials on held-out images, which the "
+        "run's steps pay for.",
+        role="training", group=TRAINING, common=True, metavar="FLOAT|auto",
+    )  # fmt: skip
     lr_auto: bool = setting(
-        False, "Same as --lr auto: try three rates for a share of the steps, and take the best on held-out images.",
-        role="training", group=TRAINING,
+        False, "Same as --lr auto; lr is then what was found.", role="training", group=TRAINING
     )  # fmt: skip
     momentum: float = setting(0.9, "SGD momentum.", role="training", group=TRAINING)
     nesterov: bool = setting(False, "Nesterov momentum.", role="training", group=TRAINING)
@@ -214,8 +219,9 @@ class TrainConfig:
 
     baseline: bool = setting(True, "Do without the unpruned baseline.", role="place", flag="--no-baseline")
     baseline_from: str | None = setting(
-        None, "Take the baseline from another run instead of training it.", role="incidental",
-        flag="--baseline", metavar="RUN",
+        None, "Take the baseline from another run instead of training it; trained: from a start, which is the baseline "
+        "as it stands, train it on for as long, as a control.",
+        role="incidental", flag="--baseline", metavar="RUN|trained",
     )  # fmt: skip
     seed: int = setting(0, "Seed of initialisation, split, order and augmentation.", role="seed", group=TRAINING)
     device: str = setting("auto", "Where to train.", role="place", group=TRAINING, common=True)

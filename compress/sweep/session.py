@@ -121,8 +121,10 @@ def _entry(point: Point, run: Run) -> Entry:
         return Entry(point, run, REFUSED, str(error))
     wanted = _compared(point.config)
     # what a run finds out itself where it was not asked for, and records
-    found = ["finetune_epochs", *(OF_A_START if point.config.start is not None else ())]
+    found = ["steps", *(OF_A_START if point.config.start is not None else ())]
     wanted = {name: value for name, value in wanted.items() if value is not None or name not in found}
+    for name in ("lr", "finetune_lr", "steps") if point.config.lr_auto else ():
+        wanted.pop(name, None)
     if differing := [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]:
         return Entry(point, run, REFUSED, f"{run.root} has other settings ({'; '.join(differing)}); {remedy}")
     with contextlib.suppress(InputError):
