@@ -117,6 +117,11 @@ def trains_uncut(config: TrainConfig) -> bool:
     return not METHODS[config.method].cuts_trained and (config.start is None or config.teacher == "trained")
 
 
+def trained_ratios(config: TrainConfig) -> tuple[float, ...]:
+    """The ratios of the peers that are trained."""
+    return tuple(ratio for ratio in config.ratios if ratio > 0 or trains_uncut(config))
+
+
 def _check_choices(config: TrainConfig) -> None:
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in (*allowed, None):

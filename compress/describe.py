@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from wmlc.compress.config import sharing
+from wmlc.compress.config import sharing, trained_ratios
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.prepare import Prepared, asked_of, budget_of, rank_of
@@ -215,9 +215,10 @@ def share_choices(scored: Scored, config: TrainConfig) -> list[ShareChoice]:
 
     Empty for a method that says itself what is shared, and for one peer alone.
     """
-    if METHODS[config.method].fixed_shape or len(config.ratios) == 1:
+    ratios = trained_ratios(config)
+    if METHODS[config.method].fixed_shape or len(ratios) < 2:
         return []
-    asked = asked_of(config)
+    asked = replace(asked_of(config), ratios=ratios)
     return [_share_choice(scored, replace(asked, share=share)) for share in tree.share_choices(scored.stages)]
 
 

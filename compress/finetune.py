@@ -15,7 +15,7 @@ from wmlc.compress.learn.teacher import Teacher
 from wmlc.compress.learn.train import reweighs_at, steps_of
 from wmlc.compress.prepare import Prepared, cut_anew, cut_before_training, family_of_one
 from wmlc.compress.widths.choose import OutOfReachError
-from wmlc.console import note, say
+from wmlc.console import say
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages
@@ -45,29 +45,6 @@ def trained_part(prepared: Prepared, config: TrainConfig) -> PeerFamily:
         branches, {branch.name: prepared.family.parts[branch.name] for branch in branches}, config.join == "mean",
         prepared.family.extras,
     )  # fmt: skip
-
-
-def settle_teacher(config: TrainConfig, prepared: Prepared) -> TrainConfig:
-    """`config` with what its start can do: a network whose head is new cannot teach, and is trained itself.
-
-    Raises `InputError` for a method that is nothing without its teacher, and where nothing is left to train.
-    """
-    if config.start is None:
-        return config
-    if not prepared.trained and config.teacher != "trained":
-        if METHODS[config.method].teacher_alone:
-            raise InputError(
-                f"{config.method} learns from the start, and its head for these classes is new; train that first "
-                "(wmlc train with --ratios 0), and start from its run"
-            )
-        if config.teacher == "frozen":
-            note("the head for these classes is new, so the start teaches nothing")
-        config = dataclasses.replace(config, teacher="trained" if 0 in config.ratios else "none", reuse_teacher=0)
-    if config.epochs and not trains_uncut(config) and not any(config.ratios):
-        raise InputError(
-            "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"
-        )
-    return config
 
 
 def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teacher | None:

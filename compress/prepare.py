@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.config import sharing
+from wmlc.compress.config import sharing, trained_ratios, trains_uncut
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
@@ -29,7 +29,7 @@ from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.saliency import parameter_saliency
-from wmlc.compress.widths.tree import sharing_tree
+from wmlc.compress.widths.tree import Partition, sharing_tree
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import is_foreign
@@ -64,7 +64,7 @@ class Prepared:
     @property
     def trained(self) -> bool:
         """Whether the full network is a trained one as it stands, and so the baseline."""
-        return self.made.fitted is not None and self.made.fitted.head != "new"
+        return self.made.trained
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class Made:
     staged: Staged | None = None  # of a network that is not built of stages
     fitted: Fitted | None = None  # what became of the start's weights
 
+    @property
+    def trained(self) -> bool:
+        """Whether it is a trained one as it stands."""
+        return self.fitted is not None and self.fitted.head != "new"
+
 
 def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
@@ -84,6 +89,7 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     """
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
+    config = settle_teacher(config, made)
     scored = _scored(made, config, data)
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
@@ -95,20 +101,42 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
     return cut_before_training(made, scored, config, record, device)
 
 
+def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:
+    """`config` with what its start can do: a network whose head is new cannot teach, and is trained itself.
+
+    Raises `InputError` for a method that is nothing without its teacher, and where nothing is left to train.
+    """
+    if config.start is None:
+        return config
+    if not made.trained and config.teacher != "trained":
+        if METHODS[config.method].teacher_alone:
+            raise InputError(
+                f"{config.method} learns from the start, and its head for these classes is new; train that first "
+                "(wmlc train with --ratios 0), and start from its run"
+            )
+        teacher = "trained" if 0 in config.ratios and not METHODS[config.method].cuts_trained else "none"
+        features = "none" if config.teacher == "frozen" else config.feature_loss
+        config = replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features)
+    if config.epochs and not trains_uncut(config) and not any(config.ratios):
+        raise InputError(
+            "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"
+        )
+    return config
+
+
 def cut_before_training(
     made: Made, scored: Scored, config: TrainConfig, record: DataRecord, device: Device
 ) -> Prepared:
     """Peers cut from the full network before their first step, joined along the sharing tree."""
-    full, method, stages = made.network, METHODS[config.method], scored.stages
-    asked = asked_of(config)
-    widths = choose_widths(scored, asked)
+    full, method = made.network, METHODS[config.method]
+    widths, tree = _chosen(scored, config)
     if made.fitted is not None and config.epochs and (alike := twins(widths)):
         raise InputError(
             f"peers {alike[0]} and {alike[1]} would be the same network and begin with the same weights, the start's, "
             f"so they would stay alike; give them other ratios, or leave out start"
         )
     family = build_family(
-        full, scored.graph.groups, widths, sharing_tree(len(widths), stages, asked.share),
+        full, scored.graph.groups, widths, tree,
         mean_joins=config.join == "mean",
         fresh=None if made.fitted else lambda: make_full(config, record, device, made.staged, seeded=False).network,
     )  # fmt: skip
@@ -125,6 +153,18 @@ def cut_before_training(
         regressors=bool(term and term.regressors), teacher=family_of_one(full) if taught else None,
     )  # fmt: skip
     return Prepared(full, scored, widths, family.to(device.name), made)
+
+
+def _chosen(scored: Scored, config: TrainConfig) -> tuple[list[PeerWidths], list[Partition]]:
+    """The widths of all peers, and who shares what: an uncut peer that is not trained shares nothing."""
+    asked, stages = asked_of(config), scored.stages
+    cut = trained_ratios(config)
+    whole = len(asked.ratios) - len(cut)
+    widths = choose_widths(scored, replace(asked, ratios=cut)) if cut else []
+    tree = sharing_tree(len(cut), stages, asked.share) if cut else [()] * len(stages)
+    alone = tuple((peer,) for peer in range(len(cut) + 1, len(asked.ratios) + 1))
+    uncut = choose_widths(scored, replace(asked, ratios=(0.0,) * whole, share="none", trunk_ratio=0.0)) if whole else []
+    return widths + uncut, [level + alone for level in tree]
 
 
 def make_full(

@@ -57,7 +57,8 @@ def find_rate(
     left = budget - sum(trial.training_macs for trial in trials)
     remaining = affordable_steps(left, part, prepared, config, data)
     say(_in_words(trials, best, remaining, total))
-    return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
+    finetune_lr = best.lr if METHODS[config.method].cuts_trained else config.finetune_lr
+    return dataclasses.replace(config, lr=best.lr, finetune_lr=finetune_lr, steps=remaining), trials
 
 
 def _in_words(trials: Sequence[RateTrial], best: RateTrial, remaining: int, total: int) -> str:

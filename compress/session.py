@@ -32,14 +32,13 @@ from wmlc.compress.finetune import (
     cut_trained,
     of_second_half,
     planned_macs,
-    settle_teacher,
     trained_part,
 )
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.phase import train_phase
-from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare
+from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare, settle_teacher
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
@@ -112,6 +111,7 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
     prepared = prepare(config, images, device)
+    config = _with_teacher(config, prepared)
     if not as_json:
         print_start(prepared, data, device)
     peers, choices = peer_facts(prepared.family, prepared.widths), share_choices(prepared.scored, config)
@@ -129,6 +129,14 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     if choices:
         print_share_choices(choices, config)
     print_targets(peers, prepared.full)
+
+
+def _with_teacher(config: TrainConfig, prepared: Prepared) -> TrainConfig:
+    """`config` as the start allows it, with a note where it cannot teach."""
+    settled = settle_teacher(config, prepared.made)
+    if config.teacher == "frozen" != settled.teacher:
+        note("the head for these classes is new, so the start teaches nothing")
+    return settled
 
 
 def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -> Run:
@@ -154,7 +162,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     prepared = prepare(config, data, device)
     print_start(prepared, data, device)
     check_epochs(config, prepared)
-    config = settle_teacher(config, prepared)
+    config = _with_teacher(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     data.train_steps(config.batch_size)
     data.check_test()
