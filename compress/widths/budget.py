@@ -230,35 +230,35 @@ def _round(
         place_G = moved_NG[best]
     if near:
         slack = max(NEAR * float(size(graph.full)), float(away(place_G)))
-        found_G = _round_near(grid, counts_G, away, slack)
-        place_G = place_G if found_G is None else found_G
+        place_G = _round_near(grid, counts_G, place_G, away, slack)
     return grid.counts(place_G)
 
 
-def _round_near(grid: _Grid, counts_G: np.ndarray, away: Size, slack: float) -> np.ndarray | None:
-    """The place [G] near `counts_G`, in log-keep, that is no more than `slack` `away`; None where it finds none.
+def _round_near(grid: _Grid, counts_G: np.ndarray, place_G: np.ndarray, away: Size, slack: float) -> np.ndarray:
+    """The place [G] nearest to `counts_G`, in log-keep, of those found that are no more than `slack` `away`.
 
-    From the nearest one, a step at a time: the one that takes least from the nearness for what it brings it nearer to
-    the target, and within `slack` the one that brings most nearness.
+    Searched for from the nearest one of all, and from `place_G`, which is one of them. A step at a time: the one that
+    gives up least nearness for what it brings closer to the target, and within `slack` the one that gains most nearness.
     """
-    groups = np.arange(len(counts_G))
     far = np.log(grid.table / counts_G[:, None]) ** 2  # [G, widths]
 
     def distance(place: np.ndarray) -> Any:
-        return np.where(grid.free_G, far[groups, place], 0.0).sum(-1)
+        return np.where(grid.free_G, far[np.arange(len(far)), place], 0.0).sum(-1)
 
-    place_G = grid.nearest(list(np.sqrt(far)))
-    while len(moved_NG := grid.neighbours(place_G)):
-        gain_N = max(away(place_G), slack) - np.maximum(away(moved_NG), slack)
-        more_N = distance(moved_NG) - distance(place_G)
-        if away(place_G) > slack:
-            cost_N = np.divide(more_N, gain_N, out=np.full(len(gain_N), np.inf), where=gain_N > 1e-9 * slack)
-        else:
-            cost_N = np.where((gain_N >= 0) & (more_N < -1e-12), more_N, np.inf)
-        if np.isinf(cost_N).all():
-            break
-        place_G = moved_NG[int(cost_N.argmin())]
-    return place_G if away(place_G) <= slack else None
+    found = []
+    for at_G in (grid.nearest(list(far)), place_G):
+        while len(moved_NG := grid.neighbours(at_G)):
+            gain_N = max(away(at_G), slack) - np.maximum(away(moved_NG), slack)
+            more_N = distance(moved_NG) - distance(at_G)
+            if away(at_G) > slack:
+                cost_N = np.divide(more_N, gain_N, out=np.full(len(gain_N), np.inf), where=gain_N > 1e-9 * slack)
+            else:
+                cost_N = np.where((gain_N >= 0) & (more_N < -1e-12), more_N, np.inf)
+            if np.isinf(cost_N).all():
+                break
+            at_G = moved_NG[int(cost_N.argmin())]
+        found += [at_G] * bool(away(at_G) <= slack)
+    return min(found, key=distance)
 
 
 def _allowed(group: ChannelGroup, start: int, divisor: int) -> list[int]:
