@@ -208,6 +208,7 @@ def asked_of(config: TrainConfig) -> Asked:
     return Asked(
         config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio,
         uniform=budget_of(config) == "uniform",
+        near=config.start is not None,  # published runs without a start were rounded without
     )  # fmt: skip
 
 

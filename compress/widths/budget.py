@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
 Size = Callable[[np.ndarray], Any]  # of networks whose groups have counts [G] or [N, G]: a number, or [N]
 
 P_UP = 0.9  # at most this share of any layer's parameters goes, or the layer collapses
+NEAR = 0.005  # of the full network's size: widths that are no farther from a target are as good as any
 
 
 def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float, cap: float = P_UP) -> np.ndarray:
@@ -54,13 +56,15 @@ def choose_counts(
     unit: str,
     divisor: int,
     measured_L: np.ndarray | None = None,
+    near: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Channels of each group so that the network's `unit` ("params" or "macs") comes to `target`.
 
     What a layer loses falls with its importance; without any given, all groups lose the same share. Starts at
     `start_G` channels and cuts only the groups marked in `free_G`, to multiples of `divisor` (or leaves them as they
-    are). With `measured_L` the target is about those layers alone. Returns the counts, int [G], and the least `unit`
-    that the cap P_UP lets the network come to, before rounding.
+    are). With `measured_L` the target is about those layers alone. Of the roundings that come about as near to the
+    target, `near` takes the one nearest to the budgets. Returns the counts, int [G], and the least `unit` that the cap
+    P_UP lets the network come to, before rounding.
     """
     where_L = np.ones(len(graph.layers), dtype=bool) if measured_L is None else measured_L
 
@@ -82,7 +86,7 @@ def choose_counts(
         if reach <= target:
             break
     counts_G = _bisect(path, size, target)
-    return _round(graph, counts_G, start_G, free_G, size, target, divisor), reach
+    return _round(graph, counts_G, start_G, free_G, size, target, divisor, near), reach
 
 
 def _rates(
@@ -159,6 +163,43 @@ def _bisect(path: list[np.ndarray], size: Size, target: float) -> np.ndarray:
     return at(high)
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """Widths that groups may have; a place [G] says which of them each group has, the narrowest being 0."""
+
+    graph: ChannelGraph
+    table: np.ndarray  # [G, widths], a group's last one repeated
+    last_G: np.ndarray  # the place of the widest
+    free_G: np.ndarray  # the others stay at their last
+
+    def counts(self, place: np.ndarray) -> np.ndarray:
+        """Channels of places [G] or [N, G]."""
+        return self.table[np.arange(len(self.last_G)), place]
+
+    def fits(self, place: np.ndarray) -> np.ndarray:
+        """Whether a layer keeps what the cap leaves it, of places [G] or [N, G]; bool [L] or [N, L]."""
+        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - 1e-9
+        return np.asarray(self.graph.layer_sizes(self.counts(place), "params") >= least_L)
+
+    def nearest(self, away: list[np.ndarray]) -> np.ndarray:
+        """The place [G] where `away` [widths], a group's, is least, made wider until all layers fit."""
+        place_G = np.where(self.free_G, [int(own.argmin()) for own in away], self.last_G)
+        while (short := np.flatnonzero(~self.fits(place_G))).size:
+            sized_G = (self.graph.rows + self.graph.columns)[short[0]] > 0
+            growable = np.flatnonzero(self.free_G & sized_G & (place_G < self.last_G))
+            place_G[min(growable, key=lambda g: self.counts(place_G)[g] / self.graph.full[g])] += 1
+        return place_G
+
+    def neighbours(self, place_G: np.ndarray) -> np.ndarray:
+        """The places [N, G] of one group being narrower or wider by a step, the earliest group first."""
+        moves = [(g, step) for g in np.flatnonzero(self.free_G) for step in (-1, 1)]
+        moves = [(g, step) for g, step in moves if 0 <= place_G[g] + step <= self.last_G[g]]
+        moved_NG = np.repeat(place_G[None], len(moves), axis=0)
+        for n, (g, step) in enumerate(moves):
+            moved_NG[n, g] += step
+        return moved_NG[self.fits(moved_NG).all(1)]
+
+
 def _round(
     graph: ChannelGraph,
     counts_G: np.ndarray,
@@ -167,41 +208,57 @@ def _round(
     size: Size,
     target: float,
     divisor: int,
+    near: bool,
 ) -> np.ndarray:
-    """Whole channels at allowed widths near `counts_G`, moved one step at a time as near `target` as it gets."""
-    steps = [
-        _allowed(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)
-    ]  # fmt: skip
-    place_G = np.array([int(np.abs(np.array(s) - c).argmin()) for s, c in zip(steps, counts_G, strict=True)], dtype=int)
-    free = [int(g) for g in np.flatnonzero(free_G)]
+    """Whole channels at allowed widths near `counts_G`, moved one step at a time as near `target` as it gets.
+
+    With `near` as near `counts_G` as it gets, in log-keep, within NEAR of the target or as near to it as without.
+    """
+    steps = [_allowed(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)]
     widest = max(map(len, steps), default=1)
-    table = np.array([s + [s[-1]] * (widest - len(s)) for s in steps]).reshape(len(steps), widest)
-    last_G = np.array([len(s) - 1 for s in steps], dtype=int)
-    least_L = (1 - P_UP) * graph.layer_sizes(graph.full, "params") - 1e-9
-    start = start_G.astype(int)
+    table = np.array([own + [own[-1]] * (widest - len(own)) for own in steps]).reshape(len(steps), widest)
+    grid = _Grid(graph, table, np.array([len(own) - 1 for own in steps], dtype=int), free_G)
 
-    def counts(place: np.ndarray) -> np.ndarray:
-        """Of places [G] or [N, G] in the table."""
-        return np.where(free_G, table[np.arange(len(steps)), place], start)
+    def away(place: np.ndarray) -> Any:
+        return np.abs(size(grid.counts(place)) - target)
 
-    while (short := np.flatnonzero(graph.layer_sizes(counts(place_G), "params") < least_L)).size:
-        sized = (graph.rows + graph.columns)[short[0]] > 0
-        growable = [g for g in free if sized[g] and place_G[g] < last_G[g]]
-        place_G[min(growable, key=lambda g: counts(place_G)[g] / graph.full[g])] += 1
-    moves = [(g, step) for g in free for step in (-1, 1)]
-    while moves:
-        moved_NG = np.repeat(place_G[None], len(moves), axis=0)
-        for n, (g, step) in enumerate(moves):
-            moved_NG[n, g] += step
-        within_N = ((moved_NG >= 0) & (moved_NG <= last_G)).all(1)
-        candidates_NG = counts(moved_NG.clip(0, last_G))
-        fits_N = within_N & (graph.layer_sizes(candidates_NG, "params") >= least_L).all(1)
-        away_N = np.where(fits_N, np.abs(size(candidates_NG) - target), np.inf)
-        best = int(away_N.argmin())  # the first of equals: the earliest group, narrower before wider
-        if away_N[best] >= abs(size(counts(place_G)) - target):
+    place_G = grid.nearest([np.abs(np.array(own) - count) for own, count in zip(steps, counts_G, strict=True)])
+    while len(moved_NG := grid.neighbours(place_G)):
+        best = int(away(moved_NG).argmin())  # the first of equals: the earliest group, narrower before wider
+        if away(moved_NG[best]) >= away(place_G):
             break
         place_G = moved_NG[best]
-    return counts(place_G)
+    if near:
+        slack = max(NEAR * float(size(graph.full)), float(away(place_G)))
+        place_G = _round_near(grid, counts_G, place_G, away, slack)
+    return grid.counts(place_G)
+
+
+def _round_near(grid: _Grid, counts_G: np.ndarray, place_G: np.ndarray, away: Size, slack: float) -> np.ndarray:
+    """The place [G] nearest to `counts_G`, in log-keep, of those found that are no more than `slack` `away`.
+
+    Searched for from the nearest one of all, and from `place_G`, which is one of them. A step at a time: the one that
+    gives up least nearness for what it brings closer to the target, and within `slack` the one that gains most nearness.
+    """
+    far = np.log(grid.table / counts_G[:, None]) ** 2  # [G, widths]
+
+    def distance(place: np.ndarray) -> Any:
+        return np.where(grid.free_G, far[np.arange(len(far)), place], 0.0).sum(-1)
+
+    found = []
+    for at_G in (grid.nearest(list(far)), place_G):
+        while len(moved_NG := grid.neighbours(at_G)):
+            gain_N = max(away(at_G), slack) - np.maximum(away(moved_NG), slack)
+            more_N = distance(moved_NG) - distance(at_G)
+            if away(at_G) > slack:
+                cost_N = np.divide(more_N, gain_N, out=np.full(len(gain_N), np.inf), where=gain_N > 1e-9 * slack)
+            else:
+                cost_N = np.where((gain_N >= 0) & (more_N < -1e-12), more_N, np.inf)
+            if np.isinf(cost_N).all():
+                break
+            at_G = moved_NG[int(cost_N.argmin())]
+        found += [at_G] * bool(away(at_G) <= slack)
+    return min(found, key=distance)
 
 
 def _allowed(group: ChannelGroup, start: int, divisor: int) -> list[int]:

@@ -52,6 +52,7 @@ class Asked:
     divisor: int = 1  # of the channels that a cut layer keeps
     trunk_ratio: float = 0.0  # cut off every stage that more than one peer uses, before anything else
     uniform: bool = False  # every group loses the same share, whatever its layers are worth
+    near: bool = False  # whole channels nearest to the budgets, where several come about as near to the ratio
 
 
 class OutOfReachError(InputError):
@@ -150,13 +151,21 @@ def _counts_of_one(
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
         counts_G, _ = choose_counts(
-            graph, importance_L, counts_G, trunk_G & free_G, target, unit, asked.divisor, measured_L
+            graph,
+            importance_L,
+            counts_G,
+            trunk_G & free_G,
+            target,
+            unit,
+            asked.divisor,
+            measured_L,
+            near=asked.near,
         )
     full = getattr(graph, unit)
     target = (1 - ratio) * full
     if graph.size(counts_G, unit) <= target:  # a ratio of 0, or the trunk has given enough
         return counts_G, ratio
-    counts_G, least = choose_counts(graph, importance_L, counts_G, free_G, target, unit, asked.divisor)
+    counts_G, least = choose_counts(graph, importance_L, counts_G, free_G, target, unit, asked.divisor, near=asked.near)
     return counts_G, 1 - least / full
 
 
