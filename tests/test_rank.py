@@ -74,14 +74,11 @@ def test_widths_are_those_that_published_runs_have(settings: dict[str, Any], exp
     assert counts(prepared(**settings)) == expected
 
 
-@pytest.mark.parametrize(
-    "divisor, params", [(1, (3512136, 5448052, 7743484, 11181642)), (8, (3560834, 5514538, 7648258, 11181642))]
-)
-def test_peers_of_a_network_at_hand_have_the_sizes_that_they_had(divisor: int, params: tuple[int, ...]) -> None:
+def test_peers_of_a_network_at_hand_have_the_sizes_that_they_had() -> None:
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=10)
-    peers = wmlc.family(network, torch.zeros(1, 3, 64, 64), (0.67, 0.5, 0.3, 0.0), divisor=divisor)
-    assert tuple(sum(p.numel() for p in peer.parameters()) for peer in peers) == params
+    peers = wmlc.family(network, torch.zeros(1, 3, 64, 64), (0.67, 0.5, 0.3, 0.0))
+    assert [sum(p.numel() for p in peer.parameters()) for peer in peers] == [3560834, 5514538, 7648258, 11181642]
 
 
 # Scores of channels
