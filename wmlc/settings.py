@@ -167,7 +167,7 @@ class TrainConfig:
         "Weight of that term.",
         role="method",
         group=TEACHING,
-        shown="100 for hints, 1000 for attention, 0.3 for channels",
+        shown="100 for hints, 1000 for attention, 10 for channels",
     )
     weight_lr: float | None = setting(  # η
         None, "Step of the mirror descent on the weights; for sources, scaled to the gradient's size.",

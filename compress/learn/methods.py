@@ -230,7 +230,7 @@ ALONE = METHODS["independent"]  # how a baseline is trained
 FEATURE_TERMS = {  # of --feature-loss
     "hints": FeatureTerm(100.0, _hints, regressors=True),
     "attention": FeatureTerm(1000.0, _attention),
-    "channels": FeatureTerm(0.3, _channels, of_start=True),
+    "channels": FeatureTerm(10.0, _channels, of_start=True),
 }
 
 
