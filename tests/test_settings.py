@@ -47,7 +47,7 @@ def test_nothing_given_is_the_papers_method() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "dml", "alpha": 0.2}, "dml has no alpha; leave it out, or choose a method that has: wml, wml-p, cl, self-distillation"),
+        ({"method": "dml", "alpha": 0.2}, "dml has no alpha; leave it out, or choose a method that has: wml, wml-p, cl, self-distillation, kd"),
         ({"method": "self-distillation", "ratios": (0.5, 0.0)}, "self-distillation has an exit at each stage and cuts nothing; leave out ratios, got [0.5, 0.0]"),
         ({"method": "prune-finetune", "share": "tree"}, "prune-finetune says itself what is shared; leave out share, got 'tree'"),
         ({"method": "prune-finetune", "baseline": False}, "prune-finetune cuts the trained baseline; leave out --no-baseline, or baseline: false"),
@@ -67,5 +67,7 @@ def test_settings_that_a_method_has_no_use_for_are_refused(settings: dict[str, A
 
 @pytest.mark.parametrize("method", METHODS)
 def test_settled_settings_settle_to_themselves(method: str) -> None:
-    config = settle({"method": method})
-    assert settle(vars(config)) == config
+    for given in ({"method": method, "start": "x.pth"}, {"method": method}):
+        if "start" in given or not METHODS[method].teacher_alone:
+            config = settle(given)
+            assert settle(vars(config)) == config
