@@ -11,12 +11,16 @@ from training import SMALL, assert_same_weights, train, weights
 
 import wmlc
 from wmlc.compress import session
+from wmlc.compress.config import settle
 from wmlc.compress.learn.family import build_exits
+from wmlc.compress.learn.place import Device
+from wmlc.compress.prepare import prepare
+from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.models.zoo import build_network
-from wmlc.run import Run, read_config, read_epochs, read_family
+from wmlc.run import Run, data_config, read_config, read_epochs, read_family
 
 
 @pytest.mark.parametrize("method", ["one", "cl", "dml"])
@@ -141,9 +145,9 @@ def test_prune_finetune_chooses_its_steps_by_what_they_cost(tmp_path: Path) -> N
     settings, (unpruned,) = read_config(run).settings, read_epochs(run, "baseline")
     assert (settings.as_long_as, settings.finetune_epochs) == ("wml", None) and settings.steps is not None
     an_epoch, cut, full = 260 * 9 // 10 // 64, read_family(run).peers[0].macs, read_family(run).full.macs
-    wml = train(tmp_path / "wml", ratios=(0.5, 0.0), epochs=1, baseline=False)
-    (spent,) = (epoch.training_macs for epoch in read_epochs(wml, "family"))
-    left = spent - 3 * 64 * an_epoch * full
+    config = settle({**SMALL, "ratios": (0.5, 0.0)})
+    wml = prepare(config, open_data(data_config(config)), Device("cpu", bf16=False)).family
+    left = 3 * 64 * an_epoch * (total_cost(wml, (1, 8, 8)).macs - full)
     assert abs(left - 3 * 64 * settings.steps * cut) <= 3 * 64 * cut / 2
     assert sum(epoch.training_macs for epoch in read_epochs(run, "family")) == 3 * 64 * settings.steps * cut
     assert unpruned.training_macs == 3 * 64 * an_epoch * full  # for the epochs that were asked for

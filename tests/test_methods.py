@@ -154,7 +154,9 @@ def test_one_peer_alone_learns_from_the_labels(losses: Callable[[Tensor, Tensor]
     torch.testing.assert_close(losses(logits_PBC, labels_B), cross_entropies(logits_PBC, labels_B))
 
 
-A_START: dict[str, dict[str, Any]] = {name: {"start": "a"} if its.teacher_alone else {} for name, its in METHODS.items()}
+A_START: dict[str, dict[str, Any]] = {
+    name: {"start": "a"} if its.teacher_alone else {} for name, its in METHODS.items()
+}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -55,7 +55,7 @@ def test_nothing_given_is_the_papers_method() -> None:
         ({"method": "wml", "finetune_epochs": 3}, "finetune_epochs and finetune_lr are for prune-finetune, and the method is wml"),
         ({"method": "independent", "feature_loss": "hints"}, "independent teaches nobody; leave out feature_loss, got 'hints'"),
         ({"method": "self-distillation", "feature_loss": "hints"}, "self-distillation has a feature term of its own; leave out feature_loss, got 'hints'"),
-        ({"feature_weight": 2.0}, "feature_weight weighs a feature term; pass feature_loss hints or attention with it"),
+        ({"feature_weight": 2.0}, "feature_weight weighs a feature term; pass feature_loss with it, one of hints, attention, channels"),
         ({"method": "cl", "temperature": 0.0}, "temperature must be above 0, got 0"),
     ],
 )  # fmt: skip
