@@ -206,7 +206,7 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
         having = ", ".join(other for other, its in METHODS.items() if its.sources)
         raise InputError(f"{config.method} has no weights of sources; leave out weigh, or choose one of {having}")
     if weigh == "peers" and method.sources:
-        if "frozen" in (config.teacher, *allowed[: method.teacher_alone]):
+        if start and "frozen" in (config.teacher, *allowed[: method.teacher_alone]):
             raise InputError(
                 f"a frozen teacher is a source, and {config.method} shall weigh peers; pass --weigh sources"
             )
