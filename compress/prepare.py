@@ -227,7 +227,8 @@ def asked_of(config: TrainConfig) -> Asked:
 
 def budget_of(config: TrainConfig) -> str:
     """The value of `--budget` in force."""
-    return config.budget or ("uniform" if METHODS[config.method].cuts_trained else config.saliency)
+    trained = config.start is not None or METHODS[config.method].cuts_trained
+    return config.budget or ("uniform" if trained else config.saliency)
 
 
 def rank_of(config: TrainConfig) -> str:

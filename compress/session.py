@@ -45,6 +45,7 @@ from wmlc.compress.save import save_baseline, save_family, save_peers
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
+from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, locked, new_directory, recover_directory, refuse_existing
 from wmlc.forms import file_name_of
@@ -255,7 +256,11 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     fitted = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
-    with long_work(sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)) as work:
+    macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
+    if macs:
+        cost = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
+        say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network")
+    with long_work(macs) as work:
         if cuts_trained:
             if trains_baseline:
                 train_baseline(work)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from wmlc.effort import epochs_of_unpruned
 from wmlc.records import Family
 
-TRAINED = 3  # times the MACs of a forward: that, and a backward of twice as many
 ALIKE = 1.05  # times as much, up to which costs count as equal
 
 
 def in_epochs(macs: float | None, family: Family) -> float | None:
     """Training MACs in epochs of the unpruned network over the training images; None where they were not counted."""
-    epoch = TRAINED * family.full.macs * family.data.train
-    return None if macs is None or not epoch else macs / epoch
+    full, images = family.full.macs, family.data.train
+    return None if macs is None or not full * images else epochs_of_unpruned(macs, full, images)
 
 
 def cost_words(family: Family) -> str:

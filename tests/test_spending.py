@@ -15,10 +15,11 @@ from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
 from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of, trained_part
 from wmlc.compress.learn.place import Device
-from wmlc.compress.learn.spending import Spending, epochs_of_unpruned
+from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.train import epochs_of, lr_factor, steps_of
 from wmlc.compress.prepare import Prepared, family_of_one, prepare
 from wmlc.data import Data
+from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost

@@ -114,7 +114,7 @@ class TrainConfig:
     budget: str | None = setting(
         None, "How much each layer loses: the more, the less its snip, synflow, grasp or taylor scores add up to; or "
         "uniform, every layer the same share.",
-        role="family", group=FAMILY, shown="uniform for prune-finetune, else the saliency's",
+        role="family", group=FAMILY, shown="uniform of trained weights, the saliency's of random ones",
     )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FORWARD, BACKWARD = 1, 2
+from wmlc.effort import BACKWARD, FORWARD
+
 FORWARD_MODE = 3  # value, and tangents by way of the weights and of what enters
 
 
@@ -46,8 +47,3 @@ class Spending:
             if count and spent + next_step / 2 > macs:
                 return count
             spent, count = spent + next_step, count + 1
-
-
-def epochs_of_unpruned(macs: float, full: int, images: int) -> float:
-    """MACs of training in epochs of the unpruned network: forward and backward of all training images."""
-    return macs / ((FORWARD + BACKWARD) * full * images)

@@ -237,8 +237,8 @@ def _round(
 def _round_near(grid: _Grid, counts_G: np.ndarray, place_G: np.ndarray, away: Size, slack: float) -> np.ndarray:
     """The place [G] nearest to `counts_G`, in log-keep, of those found that are no more than `slack` `away`.
 
-    Searched for from the nearest one of all, and from `place_G`, which is one of them. A step at a time: the one that
-    gives up least nearness for what it brings closer to the target, and within `slack` the one that gains most of it.
+    Searched for from the nearest one of all, and from `place_G`, which is one of them, a step at a time: the one that
+    gives up least nearness for what it brings closer to the target, and within `slack` the one that gains most.
     """
     far = np.log(grid.table / counts_G[:, None]) ** 2  # [G, widths]
 
