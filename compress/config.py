@@ -114,7 +114,8 @@ def sharing(config: TrainConfig) -> str:
 
 def trains_uncut(config: TrainConfig) -> bool:
     """Whether a peer of ratio 0 is trained: from a start it is the start itself, unless it shall be trained on."""
-    return not METHODS[config.method].cuts_trained and (config.start is None or config.teacher == "trained")
+    method = METHODS[config.method]
+    return method.exits or (not method.cuts_trained and (config.start is None or config.teacher == "trained"))
 
 
 def trained_ratios(config: TrainConfig) -> tuple[float, ...]:
@@ -169,7 +170,8 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     if config.feature_weight is None:
         own["feature_weight"] = term and term.weight
     elif term is None:
-        raise InputError("feature_weight weighs a feature term; pass feature_loss hints or attention with it")
+        having = ", ".join(FEATURE_TERMS)
+        raise InputError(f"feature_weight weighs a feature term; pass feature_loss with it, one of {having}")
     if method.cuts_trained:
         if not any(ratios):
             raise InputError(f"{config.method} needs a ratio above 0 to cut, got {list(ratios)}")
@@ -195,6 +197,8 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
     start, allowed = config.start is not None, ["none"]
     if start and method.temperature is not None and not method.exits:
         allowed = ["frozen"] * method.sources + ["trained", "none"] * (not method.teacher_alone)
+    if start and method.gated and 0 in ratios:  # the gate mixes all peers, and so all are trained
+        allowed = ["trained"]
     if method.teacher_alone and not start:
         raise InputError(f"{config.method} learns from a trained network; pass --start with it")
     weigh = config.weigh or ("sources" if method.sources and start else "peers")
@@ -202,14 +206,16 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
         having = ", ".join(other for other, its in METHODS.items() if its.sources)
         raise InputError(f"{config.method} has no weights of sources; leave out weigh, or choose one of {having}")
     if weigh == "peers" and method.sources:
+        if start and "frozen" in (config.teacher, *allowed[: method.teacher_alone]):
+            raise InputError(
+                f"a frozen teacher is a source, and {config.method} shall weigh peers; pass --weigh sources"
+            )
         allowed = [each for each in allowed if each != "frozen"]
     default = method.teacher if method.teacher in allowed else "trained" if start and 0 in ratios else "none"
     teacher = config.teacher or (default if start else "none")
     if teacher not in allowed:
         with_start = "" if start else "; it is what a trained start does, so pass --start with it"
-        raise InputError(
-            f"teacher of {config.method} can be {', '.join(allowed) or 'frozen'}, got {teacher!r}{with_start}"
-        )
+        raise InputError(f"teacher of {config.method} can be {', '.join(allowed)}, got {teacher!r}{with_start}")
     if teacher == "trained" and 0 not in ratios:
         raise InputError("teacher trained is the peer of ratio 0; add 0 to ratios, or pass --teacher frozen")
     if config.reuse_teacher and teacher != "frozen":
@@ -232,6 +238,8 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
 def _check_bounds(config: TrainConfig) -> None:
     if config.epochs == 0 and config.start is None:
         raise InputError("epochs 0 cuts a trained network and trains nothing; pass --start with it, or epochs from 1")
+    if config.epochs == 0 and config.steps is not None:
+        raise InputError(f"epochs 0 trains nothing, and steps {config.steps} does; leave out one of them")
     for name, least in AT_LEAST.items():
         if (value := getattr(config, name)) is not None and not value >= least:
             raise InputError(f"{name} must be at least {least}, got {_shown(value)}")

@@ -6,14 +6,21 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from wmlc.compress.config import settle, trains_uncut
+from wmlc.compress.config import settle
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.teacher import Teacher
 from wmlc.compress.learn.train import reweighs_at, steps_of
-from wmlc.compress.prepare import Prepared, cut_anew, cut_before_training, family_of_one
+from wmlc.compress.prepare import (
+    Prepared,
+    cut_anew,
+    cut_before_training,
+    family_of_one,
+    settle_teacher,
+    trained_peers,
+)
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
@@ -36,15 +43,8 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
 
 
 def trained_part(prepared: Prepared, config: TrainConfig) -> PeerFamily:
-    """Of a family the peers that are trained: all, or those that lost anything, where an uncut one is done already."""
-    if trains_uncut(config):
-        return prepared.family
-    count = sum(widths.ratio > 0 for widths in prepared.widths)
-    branches = [branch for branch in prepared.family.branches if branch.peers[0] <= count]
-    return PeerFamily(
-        branches, {branch.name: prepared.family.parts[branch.name] for branch in branches}, config.join == "mean",
-        prepared.family.extras,
-    )  # fmt: skip
+    """The peers of a prepared family that are trained."""
+    return trained_peers(prepared.family, config)
 
 
 def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teacher | None:
@@ -84,7 +84,7 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     if config.as_long_as is None or config.steps is not None or config.epochs == 0:
         return config
     method = METHODS[config.method]
-    like = _settled_for(config, config.as_long_as)
+    like = settle_teacher(_settled_for(config, config.as_long_as), prepared.made)
     try:
         other = cut_before_training(prepared.made, prepared.scored, like, data.record, device)
     except OutOfReachError as error:

@@ -14,7 +14,7 @@ from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState, load_state, save_state
-from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, steps_of
+from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, sources_of, steps_of
 from wmlc.compress.prepare import Prepared
 from wmlc.console import LongWork, note, say
 from wmlc.data import Data
@@ -50,7 +50,8 @@ def train_phase(
         return state
     optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)
     if resume:
-        state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs)
+        sources = sources_of(config, method, family.peers, config.teacher == "frozen")
+        state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs, sources=sources)
         say(f"resuming the {phase} after epoch {state.epoch}")
         if (kept := len(runs.read_epochs(run, phase))) < state.epoch:
             note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")

@@ -116,7 +116,8 @@ def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:
             )
         teacher = "trained" if 0 in config.ratios and not METHODS[config.method].cuts_trained else "none"
         features = "none" if config.teacher == "frozen" else config.feature_loss
-        config = replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features)
+        weight = config.feature_weight if features == config.feature_loss else None
+        config = replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features, feature_weight=weight)
     if config.epochs and not trains_uncut(config) and not any(config.ratios):
         raise InputError(
             "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"
@@ -149,7 +150,8 @@ def cut_before_training(
         channels = output_channels(full, record.input_shape, scored.graph.groups)
         add_kept_channels(family, channels, [own.kept for own in widths], record.input_shape)
     add_extras(
-        family, record.input_shape, gate=method.gated, features=term is not None and not term.of_start,
+        trained_peers(family, config), record.input_shape, gate=method.gated,
+        features=term is not None and not term.of_start,
         regressors=bool(term and term.regressors), teacher=family_of_one(full) if taught else None,
     )  # fmt: skip
     return Prepared(full, scored, widths, family.to(device.name), made)
@@ -165,6 +167,17 @@ def _chosen(scored: Scored, config: TrainConfig) -> tuple[list[PeerWidths], list
     alone = tuple((peer,) for peer in range(len(cut) + 1, len(asked.ratios) + 1))
     uncut = choose_widths(scored, replace(asked, ratios=(0.0,) * whole, share="none", trunk_ratio=0.0)) if whole else []
     return widths + uncut, [level + alone for level in tree]
+
+
+def trained_peers(family: PeerFamily, config: TrainConfig) -> PeerFamily:
+    """Of a family the peers that are trained: all, or those that lost anything, where an uncut one is done already."""
+    count = len(trained_ratios(config))
+    if trains_uncut(config) or not count:  # none, where there are no epochs
+        return family
+    branches = [branch for branch in family.branches if branch.peers[0] <= count]
+    return PeerFamily(
+        branches, {branch.name: family.parts[branch.name] for branch in branches}, config.join == "mean", family.extras
+    )
 
 
 def make_full(

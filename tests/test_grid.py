@@ -69,7 +69,8 @@ def test_a_value_is_read_by_its_setting(text: str, key: str, values: list[Any]) 
         (["epoch=1"], "digits and --set: unknown setting 'epoch'; did you mean epochs? (run epoch-1)"),
         (["epochs=x"], "digits and --set: epochs must be a whole number, got 'x' (run epochs-x)"),
         (["seed=0,1", "lr=0.1,-1"], "lr must be above 0, got -1 (run seed-0_lr--1)"),
-        (["method=wml,kd"], "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, prune-finetune, got 'kd' (run method-kd)"),
+        (["method=wml,dm"], "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, kd, prune-finetune, got 'dm' (run method-dm)"),
+        (["method=wml,kd"], "kd learns from a trained network; pass --start with it (run method-kd)"),
         (["seed=0", "seed=1"], "--set seed was passed twice; list all its values in one: --set seed=VALUE,VALUE,…"),
         (["lr=0.1,1e-1"], "two runs of the grid would be called lr-0.1; leave out the value that is named twice"),
         (["seed="], "--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got 'seed='"),
@@ -122,9 +123,9 @@ def test_how_far_a_run_is_its_directory_says(tmp_path: Path) -> None:
     assert entries[4].cause == f"{tmp_path}/seed-4 exists and is no run; move it away, or choose another --out"
 
 
-def test_a_run_that_measured_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:
+def test_a_run_that_counted_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:
     points = read_grid("digits", ["method=prune-finetune", "finetune_epochs=null,3"])
-    held(tmp_path / points[0].name, dataclasses.replace(points[0].config, finetune_epochs=2), finished=True)
+    held(tmp_path / points[0].name, dataclasses.replace(points[0].config, steps=17), finished=True)
     held(tmp_path / points[1].name, dataclasses.replace(points[1].config, finetune_epochs=2), finished=True)
     assert list(states(arrange(points, tmp_path)).values()) == ["finished", "refused"]
 

@@ -10,14 +10,17 @@ import torch
 from training import SMALL, assert_same_weights, train, weights
 
 import wmlc
-from wmlc.compress import finetune, session
-from wmlc.compress.finetune import StepSeconds
+from wmlc.compress import session
+from wmlc.compress.config import settle
 from wmlc.compress.learn.family import build_exits
+from wmlc.compress.learn.place import Device
+from wmlc.compress.prepare import prepare
+from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.models.zoo import build_network
-from wmlc.run import Run, read_config, read_epochs, read_family
+from wmlc.run import Run, data_config, read_config, read_epochs, read_family
 
 
 @pytest.mark.parametrize("method", ["one", "cl", "dml"])
@@ -137,7 +140,15 @@ def test_prune_finetune_goes_on_after_a_kill_between_its_halves(
         assert_same_weights(run.network(peer), finetuned.network(peer))
 
 
-def test_prune_finetune_chooses_its_epochs_by_what_steps_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "measure_steps", lambda *_: StepSeconds(family=0.8, unpruned=0.4, cut=0.4))
+def test_prune_finetune_chooses_its_steps_by_what_they_cost(tmp_path: Path) -> None:
     run = train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), epochs=1)
-    assert read_config(run).settings.finetune_epochs == 1
+    settings, (unpruned,) = read_config(run).settings, read_epochs(run, "baseline")
+    assert (settings.as_long_as, settings.finetune_epochs) == ("wml", None) and settings.steps is not None
+    an_epoch, cut, full = 260 * 9 // 10 // 64, read_family(run).peers[0].macs, read_family(run).full.macs
+    config = settle({**SMALL, "ratios": (0.5, 0.0)})
+    wml = prepare(config, open_data(data_config(config)), Device("cpu", bf16=False)).family
+    left = 3 * 64 * an_epoch * (total_cost(wml, (1, 8, 8)).macs - full)
+    assert abs(left - 3 * 64 * settings.steps * cut) <= 3 * 64 * cut / 2
+    assert sum(epoch.training_macs for epoch in read_epochs(run, "family")) == 3 * 64 * settings.steps * cut
+    assert unpruned.training_macs == 3 * 64 * an_epoch * full  # for the epochs that were asked for
+    assert len(read_epochs(run, "family")) == -(-settings.steps // an_epoch)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmlc.compress.config import settle
-from wmlc.compress.finetune import StepSeconds, cut_peers
+from wmlc.compress.finetune import trained_part
 from wmlc.compress.learn.extras import Gate, feature_pairs
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import (
@@ -127,12 +127,6 @@ def test_feature_terms_by_hand() -> None:
     )
 
 
-def test_step_costs_become_epochs() -> None:
-    # six epochs of the family take 3.6 s a step; unpruned 2.4; the rest is six epochs at 0.2
-    assert StepSeconds(family=0.6, unpruned=0.4, cut=0.2).epochs(6) == 6
-    assert StepSeconds(family=0.3, unpruned=0.4, cut=0.2).epochs(6) == 1
-
-
 # --- identities
 
 GATE_BP = torch.full((5, 4), 0.25, dtype=torch.float64)
@@ -160,12 +154,17 @@ def test_one_peer_alone_learns_from_the_labels(losses: Callable[[Tensor, Tensor]
     torch.testing.assert_close(losses(logits_PBC, labels_B), cross_entropies(logits_PBC, labels_B))
 
 
+A_START: dict[str, dict[str, Any]] = {
+    name: {"start": "a"} if its.teacher_alone else {} for name, its in METHODS.items()
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_with_one_peer_every_method_is_independent(method: str) -> None:
     logits_PBC, labels_B = some_logits(1)
     nobody: Any = None
     alone = Forward(nobody, logits_PBC, {}, labels_B, torch.ones(1))
-    loss = train_loss(alone, settle({"method": method}), METHODS[method])
+    loss = train_loss(alone, settle({"method": method, **A_START[method]}), METHODS[method])
     torch.testing.assert_close(loss, cross_entropies(logits_PBC, labels_B).sum())
 
 
@@ -290,7 +289,7 @@ def test_a_feature_term_without_a_stage_to_teach_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["hints", "attention"])
 def test_feature_terms_train_students_and_regressors(kind: str) -> None:
     family = prepared_family("wml", ratios=(0.5, 0.0), feature_loss=kind)
-    assert [student.stage for student, _ in feature_pairs(family)] == ["stage2", "stage3"]
+    assert [student.stage for student, _ in feature_pairs(family, taught=False)] == ["stage2", "stage3"]
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     logits_PBC, outputs = family.walk(images)
     forward = Forward(family, logits_PBC, outputs, labels, torch.full((2,), 0.5))
@@ -321,5 +320,6 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
 
 
 def test_only_cut_peers_are_fine_tuned() -> None:
-    before = prepared("prune-finetune")
-    assert before.family.peers == 4 and cut_peers(before).peers == 3
+    config = settle({"method": "prune-finetune", "train_images": 260, "batch_size": 32})
+    before = prepare(config, open_data(data_config(config)), CPU)
+    assert before.family.peers == 4 and trained_part(before, config).peers == 3

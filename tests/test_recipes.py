@@ -235,7 +235,7 @@ def test_what_is_given_stays_whatever_the_method() -> None:
         ("ratios: 0.5", "{path}: ratios must be a list of numbers, got 0.5"),
         ("nesterov: 1", "{path}: nesterov must be true or false, got 1"),
         ("[1, 2]", "{path} must hold settings as 'name: value', got list"),
-        ("method: wmlp", "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, prune-finetune, got 'wmlp'"),
+        ("method: wmlp", "method must be one of wml, wml-p, dml, one, cl, self-distillation, independent, kd, prune-finetune, got 'wmlp'"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_is_refused_in_words(text: str, message: str, tmp_path: Path) -> None:

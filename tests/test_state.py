@@ -81,6 +81,34 @@ def test_a_state_that_cannot_be_this_runs_is_refused(tmp_path: Path, changes: di
 
 
 @pytest.mark.parametrize(
+    ("sources", "teaching", "fault"),
+    [
+        (4, [], "teaching must be 2 lists of weights, got 0 lists"),
+        (4, [[0.5, 0.5, 0.0, 0.0]], "teaching must be 2 lists of weights, got 1 lists"),
+        (4, [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5]], "each peer's list in teaching must be 4 numbers that add up to 1, got [0.5, 0.5]"),
+        (3, [[0.5, 0.0, 0.5], [0.5, 0.6, 0.0]], "each peer's list in teaching must be 3 numbers that add up to 1, got [0.5, 0.6, 0]"),
+        (0, [[1.0], [1.0]], "teaching must be empty, got 2 lists"),
+        (4, [[0.5, 0.25, 0.0, 0.25], [0.5, 0.5, 0.0, 0.0]], None),
+        (0, [], None),
+    ],
+)  # fmt: skip
+def test_weights_of_sources_that_cannot_be_this_runs_are_refused(
+    tmp_path: Path, sources: int, teaching: list[list[float]], fault: str | None
+) -> None:
+    network, optimizer = a_network()
+    state = a_state(best=dict(network.state_dict()), teaching=teaching, training_macs=7.0)
+    save_state(tmp_path / "checkpoint", state, network, optimizer)
+    if fault is None:
+        got = load_state(tmp_path / "checkpoint", network, optimizer, peers=2, epochs=4, sources=sources)
+        assert (got.teaching, got.training_macs) == (teaching, 7.0)
+        return
+    with pytest.raises(InputError) as caught:
+        load_state(tmp_path / "checkpoint", network, optimizer, peers=2, epochs=4, sources=sources)
+    path = tmp_path / "checkpoint" / "state.json"
+    assert str(caught.value) == f"{path} does not belong to this run: {fault}{DELETE}"
+
+
+@pytest.mark.parametrize(
     ("written", "fault"),
     [
         ('"peer_weights": [NaN, 0.5]', r"peer_weights\[0\] must be a finite number, got NaN"),

@@ -71,7 +71,7 @@ def add_kept_channels(
 def kept_channels(family: PeerFamily, student: str) -> nn.Module | None:
     """What brings the full network's output to the channels of the branch `student`, where that is known."""
     name = f"kept_{student}"
-    return family.extras.get(name, None)
+    return family.extras[name] if name in family.extras else None  # noqa: SIM401 (a ModuleDict has no get)
 
 
 def add_extras(

@@ -67,14 +67,15 @@ def read_progress(directory: Path) -> Progress | None:
 
 
 def load_state(
-    directory: Path, network: nn.Module, optimizer: torch.optim.SGD, *, peers: int, epochs: int
+    directory: Path, network: nn.Module, optimizer: torch.optim.SGD, *, peers: int, epochs: int, sources: int = 0
 ) -> TrainState:
     """Put a checkpoint's weights and momentum into `network` and `optimizer`.
 
-    Raises `InputError` where it is damaged, or not of a network of so many `peers` that trains for so many `epochs`.
+    Raises `InputError` where it is damaged, or not of a network of so many `peers` that trains for so many `epochs`,
+    each peer by the weights of so many `sources`; 0 where these have none.
     """
     progress = records.read(directory / STATE_FILE, Progress, "training state", _REMEDY)
-    if faults := _faults(progress, peers, epochs):
+    if faults := _faults(progress, peers, epochs, sources):
         raise InputError(f"{directory / STATE_FILE} does not belong to this run: {'; '.join(faults)}; {_REMEDY}")
     state = TrainState(**{f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "schema_version"})
     expected = network.state_dict()
@@ -87,7 +88,7 @@ def load_state(
     return state
 
 
-def _faults(progress: Progress, peers: int, epochs: int) -> list[str]:
+def _faults(progress: Progress, peers: int, epochs: int, sources: int) -> list[str]:
     """Why a state cannot be that of such a run, in words."""
     faults = []
     if not 1 <= progress.epoch <= epochs:
@@ -96,10 +97,22 @@ def _faults(progress: Progress, peers: int, epochs: int) -> list[str]:
         faults.append(f"best_epoch must be from 1 to epoch, got {progress.best_epoch}")
     for name in ("peer_weights", "best_peer_weights"):
         weights: list[float] = getattr(progress, name)
-        if len(weights) != peers or not math.isclose(sum(weights), 1, abs_tol=1e-3):
-            shown = ", ".join(f"{weight:g}" for weight in weights[: 2 * peers]) + (", …" * (len(weights) > 2 * peers))
-            faults.append(f"{name} must be {peers} numbers that add up to 1, got [{shown}]")
+        if fault := _not_weights(weights, peers):
+            faults.append(f"{name} must be {fault}")
+    if len(progress.teaching) != (peers if sources else 0):
+        wanted = f"{peers} lists of weights" if sources else "empty"
+        faults.append(f"teaching must be {wanted}, got {len(progress.teaching)} lists")
+    elif wrong := [fault for own in progress.teaching if (fault := _not_weights(own, sources))]:
+        faults.append(f"each peer's list in teaching must be {wrong[0]}")
     return faults
+
+
+def _not_weights(weights: list[float], count: int) -> str:
+    """What they had to be and what they are, where they are not `count` numbers on the simplex; else nothing."""
+    if len(weights) == count and math.isclose(sum(weights), 1, abs_tol=1e-3):
+        return ""
+    shown = ", ".join(f"{weight:g}" for weight in weights[: 2 * count]) + (", …" * (len(weights) > 2 * count))
+    return f"{count} numbers that add up to 1, got [{shown}]"
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ def weighed(preference_T: Tensor, peers: int, alpha: float) -> Tensor:
     taught_TP = preference_T[:, None] * sources_mask(peers, teacher)[1:]
     total_P = taught_TP.sum(0)
     taught_TP = alpha * taught_TP / total_P.clamp(min=TINY)
-    return torch.cat([(1 - taught_TP.sum(0))[None], taught_TP])
+    return torch.cat([(1 - taught_TP.sum(0)).clamp(min=0)[None], taught_TP])  # a sum may round above 1
 
 
 def from_teacher(peers: int, alpha: float) -> Tensor:

@@ -91,6 +91,15 @@ def reweighs_at(step: int, config: TrainConfig, method: Method, peers: int, taug
     return method.reweighs and (peers > 1 or taught) and step % _cadence(config) == 0
 
 
+def sources_of(config: TrainConfig, method: Method, peers: int, taught: bool) -> int:
+    """How many sources each peer learns from, itself counted; 0 where these have no weights of their own.
+
+    Args: whether there is a frozen teacher.
+    """
+    weighed = config.weigh == "sources" and method.sources and (peers > 1 or taught)
+    return weighed and 1 + taught + peers
+
+
 def _cadence(config: TrainConfig) -> int:
     assert config.reweigh_every is not None  # settled
     return config.reweigh_every
@@ -185,7 +194,7 @@ def _teaching(
 
     A learned one starts by how right those who teach are on held-out images.
     """
-    if config.weigh != "sources" or not method.sources or (family.peers == 1 and teacher is None):
+    if not sources_of(config, method, family.peers, teacher is not None):
         return None
     if state.teaching:
         return torch.tensor(state.teaching, device=device.name).T.contiguous()
