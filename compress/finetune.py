@@ -78,7 +78,7 @@ def affordable_steps(macs: float, family: PeerFamily, prepared: Prepared, config
 def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
     """`config` with the steps that cost as many MACs as another method's training does, if that is asked for.
 
-    Of a method that trains the unpruned network first, that is a part of them. Raises `InputError` where the other
+    Of a method that trains the unpruned network first, that is a part of its training. Raises `InputError` where the other
     method cannot have this family.
     """
     if config.as_long_as is None or config.steps is not None or config.epochs == 0:
@@ -90,9 +90,10 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     except OutOfReachError as error:
         how = "--finetune-epochs or --steps" if method.cuts_trained else "--steps"
         raise InputError(f"no {like.method} family has these ratios to last as long as ({error}); pass {how}") from None
+    alone = planned_macs(family_of_one(prepared.full), prepared, dataclasses.replace(config, teacher="none"), data)
+    first = not prepared.trained  # then a method that cuts the trained network trains that itself
     macs = planned_macs(trained_part(other, like), other, like, data)
-    if method.cuts_trained and not prepared.trained:
-        macs -= planned_macs(family_of_one(prepared.full), prepared, dataclasses.replace(config, teacher="none"), data)
+    macs += alone * (METHODS[like.method].cuts_trained and first) - alone * (method.cuts_trained and first)
     own, part = of_second_half(config) if method.cuts_trained else config, trained_part(prepared, config)
     steps = affordable_steps(macs, part, prepared, own, data)
     say(
