@@ -78,8 +78,8 @@ def affordable_steps(macs: float, family: PeerFamily, prepared: Prepared, config
 def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
     """`config` with the steps that cost as many MACs as another method's training does, if that is asked for.
 
-    Of a method that trains the unpruned network first, that is a part of its training. Raises `InputError` where the other
-    method cannot have this family.
+    Of a method that trains the unpruned network first, that is a part of its training. Raises `InputError` where the
+    other method cannot have this family.
     """
     if config.as_long_as is None or config.steps is not None or config.epochs == 0:
         return config
