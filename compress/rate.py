@@ -26,6 +26,7 @@ from wmlc.settings import TrainConfig
 RATES = (0.01, 0.03, 0.1)
 SHARE = 0.05  # of a run's steps, for each trial
 LEAST = 10  # steps of a trial: fewer tell noise
+RECALIBRATED = 512  # images that batch norm is taken over after a trial
 HELD_OUT = 1024  # images that a trial is judged by
 
 
@@ -44,13 +45,16 @@ def find_rate(
         raise InputError(
             f"--lr auto tries {len(RATES)} rates for {LEAST} steps or more each, and this run has {total}; pass a rate"
         )
-    part = trained_part(prepared, config)
+    part = copy.deepcopy(trained_part(prepared, config))
     budget = planned_macs(part, prepared, config, data)
+    begun = recalibrate(part, set(range(1, part.peers + 1)), data, config.batch_size, device)  # as the run itself is
     trials = []
     with progress("learning rates", len(RATES) * steps) as advance:
         for rate in RATES:
             own = dataclasses.replace(config, lr=rate, steps=steps)
             trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
+    once = spending_of(part, prepared, config, data).forward(begun)
+    trials[0] = dataclasses.replace(trials[0], training_macs=trials[0].training_macs + once)
     best = min(trials, key=lambda trial: math.inf if trial.held_out_loss is None else trial.held_out_loss)
     if best.held_out_loss is None:
         raise InputError(f"no rate of {', '.join(f'{rate:g}' for rate in RATES)} keeps the loss finite; pass --lr")
@@ -79,9 +83,7 @@ def _trial(
 ) -> RateTrial:  # fmt: skip
     """One short run."""
     start, spending = time.perf_counter(), spending_of(family, prepared, config, data)
-    cut = set(range(1, family.peers + 1))
-    state = TrainState("family", peer_weights=[1 / family.peers] * family.peers)
-    macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+    state, macs = TrainState("family", peer_weights=[1 / family.peers] * family.peers), 0.0
     teacher, loss = teacher_of(prepared, config, device), math.nan
     try:
         fit(
@@ -91,7 +93,8 @@ def _trial(
     except InputError:
         pass
     else:
-        macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+        cut = set(range(1, family.peers + 1))
+        macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device, RECALIBRATED))
         held_out = data.held_out_batch(HELD_OUT, 0)
         loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())
     return RateTrial(

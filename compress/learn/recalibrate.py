@@ -14,10 +14,13 @@ IMAGES = 2048  # that means and deviations are taken over
 
 
 @torch.no_grad()
-def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device) -> int:
+def recalibrate(
+    family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device, count: int = IMAGES
+) -> int:
     """Take the running means and deviations of batch norm anew, over training images, and change nothing else.
 
-    Args: the peers, from 1, that were `cut`; what only others use stays as it is. Returns the batches that it took.
+    Args: the peers, from 1, that were `cut`; what only others use stays as it is; the `count` of images
+    that it takes. Returns how many batches they were.
     """
     norms = [
         module
@@ -34,7 +37,7 @@ def recalibrate(family: PeerFamily, cut: set[int], data: Data, batch_size: int, 
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    batches = min(data.train_steps(batch_size), max(1, IMAGES // batch_size))
+    batches = min(data.train_steps(batch_size), max(1, count // batch_size))
     with progress("batch norm", batches) as advance:
         for _, (images, _) in zip(range(batches), data.train_batches(batch_size, epoch=0), strict=False):
             with device.autocast():
