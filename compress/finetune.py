@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from wmlc.compress.config import settle
@@ -12,7 +11,7 @@ from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.teacher import Teacher
-from wmlc.compress.learn.train import reweighs_at, steps_of
+from wmlc.compress.learn.train import reweighs, steps_of
 from wmlc.compress.prepare import (
     Prepared,
     cut_anew,
@@ -56,23 +55,19 @@ def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teach
 
 
 def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> Spending:
-    """What training `family` costs a step."""
-    teacher = prepared.scored.graph.macs if config.teacher == "frozen" else 0
-    held_out = min(config.batch_size, data.record.held_out)
-    return Spending(config.batch_size, held_out, total_cost(family, data.record.input_shape).macs, teacher)
+    """What training `family` costs under `config`."""
+    batch, method, frozen = config.batch_size, METHODS[config.method], config.teacher == "frozen"
+    replayed = config.reuse_teacher * data.train_steps(batch)
+    return Spending(
+        batch, min(batch, data.record.held_out), total_cost(family, data.record.input_shape).macs,
+        teacher=prepared.scored.graph.macs if frozen else 0, taught=replayed or None,
+        cadence=config.reweigh_every if reweighs(method, family.peers, frozen) else None,
+    )  # fmt: skip
 
 
-def planned_macs(
-    family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, steps: int | None = None
-) -> float:
-    """MACs of all steps, or of so many, that `family` takes under `config`."""
-    spending, (taught, reweighs) = spending_of(family, prepared, config, data), _when(family, config, data)
-    return spending.steps(steps or steps_of(config, data.train_steps(config.batch_size)), taught, reweighs)
-
-
-def affordable_steps(macs: float, family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> int:
-    """How many steps `family` takes under `config` for so many MACs."""
-    return spending_of(family, prepared, config, data).affordable(macs, *_when(family, config, data))
+def planned_macs(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> float:
+    """MACs of all steps that `family` takes under `config`."""
+    return spending_of(family, prepared, config, data).until(steps_of(config, data.train_steps(config.batch_size)))
 
 
 def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
@@ -95,7 +90,7 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     macs = planned_macs(trained_part(other, like), other, like, data)
     macs += alone * (METHODS[like.method].cuts_trained and first) - alone * (method.cuts_trained and first)
     own, part = of_second_half(config) if method.cuts_trained else config, trained_part(prepared, config)
-    steps = affordable_steps(macs, part, prepared, own, data)
+    steps = spending_of(part, prepared, own, data).affordable(macs)
     say(
         f"{steps:,} steps, {steps / data.train_steps(config.batch_size):.2f} epochs, cost as much as "
         f"{config.epochs} epoch{'s' * (config.epochs != 1)} of {like.method}"
@@ -115,12 +110,3 @@ def _settled_for(config: TrainConfig, method: str) -> TrainConfig:
     unset = {field.name: field.default for field in dataclasses.fields(config) if field.name in theirs + ours}
     kept = {"reuse_teacher": config.reuse_teacher} if METHODS[method].sources and config.start is not None else {}
     return settle({**vars(config), **unset, **kept, "method": method}, f"as_long_as {method}")
-
-
-def _when(family: PeerFamily, config: TrainConfig, data: Data) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
-    """Whether a step, from 1, costs an answer of the teacher, and an update of the weights."""
-    steps, method, taught = data.train_steps(config.batch_size), METHODS[config.method], config.teacher == "frozen"
-    return (
-        lambda n: not config.reuse_teacher or n <= config.reuse_teacher * steps,
-        lambda n: reweighs_at(n, config, method, family.peers, taught),
-    )

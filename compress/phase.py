@@ -8,7 +8,7 @@ import torch
 
 from wmlc import run as runs
 from wmlc.compress.describe import print_epoch, print_epoch_header
-from wmlc.compress.finetune import planned_macs, spending_of, teacher_of
+from wmlc.compress.finetune import spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
@@ -59,7 +59,7 @@ def train_phase(
     total = steps_of(config, an_epoch)
 
     def macs_until(epoch: int) -> float:
-        return planned_macs(family, prepared, config, data, min(epoch * an_epoch, total)) if epoch else 0.0
+        return spending.until(min(epoch * an_epoch, total))
 
     work.skip(macs_until(state.epoch))
     print_epoch_header(phase, family.peers, epochs)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from wmlc.compress.finetune import affordable_steps, planned_macs, spending_of, teacher_of, trained_part
+from wmlc.compress.finetune import planned_macs, spending_of, teacher_of, trained_part
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
@@ -53,13 +53,14 @@ def find_rate(
         for rate in RATES:
             own = dataclasses.replace(config, lr=rate, steps=steps)
             trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
-    once = spending_of(part, prepared, config, data).forward(begun)
+    spending = spending_of(part, prepared, config, data)
+    once = spending.forward(begun)
     trials[0] = dataclasses.replace(trials[0], training_macs=trials[0].training_macs + once)
     best = min(trials, key=lambda trial: math.inf if trial.held_out_loss is None else trial.held_out_loss)
     if best.held_out_loss is None:
         raise InputError(f"no rate of {', '.join(f'{rate:g}' for rate in RATES)} keeps the loss finite; pass --lr")
     left = budget - sum(trial.training_macs for trial in trials)
-    remaining = affordable_steps(left, part, prepared, config, data)
+    remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
     finetune_lr = best.lr if METHODS[config.method].cuts_trained else config.finetune_lr
     return dataclasses.replace(config, lr=best.lr, finetune_lr=finetune_lr, steps=remaining), trials

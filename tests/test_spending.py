@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +35,6 @@ HELD_OUT = 26  # images of 260
 STEPS = (260 - HELD_OUT) // BATCH  # an epoch
 
 
-def every(number: int) -> Callable[[int], bool]:
-    return lambda step: step % number == 0
-
-
-def always(step: int) -> bool:
-    return True
-
-
-def never(step: int) -> bool:
-    return False
-
-
 # --- by hand
 
 
@@ -55,20 +44,25 @@ def test_steps_by_hand() -> None:
     assert spending.reweighing == 100 * (3 * 4 + 3 * 10)
     assert spending.forward(7) == 7 * 10 * 100
     # of five steps the first two are taught, and the second and the fourth weigh anew
-    assert spending.steps(5, lambda n: n <= 2, every(2)) == 5 * 3000 + 2 * 300 + 2 * 4200
-    assert spending.steps(0, always, always) == 0
+    spending = dataclasses.replace(spending, taught=2, cadence=2)
+    assert spending.until(5) == 5 * 3000 + 2 * 300 + 2 * 4200
+    assert spending.until(0) == 0
     assert epochs_of_unpruned(3 * 200 * 50, full=200, images=50) == 1.0
 
 
-@pytest.mark.parametrize(("taught", "reweighs"), [(always, never), (lambda n: n < 4, every(3)), (always, every(5))])
-def test_affordable_steps_come_nearest(taught: Callable[[int], bool], reweighs: Callable[[int], bool]) -> None:
-    spending = Spending(batch_size=2, held_out=1, trained=10, teacher=7)
-    costs = [spending.steps(count, taught, reweighs) for count in range(40)]
+@pytest.mark.parametrize(("taught", "cadence"), [(None, None), (3, 3), (None, 5)])
+def test_affordable_steps_come_nearest(taught: int | None, cadence: int | None) -> None:
+    spending = Spending(batch_size=2, held_out=1, trained=10, teacher=7, taught=taught, cadence=cadence)
+    costs, spent = [0], 0
+    for step in range(1, 40):
+        spent += spending.step(taught is None or step <= taught)
+        spent += spending.reweighing * (cadence is not None and step % cadence == 0)
+        costs.append(spent)
+    assert [spending.until(count) for count in range(40)] == costs
     for macs in range(0, costs[-1], 13):
-        got = spending.affordable(macs, taught, reweighs)
-        assert got == max(1, got)
+        got = spending.affordable(macs)
         assert abs(costs[got] - macs) == min(abs(cost - macs) for cost in costs[1:])
-    assert all(spending.affordable(cost, taught, reweighs) == count for count, cost in enumerate(costs[1:], 1))
+    assert all(spending.affordable(cost) == count for count, cost in enumerate(costs[1:], 1))
 
 
 # --- as recorded

@@ -5,11 +5,12 @@ A forward pass of an image costs a network's MACs, a backward pass twice as many
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
 from dataclasses import dataclass
 
 from wmlc.effort import BACKWARD, FORWARD
 
+MOST = 2**40  # steps
 FORWARD_MODE = 3  # value, and tangents by way of the weights and of what enters
 
 
@@ -21,6 +22,8 @@ class Spending:
     held_out: int  # images of a batch for the peer weights
     trained: int  # MACs of one image through all peers that are trained, a shared stage once
     teacher: int = 0  # and through a frozen teacher
+    taught: int | None = None  # steps, the first ones, that ask the teacher; the others have its answers; None: all
+    cadence: int | None = None  # steps from one update of the weights to the next; None: there are none
 
     def step(self, taught_anew: bool = True) -> int:
         """A training step; not `taught_anew` where the frozen teacher's answers are kept from an earlier epoch."""
@@ -35,15 +38,14 @@ class Spending:
         """Forward passes of so many batches through the peers."""
         return batches * self.batch_size * FORWARD * self.trained
 
-    def steps(self, count: int, taught_anew: Callable[[int], bool], reweighs: Callable[[int], bool]) -> int:
-        """The first `count` steps; the functions say of a step, from 1, whether it costs a teacher and an update."""
-        return sum(self.step(taught_anew(n)) + reweighs(n) * self.reweighing for n in range(1, count + 1))
+    def until(self, steps: int) -> int:
+        """The first `steps` steps together."""
+        taught = steps if self.taught is None else min(steps, self.taught)
+        updates = 0 if self.cadence is None else steps // self.cadence
+        return taught * self.step() + (steps - taught) * self.step(taught_anew=False) + updates * self.reweighing
 
-    def affordable(self, macs: float, taught_anew: Callable[[int], bool], reweighs: Callable[[int], bool]) -> int:
+    def affordable(self, macs: float) -> int:
         """How many steps come nearest to so many MACs, one or more."""
-        spent, count = 0.0, 0
-        while True:
-            next_step = self.step(taught_anew(count + 1)) + reweighs(count + 1) * self.reweighing
-            if count and spent + next_step / 2 > macs:
-                return count
-            spent, count = spent + next_step, count + 1
+        count = bisect.bisect_left(range(MOST), macs, key=self.until)
+        nearer = count and macs - self.until(count - 1) <= self.until(count) - macs
+        return max(1, count - nearer)

@@ -86,9 +86,9 @@ def epochs_of(config: TrainConfig, steps_an_epoch: int) -> int:
     return math.ceil(steps_of(config, steps_an_epoch) / steps_an_epoch)
 
 
-def reweighs_at(step: int, config: TrainConfig, method: Method, peers: int, taught: bool) -> bool:
-    """Whether the weights are updated in a step, counted from 1."""
-    return method.reweighs and (peers > 1 or taught) and step % _cadence(config) == 0
+def reweighs(method: Method, peers: int, taught: bool) -> bool:
+    """Whether the weights are learned: where there are several peers, or a frozen teacher and the labels."""
+    return method.reweighs and (peers > 1 or taught)
 
 
 def sources_of(config: TrainConfig, method: Method, peers: int, taught: bool) -> int:
@@ -158,7 +158,7 @@ def fit(
                     f"lower --lr, raise --warmup-epochs or pass --clip 1"
                 )
             state.step += 1
-            if reweighs_at(state.step, config, method, family.peers, taught is not None):
+            if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
                 held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
                 weight_P, teaching_SP = _reweigh(forward, (images, labels), held_out, config, lr, device)
                 spent += spending.reweighing
