@@ -50,6 +50,7 @@ def made_framing(side: int) -> Framing:
 def made_settings(top1: Sequence[float] = (85.0, 90.0), **settings: Any) -> TrainConfig:
     """The settings of a run of as many peers as there are `top1`."""
     plain = {"data": "cifar10", "ratios": (*[0.7] * (len(top1) - 1), 0.0), "epochs": 6, "batch_size": 64, "alpha": 0.1}
+    plain |= {"weight_lr": 0.1, "reweigh_every": 50, "warmup_epochs": 1.0}
     return TrainConfig(**{**plain, **settings})
 
 

@@ -236,9 +236,9 @@ def test_random_channels_of_a_network_at_hand_follow_torchs_seed() -> None:
 
 def test_what_is_in_force_by_default(start: str) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
-        ({}, "snip", "snip"), ({"saliency": "grasp"}, "grasp", "grasp"), ({"start": start}, "magnitude", "snip"),
+        ({}, "snip", "snip"), ({"saliency": "grasp"}, "grasp", "grasp"), ({"start": start}, "magnitude", "uniform"),
         ({"method": "prune-finetune"}, "magnitude", "uniform"), ({"budget": "taylor"}, "snip", "taylor"),
-        ({"rank": "random", "start": start, "budget": "uniform"}, "random", "uniform"),
+        ({"rank": "random", "start": start, "budget": "snip"}, "random", "snip"),
     ]  # fmt: skip
     for given, rank, budget in cases:
         config = settle({"data": "digits", **given})
@@ -254,7 +254,7 @@ def test_every_budget_reaches_the_ratios_and_leaves_the_order_of_channels(budget
     net = prepared(start=start, ratios=(0.6, 0.3), share="none", divisor=1, budget=budget)
     for own in net.widths:
         assert own.achieved_ratio == pytest.approx(own.ratio, abs=0.01)
-    assert (counts(net) == counts(usual)) == (budget == "snip")
+    assert (counts(net) == counts(usual)) == (budget == "uniform")
     torch.testing.assert_close(net.scored.channel_rank, usual.scored.channel_rank, rtol=0, atol=0)
 
 
