@@ -190,7 +190,7 @@ def accuracy_over_epochs(runs: Sequence[TrainedRun]) -> Figure:
     """The mean top-1 over the peers; `prune-finetune`'s are its cut ones, whose epochs follow the baseline's."""
 
     def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
-        cut = group[0].settings.method == "prune-finetune"
+        cut = group[0].settings.method == "prune-finetune" and group[0].settings.start is None
         points = over_epochs(group, lambda epoch: fmean(epoch.top1), first=group[0].family.epochs if cut else 0)
         name = f"{label} (cut peers, after the baseline)" if cut else label
         return [Line(label, name, points)] if points else NO_EPOCHS
@@ -212,7 +212,7 @@ def weights(runs: Sequence[TrainedRun]) -> Figure:
     def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
         if fixed_weights(group):
             return FIXED if any(run.epochs for run in group) else NO_EPOCHS
-        peers = group[0].family.peers
+        peers = min((run.trained_peers for run in group if run.epochs), key=len)
         return [Line(label, name(peer), over_epochs(group, weight_of(k))) for k, peer in enumerate(peers)]
 
     return Figure("Peer weights ω", "epoch", "peer weight ω", *gather(labelled(runs), draw), panels=True)

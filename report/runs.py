@@ -10,7 +10,7 @@ from typing import Any
 from wmlc import records
 from wmlc.console import note
 from wmlc.errors import InputError
-from wmlc.records import Bench, Epoch, Family, NetworkSpec, Row, RunRecord
+from wmlc.records import Bench, Epoch, Family, NetworkSpec, Peer, Row, RunRecord
 from wmlc.report.cost import in_epochs
 from wmlc.run import Run, find_run, peer_name, read_config, read_epochs, read_family
 from wmlc.settings import TrainConfig, names_of
@@ -65,6 +65,11 @@ class TrainedRun:
         return self.settings.start is not None and baseline is not None and not baseline.best_epoch
 
     @property
+    def trained_peers(self) -> list[Peer]:
+        """The peers that its epochs tell of: the first ones."""
+        return self.family.peers[: len(self.epochs[0].top1)] if self.epochs else []
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of its bench."""
         return self.bench.rows if self.bench else []
@@ -84,8 +89,9 @@ def _read_run(run: Run, name: str, with_bench: bool) -> TrainedRun:
     family, epochs = read_family(run), read_epochs(run, "family")
     if not family.full.macs:
         raise InputError(f"{run.family} is damaged: it has no MACs of the unpruned network; train again")
+    cut = sum(peer.ratio > 0 for peer in family.peers)  # an uncut one may be the trained network, and have no epochs
     for epoch in epochs:
-        if not len(epoch.top1) == len(epoch.peer_weights) == len(family.peers):
+        if not len(epoch.top1) == len(epoch.peer_weights) == len(epochs[0].top1) in (cut, len(family.peers)):
             damaged = f"{run.metrics('family')} is damaged: epoch {epoch.epoch} is not of {len(family.peers)} peers"
             raise InputError(f"{damaged}; train the run again with --force")
     return TrainedRun(

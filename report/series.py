@@ -195,7 +195,7 @@ def size_points(runs: Iterable[TrainedRun]) -> list[Point]:
 
 def top1_lines(run: TrainedRun) -> Lines:
     """Held-out top-1 over the epochs: the baseline, every peer, the ensemble of several."""
-    peers = run.family.peers
+    peers = run.trained_peers
     lines = {"baseline": [(epoch.epoch, epoch.top1[0]) for epoch in run.baseline_epochs]}
     for index, peer in enumerate(peers):
         lines[peer_name(peer.peer)] = [(epoch.epoch, epoch.top1[index]) for epoch in run.epochs]
@@ -217,7 +217,7 @@ def weight_lines(run: TrainedRun) -> Lines:
         return {}
     return {
         peer_name(peer.peer): [(epoch.epoch, epoch.peer_weights[index]) for epoch in run.epochs]
-        for index, peer in enumerate(run.family.peers)
+        for index, peer in enumerate(run.trained_peers)
     }
 
 

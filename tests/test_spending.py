@@ -26,6 +26,7 @@ from wmlc.errors import InputError
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import build_network
+from wmlc.report.runs import read_runs
 from wmlc.run import BASELINE, Run, read_config, read_epochs, read_family
 from wmlc.settings import TrainConfig
 
@@ -80,6 +81,8 @@ def test_a_familys_cost_is_recorded_as_counted_by_hand(run: Run, tmp_path: Path)
     assert family.training_macs == 2 * STEPS * step + 3 * reweighing + recalibrations
     assert family.baseline is not None and family.baseline.training_macs == 0  # the start, as it stands
     assert read_spec(own.network(BASELINE)).about.training_macs == 0
+    (told,) = read_runs([own], with_bench=False)  # its epochs are of the cut peers alone
+    assert [peer.peer for peer in told.trained_peers] == [1, 2]
 
 
 def test_a_shared_stage_and_the_baseline_are_counted_once(run: Run) -> None:
