@@ -86,18 +86,20 @@ def read_runs(runs: Sequence[Run], *, with_bench: bool) -> list[TrainedRun]:
 
 
 def _read_run(run: Run, name: str, with_bench: bool) -> TrainedRun:
-    family, epochs = read_family(run), read_epochs(run, "family")
+    family, epochs, record = read_family(run), read_epochs(run, "family"), read_config(run)
     if not family.full.macs:
         raise InputError(f"{run.family} is damaged: it has no MACs of the unpruned network; train again")
-    cut = sum(peer.ratio > 0 for peer in family.peers)  # an uncut one may be the trained network, and have no epochs
+    counts = {len(family.peers)}
+    if record.settings.start is not None or record.settings.method == "prune-finetune":  # an uncut peer is done before
+        counts.add(sum(peer.ratio > 0 for peer in family.peers))
     for epoch in epochs:
-        if not len(epoch.top1) == len(epoch.peer_weights) == len(epochs[0].top1) in (cut, len(family.peers)):
+        if not len(epoch.top1) == len(epoch.peer_weights) == len(epochs[0].top1) or len(epoch.top1) not in counts:
             damaged = f"{run.metrics('family')} is damaged: epoch {epoch.epoch} is not of {len(family.peers)} peers"
             raise InputError(f"{damaged}; train the run again with --force")
     return TrainedRun(
         root=run.root,
         name=name,
-        record=read_config(run),
+        record=record,
         family=family,
         epochs=epochs,
         baseline_epochs=read_epochs(run, "baseline"),
