@@ -84,8 +84,8 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
             near = difflib.get_close_matches(name[:LONGEST_SHOWN], fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(fields)}"
             raise InputError(f"{source}: unknown setting {_shown(key)}; {hint}")
-        if name == "lr" and value == AUTO:
-            values["lr_auto"] = True
+        if value == AUTO and f"{name}_auto" in fields:
+            values[f"{name}_auto"] = True
         else:
             values[name] = _typed(name, value, str(fields[name].type), source)
     config = TrainConfig(**values)
@@ -205,12 +205,12 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
     if weigh == "sources" and not method.sources:
         having = ", ".join(other for other, its in METHODS.items() if its.sources)
         raise InputError(f"{config.method} has no weights of sources; leave out weigh, or choose one of {having}")
-    if weigh == "peers" and method.sources:
-        if start and "frozen" in (config.teacher, *allowed[: method.teacher_alone]):
+    if weigh == "peers" and "frozen" in allowed:
+        if method.teacher_alone or config.teacher == "frozen":
             raise InputError(
                 f"a frozen teacher is a source, and {config.method} shall weigh peers; pass --weigh sources"
             )
-        allowed = [each for each in allowed if each != "frozen"]
+        allowed.remove("frozen")
     default = method.teacher if method.teacher in allowed else "trained" if start and 0 in ratios else "none"
     teacher = config.teacher or (default if start else "none")
     if teacher not in allowed:

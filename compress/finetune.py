@@ -41,9 +41,14 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
     return cut_anew(prepared, load_stages(baseline).to(device.name), config, data)
 
 
-def trained_part(prepared: Prepared, config: TrainConfig) -> PeerFamily:
-    """The peers of a prepared family that are trained."""
-    return trained_peers(prepared.family, config)
+def untaught(config: TrainConfig) -> TrainConfig:
+    """The settings of the unpruned network alone, which nobody teaches."""
+    return dataclasses.replace(config, teacher="none")
+
+
+def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:
+    """The peers of a family from a start, from 1, whose batch norm was kept for more channels than they have."""
+    return {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
 
 
 def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teacher | None:
@@ -85,11 +90,11 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     except OutOfReachError as error:
         how = "--finetune-epochs or --steps" if method.cuts_trained else "--steps"
         raise InputError(f"no {like.method} family has these ratios to last as long as ({error}); pass {how}") from None
-    alone = planned_macs(family_of_one(prepared.full), prepared, dataclasses.replace(config, teacher="none"), data)
-    first = not prepared.trained  # then a method that cuts the trained network trains that itself
-    macs = planned_macs(trained_part(other, like), other, like, data)
-    macs += alone * (METHODS[like.method].cuts_trained and first) - alone * (method.cuts_trained and first)
-    own, part = of_second_half(config) if method.cuts_trained else config, trained_part(prepared, config)
+    macs = planned_macs(trained_peers(other.family, like), other, like, data)
+    if not prepared.trained:  # then a method that cuts the trained network trains that itself
+        alone = planned_macs(family_of_one(prepared.full), prepared, untaught(config), data)
+        macs += alone * (METHODS[like.method].cuts_trained - method.cuts_trained)
+    own, part = of_second_half(config) if method.cuts_trained else config, trained_peers(prepared.family, config)
     steps = spending_of(part, prepared, own, data).affordable(macs)
     say(
         f"{steps:,} steps, {steps / data.train_steps(config.batch_size):.2f} epochs, cost as much as "

@@ -8,7 +8,7 @@ import torch
 
 from wmlc import run as runs
 from wmlc.compress.describe import print_epoch, print_epoch_header
-from wmlc.compress.finetune import spending_of, teacher_of
+from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
@@ -37,7 +37,7 @@ def train_phase(
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
     cut = set[int]()
     if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
-        cut = {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
+        cut = recalibrated(family, config)
     spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
     if not resume:
         batches = recalibrate(family, cut, data, config.batch_size, device)

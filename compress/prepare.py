@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -240,16 +241,19 @@ def rank_of(config: TrainConfig) -> str:
 def _scored(made: Made, config: TrainConfig, data: Images) -> Scored:
     """The channel graph of the full network, with what its layers are worth to the budget in force.
 
-    The channels are in the saliency's order so far. Uniform budgets ask for nothing: layers are worth the saliency's.
+    The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
+    saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
     """
     full, stages, small = made.network, list(dict(made.network.named_children())), data.record.small
-    graph = read_channels(full, data.record.input_shape)
+    graph, budget = read_channels(full, data.record.input_shape), budget_of(config)
+    if config.start is not None and budget == "uniform":
+        return Scored(graph, np.ones(len(graph.layers)), [], stages)
     images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if small else 32), epoch=0)))
 
     def by_saliency(kind: str) -> Scored:
         return score_channels(graph, parameter_saliency(full, images, labels, kind), kind, stages)
 
-    scored, budget = by_saliency(config.saliency), budget_of(config)
+    scored = by_saliency(config.saliency)
     if budget == "taylor":
         return budgeted_by(scored, _taylor(graph, full, config, data, made.fitted is not None))
     if budget in (config.saliency, "uniform"):

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from wmlc.compress.finetune import planned_macs, spending_of, teacher_of, trained_part
+from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
@@ -16,7 +16,7 @@ from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import losses_of_those_who_teach
 from wmlc.compress.learn.train import fit, make_optimizer, steps_of
-from wmlc.compress.prepare import Prepared
+from wmlc.compress.prepare import Prepared, trained_peers
 from wmlc.console import progress, say
 from wmlc.data import Data
 from wmlc.errors import InputError
@@ -45,21 +45,20 @@ def find_rate(
         raise InputError(
             f"--lr auto tries {len(RATES)} rates for {LEAST} steps or more each, and this run has {total}; pass a rate"
         )
-    part = copy.deepcopy(trained_part(prepared, config))
-    budget = planned_macs(part, prepared, config, data)
-    begun = recalibrate(part, set(range(1, part.peers + 1)), data, config.batch_size, device)  # as the run itself is
+    part = copy.deepcopy(trained_peers(prepared.family, config))
+    spending = spending_of(part, prepared, config, data)
+    begun = recalibrate(part, recalibrated(part, config), data, config.batch_size, device)  # as the run itself begins
     trials = []
     with progress("learning rates", len(RATES) * steps) as advance:
         for rate in RATES:
             own = dataclasses.replace(config, lr=rate, steps=steps)
             trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
-    spending = spending_of(part, prepared, config, data)
     once = spending.forward(begun)
     trials[0] = dataclasses.replace(trials[0], training_macs=trials[0].training_macs + once)
     best = min(trials, key=lambda trial: math.inf if trial.held_out_loss is None else trial.held_out_loss)
     if best.held_out_loss is None:
         raise InputError(f"no rate of {', '.join(f'{rate:g}' for rate in RATES)} keeps the loss finite; pass --lr")
-    left = budget - sum(trial.training_macs for trial in trials)
+    left = spending.until(total) - sum(trial.training_macs for trial in trials)
     remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
     finetune_lr = best.lr if METHODS[config.method].cuts_trained else config.finetune_lr
@@ -94,7 +93,7 @@ def _trial(
     except InputError:
         pass
     else:
-        cut = set(range(1, family.peers + 1))
+        cut = recalibrated(family, config)
         macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device, RECALIBRATED))
         held_out = data.held_out_batch(HELD_OUT, 0)
         loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())

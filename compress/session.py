@@ -27,18 +27,12 @@ from wmlc.compress.describe import (
     share_choices,
     targets,
 )
-from wmlc.compress.finetune import (
-    as_long_as,
-    cut_trained,
-    of_second_half,
-    planned_macs,
-    trained_part,
-)
+from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs, untaught
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.phase import train_phase
-from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare, settle_teacher
+from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare, settle_teacher, trained_peers
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
@@ -237,7 +231,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     trains_baseline = trains_baseline and not (cuts_trained and reached == "family")
 
     def train_family(prepared: Prepared, work: LongWork) -> TrainState:
-        family, own = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
+        family, own = trained_peers(prepared.family, config), of_second_half(config) if method.cuts_trained else config
         return train_phase(run, "family", family, prepared, own, method, data, device, reached == "family", work)
 
     def train_baseline(work: LongWork) -> None:
@@ -250,10 +244,9 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             )
         save_baseline(run, alone, prepared, config, data, state, device)
 
-    # the unpruned network is trained for the epochs that were asked for, and nobody teaches it
-    control = dataclasses.replace(config, teacher="none", weigh="peers", feature_loss="none")
-    control = dataclasses.replace(control, steps=None) if config.as_long_as else control
-    fitted = trained_part(prepared, config), of_second_half(config) if method.cuts_trained else config
+    # the unpruned network is trained for the epochs that were asked for
+    control = untaught(dataclasses.replace(config, steps=None) if config.as_long_as else config)
+    fitted = trained_peers(prepared.family, config), of_second_half(config) if method.cuts_trained else config
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
     macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmlc.compress.config import settle
-from wmlc.compress.finetune import trained_part
 from wmlc.compress.learn.extras import Gate, feature_pairs
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import (
@@ -32,7 +31,7 @@ from wmlc.compress.learn.losses import (
 )
 from wmlc.compress.learn.methods import METHODS, Forward, train_loss
 from wmlc.compress.learn.place import Device
-from wmlc.compress.prepare import Prepared, prepare
+from wmlc.compress.prepare import Prepared, prepare, trained_peers
 from wmlc.compress.widths.choose import Asked, choose_widths, ranked_by
 from wmlc.compress.widths.rank import group_magnitude
 from wmlc.data import open_data
@@ -322,4 +321,4 @@ def test_magnitude_keeps_the_channels_of_greatest_magnitude(scored_network: Any)
 def test_only_cut_peers_are_fine_tuned() -> None:
     config = settle({"method": "prune-finetune", "train_images": 260, "batch_size": 32})
     before = prepare(config, open_data(data_config(config)), CPU)
-    assert before.family.peers == 4 and trained_part(before, config).peers == 3
+    assert before.family.peers == 4 and trained_peers(before.family, config).peers == 3

@@ -15,11 +15,11 @@ from training import SMALL
 
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
-from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of, trained_part
+from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.train import epochs_of, lr_factor, steps_of
-from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teacher
+from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teacher, trained_peers
 from wmlc.data import Data
 from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError
@@ -138,7 +138,7 @@ class Plan:
 
     def macs(self) -> float:
         """Of the peers; and of the unpruned network, where the method trains that first."""
-        spent = planned_macs(trained_part(self.prepared, self.config), self.prepared, self.own, self.data)
+        spent = planned_macs(trained_peers(self.prepared.family, self.config), self.prepared, self.own, self.data)
         if self.config.method == "prune-finetune" and not self.prepared.trained:
             full = total_cost(family_of_one(self.prepared.full), self.data.record.input_shape).macs
             spent += self.config.epochs * STEPS * BATCH * 3 * full
@@ -146,7 +146,7 @@ class Plan:
 
     def step(self) -> float:
         """The dearest one, with an update of the weights."""
-        spending = spending_of(trained_part(self.prepared, self.config), self.prepared, self.own, self.data)
+        spending = spending_of(trained_peers(self.prepared.family, self.config), self.prepared, self.own, self.data)
         return spending.step() + spending.reweighing
 
 
@@ -211,7 +211,7 @@ def test_an_answer_that_is_kept_is_time_for_steps(run: Run) -> None:
     like = plan(method="wml-p", start=str(run.root), reuse_teacher=2, feature_loss="none")
     assert abs(kept.macs() - like.macs()) <= kept.step() / 2  # the other method keeps answers too
     full = kept.prepared.scored.graph.macs
-    spending = spending_of(trained_part(kept.prepared, kept.config), kept.prepared, kept.config, kept.data)
+    spending = spending_of(trained_peers(kept.prepared.family, kept.config), kept.prepared, kept.config, kept.data)
     assert spending.teacher == full and kept.config.steps is not None and anew.config.steps is not None
     own = 3 * BATCH * spending.trained
     assert kept.macs() == kept.config.steps * own + 2 * STEPS * BATCH * full

@@ -167,7 +167,11 @@ def options_of(
     """
     fields = dataclasses.fields(config)
     shortened = any(field.metadata["common"] for field in fields)
-    made = [_option(field, (choices or {}).get(field.name), switches, shortened) for field in fields]
+    names, choices = {field.name for field in fields}, choices or {}
+    made = [
+        _option(field, choices.get(field.name), switches, shortened, auto=f"{field.name}_auto" in names)
+        for field in fields
+    ]
 
     def decorate(command: Any) -> Any:
         for option in reversed(made):
@@ -178,7 +182,7 @@ def options_of(
 
 
 def _option(
-    field: dataclasses.Field[Any], choices: Sequence[str] | None, switches: bool, shortened: bool
+    field: dataclasses.Field[Any], choices: Sequence[str] | None, switches: bool, shortened: bool, auto: bool
 ) -> Callable[[Any], Any]:
     about, default = field.metadata, field.default
     flag = about["flag"] or f"--{field.name.replace('_', '-')}"
@@ -192,7 +196,7 @@ def _option(
     kind["show_default"] = about["shown"] is None and shown not in (None, "")
     kind["help"] += f"  [default: {about['shown']}]" if about["shown"] else ""
     kind["metavar"] = "|".join(choices) if choices else about["metavar"]
-    kind["type"] = _type(flag, field.name, str(field.type).removesuffix(" | None"))
+    kind["type"] = NumberOrAuto() if auto else _type(flag, field.name, str(field.type).removesuffix(" | None"))
     if isinstance(default, tuple):
         kind["default"] = shown if default else ()
     return click.option(flag, field.name, cls=Setting, **kind)
@@ -201,8 +205,6 @@ def _option(
 def _type(flag: str, name: str, annotation: str) -> Any:
     """click's type for a field's annotation."""
     items = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str, "tuple[int, int, int]": int}
-    if name == "lr":
-        return NumberOrAuto()
     if annotation in items:
         return Listed(flag, items[annotation], LIKE.get(name, "1,8"), 3 if "int, int" in annotation else None)
     return {"int": int, "float": float, "str": str}[annotation]

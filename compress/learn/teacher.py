@@ -6,10 +6,10 @@ Shape legend: P peers, B batch, C classes, T those who teach.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.losses import cross_entropies
 from wmlc.compress.learn.methods import Taught
 from wmlc.compress.learn.place import Device
 
@@ -62,4 +62,4 @@ def losses_of_those_who_teach(
         if teacher is not None:
             logits_PBC = torch.cat([teacher.network.eval().walk(images)[0].float(), logits_PBC])
     family.train(modes)
-    return torch.stack([F.cross_entropy(logits_BC, labels_B) for logits_BC in logits_PBC])
+    return cross_entropies(logits_PBC, labels_B)

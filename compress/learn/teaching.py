@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LABELS, TEACHER = 0, 1  # rows
 TINY = 1e-30
 
 
