@@ -106,7 +106,7 @@ more() { # what one more peer costs: families of 2, 4 and 8 against a training o
         run "alone-kd-$ratio" "${base[@]}" --method kd --ratios "$ratio"
         run "alone-labels-$ratio" "${base[@]}" --method prune-finetune --ratios "$ratio"
     done
-    "$WMLC" list runs/more-* runs/alone-*
+    "$WMLC" list
 }
 
 [ $# -gt 0 ] || set -- cifar10 cifar100 lite0 more
