@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from wmlc.bench.engines import Nodes
@@ -32,32 +32,65 @@ def attribute(onnx_file: Path, nodes: Nodes, batch: int = 1) -> list[LayerTime]:
     are left over, they belong together. One node for several layers is shared out by MACs. The rest is summed an
     operator, as "other: ReorderOutput". Nothing is lost or counted twice; a layer without time is left out.
     """
-    graph = read_graph(onnx_file)
-    layers = dict(layers_of(graph))
-    names = _Names(graph, layers)
-    owners = [names.direct(label) for label, _, _ in nodes]
-    taken = {index for owner in owners for index in owner}
-    for place, (label, op, _) in enumerate(nodes):
-        if not owners[place] and COMPUTES.search(op) and (found := names.before(label, taken)) is not None:
-            owners[place] = [found]
-            taken.add(found)
-    left = [place for place, (_, op, _) in enumerate(nodes) if op and not owners[place] and COMPUTES.search(op)]
-    if len(left) == len(free := layers.keys() - taken) == 1:  # no name is needed to tell whose it is
-        owners[left[0]] = list(free)
-        taken |= free
-    spent, rest = dict.fromkeys(layers, 0.0), dict[str, float]()
+    file = FileLayers(onnx_file)
+    owners = file.owners(nodes)
+    spent, rest = file.spent(nodes, owners), dict[str, float]()
     for owner, (_, op, ms) in zip(owners, nodes, strict=True):
-        whole = sum(layers[index].macs for index in owner)
-        for index in owner:
-            spent[index] += ms * layers[index].macs / whole if whole else ms / len(owner)
         if not owner:
             rest[op or "unknown"] = rest.get(op or "unknown", 0.0) + ms
-    known = [_layer_time(layer, spent[index], batch) for index, layer in layers.items() if index in taken]
+    known = [_layer_time(file.layers[index], ms, batch) for index, ms in spent.items()]
     others = [
         LayerTime(layer=OTHER + op, op=op, ms=ms, channels=None, macs=0, bytes=None, intensity=None)
         for op, ms in rest.items()
     ]
     return known + others
+
+
+class FileLayers:
+    """The layers of an ONNX file by the index of their node, to lay an engine's times on."""
+
+    def __init__(self, onnx_file: Path) -> None:
+        self.graph = read_graph(onnx_file)
+        self.layers = dict(layers_of(self.graph))
+        self._names = _Names(self.graph, self.layers)
+
+    def owners(self, nodes: Nodes) -> list[list[int]]:
+        """Whose time each node's is; nobody's, of one that belongs to no layer."""
+        owners = [self._names.direct(label) for label, _, _ in nodes]
+        taken = {index for owner in owners for index in owner}
+        for place, (label, op, _) in enumerate(nodes):
+            if owners[place] or not COMPUTES.search(op):
+                continue
+            if (found := self._names.before(label, FOLLOWS, taken)) is not None:
+                owners[place] = [found]
+                taken.add(found)
+        left = [place for place, (_, op, _) in enumerate(nodes) if op and not owners[place] and COMPUTES.search(op)]
+        if len(left) == len(free := self.layers.keys() - taken) == 1:  # no name is needed to tell whose it is
+            owners[left[0]] = list(free)
+        return owners
+
+    def spent(self, nodes: Nodes, owners: Sequence[Sequence[int]]) -> dict[int, float]:
+        """The milliseconds of each layer that owns a node, in the order of the graph."""
+        spent: dict[int, float] = {}
+        for owner, (_, _, ms) in zip(owners, nodes, strict=True):
+            whole = sum(self.layers[index].macs for index in owner)
+            for index in owner:
+                part = ms * self.layers[index].macs / whole if whole else ms / len(owner)
+                spent[index] = spent.get(index, 0.0) + part
+        return {index: spent[index] for index in self.layers if index in spent}
+
+    def before(self, node: int) -> int | None:
+        """The last layer that a node's inputs come from."""
+        return self._names.last_before([node], None, set())
+
+    def with_what_follows(self, nodes: Nodes) -> tuple[dict[str, float], float]:
+        """The milliseconds of each layer by name, those of all between it and the next ones with it; and the rest."""
+        owners = self.owners(nodes)
+        for place, (label, _, _) in enumerate(nodes):
+            if not owners[place] and (found := self._names.before(label, None, set())) is not None:
+                owners[place] = [found]
+        rest = sum(ms for owner, (_, _, ms) in zip(owners, nodes, strict=True) if not owner)
+        return {self.layers[index].name: ms for index, ms in self.spent(nodes, owners).items()}, rest
 
 
 def _layer_time(layer: Layer, ms: float, batch: int) -> LayerTime:
@@ -83,14 +116,19 @@ class _Names:
             return [index for index in self._layers if first <= index <= last]  # type: ignore[operator]
         return sorted({index for index in self._nodes(label) if index in self._layers})
 
-    def before(self, label: str, taken: set[int]) -> int | None:
-        """The last layer, not yet `taken`, whose output only passes what engines fuse on its way to the node named."""
-        found, waiting, seen = set[int](), self._nodes(label), set[int]()
+    def before(self, label: str, through: Container[str] | None, taken: set[int]) -> int | None:
+        """`last_before` the node named."""
+        return self.last_before(self._nodes(label), through, taken)
+
+    def last_before(self, waiting: list[int], through: Container[str] | None, taken: set[int]) -> int | None:
+        """The last layer, not yet `taken`, whose output passes only operators of `through` (None: any but layers) on
+        its way to one of the nodes `waiting`."""
+        found, seen = set[int](), set[int]()
         while waiting:
             index = waiting.pop()
             if index in self._layers:
                 found.add(index)
-            elif index not in seen and self._graph.nodes[index].op_type in FOLLOWS:
+            elif index not in seen and (through is None or self._graph.nodes[index].op_type in through):
                 seen.add(index)
                 waiting += [
                     self._graph.maker[name] for name in self._graph.nodes[index].input if name in self._graph.maker

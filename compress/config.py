@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmlc.compress.budgets import LATENCY, with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS
@@ -29,7 +30,7 @@ CHOICES = {
     "teacher": ("frozen", "trained", "none"),
     "as_long_as": tuple(METHODS),
     "weigh": ("peers", "sources"),
-    "ratio_of": ("params", "macs"),
+    "ratio_of": ("params", "macs", LATENCY),
     "join": ("sum", "mean"),
     "schedule": ("cosine", "one-cycle", "step"),
     "device": ("auto", "cpu", "cuda"),
@@ -42,7 +43,7 @@ SWEEP_ENGINES = ("local", "ray")
 AT_LEAST = {
     "epochs": 0, "batch_size": 2, "divisor": 1, "reweigh_every": 1, "momentum": 0, "weight_decay": 0,
     "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
-    "finetune_epochs": 0, "reuse_teacher": 0, "steps": 1,
+    "finetune_epochs": 0, "reuse_teacher": 0, "steps": 1, "threads": 1, "batch": 1,
 }  # fmt: skip
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
 PRETRAINED, IMAGENET = "pretrained", "imagenet"  # a start, and its classes, that are no file
@@ -142,6 +143,7 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     for name in ("rank", "budget"):
         if method.exits and getattr(config, name) is not None:
             raise InputError(f"{config.method} has an exit at each stage and cuts nothing; leave out {name}")
+    config = with_budgets(config, method)
     ratios = tuple(sorted(config.ratios or method.ratios, reverse=True))  # the smallest peer first
     if len(ratios) > MAX_PEERS or not all(0 <= ratio < 1 for ratio in ratios):
         raise InputError(

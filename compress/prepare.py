@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut
+from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
@@ -29,15 +31,17 @@ from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
+from wmlc.compress.widths.resizable import resizable
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import Partition, sharing_tree
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import is_foreign
+from wmlc.models.resizable import Resizable
 from wmlc.models.stages import Staged, split
 from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
-from wmlc.records import Branch, DataRecord
+from wmlc.records import Branch, DataRecord, LatencyPlan
 from wmlc.settings import TrainConfig
 
 TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024
@@ -61,6 +65,7 @@ class Prepared:
     widths: list[PeerWidths]
     family: PeerFamily
     made: Made  # how the full network came about
+    plan: LatencyPlan | None = None  # what its widths were chosen for, if for a latency
 
     @property
     def trained(self) -> bool:
@@ -82,11 +87,12 @@ class Made:
         return self.fitted is not None and self.fitted.head != "new"
 
 
-def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
+def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None) -> Prepared:
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
     A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
-    that it starts with; which channels stay is chosen after training (`cut_anew`).
+    that it starts with; which channels stay is chosen after training (`cut_anew`). Args: where a latency is asked for,
+    what measures it, or what was planned before.
     """
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
@@ -96,10 +102,35 @@ def prepare(config: TrainConfig, data: Images, device: Device) -> Prepared:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
         return Prepared(made.network, scored, widths, family, made)
-    scored = _ranked(scored, made.network, config, data, made.fitted is not None)
+    scored, plan = _ranked(scored, made.network, config, data, made.fitted is not None), None
+    if config.ratio_of == LATENCY:
+        scored, plan = _planned(made, scored, config, record, latency)
+        config = replace(config, ratios=ratios_of(plan))
     if method.cuts_trained:
-        return _cut_apart(made, scored, config)
-    return cut_before_training(made, scored, config, record, device)
+        return replace(_cut_apart(made, scored, config), plan=plan)
+    return replace(cut_before_training(made, scored, config, record, device), plan=plan)
+
+
+def _planned(
+    made: Made, scored: Scored, config: TrainConfig, record: DataRecord, latency: Clock | LatencyPlan | None
+) -> tuple[Scored, LatencyPlan]:
+    """`scored` with the widths that `config` asks latencies of: as planned before, or chosen and measured now."""
+    asked = asked_of(config)
+    if isinstance(latency, LatencyPlan):
+        return as_planned(scored, asked, latency), latency
+    if latency is None:
+        raise InputError("ratios of a latency need an engine to measure it in; train with 'wmlc train'")
+    network = resizable_of(made, scored.graph, config, record.input_shape, len(record.class_names))
+    scored = priced(scored, network, latency.table(network))
+    plan = plan_for_latency(scored, asked, network, latency, config.max_latency_ms)
+    return as_planned(scored, asked, plan), plan
+
+
+def resizable_of(
+    made: Made, graph: ChannelGraph, config: TrainConfig, input_shape: tuple[int, int, int], classes: int
+) -> Resizable:
+    """The full network of a run as what its latency is measured of."""
+    return resizable(made.network, graph, input_shape, classes, config.divisor, config.arch, config.arch_args)
 
 
 def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:

@@ -79,7 +79,7 @@ def save_family(run: Run, config: TrainConfig, data: Data, prepared: Prepared, p
         trunk_ratio=config.trunk_ratio, epochs=config.epochs, data=data.record, full=prepared.scored.graph.cost,
         tree=prepared.family.branches,
         peers=[Peer(**vars(facts), top1=about.top1 or 0.0) for facts, about in zip(peers, abouts, strict=True)],
-        **vars(together), baseline=baseline, notes=family_notes(peers, config),
+        **vars(together), baseline=baseline, latency=prepared.plan, notes=family_notes(peers, config),
     )  # fmt: skip
     records.write(run.family, family)
     return family

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.compress.begin import check_epochs, open_for_start, print_start
+from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import settle, with_absolute_paths
 from wmlc.compress.describe import (
     family_notes,
@@ -28,6 +30,7 @@ from wmlc.compress.describe import (
     targets,
 )
 from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs, untaught
+from wmlc.compress.latency import Clock, Clocks, print_plan, ratios_of
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
@@ -62,10 +65,12 @@ class Wanted:
     as_json: bool = False
 
 
-def train(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str = "") -> None:
+def train(
+    recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str = "", clocks: Clocks | None = None
+) -> None:
     """Start a run of the settings `asked` over those of a `recipe`, go on with one, or only show its family.
 
-    Args: the `command` that the record shall name.
+    Args: the `command` that the record shall name; what measures latencies, where one is asked for.
     """
     if wanted.resume:
         if asked.keys() - {"arch"} or recipe or wanted.force or wanted.dry_run or wanted.as_json:
@@ -78,17 +83,19 @@ def train(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command:
         return
     if wanted.as_json and not wanted.dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
+    if {"ratios", "max_latency_ms"} <= asked.keys():
+        raise InputError("--ratios and --max-latency-ms say each how small peers shall be; pass one of them")
     config = choose_config(recipe, asked)
     if needs_caller(config.arch):
         named_by_caller(config.arch)
     if wanted.dry_run:
-        dry_run(config, wanted.as_json)
+        dry_run(config, wanted.as_json, clocks)
         return
     root = wanted.out or runs.RUNS / f"{file_name_of(config.arch)}-{config.data}-{config.method}"
-    start_run(config, root, wanted.force, command)
+    start_run(config, root, wanted.force, command, clocks)
 
 
-def dry_run(config: TrainConfig, as_json: bool = False) -> None:
+def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = None) -> None:
     """Print the family that `config` would train, and what the other sharing trees would do to it.
 
     Without the data on disk noise takes the images' place, in CIFAR's and ImageNet's shapes, and a note says so.
@@ -105,8 +112,9 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
             raise
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
-    prepared = prepare(config, images, device)
-    config = _with_teacher(config, prepared)
+    with _clock(config, clocks) as clock:
+        prepared = prepare(config, images, device, clock)
+    config = _as_prepared(config, prepared)
     if not as_json:
         print_start(prepared, data, device)
     peers, choices = peer_facts(prepared.family, prepared.widths), share_choices(prepared.scored, config)
@@ -117,8 +125,11 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
             "targets": [asdict(target) for target in targets(peers)],
             "notes": family_notes(peers, config),
         }
+        if prepared.plan is not None:
+            record["latency"] = asdict(prepared.plan)
         say_exactly(json.dumps(record, indent=2))
         return
+    print_plan(prepared.plan, prepared.scored.graph)
     print_family(peers, prepared.scored, config)
     print_stages(prepared)
     if choices:
@@ -126,24 +137,32 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     print_targets(peers, prepared.full)
 
 
-def _with_teacher(config: TrainConfig, prepared: Prepared) -> TrainConfig:
-    """`config` as the start allows it, with a note where it cannot teach."""
+def _clock(config: TrainConfig, clocks: Clocks | None) -> AbstractContextManager[Clock | None]:
+    """What measures the latency that `config` asks for; None where it asks for none."""
+    return clocks(config) if clocks is not None and config.ratio_of == LATENCY else contextlib.nullcontext()
+
+
+def _as_prepared(config: TrainConfig, prepared: Prepared) -> TrainConfig:
+    """`config` with the ratios that latencies came to, and as its start allows; a note where that cannot teach."""
+    if prepared.plan is not None:
+        config = dataclasses.replace(config, ratios=ratios_of(prepared.plan))
     settled = settle_teacher(config, prepared.made)
     if config.teacher == "frozen" != settled.teacher:
         note("the head for these classes is new, so the start teaches nothing")
     return settled
 
 
-def start_run(config: TrainConfig, root: Path, force: bool, command: str = "") -> Run:
+def start_run(config: TrainConfig, root: Path, force: bool, command: str = "", clocks: Clocks | None = None) -> Run:
     """Train a new run in `root`; where that exists, only with `force` and if it is a run.
 
-    Args: the `command` that the record shall name. Two processes never train in one directory.
+    Args: the `command` that the record shall name; what measures latencies, where one is asked for. Two processes never
+    train in one directory.
     """
     with locked(root, "the run"):
-        return _start(config, root, force, command)
+        return _start(config, root, force, command, clocks)
 
 
-def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
+def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None) -> Run:
     run = Run(root)
     if not root.exists():
         recover_directory(root)  # a kill between the renames of --force
@@ -154,10 +173,11 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     refuse_existing(root, force, runs.is_run)
     device = choose_device(config.device, config.precision)
     config, data = open_for_start(config, device)
-    prepared = prepare(config, data, device)
+    with _clock(config, clocks) as clock:
+        prepared = prepare(config, data, device, clock)
     print_start(prepared, data, device)
     check_epochs(config, prepared)
-    config = _with_teacher(config, prepared)
+    config = _as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     data.train_steps(config.batch_size)
     data.check_test()
@@ -170,8 +190,9 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str) -> Run:
     other = config.baseline_from if config.baseline_from != TRAINED_ON else None
     baseline = None if other is None else _matching_baseline(settings, Path(other), data)
     record = RunRecord(
-        command=command, settings=settings, rate_trials=trials, device=DeviceRecord(name=device.name, bf16=device.bf16),
-        threads=torch.get_num_threads(), **vars(runs.provenance()),
+        command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
+        device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
+        **vars(runs.provenance()),
     )  # fmt: skip
     with new_directory(root) as aside:
         records.write(aside / run.config.name, record)
@@ -193,12 +214,13 @@ def _resume(run: Run) -> Run:
         runs.read_family(run)
         say(f"{run.root} is finished")
         return run
-    config = settle(vars(runs.read_config(run).settings), str(run.config))
+    record = runs.read_config(run)
+    config = settle(vars(record.settings), str(run.config))
     if needs_caller(config.arch):
         factory_of_caller(config.arch, run.root)  # refused now where nobody named it
     device = choose_device(config.device, config.precision)
     data = open_data(data_config(config), device.name)
-    return _train_stoppable(run, config, data, prepare(config, data, device), device)
+    return _train_stoppable(run, config, data, prepare(config, data, device, record.latency), device)
 
 
 def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
@@ -225,6 +247,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     peers = peer_facts(prepared.family, prepared.widths)
     doing = "training" if config.epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
+    print_plan(prepared.plan, prepared.scored.graph)
     print_family(peers, prepared.scored, config)
     print_stages(prepared)
     trains_family = cuts_trained or reached != "baseline"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from wmlc.console import note
 from wmlc.errors import InputError
-from wmlc.files import new_file
+from wmlc.files import new_file, user_cache
 from wmlc.records import Machine
 
 _DIGEST_BYTES = 32  # before the timings, so that TensorRT never sees damaged ones
@@ -21,8 +20,7 @@ def timings_file(machine: Machine, directory: Path | None = None) -> Path:
 
     In `directory`, by default `wmlc` in $XDG_CACHE_HOME or ~/.cache.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    directory = directory or (base if base.is_absolute() else Path.home() / ".cache") / "wmlc"
+    directory = directory or user_cache()
     parts = ("tensorrt", machine.tensorrt, machine.gpu, machine.compute_capability)
     return directory / (re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts))) + ".timings")
 

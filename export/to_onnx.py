@@ -71,6 +71,11 @@ def export_onnx(
         _check_logits(aside, out, network, spec, pixels_NHWC, with_preprocess)
 
 
+def write_unchecked(network: nn.Module, spec: NetworkSpec, path: Path) -> None:
+    """Write `network` as `export_onnx` does, without reading it back: one of random weights, to be timed."""
+    _write(network, spec, path, False, None)
+
+
 def _write(
     network: nn.Module, spec: NetworkSpec, path: Path, with_preprocess: bool, weights_sha256: str | None
 ) -> None:

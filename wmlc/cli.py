@@ -11,6 +11,7 @@ import wmlc
 from wmlc import options
 from wmlc.bench.choose import Among, Bounds, print_choice
 from wmlc.bench.config import BenchConfig, FileSettings, check_asked
+from wmlc.bench.latency.config import LatencyConfig, NetworkConfig
 from wmlc.compress.config import CHOICES, SweepConfig
 from wmlc.compress.recipes import print_recipes, print_settings
 from wmlc.data.look import data_command
@@ -30,6 +31,7 @@ def main() -> None:
     \b
     wmlc data pets                             what a folder of pictures holds
     wmlc train                                 train four peers and the baseline
+    wmlc latency --arch resnet18               what its layers take at any width, here
     wmlc extract --peer 2 --out p2.onnx        one peer as a standalone ONNX file
     wmlc bench --engine ort                    is it faster, and what did it cost?
     wmlc choose --max-latency-ms 3             the peer to ship, by what was measured
@@ -65,7 +67,43 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
         return
     from wmlc.compress import session
 
-    session.train(recipe, asked, session.Wanted(**wanted), command_words())
+    def clocks(config: TrainConfig) -> Any:
+        own = {name: getattr(config, name) for name in ("engine", "threads", "batch")}
+        tables = Path(config.latency_tables) if config.latency_tables else None
+        return _clock(LatencyConfig(**own, precision=config.latency_precision), tables)
+
+    session.train(recipe, asked, session.Wanted(**wanted), command_words(), clocks)
+
+
+def _clock(config: LatencyConfig, directory: Path | None, force: bool = False) -> Any:
+    from wmlc.bench.latency.session import EngineClock
+    from wmlc.export.for_latency import writer_for
+
+    to_onnx = writer_for(config.precision, config.engine)
+    return EngineClock(config, to_onnx, directory, command=command_words(), force=force)
+
+
+@main.command()
+@options_of(NetworkConfig)
+@options_of(LatencyConfig)
+@click.option("--out", type=PATH, metavar="DIR", help="Where tables are kept.  [default: the user's cache]")
+@json_option
+@forced
+def latency(out: Path | None, as_json: bool, force: bool, **settings: Any) -> None:
+    """Measure what a network's layers take at any of their widths, in the engine that will serve.
+
+    One table of milliseconds over channels in and out a layer shape, with intervals, which 'wmlc train
+    --max-latency-ms' chooses widths by. Stopped, the same command goes on. --force measures again what is kept.
+
+    \b
+    wmlc latency --arch resnet18 --image-size 224 --engine ort --threads 1
+    """
+    network, config = split(settings, NetworkConfig, LatencyConfig)
+    from wmlc.bench.latency.show import print_table
+    from wmlc.compress.standalone import resizable_named
+
+    with _clock(config, out, force) as clock:
+        print_table(clock, resizable_named(**vars(network)), as_json)
 
 
 @main.command()

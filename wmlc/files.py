@@ -19,6 +19,12 @@ from wmlc.errors import InputError
 OURS = ".wmlc"
 
 
+def user_cache() -> Path:
+    """Where what was measured on this machine is kept for the next time: `wmlc` in $XDG_CACHE_HOME or ~/.cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "wmlc"
+
+
 def refuse_existing(path: Path, force: bool, is_ours: Callable[[Path], bool] | None = None) -> None:
     """Raise `InputError` where `path` exists and may not be overwritten.
 

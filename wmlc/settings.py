@@ -41,7 +41,7 @@ def setting(
     return dataclasses.field(default=default, metadata={"role": role, **option})
 
 
-DATA, FAMILY, TEACHING, TRAINING = "Data", "Family", "Teaching", "Training"
+DATA, FAMILY, LATENCY, TEACHING, TRAINING = "Data", "Family", "Latency", "Teaching", "Training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,24 @@ class TrainConfig:
         shown="0.7,0.5,0.3,0; 0,0,0,0 for one and cl",
     )  # fmt: skip
     ratio_of: str = setting("params", "What a ratio is a share of.", role="family", group=FAMILY, common=True)
+    max_latency_ms: tuple[float, ...] = setting(
+        (), "Instead of ratios: the milliseconds that each peer may take, as measured on this machine.",
+        role="family", group=LATENCY, common=True, metavar="MS,MS,…",
+    )  # fmt: skip
+    engine: str = setting(
+        "ort", "What shall run the peers, where a latency or a share of one is asked for.", role="family",
+        group=LATENCY, metavar="ort|openvino|ort-trt",
+    )  # fmt: skip
+    latency_precision: str = setting(
+        "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY,
+        metavar="fp32|fp16|int8",
+    )  # fmt: skip
+    threads: int = setting(1, "CPU threads of the engine.", role="family", group=LATENCY)
+    batch: int = setting(1, "Images a call to the engine.", role="family", group=LATENCY)
+    latency_tables: str | None = setting(
+        None, "Where 'wmlc latency' has put its tables.", role="place", group=LATENCY, metavar="DIR",
+        shown="the user's cache",
+    )  # fmt: skip
     saliency: str = setting("snip", "Score that decides what is cut of random weights.", role="family", group=FAMILY)
     rank: str | None = setting(
         None, "Which channels of a layer go first: those of least group magnitude, of least first-order Taylor, or "

@@ -112,6 +112,10 @@ class Worker:
         """Have the engine loaded, once: processes start side by side, but engines are opened one after the other."""
         return self._ask("open", timeout_s=self._limit_s)
 
+    def reopen(self, path: Path) -> None:
+        """Close what is open and open the network at `path` in the same process, once the engine is `ready`."""
+        self._ask("reopen", path, timeout_s=self._limit_s)
+
     def first(self, pixels_NHWC: np.ndarray) -> float:
         """Take uint8 [N, H, W, C] as the images to be timed on; the milliseconds of a first inference of them."""
         return self._ask("first", pixels_NHWC, timeout_s=self._limit_s)
@@ -194,7 +198,7 @@ def _serve(pipe: Connection, seat: Seat) -> None:
     load_ms = 1e3 * (time.perf_counter() - start)
     pipe.send((None, Opened(engine.provider, engine.precision, load_ms)))
     bench = _Bench(engine, seat, before)
-    with contextlib.suppress(EOFError), contextlib.closing(engine):
+    with contextlib.suppress(EOFError), contextlib.closing(bench):
         while True:
             name, *args = pipe.recv()
             try:
@@ -207,8 +211,16 @@ class _Bench:
     """What a process answers: the methods of `Worker`, on this side of the pipe."""
 
     def __init__(self, engine: Engine, seat: Seat, before_bytes: int | None) -> None:
-        self.engine, self.feed, self.batch, self.before_bytes = engine, seat.feed, seat.batch, before_bytes
+        self.engine, self.seat, self.before_bytes = engine, seat, before_bytes
+        self.feed, self.batch = seat.feed, seat.batch
         self.images: np.ndarray | None = None
+
+    def reopen(self, path: Path) -> None:
+        self.close()
+        self.engine = self.seat.opener(path, self.seat.threads, self.seat.device)
+
+    def close(self) -> None:
+        self.engine.close()
 
     def first(self, pixels_NHWC: np.ndarray) -> float:
         self.images = self.feed.images(pixels_NHWC)

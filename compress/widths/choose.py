@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance
+from wmlc.compress.widths.milliseconds import Priced, choose_for_latency
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -40,6 +42,31 @@ class Scored:
     layer_importance: np.ndarray  # [L], positive, relative; what budgets fall with, unless they are uniform
     channel_rank: list[Tensor]  # per group, units from most to least important
     stages: list[str]
+    priced: Priced | None = None  # what widths cost in milliseconds, where ratios are of those
+    planned: Planned | None = None  # widths that were chosen before
+
+    def size(self, counts_G: np.ndarray, unit: str) -> float:
+        """Parameters, MACs or, by a table, milliseconds of the network when the groups keep these counts."""
+        if unit != LATENCY:
+            return round(float(self.graph.size(counts_G, unit)))
+        assert self.priced is not None
+        return self.priced.ms(counts_G)
+
+    def fitting(self, asked: Asked) -> Planned | None:
+        """What is planned of the peers asked for, where that is for the same sharing; not of peers that are not cut."""
+        if self.planned is None or self.planned.share != asked.share or not any(asked.ratios):
+            return None
+        count = len(asked.ratios)
+        return replace(self.planned, counts=self.planned.counts[:count], achieved=self.planned.achieved[:count])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Widths of all peers, and under which `--share` they go together."""
+
+    share: str
+    counts: list[np.ndarray]  # [G] of each peer, the smallest first
+    achieved: list[float]  # the share of what ratios are of that went
 
 
 @dataclass(frozen=True)
@@ -48,7 +75,7 @@ class Asked:
 
     ratios: tuple[float, ...]  # falling, the smallest peer's first
     share: str  # which stages they share (`tree.sharing_tree`)
-    ratio_of: str  # "params" or "macs"
+    ratio_of: str  # "params", "macs" or "latency"
     divisor: int = 1  # of the channels that a cut layer keeps
     trunk_ratio: float = 0.0  # cut off every stage that more than one peer uses, before anything else
     uniform: bool = False  # every group loses the same share, whatever its layers are worth
@@ -100,9 +127,29 @@ def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[Pee
     shared stage is cut for that one, and what is left to remove for the others comes from the stages that are still
     theirs to cut. Raises `OutOfReachError`: how far the ratio reaches and, with `advise`, which options would do.
     """
+    counts = counts_of_peers(scored, asked, advise)
+    if (planned := scored.fitting(asked)) is not None:
+        achieved = planned.achieved
+    else:
+        achieved = [_lost(scored, own, asked.ratio_of) for own in counts]
+    return [_widths(scored, *own) for own in zip(counts, asked.ratios, achieved, strict=True)]
+
+
+def _lost(scored: Scored, counts_G: np.ndarray, unit: str) -> float:
+    """The share of the `unit` that is gone at these counts."""
+    whole = bool((counts_G == scored.graph.full).all())
+    return 0.0 if whole else 1 - scored.size(counts_G, unit) / scored.size(scored.graph.full, unit)
+
+
+def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[np.ndarray]:
+    """The units [G] that each peer keeps of all groups; see `choose_widths`."""
+    if (planned := scored.fitting(asked)) is not None:
+        return planned.counts
     counts, reaches = _counts_of_all(scored, asked)
     for peer in range(len(asked.ratios), 0, -1):
         ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
+        if asked.ratio_of == LATENCY and reach < ratio:
+            raise OutOfReachError(_too_slow(scored, asked, peer, reach, advise))
         if reach < ratio - TOLERANCE:
             trunk = f" --trunk-ratio {asked.trunk_ratio:g}" if asked.trunk_ratio else ""
             under = f" under --share {asked.share}{trunk}" if scored.stages else ""
@@ -111,7 +158,7 @@ def choose_widths(scored: Scored, asked: Asked, advise: bool = True) -> list[Pee
                 f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
                 + (_advice(scored, asked) if advise else "ask for less")
             )
-    return [_widths(scored, own, ratio, asked.ratio_of) for own, ratio in zip(counts, asked.ratios, strict=True)]
+    return counts
 
 
 def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list[float]]:
@@ -121,7 +168,7 @@ def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list
     counts, reaches = [], []
     for peer in range(len(asked.ratios), 0, -1):
         nodes = [(depth, next(group for group in level if peer in group)) for depth, level in enumerate(tree)]
-        counts_G, reach = _counts_of_one(scored, nodes, chosen, asked.ratios[peer - 1], asked)
+        counts_G, reach = _counts_of_one(scored, nodes, chosen, peer, asked)
         for node in nodes:
             chosen.setdefault(node, counts_G)
         counts.append(counts_G)
@@ -130,13 +177,13 @@ def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list
 
 
 def _counts_of_one(
-    scored: Scored, nodes: list[Node], chosen: dict[Node, np.ndarray], ratio: float, asked: Asked
+    scored: Scored, nodes: list[Node], chosen: dict[Node, np.ndarray], peer: int, asked: Asked
 ) -> tuple[np.ndarray, float]:
     """The channel counts [G] of one peer, and the largest ratio that it could have had.
 
     Args: the stage copies that the peer goes through, and the counts of those that a larger peer goes through too.
     """
-    graph, unit = scored.graph, asked.ratio_of
+    graph, unit, ratio = scored.graph, asked.ratio_of, asked.ratios[peer - 1]
     importance_L = None if asked.uniform else scored.layer_importance
     counts_G = graph.full
     free_G = np.ones(len(graph.groups), dtype=bool)
@@ -147,6 +194,8 @@ def _counts_of_one(
         trunk_G[g] = bool(group.stages & shared)
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
+    if unit == LATENCY:
+        return _counts_for_latency(scored, counts_G, free_G, ratio)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -169,15 +218,50 @@ def _counts_of_one(
     return counts_G, 1 - least / full
 
 
-def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, ratio_of: str) -> PeerWidths:
+def _counts_for_latency(
+    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float
+) -> tuple[np.ndarray, float]:
+    """`_counts_of_one` where a ratio is of milliseconds."""
+    assert scored.priced is not None
+    full_ms = scored.priced.ms(scored.graph.full)
+    if ratio <= 0:
+        return counts_G, ratio
+    counts_G, least_ms = choose_for_latency(scored.priced, _worth(scored), counts_G, free_G, (1 - ratio) * full_ms)
+    return counts_G, 1 - least_ms / full_ms
+
+
+def _worth(scored: Scored) -> list[np.ndarray]:
+    """What each group is worth at each of its levels [K]: a layer that makes it loses what is cut, and more so the
+    less is left."""
+    assert scored.priced is not None
+    return [
+        len(group.makers) * (1 - group.units / np.array(levels, dtype=float))
+        for group, levels in zip(scored.graph.groups, scored.priced.levels, strict=True)
+    ]
+
+
+def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, achieved: float) -> PeerWidths:
     graph = scored.graph
     kept = {
         group.root: rank[: int(count)].sort().values
         for group, rank, count in zip(graph.groups, scored.channel_rank, counts_G, strict=True)
     }
     params, macs = (round(float(graph.size(counts_G, unit))) for unit in ("params", "macs"))
-    left = {"params": params, "macs": macs}[ratio_of]
-    return PeerWidths(kept, params, macs, ratio, 1 - left / getattr(graph, ratio_of))
+    return PeerWidths(kept, params, macs, ratio, achieved)
+
+
+def _too_slow(scored: Scored, asked: Asked, peer: int, reach: float, advise: bool) -> str:
+    """That a latency is out of reach, how low it goes, and what would do."""
+    assert scored.priced is not None
+    full_ms = scored.priced.ms(scored.graph.full)
+    wanted_ms = (1 - asked.ratios[peer - 1]) * full_ms
+    others = [f"--divisor {asked.divisor // 2}"] * (asked.divisor > 1) + ["--latency-precision int8"]
+    return (
+        f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes "
+        f"{(1 - reach) * full_ms:.3g} ms at the least, of {full_ms:.3g} (no layer may lose more than {P_UP:.0%}); "
+        + (_advice(scored, asked) if advise else "ask for less")
+        + f"; narrower widths ({others[0]}) or arithmetic ({others[-1]}) may do, and are measured apart" * advise
+    )
 
 
 def _advice(scored: Scored, asked: Asked) -> str:
@@ -188,9 +272,10 @@ def _advice(scored: Scored, asked: Asked) -> str:
         return all(reach >= ratio - TOLERANCE for reach, ratio in zip(reaches, asked.ratios, strict=True))
 
     ways = []
-    if asked.share != "none":
+    if asked.share != "none" and asked.ratio_of != LATENCY:
         more = (x / 20 for x in range(1, 19) if x / 20 > asked.trunk_ratio)
         trunk = next((ratio for ratio in more if works(trunk_ratio=ratio)), None)
         ways += [f"--trunk-ratio {trunk:g}"] if trunk else []
+    if asked.share != "none":
         ways += [f"--share {s}" for s in share_choices(scored.stages) if s != asked.share and works(share=s)]
     return f"ask for less, or pass {' or '.join(ways)}" if ways else "ask for less"

@@ -25,6 +25,7 @@ from wmlc.records.common import (
     Version,
     Weight,
 )
+from wmlc.records.latency import LatencyPlan
 from wmlc.settings import TrainConfig
 
 Phase = Literal["family", "baseline"]  # of a run
@@ -135,6 +136,7 @@ class RunRecord(Provenance):
     command: str
     settings: TrainConfig
     rate_trials: list[RateTrial] = field(default_factory=list)  # whose cost is part of the run's
+    latency: LatencyPlan | None = None  # what the peers were chosen for, if for a latency
     device: DeviceRecord
     threads: Size
     schema_version: Version = SCHEMA
@@ -209,6 +211,7 @@ class Family(Record):
     seconds: Amount  # training of all peers, the baseline apart
     training_macs: Effort | None = None  # of what `seconds` are; None: not counted, by an older version
     baseline: Baseline | None
+    latency: LatencyPlan | None = None  # what the peers were chosen for, if for a latency
     notes: list[str]
     finished: Literal[True] = True
     schema_version: Version = SCHEMA

@@ -1,0 +1,67 @@
+"""What a latency table may be asked for. Free of torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wmlc.bench.engines import ENGINES, ONNX, engine_class
+from wmlc.bench.engines.machine import allowed_cpus
+from wmlc.errors import InputError
+from wmlc.forms import MOST_BATCH, PRECISIONS
+from wmlc.settings import setting
+
+MEASURED, NETWORK = "Where it is measured", "The network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network that a table is of."""
+
+    arch: str = setting(
+        "resnet20", "As in 'wmlc train': built in, torchvision:NAME, timm:NAME, FILE.py:FACTORY.", group=NETWORK
+    )
+    arch_args: str = setting(
+        "", "Arguments for its constructor, if it is not built in.", group=NETWORK, metavar="KEY=V,KEY=V"
+    )
+    image_size: int = setting(224, "Image side in pixels.", group=NETWORK)
+    classes: int = setting(1000, "Outputs of its last layer.", group=NETWORK)
+    divisor: int = setting(8, "Widths are multiples of this.", group=NETWORK)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "classes", "divisor"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """The engine that a latency belongs to, and how it is asked; `InputError` for what cannot be on this machine."""
+
+    engine: str = setting("ort", "What shall run the networks: ort, openvino.", group=MEASURED)
+    precision: str = setting("fp32", "Arithmetic in the files: fp32, fp16 or int8.", group=MEASURED)
+    threads: int = setting(1, "CPU threads of the engine, pinned.", group=MEASURED, metavar="T")
+    batch: int = setting(1, "Images a call.", group=MEASURED, metavar="B")
+    device: str = setting("auto", "Where the engine runs.", group=MEASURED, metavar="auto|cpu|cuda")
+    seconds: float = setting(
+        120.0, "Stop after so many, though intervals are not narrow yet; all widths are measured three times at least.",
+        group=MEASURED, metavar="S",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("engine", self.engine, tuple(ENGINES)), ("precision", self.precision, PRECISIONS),
+            ("device", self.device, ("auto", "cpu", "cuda")),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if engine_class(self.engine).takes != ONNX:
+            fitting = ", ".join(name for name in ENGINES if engine_class(name).takes == ONNX)
+            raise InputError(f"a latency table is measured of ONNX files; use one of {fitting}, got {self.engine!r}")
+        cpus = len(allowed_cpus())
+        if not 1 <= self.threads <= cpus:
+            raise InputError(f"threads must be from 1 to the {cpus} CPUs there are, got {self.threads}")
+        if not 1 <= self.batch <= MOST_BATCH:
+            raise InputError(f"batch must be from 1 to {MOST_BATCH:,} images, got {self.batch}")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise InputError(f"seconds must be above 0, got {self.seconds:g}")

@@ -1,0 +1,223 @@
+"""Latency tables made, kept and gone on with; and whole networks timed at the widths that were chosen from them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wmlc import records
+from wmlc.bench.engines import engine_class
+from wmlc.bench.engines.machine import read_environment
+from wmlc.bench.engines.worker import Seat
+from wmlc.bench.intervals import times_interval
+from wmlc.bench.latency.config import LatencyConfig
+from wmlc.bench.latency.design import design
+from wmlc.bench.latency.files import NetworkFiles, ToOnnx
+from wmlc.bench.latency.shapes import Shapes
+from wmlc.bench.latency.table import widest_interval, with_points
+from wmlc.bench.latency.visits import made_up_pixels, seat_for, time_by_turns, visitor
+from wmlc.console import note, progress, say
+from wmlc.errors import InputError, Stopped
+from wmlc.files import user_cache
+from wmlc.models.resizable import Resizable
+from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
+from wmlc.run import provenance
+
+ROUNDS, MOST_ROUNDS = 3, 8  # that all widths are measured in
+NARROW = 0.02  # half of an interval over what it is of, that needs no more rounds
+SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes are known
+LAUNCHES = 6  # of whole networks
+MOST_WHOLE = 200  # kept in a table
+REMEDY = "measure it again with 'wmlc latency --force'"
+PACKAGES = {"ort": ("onnxruntime-gpu", "onnxruntime"), "ort-trt": ("onnxruntime-gpu",), "openvino": ("openvino",)}
+
+
+class EngineClock:
+    """Measures networks in one engine on this machine, and keeps what it measured in a directory of tables.
+
+    A context manager, as exported files are kept while it lives. Args: how a network becomes the file that shall be
+    served; the `directory`, by default in the user's cache; the `command` that tables name; whether to measure again
+    what is kept (`force`).
+    """
+
+    def __init__(
+        self, config: LatencyConfig, to_onnx: ToOnnx, directory: Path | None = None, *, command: str = "",
+        force: bool = False,
+    ) -> None:  # fmt: skip
+        self.config, self._to_onnx, self._command, self._force = config, to_onnx, command, force
+        self._directory = directory or user_cache() / "latency"
+        self._files: dict[str, NetworkFiles] = {}
+        self._stack = contextlib.ExitStack()
+        device = engine_class(config.engine).choose_device(config.device)
+        here = read_environment({config.engine: device}, [config.threads])
+        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ()) if name in here.versions]
+        self.at = EngineAt(
+            engine=config.engine, version=versions[0] if versions else "unknown", precision=config.precision,
+            threads=config.threads, batch=config.batch, device=device, cpu=here.cpu, gpu=here.gpu,
+        )  # fmt: skip
+
+    def __enter__(self) -> EngineClock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def file_of(self, network: Resizable) -> Path:
+        """Where the table of a network is kept."""
+        at = self.at
+        where = [at.engine, at.version, at.precision, f"{at.threads}t", f"b{at.batch}", at.gpu or at.cpu]
+        arch = network.arch + (f" {network.arch_args}" if network.arch_args else "")
+        sides = "x".join(map(str, network.input_shape))
+        name = f"{arch} {sides} {network.classes} classes multiples of {network.divisor}"
+        return self._directory / _as_name(" ".join(where)) / f"{_as_name(name)}.json"
+
+    def table(self, network: Resizable) -> LatencyTable:
+        """The table of a network: kept from before, or measured now, or gone on with where that was stopped."""
+        file = self.file_of(network)
+        kept = None if self._force or not file.exists() else self._read(file)
+        if kept is not None and (kept.levels, kept.layers) != (_levels(network), list(network.layers)):
+            note(f"{file} is of other widths; measuring anew")
+            kept = None
+        return kept if kept is not None and kept.finished else self._measure(network, kept, file)
+
+    def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
+        """Whole networks at these counts, each beside the full one; what the table has of them is not timed again."""
+        file = self.file_of(network)
+        table = self._read(file)
+        known = {tuple(own.counts): own for own in table.whole}
+        missing = {key: own for own in counts if (key := _key(own)) not in known}
+        if missing:
+            timed = self._time(network, list(missing.values()))
+            known |= {tuple(own.counts): own for own in timed}
+            records.write(file, replace(table, whole=[*table.whole, *timed][-MOST_WHOLE:]))
+        return [known[_key(own)] for own in counts]
+
+    def _read(self, file: Path) -> LatencyTable:
+        """A table of this machine and engine; `InputError` for one of another."""
+        table = records.read(file, LatencyTable, "latency table", REMEDY)
+        if table.at != self.at:
+            mine, theirs = vars(self.at), vars(table.at)
+            differing = [name for name in mine if mine[name] != theirs[name]]
+            apart = [f"{name} {theirs[name]!r} there, {mine[name]!r} here" for name in differing]
+            raise InputError(f"{file} was measured elsewhere: {'; '.join(apart)}; {REMEDY}")
+        return table
+
+    def _network_files(self, network: Resizable) -> NetworkFiles:
+        """The files of a network, exported once."""
+        key = str(self.file_of(network))
+        if key not in self._files:
+            work = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            self._files[key] = NetworkFiles(network, self._to_onnx, work)
+        return self._files[key]
+
+    def _measure(self, network: Resizable, kept: LatencyTable | None, file: Path) -> LatencyTable:
+        """Round after round over the design's widths until intervals are narrow; what is measured is kept meanwhile."""
+        files, designs_DG = self._network_files(network), design(network)
+        shapes, known = Shapes(files.full), self._known(file)
+        layers = [layer for layer in network.layers if layer in shapes.of]
+        if not layers:
+            raise InputError(f"no layer of {network.arch} goes by its name in the exported file, so none can be timed")
+        table = kept or LatencyTable(
+            command=self._command, at=self.at, arch=network.arch, arch_args=network.arch_args,
+            classes=network.classes, input_shape=network.input_shape, divisor=network.divisor,
+            levels=_levels(network), layers=list(network.layers), **vars(provenance()),
+        )  # fmt: skip
+        say(f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}")
+        wanted, before, start = _wanted(network, designs_DG, shapes, known), table.seconds, time.monotonic()
+        try:
+            with progress(f"measuring {network.arch}", ROUNDS * len(wanted), "networks") as advance:
+                for number in range(1, MOST_ROUNDS + 1):
+                    visited = [visit.design for visit in table.visits]
+                    left = [one for one in wanted if visited.count(one) < number]
+                    advance(len(wanted) - len(left))
+                    for visit in self._round(network, files, shapes, [(one, designs_DG[one]) for one in left], number):
+                        table = replace(table, visits=[*table.visits, visit], seconds=before + time.monotonic() - start)
+                        advance(1)
+                    table = with_points(table, network, designs_DG, shapes.of, known)
+                    records.write(file, table)
+                    narrow = widest_interval(table) <= NARROW or table.seconds >= self.config.seconds
+                    if number >= ROUNDS and narrow:
+                        break
+        except KeyboardInterrupt:
+            records.write(file, table)
+            raise Stopped(f"stopped; the same command goes on ({file} has what was measured)") from None
+        table = replace(table, finished=True)
+        records.write(file, table)
+        return table
+
+    def _round(
+        self, network: Resizable, files: NetworkFiles, shapes: Shapes, designs: Sequence[tuple[int, np.ndarray]],
+        number: int,
+    ) -> Iterator[Visit]:  # fmt: skip
+        """A visit to each of the networks, in an order drawn anew, in a fresh process."""
+        pixels_NHWC = made_up_pixels(network.input_shape, self.config.batch)
+        with visitor(self._seat(files.full, network), pixels_NHWC, shapes, network.layers) as one:
+            for place in np.random.default_rng(number).permutation(len(designs)):
+                index, counts_G = designs[place]
+                path = files.full.with_name("visited.onnx")
+                files.write(counts_G, path)
+                yield one.visit(index, path)
+
+    def _time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
+        files = self._network_files(network)
+        paths = [files.full.with_name(f"whole{number}.onnx") for number in range(len(counts) + 1)]
+        for path, counts_G in zip(paths, [network.full, *counts], strict=True):
+            files.write(counts_G, path)
+        with progress("timing whole networks", LAUNCHES, "launches") as advance:
+            full, *others = time_by_turns(
+                paths, self._seat(files.full, network), made_up_pixels(network.input_shape, self.config.batch),
+                launches=LAUNCHES, advance=advance,
+            )  # fmt: skip
+        full_ms = float(np.median(np.concatenate(full)))
+        return [
+            WholeTime(
+                counts=list(_key(own)), ms=float(np.median(np.concatenate(bursts))), full_ms=full_ms, launches=LAUNCHES,
+                **dict(zip(("low", "high"), times_interval(bursts, 0), strict=True)),
+            )
+            for own, bursts in zip(counts, others, strict=True)
+        ]  # fmt: skip
+
+    def _seat(self, path: Path, network: Resizable) -> Seat:
+        at = self.at
+        return seat_for(at.engine, path, network.input_shape[0], threads=at.threads, device=at.device, batch=at.batch)
+
+    def _known(self, file: Path) -> list[ShapeTimes]:
+        """What the other tables beside `file` say of shapes."""
+        tables = [self._read(other) for other in sorted(file.parent.glob("*.json")) if other != file]
+        return [own for table in tables if table.finished for own in table.shapes]
+
+
+def _wanted(network: Resizable, designs_DG: np.ndarray, shapes: Shapes, known: Sequence[ShapeTimes]) -> list[int]:
+    """The networks of the design that show anything new beside what is `known`, and a few more to see whole ones."""
+    points = {(own.shape, p.channels_in, p.channels_out) for own in known for p in own.points}
+    found = []
+    for index, counts_G in enumerate(designs_DG):
+        channels_L2 = network.channels(counts_G)
+        seen = {
+            (shapes.of[layer], int(pair[0]), int(pair[1]))
+            for layer, pair in zip(network.layers, channels_L2, strict=True)
+            if layer in shapes.of
+        }
+        if index < SCALE_NETWORKS or seen - points:
+            found.append(index)
+    return found
+
+
+def _levels(network: Resizable) -> dict[str, list[int]]:
+    return {name: list(own) for name, own in zip(network.groups, network.levels, strict=True)}
+
+
+def _key(counts_G: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(count) for count in counts_G)
+
+
+def _as_name(words: str) -> str:
+    """As a file may be called."""
+    return re.sub(r"[^\w.-]+", "-", words).strip("-")

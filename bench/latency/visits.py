@@ -1,0 +1,94 @@
+"""Whole networks of a design, launched one after another: how long each layer of each took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wmlc.bench.engines import engine_class
+from wmlc.bench.engines.machine import pinned_cpus
+from wmlc.bench.engines.worker import Feed, Seat, Worker
+from wmlc.bench.latency.shapes import Shapes
+from wmlc.errors import InputError
+from wmlc.records import Visit
+
+VISIT_MS = 60.0  # of calls without the profiler, and as long with it
+FEWEST, MOST = 5, 400  # calls of a visit
+
+
+def feed_of(channels: int) -> Feed:
+    """How made-up pixels of so many channels are normalised: as images mostly are."""
+    return Feed(mean=(0.5,) * channels, std=(0.25,) * channels)
+
+
+def made_up_pixels(input_shape: tuple[int, int, int], batch: int) -> np.ndarray:
+    """uint8 [N, H, W, C]; no time of a dense network hangs on what they are."""
+    channels, height, width = input_shape
+    return np.random.default_rng(0).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
+
+
+def seat_for(engine: str, path: Path, channels: int, *, threads: int, device: str, batch: int) -> Seat:
+    """The place of a network at `path` in a process of its own."""
+    kind = engine_class(engine)
+    return Seat(
+        opener=kind, path=path, feed=feed_of(channels), threads=threads, device=device, cpus=pinned_cpus(threads),
+        libraries=kind.libraries, batch=None if kind.any_batch else batch,
+    )  # fmt: skip
+
+
+class Visitor:
+    """A process that opens one network after another and times it."""
+
+    def __init__(self, worker: Worker, pixels_NHWC: np.ndarray, shapes: Shapes, layers: Sequence[str]) -> None:
+        self._worker, self._pixels, self._shapes, self._layers = worker, pixels_NHWC, shapes, layers
+
+    def visit(self, design: int, path: Path) -> Visit:
+        """Open the network at `path`, of that number in the design, and time it."""
+        self._worker.reopen(path)
+        first_ms = self._worker.first(self._pixels)
+        times_ms = self._worker.burst(calls_in(first_ms))
+        ms = float(np.median(times_ms))
+        nodes = self._worker.profile(calls_in(ms))
+        if nodes is None:
+            raise InputError("this engine has no times of its layers; choose another --engine")
+        spent, other_ms = self._shapes.spent(nodes)
+        return Visit(design, ms, [spent.get(layer, 0.0) for layer in self._layers], other_ms)
+
+
+def calls_in(ms: float) -> int:
+    """How many calls of so many milliseconds a visit makes."""
+    return min(MOST, max(FEWEST, round(VISIT_MS / max(ms, 1e-3))))
+
+
+@contextmanager
+def visitor(seat: Seat, pixels_NHWC: np.ndarray, shapes: Shapes, layers: Sequence[str]) -> Iterator[Visitor]:
+    """A `Visitor` in a fresh process."""
+    with Worker(seat) as worker:
+        worker.ready()
+        yield Visitor(worker, pixels_NHWC, shapes, layers)
+
+
+def time_by_turns(
+    paths: Sequence[Path], seat: Seat, pixels_NHWC: np.ndarray, *, launches: int, advance: Callable[[int], None]
+) -> list[list[np.ndarray]]:
+    """Whole networks one after another, each opened twice in every launch: the medians of their bursts, ms [N][L][2].
+
+    Args: where they run, but for their paths; what to call after a launch.
+    """
+    medians: list[list[np.ndarray]] = [[] for _ in paths]
+    for launch in range(launches):
+        draw, bursts = np.random.default_rng(launch), list[list[float]]([] for _ in paths)
+        with Worker(replace(seat, path=paths[0])) as worker:
+            worker.ready()
+            for index in (*draw.permutation(len(paths)), *draw.permutation(len(paths))):
+                worker.reopen(paths[index])
+                worker.burst(calls_in(worker.first(pixels_NHWC)) // 4 + 1)
+                bursts[index].append(float(np.median(worker.burst(calls_in(worker.first(pixels_NHWC)) * 2))))
+        for own, found in zip(medians, bursts, strict=True):
+            own.append(np.array(found))
+        advance(1)
+    return medians

@@ -1,0 +1,33 @@
+"""Settings that ask for milliseconds instead of ratios. Free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from wmlc.compress.learn.methods import Method
+from wmlc.compress.widths.tree import MAX_PEERS
+from wmlc.errors import InputError
+from wmlc.settings import TrainConfig
+
+LATENCY = "latency"  # that a ratio is of: milliseconds, measured on this machine
+
+
+def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
+    """`config` with a ratio for each latency that peers may have, the smallest first; what they are is told later."""
+    if config.ratio_of != LATENCY and not config.max_latency_ms:
+        return config
+    if method.exits:
+        raise InputError(f"{config.method} has an exit at each stage and cuts nothing; leave out latencies")
+    if config.trunk_ratio:
+        raise InputError("trunk_ratio is a share of params or MACs; leave it out where a latency is asked for")
+    if not config.max_latency_ms:
+        return config
+    budgets = tuple(sorted(config.max_latency_ms))
+    if len(budgets) > MAX_PEERS or not budgets[0] > 0 or not math.isfinite(budgets[-1]):
+        got = list(config.max_latency_ms)
+        raise InputError(f"max_latency_ms must be 1 to {MAX_PEERS} numbers of milliseconds above 0, got {got}")
+    ratios = config.ratios
+    if len(ratios) != len(budgets) or not all(ratios):
+        ratios = tuple(1 - (place + 1) / (len(budgets) + 1) for place in range(len(budgets)))
+    return dataclasses.replace(config, max_latency_ms=budgets, ratio_of=LATENCY, ratios=ratios)

@@ -1,0 +1,169 @@
+"""Peers for a latency: widths chosen from a table of this machine's, measured as whole networks, and corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers
+from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.compress.widths.milliseconds import Priced
+from wmlc.console import digits, say
+from wmlc.errors import InputError
+from wmlc.latency_model import LatencyModel
+from wmlc.models.resizable import Resizable
+from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, WholeTime
+from wmlc.settings import TrainConfig
+from wmlc.table import Table
+
+CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
+AIM = 0.985  # of a budget, so that what is measured next time is within it too
+LEAST = 0.95  # of a budget, that a peer takes unless its widths allow no nearer
+
+
+class Clock(Protocol):
+    """What measures networks in the engine that will serve them."""
+
+    @property
+    def at(self) -> EngineAt:
+        """What its milliseconds belong to."""
+
+    def table(self, network: Resizable) -> LatencyTable:
+        """The latency table of a network."""
+
+    def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
+        """The latency of whole networks of these counts [G]."""
+
+
+Clocks = Callable[[TrainConfig], AbstractContextManager[Clock]]  # that which settings ask for
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Widths of a peer, and what the whole network took."""
+
+    counts_G: np.ndarray
+    predicted_ms: float
+    took: WholeTime
+
+
+def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
+    """`scored` with what widths cost by the table."""
+    return replace(scored, priced=Priced(scored.graph, network.levels, LatencyModel(table)))
+
+
+def plan_for_latency(
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float]
+) -> LatencyPlan:
+    """Widths for the `budgets_ms` of all peers or, without any, for the shares of the whole network's in `asked`.
+
+    Chosen by the table of what `scored` is priced by, then measured as whole networks, and what was off is corrected,
+    at most three times. Raises `InputError` for a latency that needs no cut, and `OutOfReachError` for one that no cut
+    comes down to.
+    """
+    (full,) = clock.time(network, [network.full])
+    budgets_ms = list(budgets_ms) or [(1 - ratio) * full.ms for ratio in asked.ratios]
+    for peer, budget_ms in enumerate(budgets_ms, 1):
+        if budget_ms > full.ms:
+            raise InputError(
+                f"peer {peer} may take {budget_ms:.3g} ms, and the whole network takes {full.ms:.3g} ms here: nothing "
+                "has to be cut; ask for less"
+            )
+    model = scored.priced
+    assert model is not None
+    full_ms, factors = model.ms(scored.graph.full), [1.0] * len(budgets_ms)
+    tries = list[list[_Tried]]()
+    for _ in range(1 + CORRECTIONS):
+        shares = [
+            1.0 if budget_ms == full.ms else AIM * budget_ms / factor / full_ms
+            for budget_ms, factor in zip(budgets_ms, factors, strict=True)
+        ]
+        ratios = tuple(max(0.0, 1 - share) for share in shares)
+        counts = counts_of_peers(scored, replace(asked, ratios=ratios))
+        timed = clock.time(network, counts)
+        predicted = [factor * model.ms(counts_G) for factor, counts_G in zip(factors, counts, strict=True)]
+        tries.append([_Tried(*own) for own in zip(counts, predicted, timed, strict=True)])
+        if all(_is_near(own, budget_ms) for own, budget_ms in zip(tries[-1], budgets_ms, strict=True)):
+            break
+        factors = [own.took.ms / model.ms(own.counts_G) for own in tries[-1]]
+    chosen = _best(tries, budgets_ms, apart=asked.share == "none")
+    alone = _cut_by_macs(scored, asked, network, clock, [1 - budget_ms / full.ms for budget_ms in budgets_ms])
+    return LatencyPlan(
+        at=clock.at, full_ms=full.ms,
+        peers=[
+            PeerLatency(
+                peer=peer, budget_ms=budget_ms, predicted_ms=own.predicted_ms, ms=own.took.ms, low=own.took.low,
+                high=own.took.high, macs_cut_ms=by_macs,
+                counts={name: int(count) for name, count in zip(network.groups, own.counts_G, strict=True)},
+            )
+            for peer, (budget_ms, own, by_macs) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
+        ],
+    )  # fmt: skip
+
+
+def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
+    """`scored` with the widths of a plan."""
+    counts = [np.array([own.counts[group.root] for group in scored.graph.groups], dtype=int) for own in plan.peers]
+    achieved = [1 - own.ms / plan.full_ms for own in plan.peers]
+    return replace(scored, planned=Planned(asked.share, counts, achieved))
+
+
+def ratios_of(plan: LatencyPlan) -> tuple[float, ...]:
+    """The share of the whole network's milliseconds that each peer shall lose."""
+    return tuple(round(max(0.0, 1 - own.budget_ms / plan.full_ms), 4) for own in plan.peers)
+
+
+def _is_near(own: _Tried, budget_ms: float) -> bool:
+    return LEAST * budget_ms <= own.took.ms <= budget_ms
+
+
+def _best(tries: Sequence[Sequence[_Tried]], budgets_ms: Sequence[float], apart: bool) -> Sequence[_Tried]:
+    """Of each peer the slowest widths within its budget, else the fastest; together where they share stages."""
+
+    def miss(own: _Tried, budget_ms: float) -> float:
+        over = own.took.ms / budget_ms - 1
+        return 10 * over if over > 0 else -over
+
+    if apart:
+        return [
+            min((each[peer] for each in tries), key=lambda own: miss(own, budget_ms))
+            for peer, budget_ms in enumerate(budgets_ms)
+        ]
+    return min(tries, key=lambda each: max(map(miss, each, budgets_ms)))
+
+
+def _cut_by_macs(
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, ratios: Sequence[float]
+) -> list[float | None]:
+    """The milliseconds of a uniform cut that takes as large a share of the MACs; None where there is none."""
+    try:
+        counts = counts_of_peers(scored, replace(asked, ratios=tuple(ratios), ratio_of="macs", uniform=True), False)
+    except OutOfReachError:
+        return [None] * len(ratios)
+    return [own.ms for own in clock.time(network, counts)]
+
+
+def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
+    """What each peer may take, is predicted to and does, and what a cut of MACs alone would have given."""
+    if plan is None:
+        return
+    at = plan.at
+    where = f"{at.engine} {at.version}, {at.precision}, {at.threads} thread{'s' * (at.threads > 1)}, batch {at.batch}"
+    rows = []
+    for own in plan.peers:
+        macs = float(graph.size(np.array([own.counts[group.root] for group in graph.groups]), "macs"))
+        rows.append([
+            str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
+            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{plan.full_ms / own.ms:.2f}",
+            f"{macs / graph.macs:.3f}", digits(own.macs_cut_ms),
+        ])  # fmt: skip
+    say(f"milliseconds in {where}: the whole network takes {digits(plan.full_ms)}")
+    Table(["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "cut by MACs"], rows).show()
+    say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
+    for own in plan.peers:
+        if own.ms > own.budget_ms:
+            say(f"note: peer {own.peer} takes {own.ms / own.budget_ms - 1:.1%} more than its budget")

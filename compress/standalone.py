@@ -1,0 +1,27 @@
+"""A network by its name alone, without data or settings of a run: what a latency table is measured of."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.resizable import resizable
+from wmlc.models.factory import named_by_caller
+from wmlc.models.foreign import is_foreign, needs_caller
+from wmlc.models.resizable import Resizable
+from wmlc.models.stages import split
+from wmlc.models.zoo import build_network
+
+
+def resizable_named(arch: str, arch_args: str, image_size: int, classes: int, divisor: int) -> Resizable:
+    """The network `arch` for RGB images of `image_size` pixels a side, of random weights, at any widths."""
+    if needs_caller(arch):
+        named_by_caller(arch)
+    shape = (3, image_size, image_size)
+    torch.manual_seed(0)
+    network = build_network(arch, classes, shape, arch_args).eval()
+    if is_foreign(arch):
+        network = split(network, torch.zeros(1, *shape)).network
+    assert isinstance(network, nn.Module)
+    return resizable(network, read_channels(network, shape), shape, classes, divisor, arch, arch_args)

@@ -1,0 +1,208 @@
+"""Widths of all groups that keep the most within a latency: a knapsack over groups, by dynamic programming.
+
+A layer's time hangs on the widths of two groups or more, so that no group has a price of its own. The knapsack is
+solved at the prices that hold where it stands, no group going far, and again from there, until nothing is gained; then
+exact exchanges of single steps. With prices that do not hang on each other the first pass is the optimum.
+
+Shape legend: G channel groups, K levels of a group, L layers. A place [G] says at which of its levels each group is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wmlc.compress.widths.budget import P_UP
+from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.latency_model import LatencyModel
+
+BINS = 2000  # that a budget is divided into
+PASSES = 30
+REACHES = (3, 2, 1)  # levels that a group may go in a pass: the fewer, the better its prices hold
+EXCHANGES = 40  # groups, above which exchanges of two steps are not tried
+TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A channel graph whose groups have a few levels each, and what any of them cost in milliseconds."""
+
+    graph: ChannelGraph
+    levels: tuple[tuple[int, ...], ...]  # units, ascending
+    model: LatencyModel
+
+    def counts(self, place_G: np.ndarray) -> np.ndarray:
+        """Units of a place."""
+        return np.array([own[place] for own, place in zip(self.levels, place_G, strict=True)], dtype=int)
+
+    def ms(self, counts_G: np.ndarray) -> float:
+        """The whole network's milliseconds at these units."""
+        return self.model.whole(sum(self._layers_ms(range(len(self.graph.layers)), counts_G)))
+
+    def change_ms(self, counts_G: np.ndarray, group: int, units: int) -> float:
+        """By how much the milliseconds change where one group keeps so many `units`."""
+        moved_G = counts_G.copy()
+        moved_G[group] = units
+        layers = np.flatnonzero((self.graph.rows[:, group] != 0) | (self.graph.columns[:, group] != 0))
+        return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
+
+    def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
+        graph = self.graph
+        return [
+            self.model.layer_ms(
+                graph.layers[layer].name,
+                round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer])),
+                round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer])),
+            )
+            for layer in layers
+        ]
+
+    def fits(self, counts_G: np.ndarray) -> bool:
+        """Whether every layer keeps what the cap leaves it."""
+        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY
+        return bool((self.graph.layer_sizes(counts_G, "params") >= least_L).all())
+
+
+def choose_for_latency(
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float
+) -> tuple[np.ndarray, float]:
+    """The units [G] that are worth most within `budget_ms`, and the least milliseconds that there are.
+
+    Args: what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
+    chosen, or of all if that is within the budget.
+    """
+    search = _Search(priced, worth, start_G, free_G)
+    lowest_G = search.lowest()
+    least_ms = search.ms(lowest_G)
+    place_G = search.evenly(budget_ms, lowest_G)
+    if search.ms(place_G) > budget_ms:
+        return search.counts(lowest_G), least_ms
+    for _ in range(PASSES):
+        for reach in REACHES:
+            moved_G = search.knapsack(place_G, budget_ms, reach)
+            if search.better(moved_G, place_G, budget_ms):
+                place_G = moved_G
+                break
+        else:
+            break
+    return search.counts(search.exchanged(place_G, budget_ms)), least_ms
+
+
+class _Search:
+    """Places of the free groups; the others stay as they are."""
+
+    def __init__(self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray) -> None:
+        self.priced, self.worth, self.start_G = priced, worth, start_G
+        self.free = [int(group) for group in np.flatnonzero(free_G)]
+        self.last_G = np.array([len(own) - 1 for own in priced.levels])
+
+    def counts(self, place_G: np.ndarray) -> np.ndarray:
+        counts_G = self.start_G.copy()
+        counts_G[self.free] = self.priced.counts(place_G)[self.free]
+        return counts_G
+
+    def ms(self, place_G: np.ndarray) -> float:
+        return self.priced.ms(self.counts(place_G))
+
+    def value(self, place_G: np.ndarray) -> float:
+        return sum(float(self.worth[group][place_G[group]]) for group in self.free)
+
+    def better(self, place_G: np.ndarray, than_G: np.ndarray, budget_ms: float) -> bool:
+        """Worth more, and within the budget and the cap."""
+        if self.value(place_G) <= self.value(than_G) + TINY or self.ms(place_G) > budget_ms:
+            return False
+        return self.priced.fits(self.counts(place_G))
+
+    def lowest(self) -> np.ndarray:
+        """The narrowest place that the cap allows, groups made wider in turn where their layers fall short."""
+        place_G = np.where(np.isin(np.arange(len(self.last_G)), self.free), 0, self.last_G)
+        graph = self.priced.graph
+        least_L = (1 - P_UP) * graph.layer_sizes(graph.full, "params") - TINY
+        while True:
+            counts_G = self.counts(place_G)
+            short = np.flatnonzero(graph.layer_sizes(counts_G, "params") < least_L)
+            sizes = [g for g in self.free if any(graph.rows[layer, g] + graph.columns[layer, g] for layer in short[:1])]
+            growable = [group for group in sizes if place_G[group] < self.last_G[group]]
+            if not len(short) or not growable:
+                return place_G
+            place_G[min(growable, key=lambda g: counts_G[g] / graph.full[g])] += 1
+
+    def evenly(self, budget_ms: float, lowest_G: np.ndarray) -> np.ndarray:
+        """All free groups at about one share of their units, as large as the budget allows; else the lowest."""
+        full_G = self.priced.graph.full
+        for share in np.linspace(1, 0, 65):
+            place_G = lowest_G.copy()
+            for group in self.free:
+                levels = np.array(self.priced.levels[group])
+                wanted = int(np.flatnonzero(levels <= max(share * full_G[group], levels[0]))[-1])
+                place_G[group] = max(wanted, lowest_G[group])
+            if self.ms(place_G) <= budget_ms and self.priced.fits(self.counts(place_G)):
+                return place_G
+        return lowest_G
+
+    def knapsack(self, place_G: np.ndarray, budget_ms: float, reach: int) -> np.ndarray:
+        """The place worth most within `reach` levels of this one, at the prices that hold here."""
+        counts_G, choices = self.counts(place_G), []
+        for group in self.free:
+            near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
+            prices = [self.priced.change_ms(counts_G, group, self.priced.levels[group][level]) for level in near]
+            choices.append((list(near), np.array(prices), self.worth[group][near.start : near.stop]))
+        least = sum(float(prices.min()) for _, prices, _ in choices)
+        room = budget_ms - self.priced.ms(counts_G) - least
+        if room < 0:
+            return place_G
+        chosen = knapsack([(prices - prices.min(), worths) for _, prices, worths in choices], room)
+        moved_G = place_G.copy()
+        for group, (levels, _, _), index in zip(self.free, choices, chosen, strict=True):
+            moved_G[group] = levels[index]
+        return moved_G
+
+    def exchanged(self, place_G: np.ndarray, budget_ms: float) -> np.ndarray:
+        """The place after single steps wider, and steps of one group wider for another narrower, while any gains."""
+        while True:
+            steps: list[tuple[tuple[int, int], ...]] = [((group, 1),) for group in self.free]
+            if len(self.free) <= EXCHANGES:
+                steps += [((up, 1), (down, -1)) for up, down in itertools.permutations(self.free, 2)]
+            gains = []
+            for step in steps:
+                if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in step):
+                    gain = sum(
+                        float(self.worth[group][place_G[group] + by] - self.worth[group][place_G[group]])
+                        for group, by in step
+                    )
+                    gains += [(gain, step)] if gain > TINY else []
+            for _, step in sorted(gains, key=lambda found: -found[0]):
+                moved_G = place_G.copy()
+                for group, by in step:
+                    moved_G[group] += by
+                if self.better(moved_G, place_G, budget_ms):
+                    place_G = moved_G
+                    break
+            else:
+                return place_G
+
+
+def knapsack(choices: Sequence[tuple[np.ndarray, np.ndarray]], room: float) -> list[int]:
+    """Which one of each group's choices, that all are worth most together and cost at most `room`.
+
+    A multiple-choice knapsack (Sinha and Zoltners, 1979) by dynamic programming over groups, costs rounded up to a
+    part of the room. Args: of each group what its choices cost, the least of which is 0, and what they are worth.
+    """
+    unit = max(room / BINS, TINY)
+    best_B, taken = np.zeros(BINS + 1), []
+    for costs, worths in choices:
+        shifts = np.ceil(costs / unit - TINY).astype(int)
+        found_KB = np.full((len(costs), BINS + 1), -np.inf)
+        for index, (shift, worth) in enumerate(zip(shifts, worths, strict=True)):
+            if shift <= BINS:
+                found_KB[index, shift:] = best_B[: BINS + 1 - shift] + worth
+        taken.append((found_KB.argmax(0), shifts))
+        best_B = found_KB.max(0)
+    left, chosen = BINS, []
+    for picks, shifts in reversed(taken):
+        chosen.append(int(picks[left]))
+        left -= shifts[chosen[-1]]
+    return chosen[::-1]

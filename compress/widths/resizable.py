@@ -1,0 +1,51 @@
+"""A full network and its channel graph as something whose latency can be measured at any widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from wmlc.compress.widths.budget import P_UP
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
+from wmlc.models.resizable import Resizable
+
+LEVELS = 8  # widths that a group may have: eighths, which are the steps that kernels of 4 or 8 blocks work in
+
+
+def resizable(
+    network: nn.Module, graph: ChannelGraph, input_shape: tuple[int, int, int], classes: int, divisor: int,
+    arch: str, arch_args: str = "",
+) -> Resizable:  # fmt: skip
+    """`network`, whose channels hang together as `graph` says, at widths of a few levels a group."""
+
+    def build(counts_G: np.ndarray) -> nn.Module:
+        kept = {group.root: torch.arange(int(count)) for group, count in zip(graph.groups, counts_G, strict=True)}
+        return cut_channels(network, graph.groups, kept).cpu().eval()
+
+    return Resizable(
+        arch=arch, arch_args=arch_args, classes=classes, input_shape=input_shape, divisor=divisor,
+        groups=tuple(group.root for group in graph.groups),
+        levels=tuple(tuple(levels_of(group, divisor)) for group in graph.groups),
+        layers=tuple(layer.name for layer in graph.layers), rows=graph.rows, fixed_rows=graph.fixed_rows,
+        columns=graph.columns, fixed_columns=graph.fixed_columns, build=build,
+    )  # fmt: skip
+
+
+def levels_of(group: ChannelGroup, divisor: int) -> list[int]:
+    """The units that a group may keep, ascending: multiples of `divisor` channels near its eighths, and all of them."""
+    step = divisor // math.gcd(divisor, group.channels)
+    least = max(1, math.ceil((1 - P_UP) * group.units - 1e-9))
+    allowed = [units for units in range(step, group.units, step) if units >= least]
+    if len(allowed) < LEVELS:
+        return [*allowed, group.units]
+    return sorted({_nearest(allowed, eighths * group.units / LEVELS) for eighths in range(1, LEVELS)} | {group.units})
+
+
+def _nearest(allowed: Sequence[int], wanted: float) -> int:
+    """The allowed width nearest to `wanted`; of two as near, the one that more powers of two divide."""
+    return min(allowed, key=lambda units: (abs(units - wanted), -(units & -units)))

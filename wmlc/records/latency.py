@@ -1,0 +1,137 @@
+"""What `wmlc latency` leaves: how long a network's layers take over their channels, in one engine on one machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wmlc.records.common import SCHEMA, Amount, Count, Positive, Provenance, Record, Size, Version
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAt(Record):
+    """What a latency belongs to: the engine, how it is asked, and the machine."""
+
+    engine: str
+    version: str  # the engine's
+    precision: str
+    threads: Size
+    batch: Size
+    device: str
+    cpu: str  # the model and its widest vector instructions
+    gpu: str | None
+
+
+@dataclass(frozen=True)
+class LayerShape(Record):
+    """Layers that differ in nothing but their channels take as long at the same ones."""
+
+    op: str
+    kernel: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    groups: Literal["dense", "depthwise", "grouped"]
+    inputs: tuple[Size, ...]  # height and width that come in
+    outputs: tuple[Size, ...]
+    then: tuple[str, ...]  # operators after it that its time is counted with: activation, addition
+
+    def __str__(self) -> str:
+        def sides(of: tuple[int, ...]) -> str:
+            return " x ".join(map(str, of))
+
+        parts = [f"{self.op} {sides(self.kernel)}".rstrip(), *([self.groups] if self.groups != "dense" else [])]
+        parts += [f"/{stride}" for stride in self.strides[:1] if stride > 1]
+        parts += [f"at {sides(self.outputs)}"] * bool(self.outputs)
+        return " ".join(parts) + "".join(f" + {op}" for op in self.then)
+
+
+@dataclass(frozen=True)
+class Point(Record):
+    """The median milliseconds of a layer at these channels, over launches, with its 95 % interval."""
+
+    channels_in: Size
+    channels_out: Size
+    ms: Amount
+    low: Amount
+    high: Amount
+    n: Size  # launches, over all layers of the shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeTimes(Record):
+    """A shape, the network's layers that have it, and their milliseconds."""
+
+    shape: LayerShape
+    layers: list[str]
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Visit(Record):
+    """One launch of the whole network at one of the design's widths."""
+
+    design: Count  # which widths
+    ms: Positive  # the median of a call, without the profiler
+    layers: list[Amount]  # milliseconds of each layer, in the table's order, by the profiler
+    other_ms: Amount  # what the engine did besides
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeTime(Record):
+    """The median milliseconds of the whole network at these widths, beside the full one, with its 95 % interval."""
+
+    counts: list[Size]  # units of each group, in the table's order
+    ms: Positive
+    low: Positive
+    high: Positive
+    full_ms: Positive  # of the full network, by turns with it
+    launches: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerLatency(Record):
+    """What a peer may take, what it was chosen to take, and what it took before its first step; milliseconds a call."""
+
+    peer: Size
+    budget_ms: Positive
+    predicted_ms: Positive  # by the table, corrected by what was measured of the widths tried before
+    ms: Positive  # the median, measured of the whole network
+    low: Positive  # with its 95 % interval
+    high: Positive
+    macs_cut_ms: Positive | None = None  # what a uniform cut of the MACs by the same share takes, measured too
+    counts: dict[str, Size]  # units that each channel group keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyPlan(Record):
+    """Peers chosen for a latency."""
+
+    at: EngineAt
+    full_ms: Positive  # the unpruned network's
+    peers: list[PeerLatency]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable(Provenance):
+    """A latency table: NETWORK.json in a directory of one engine and machine.
+
+    A whole network takes `overhead_ms` + `scale` × the sum over its layers, up to `error`.
+    """
+
+    command: str
+    at: EngineAt
+    arch: str
+    arch_args: str
+    classes: Size
+    input_shape: tuple[Size, Size, Size]  # channels, height, width
+    divisor: Size
+    levels: dict[str, list[Size]]  # by channel group, the units that it may keep; the last is all of them
+    layers: list[str]  # in the order of their execution
+    shapes: list[ShapeTimes] = field(default_factory=list)  # none yet where it was stopped before
+    overhead_ms: float = 0.0
+    scale: Positive = 1.0
+    error: Amount = 0.0  # the median, relative, over the design's widths
+    seconds: Amount = 0.0
+    finished: bool = False
+    visits: list[Visit] = field(default_factory=list)
+    whole: list[WholeTime] = field(default_factory=list)  # networks that were timed afterwards
+    schema_version: Version = SCHEMA
