@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from hand_networks import CLASSES, SHAPE, conv, hand_network
 from torch import Tensor, nn
 
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Layer, Place
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import resizable
 from wmlc.export.for_latency import writer_for
 from wmlc.models.resizable import Resizable
-from wmlc.records import EngineAt, LatencyTable, LayerShape
+from wmlc.records import EngineAt, LatencyTable, LayerShape, Point, ShapeTimes
+
+LayerMs = Callable[[int, int, int], float]  # a layer's place, channels in and out → milliseconds
 
 AT = EngineAt(
     engine="ort", version="1.2", precision="fp32", threads=1, batch=1, device="cpu", cpu="a CPU, AVX2", gpu=None
@@ -108,3 +112,44 @@ def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
         writer_for("fp32", "ort")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()
     path.write_bytes(_EXPORTED[key])
+
+
+def graph_like(network: Resizable) -> ChannelGraph:
+    """The channel graph of numbers alone: layers of 1 x 1 kernels without biases, at so many pixels as they have."""
+
+    def group(index: int, name: str) -> ChannelGroup:
+        units = network.levels[index][-1]
+        ends = [(sides, layer) for sides in (0, 1) for layer in range(len(network.layers))]
+        places = [
+            Place(f"{network.layers[layer]}.weight", side, torch.arange(units)[:, None], side == 1)
+            for side, layer in ends
+            if (network.rows if side == 0 else network.columns)[layer, index]
+        ]
+        return ChannelGroup(name, units, tuple(places))
+
+    return ChannelGraph(
+        groups=tuple(group(index, name) for index, name in enumerate(network.groups)),
+        layers=tuple(Layer(f"{name}.weight", 1, 4.0**place, 0) for place, name in enumerate(network.layers)),
+        rows=network.rows, fixed_rows=network.fixed_rows, columns=network.columns, fixed_columns=network.fixed_columns,
+        unit_params=np.zeros(len(network.groups)), fixed_params=0, other_macs=0,
+    )  # fmt: skip
+
+
+def table_by(network: Resizable, layer_ms: LayerMs, *, overhead_ms: float = 0.0, scale: float = 1.0) -> LatencyTable:
+    """A finished table of every pair of each layer's widths, at which layer l takes `layer_ms`(l, in, out)."""
+    shapes = []
+    for place, layer in enumerate(network.layers):
+        pairs = {tuple(network.channels(own)[place].tolist()) for own in _all_of_two(network, place)}
+        took = {pair: layer_ms(place, *pair) for pair in sorted(pairs)}
+        points = [Point(*pair, ms, ms, ms, 3) for pair, ms in took.items()]
+        shapes.append(ShapeTimes(shape=conv_shape(2**place), layers=[layer], points=points))
+    return replace(empty_table(network), shapes=shapes, overhead_ms=overhead_ms, scale=scale, finished=True)
+
+
+def _all_of_two(network: Resizable, layer: int) -> Iterator[np.ndarray]:
+    """Counts at all levels of the groups that size a layer, the others being whole."""
+    own = np.flatnonzero((network.rows[layer] != 0) | (network.columns[layer] != 0))
+    for levels in itertools.product(*(network.levels[group] for group in own)):
+        counts_G = network.full
+        counts_G[own] = levels
+        yield counts_G
