@@ -107,7 +107,7 @@ _EXPORTED: dict[tuple[object, ...], bytes] = {}
 
 def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
     """The real export to fp32, made once in a session for the same network of the same widths."""
-    key = kind.arch, *(tuple(own.shape) for own in network.state_dict().values())
+    key = type(network), *((name, tuple(own.shape)) for name, own in network.state_dict().items())
     if key not in _EXPORTED:
         writer_for("fp32", "ort")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()

@@ -166,7 +166,7 @@ def test_exports_of_other_nodes_are_refused(other: str) -> None:
     if other == "tensors":
         last = made_export(3)
         last.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "third"))
-    with pytest.raises(InputError, match="^its export has other nodes at other widths, so that no table can be made"):
+    with pytest.raises(InputError, match="its export has other nodes at other widths, so that no table"):
         Template.of([made_export(8), made_export(5), last], COUNTS_VG)
 
 

@@ -71,7 +71,8 @@ def choose_for_latency(
 ) -> tuple[np.ndarray, float]:
     """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
 
-    Those are looked for hard where the narrowest widths are not within the budget; the units are then those. Args: what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
+    Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
+    what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
     chosen, or of all if that is within the budget.
     """
     search = _Search(priced, worth, start_G, free_G)
@@ -133,12 +134,12 @@ class _Search:
     def fastest(self, place_G: np.ndarray) -> np.ndarray:
         """The place of the least milliseconds, from one on: a group changes, and those beside it give way or follow.
 
-        The narrowest is not it where the cap holds a layer of a dear group and a cheap one, or a kernel dislikes a width.
+        The narrowest is not it where the cap holds a dear group's layer by a cheap one, or a kernel dislikes a width.
         """
         best_ms, changed = self.ms(place_G), True
         while changed:
             changed = False
-            for group, level in ((group, level) for group in self.free for level in range(self.last_G[group] + 1)):
+            for group, level in [(own, level) for own in self.free for level in range(self.last_G[own] + 1)]:
                 moved_G = self._fitting(self._with(place_G, group, level), held=group)
                 for other in self.free:
                     if self.linked_GG[group, other]:
