@@ -136,7 +136,7 @@ def test_each_layer_has_points_at_all_its_widths(measured: Measured) -> None:
         assert seen >= {tuple(pair) for pair in channels_DL2[:, place].tolist()}, layer
         assert all(own.n == ROUNDS and 0 <= own.low <= own.ms * SAME <= own.high * SAME**2 for own in points[layer])
     shapes = {str(own.shape): own.layers for own in measured.table.shapes}
-    assert shapes["Conv 3 x 3 at 8 x 8 + Relu"][:2] == ["one", "side"], "layers that differ in their channels alone"
+    assert shapes["Conv 3 x 3 at 8 x 8 + Relu"] == ["stem", "one"], "layers that differ in their channels alone"
     assert next(own.shape for own in measured.table.shapes if "deep" in own.layers).groups == "depthwise"
     model = LatencyModel(measured.table)
     assert model.total(NETWORK.layers, NETWORK.channels(NETWORK.full)) > 0
@@ -300,7 +300,7 @@ def test_a_table_is_shown(measured: Measured, started: Started, capsys: pytest.C
         print_table(clock, NETWORK, as_json=False)
         shown = " ".join(capsys.readouterr().out.split())
         print_table(clock, NETWORK, as_json=True)
-    assert "Conv 3 x 3 depthwise at 8 x 8" in shown and "12 → 12" in shown
+    assert "Conv 3 x 3 depthwise at 8 x 8 + Clip 1 1 → 12" in shown and "+ Add + Relu 1 8 → 8" in shown
     assert f"ort {measured.table.at.version}, fp32, 1 thread, batch 1" in shown and f"(median of {WIDTHS})" in shown
     json = capsys.readouterr().out
     assert records.text(measured.table, indent=2) + "\n" == json
