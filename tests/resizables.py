@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hand_networks import CLASSES, SHAPE, conv, hand_network
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Layer, Place
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import resizable
-from wmlc.export.for_latency import writer_for
+from wmlc.export import for_latency
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
-from wmlc.records import EngineAt, LatencyTable, LayerShape, Point, ShapeTimes, WholeTime
+from wmlc.records import EngineAt, LatencyTable, LayerShape, NetworkSpec, Point, ShapeTimes, WholeTime
 
 LayerMs = Callable[[int, int, int], float]  # a layer's place, channels in and out → milliseconds
 
@@ -103,6 +104,7 @@ def real(name: str, divisor: int = 1) -> Resizable:
     return resizable(network, read_channels(network, SHAPE), SHAPE, CLASSES, divisor, name)
 
 
+_WRITE = for_latency.write_unchecked
 _EXPORTED: dict[tuple[object, ...], bytes] = {}
 
 
@@ -110,9 +112,22 @@ def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
     """The real export to fp32, made once in a session for the same network of the same widths."""
     key = type(network), *((name, tuple(own.shape)) for name, own in network.state_dict().items())
     if key not in _EXPORTED:
-        writer_for("fp32", "ort")(network, kind, path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(for_latency, "write_unchecked", _WRITE)  # where `int8_of_exported` has put itself
+            for_latency.writer_for("fp32", "ort")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()
     path.write_bytes(_EXPORTED[key])
+
+
+def int8_of_exported(network: nn.Module, kind: Resizable, path: Path) -> None:
+    """The int8 file, made of `exported_once`."""
+
+    def write(network: nn.Module, spec: NetworkSpec, fp32: Path) -> None:
+        exported_once(network, kind, fp32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(for_latency, "write_unchecked", write)
+        for_latency.writer_for("int8", "ort")(network, kind, path)
 
 
 def graph_like(network: Resizable) -> ChannelGraph:
