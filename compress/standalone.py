@@ -20,8 +20,10 @@ def resizable_named(arch: str, arch_args: str, image_size: int, classes: int, di
         named_by_caller(arch)
     shape = (3, image_size, image_size)
     torch.manual_seed(0)
-    network = build_network(arch, classes, shape, arch_args).eval()
+    network, staged = build_network(arch, classes, shape, arch_args).eval(), None
     if is_foreign(arch):
-        network = split(network, torch.zeros(1, *shape)).network
-    assert isinstance(network, nn.Module)
-    return resizable(network, read_channels(network, shape), shape, classes, divisor, arch, arch_args)
+        staged = split(network, torch.zeros(1, *shape))
+        network = staged.network
+    assert isinstance(network, nn.Sequential)
+    graph = read_channels(network, shape)
+    return resizable(network, graph, shape, classes, divisor, arch, arch_args, staged)

@@ -76,11 +76,13 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
 
 
 def _clock(config: LatencyConfig, directory: Path | None, force: bool = False) -> Any:
+    from wmlc.bench.latency.files import Writers
     from wmlc.bench.latency.session import EngineClock
-    from wmlc.export.for_latency import writer_for
+    from wmlc.export.for_latency import onnx_writer
+    from wmlc.export.to_tensorrt import plan_for
 
-    to_onnx = writer_for(config.precision, config.engine)
-    return EngineClock(config, to_onnx, directory, command=command_words(), force=force)
+    writers = Writers(onnx_writer(config.precision, config.engine), plan_for)
+    return EngineClock(config, writers, directory, command=command_words(), force=force)
 
 
 @main.command()

@@ -111,7 +111,7 @@ class TrainConfig:
     )  # fmt: skip
     engine: str = setting(
         "ort", "What shall run the peers, where a latency or a share of one is asked for.", role="family",
-        group=LATENCY, metavar="ort|openvino|ort-trt",
+        group=LATENCY, metavar="ort|openvino|torch|trt|…",
     )  # fmt: skip
     latency_precision: str = setting(
         "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY,
