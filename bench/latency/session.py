@@ -99,6 +99,11 @@ class EngineClock:
             records.write(file, replace(table, whole=[*table.whole, *timed][-MOST_WHOLE:]))
         return [known[_key(own)] for own in counts]
 
+    def forget(self, network: Resizable) -> None:
+        """Have whole networks timed again."""
+        file = self.file_of(network)
+        records.write(file, replace(self._read(file), whole=[]))
+
     def _read(self, file: Path) -> LatencyTable:
         """A table of this machine and engine; `InputError` for one of another."""
         table = records.read(file, LatencyTable, "latency table", REMEDY)
