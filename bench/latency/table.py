@@ -27,13 +27,14 @@ def with_points(
     """
     channels_DL2 = np.array([network.channels(counts_G) for counts_G in design_DG])
     visits = told(table.visits, channels_DL2, [shape_of.get(layer) for layer in table.layers])
-    elsewhere = {own.shape: own.points for own in known}
+    elsewhere: dict[LayerShape, dict[Pair, Point]] = {}
+    for other in known:
+        elsewhere.setdefault(other.shape, {}).update({_pair(point): point for point in other.points})
     shapes = []
     for shape, layers in _layers_of(table.layers, shape_of).items():
         own = _points(table.layers, visits, layers, channels_DL2)
-        there = {(point.channels_in, point.channels_out) for point in own}
-        more = [p for p in elsewhere.get(shape, ()) if (p.channels_in, p.channels_out) not in there]
-        points = sorted([*own, *more], key=lambda point: (point.channels_in, point.channels_out))
+        found = elsewhere.get(shape, {}) | {_pair(point): point for point in own}
+        points = [found[pair] for pair in sorted(found)]
         shapes.append(ShapeTimes(shape=shape, layers=layers, points=points))
     table = replace(table, shapes=shapes)
     return _scaled(table, channels_DL2) if table.visits else table
@@ -43,6 +44,10 @@ def widest_interval(table: LatencyTable) -> float:
     """Half the 95 % interval of the table's points over their milliseconds: the mean, each weighed by its time."""
     points = [point for own in table.shapes for point in own.points]
     return sum(point.high - point.low for point in points) / 2 / max(sum(point.ms for point in points), LEAST_MS)
+
+
+def _pair(point: Point) -> Pair:
+    return point.channels_in, point.channels_out
 
 
 def _layers_of(layers: Sequence[str], shape_of: Mapping[str, LayerShape]) -> dict[LayerShape, list[str]]:

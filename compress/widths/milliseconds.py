@@ -21,8 +21,9 @@ from wmlc.latency_model import LatencyModel
 
 BINS = 2000  # that a budget is divided into
 PASSES = 30
-REACHES = (3, 2, 1)  # levels that a group may go in a pass: the fewer, the better its prices hold
-EXCHANGES = 40  # groups, above which exchanges of two steps are not tried
+REACHES = (7, 3, 2, 1)  # levels that a group may go in a pass: all, then the fewer, the better its prices hold
+EXCHANGES = 40  # groups, above which exchanges of two are not tried
+STEPS = (1, 2)  # levels that either goes in an exchange
 TINY = 1e-9
 
 
@@ -42,11 +43,10 @@ class Priced:
         """The whole network's milliseconds at these units."""
         return self.model.whole(sum(self._layers_ms(range(len(self.graph.layers)), counts_G)))
 
-    def change_ms(self, counts_G: np.ndarray, group: int, units: int) -> float:
-        """By how much the milliseconds change where one group keeps so many `units`."""
-        moved_G = counts_G.copy()
-        moved_G[group] = units
-        layers = np.flatnonzero((self.graph.rows[:, group] != 0) | (self.graph.columns[:, group] != 0))
+    def change_ms(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
+        """By how much the milliseconds at `moved_G` units are more than at `counts_G`."""
+        changed_G = counts_G != moved_G
+        layers = np.flatnonzero(((self.graph.rows != 0) | (self.graph.columns != 0))[:, changed_G].any(1))
         return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
 
     def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
@@ -67,15 +67,19 @@ class Priced:
 
 
 def choose_for_latency(
-    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float
-) -> tuple[np.ndarray, float]:
-    """The units [G] that are worth most within `budget_ms`, and the least milliseconds that there are.
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float,
+    worth_of_macs: float = 0.0,
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
 
-    Args: what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
-    chosen, or of all if that is within the budget.
+    Those are looked for hard where the narrowest widths are not within the budget; the units are then those. Args: what
+    each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be chosen, or
+    of all if that is within the budget; what all MACs of the full network are worth, and a part of them as much less.
     """
-    search = _Search(priced, worth, start_G, free_G)
-    lowest_G = search.lowest()
+    search = _Search(priced, worth, start_G, free_G, worth_of_macs)
+    lowest_G = search.narrowest()
+    if search.ms(lowest_G) > budget_ms:
+        lowest_G = search.fastest(lowest_G)
     least_ms = search.ms(lowest_G)
     place_G = search.evenly(budget_ms, lowest_G)
     if search.ms(place_G) > budget_ms:
@@ -94,10 +98,29 @@ def choose_for_latency(
 class _Search:
     """Places of the free groups; the others stay as they are."""
 
-    def __init__(self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray) -> None:
+    def __init__(
+        self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray,
+        worth_of_macs: float,
+    ) -> None:  # fmt: skip
         self.priced, self.worth, self.start_G = priced, worth, start_G
+        self.each_mac = worth_of_macs / priced.graph.macs
         self.free = [int(group) for group in np.flatnonzero(free_G)]
         self.last_G = np.array([len(own) - 1 for own in priced.levels])
+        sizes_LG = ((priced.graph.rows != 0) | (priced.graph.columns != 0)).astype(int)
+        self.linked_GG = (sizes_LG.T @ sizes_LG > 0) & ~np.eye(len(self.last_G), dtype=bool)
+
+    @staticmethod
+    def _with(place_G: np.ndarray, group: int, level: int) -> np.ndarray:
+        moved_G = place_G.copy()
+        moved_G[group] = level
+        return moved_G
+
+    @staticmethod
+    def _moved(place_G: np.ndarray, move: Sequence[tuple[int, int]]) -> np.ndarray:
+        moved_G = place_G.copy()
+        for group, by in move:
+            moved_G[group] += by
+        return moved_G
 
     def counts(self, place_G: np.ndarray) -> np.ndarray:
         counts_G = self.start_G.copy()
@@ -108,7 +131,10 @@ class _Search:
         return self.priced.ms(self.counts(place_G))
 
     def value(self, place_G: np.ndarray) -> float:
-        return sum(float(self.worth[group][place_G[group]]) for group in self.free)
+        worth = sum(float(self.worth[group][place_G[group]]) for group in self.free)
+        if self.each_mac:
+            worth += self.each_mac * float(self.priced.graph.size(self.counts(place_G), "macs"))
+        return worth
 
     def better(self, place_G: np.ndarray, than_G: np.ndarray, budget_ms: float) -> bool:
         """Worth more, and within the budget and the cap."""
@@ -116,17 +142,49 @@ class _Search:
             return False
         return self.priced.fits(self.counts(place_G))
 
-    def lowest(self) -> np.ndarray:
+    def narrowest(self) -> np.ndarray:
         """The narrowest place that the cap allows, groups made wider in turn where their layers fall short."""
-        place_G = np.where(np.isin(np.arange(len(self.last_G)), self.free), 0, self.last_G)
-        graph = self.priced.graph
+        return self._fitting(np.where(np.isin(np.arange(len(self.last_G)), self.free), 0, self.last_G))
+
+    def fastest(self, place_G: np.ndarray) -> np.ndarray:
+        """The place of the least milliseconds, from one on: a group changes, and those beside it give way or follow.
+
+        The narrowest is not it where the cap holds a layer of a dear group and a cheap one, or kernels dislike a width.
+        """
+        best_ms, changed = self.ms(place_G), True
+        while changed:
+            changed = False
+            for group, level in [(own, level) for own in self.free for level in range(self.last_G[own] + 1)]:
+                moved_G = self._fitting(self._with(place_G, group, level), held=group)
+                for other in self.free:
+                    if self.linked_GG[group, other]:
+                        moved_G[other] = self._fastest_level(moved_G, other)
+                if (ms := self.ms(moved_G)) < best_ms - TINY and self.priced.fits(self.counts(moved_G)):
+                    place_G, best_ms, changed = moved_G, ms, True
+        return place_G
+
+    def _fastest_level(self, place_G: np.ndarray, group: int) -> int:
+        """Of the levels of a group at which the cap holds the one that takes the least; this one if none."""
+        counts_G, best_ms, best = self.counts(place_G), 0.0, int(place_G[group])
+        for level, units in enumerate(self.priced.levels[group]):
+            moved_G = counts_G.copy()
+            moved_G[group] = units
+            change_ms = self.priced.change_ms(counts_G, moved_G)
+            if change_ms < best_ms - TINY and self.priced.fits(moved_G):
+                best_ms, best = change_ms, level
+        return best
+
+    def _fitting(self, place_G: np.ndarray, held: int | None = None) -> np.ndarray:
+        """The place with groups but the one `held` made wider, the relatively narrowest first, until the cap holds."""
+        place_G, graph = place_G.copy(), self.priced.graph
         least_L = (1 - P_UP) * graph.layer_sizes(graph.full, "params") - TINY
+        growable_G = np.isin(np.arange(len(place_G)), self.free) & (np.arange(len(place_G)) != held)
         while True:
             counts_G = self.counts(place_G)
-            short = np.flatnonzero(graph.layer_sizes(counts_G, "params") < least_L)
-            sizes = [g for g in self.free if any(graph.rows[layer, g] + graph.columns[layer, g] for layer in short[:1])]
-            growable = [group for group in sizes if place_G[group] < self.last_G[group]]
-            if not len(short) or not growable:
+            short_L = graph.layer_sizes(counts_G, "params") < least_L
+            sizes_G = (graph.rows[short_L] + graph.columns[short_L]).any(0)
+            growable = np.flatnonzero(sizes_G & growable_G & (place_G < self.last_G))
+            if not len(growable):
                 return place_G
             place_G[min(growable, key=lambda g: counts_G[g] / graph.full[g])] += 1
 
@@ -148,8 +206,10 @@ class _Search:
         counts_G, choices = self.counts(place_G), []
         for group in self.free:
             near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
-            prices = [self.priced.change_ms(counts_G, group, self.priced.levels[group][level]) for level in near]
-            choices.append((list(near), np.array(prices), self.worth[group][near.start : near.stop]))
+            at = [self._with(place_G, group, level) for level in near]
+            prices = [self.priced.change_ms(counts_G, self.counts(moved_G)) for moved_G in at]
+            values = [self.value(moved_G) for moved_G in at]
+            choices.append((list(near), np.array(prices), np.array(values)))
         least = sum(float(prices.min()) for _, prices, _ in choices)
         room = budget_ms - self.priced.ms(counts_G) - least
         if room < 0:
@@ -161,24 +221,23 @@ class _Search:
         return moved_G
 
     def exchanged(self, place_G: np.ndarray, budget_ms: float) -> np.ndarray:
-        """The place after single steps wider, and steps of one group wider for another narrower, while any gains."""
+        """The place after one group wider, and one wider for another narrower, while any of that gains."""
+        pairs = list(itertools.permutations(self.free, 2)) if len(self.free) <= EXCHANGES else []
+        moves: list[tuple[tuple[int, int], ...]] = [
+            ((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)
+        ]
+        moves += [((up, a), (down, -b)) for up, down in pairs for a in STEPS for b in STEPS]
         while True:
-            steps: list[tuple[tuple[int, int], ...]] = [((group, 1),) for group in self.free]
-            if len(self.free) <= EXCHANGES:
-                steps += [((up, 1), (down, -1)) for up, down in itertools.permutations(self.free, 2)]
-            gains = []
-            for step in steps:
-                if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in step):
-                    gain = sum(
-                        float(self.worth[group][place_G[group] + by] - self.worth[group][place_G[group]])
-                        for group, by in step
-                    )
-                    gains += [(gain, step)] if gain > TINY else []
-            for _, step in sorted(gains, key=lambda found: -found[0]):
-                moved_G = place_G.copy()
-                for group, by in step:
-                    moved_G[group] += by
-                if self.better(moved_G, place_G, budget_ms):
+            gains, counts_G, ms, value = [], self.counts(place_G), self.ms(place_G), self.value(place_G)
+            for move in moves:
+                if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in move):
+                    moved_G = self._moved(place_G, move)
+                    gain = self.value(moved_G) - value
+                    gains += [(gain, moved_G)] if gain > TINY else []
+            for _, moved_G in sorted(gains, key=lambda found: -found[0]):
+                moved_counts_G = self.counts(moved_G)
+                within = ms + self.priced.change_ms(counts_G, moved_counts_G) <= budget_ms
+                if within and self.better(moved_G, place_G, budget_ms):
                     place_G = moved_G
                     break
             else:

@@ -1,0 +1,155 @@
+"""Networks at any widths for tests of latency tables: some of numbers alone, and a real one with a bit of everything."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hand_networks import CLASSES, SHAPE, conv, hand_network
+from torch import Tensor, nn
+
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Layer, Place
+from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.resizable import resizable
+from wmlc.export.for_latency import onnx_writer
+from wmlc.models.resizable import Resizable
+from wmlc.records import EngineAt, LatencyTable, LayerShape, Point, ShapeTimes
+
+LayerMs = Callable[[int, int, int], float]  # a layer's place, channels in and out → milliseconds
+
+AT = EngineAt(
+    engine="ort", version="1.2", precision="fp32", threads=1, batch=1, device="cpu", cpu="a CPU, AVX2", gpu=None
+)
+EIGHT = tuple(range(8, 65, 8))  # levels of a group of 64 channels
+
+
+def conv_shape(side: int, kernel: int = 3, op: str = "Conv") -> LayerShape:
+    """The shape of a dense convolution at `side` x `side` pixels."""
+    sides = (side, side)
+    return LayerShape(op, (kernel, kernel), (1, 1), "dense", sides, sides, ("Relu",))
+
+
+def no_network(counts_G: np.ndarray) -> nn.Module:
+    """Of networks that are numbers alone."""
+    raise AssertionError("nothing is to be built here")
+
+
+def linked_by(pairs: Sequence[tuple[int | None, int | None]], levels: Sequence[Sequence[int]]) -> Resizable:
+    """Layers that take and give the channels of these groups (None: 3, of images, or 10, of classes); numbers alone."""
+    columns, rows = np.zeros((len(pairs), len(levels))), np.zeros((len(pairs), len(levels)))
+    fixed_columns, fixed_rows = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for layer, (taken, given) in enumerate(pairs):
+        if taken is None:
+            fixed_columns[layer] = 3
+        else:
+            columns[layer, taken] = 1
+        if given is None:
+            fixed_rows[layer] = 10
+        else:
+            rows[layer, given] = 1
+    return Resizable(
+        arch="numbers", arch_args="", classes=10, input_shape=(3, 8, 8), divisor=8,
+        groups=tuple(f"group{g}" for g in range(len(levels))), levels=tuple(tuple(own) for own in levels),
+        layers=tuple(f"layer{layer}" for layer in range(len(pairs))), rows=rows, fixed_rows=fixed_rows,
+        columns=columns, fixed_columns=fixed_columns, build=no_network,
+    )  # fmt: skip
+
+
+def chain(levels: Sequence[Sequence[int]]) -> Resizable:
+    """Convolutions one after another, and a classifier: each group is given by one layer and taken by the next."""
+    ends = [None, *range(len(levels)), None]
+    return linked_by(list(itertools.pairwise(ends)), levels)
+
+
+def empty_table(network: Resizable, at: EngineAt = AT) -> LatencyTable:
+    """A table of which nothing is measured yet."""
+    return LatencyTable(
+        command="wmlc latency", at=at, arch=network.arch, arch_args=network.arch_args, classes=network.classes,
+        input_shape=network.input_shape, divisor=network.divisor, layers=list(network.layers),
+        levels={name: list(own) for name, own in zip(network.groups, network.levels, strict=True)},
+        time="2026-11-25T00:00:00+00:00", commit=None, versions={},
+    )  # fmt: skip
+
+
+class Mixed(nn.Module):
+    """A residual block under batch norms, an inverted one (depthwise), a concatenation, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(8)
+        self.one, self.norm1, self.two, self.norm2 = conv(8, 8), nn.BatchNorm2d(8), conv(8, 8), nn.BatchNorm2d(8)
+        self.up, self.deep, self.down = conv(8, 12, 1), conv(12, 12, groups=12), conv(12, 8, 1)
+        self.norm3, self.norm4 = nn.BatchNorm2d(12), nn.BatchNorm2d(12)
+        self.side, self.join, self.fc = conv(8, 4), conv(12, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(images)))
+        x = F.relu(x + self.norm2(self.two(F.relu(self.norm1(self.one(x))))))
+        x = x + self.down(F.relu6(self.norm4(self.deep(F.relu6(self.norm3(self.up(x)))))))
+        x = F.relu(self.join(torch.cat([x, F.relu(self.side(x))], 1)))
+        return self.fc(x.mean((2, 3)))
+
+
+def real(name: str, divisor: int = 1) -> Resizable:
+    """`Mixed`, or one of `hand_networks`, always with the same weights, at any widths."""
+    torch.manual_seed(0)
+    network = Mixed().eval() if name == "mixed" else hand_network(name)
+    return resizable(network, read_channels(network, SHAPE), SHAPE, CLASSES, divisor, name)
+
+
+_EXPORTED: dict[tuple[object, ...], bytes] = {}
+
+
+def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
+    """The real export to fp32, made once in a session for the same network of the same widths."""
+    key = kind.arch, *(tuple(own.shape) for own in network.state_dict().values())
+    if key not in _EXPORTED:
+        onnx_writer("fp32", "ort")(network, kind, path)
+        _EXPORTED[key] = path.read_bytes()
+    path.write_bytes(_EXPORTED[key])
+
+
+def graph_like(network: Resizable) -> ChannelGraph:
+    """The channel graph of numbers alone: layers of 1 x 1 kernels without biases, at so many pixels as they have."""
+
+    def group(index: int, name: str) -> ChannelGroup:
+        units = network.levels[index][-1]
+        ends = [(sides, layer) for sides in (0, 1) for layer in range(len(network.layers))]
+        places = [
+            Place(f"{network.layers[layer]}.weight", side, torch.arange(units)[:, None], side == 1)
+            for side, layer in ends
+            if (network.rows if side == 0 else network.columns)[layer, index]
+        ]
+        return ChannelGroup(name, units, tuple(places))
+
+    return ChannelGraph(
+        groups=tuple(group(index, name) for index, name in enumerate(network.groups)),
+        layers=tuple(Layer(f"{name}.weight", 1, 4.0**place, 0) for place, name in enumerate(network.layers)),
+        rows=network.rows, fixed_rows=network.fixed_rows, columns=network.columns, fixed_columns=network.fixed_columns,
+        unit_params=np.zeros(len(network.groups)), fixed_params=0, other_macs=0,
+    )  # fmt: skip
+
+
+def table_by(network: Resizable, layer_ms: LayerMs, *, overhead_ms: float = 0.0, scale: float = 1.0) -> LatencyTable:
+    """A finished table of every pair of each layer's widths, at which layer l takes `layer_ms`(l, in, out)."""
+    shapes = []
+    for place, layer in enumerate(network.layers):
+        pairs = {tuple(network.channels(own)[place].tolist()) for own in _all_of_two(network, place)}
+        took = {pair: layer_ms(place, *pair) for pair in sorted(pairs)}
+        points = [Point(*pair, ms, ms, ms, 3) for pair, ms in took.items()]
+        shapes.append(ShapeTimes(shape=conv_shape(2**place), layers=[layer], points=points))
+    return replace(empty_table(network), shapes=shapes, overhead_ms=overhead_ms, scale=scale, finished=True)
+
+
+def _all_of_two(network: Resizable, layer: int) -> Iterator[np.ndarray]:
+    """Counts at all levels of the groups that size a layer, the others being whole."""
+    own = np.flatnonzero((network.rows[layer] != 0) | (network.columns[layer] != 0))
+    for levels in itertools.product(*(network.levels[group] for group in own)):
+        counts_G = network.full
+        counts_G[own] = levels
+        yield counts_G
