@@ -46,7 +46,8 @@ def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
     missed, dropped = _missing_budgets(rows, settings), set()
     lone = all(row.peer == BASELINE for row in rows)  # a file by itself
     for row in rows:
-        most_ms = row.latency_budget_ms if settings.max_latency_ms == BUDGET else settings.max_latency_ms
+        bound = settings.max_latency_ms
+        most_ms = row.latency_budget_ms if bound == BUDGET else bound
         if most_ms is not None and (lone or (row.peer != BASELINE and row.achieved_ratio != 0)):
             missed += _missed_latency(row, settings, most_ms)
         if row.peer == BASELINE:

@@ -210,7 +210,7 @@ def _type(flag: str, name: str, annotation: str) -> Any:
     items = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str, "tuple[int, int, int]": int}
     if annotation in items:
         return Listed(flag, items[annotation], LIKE.get(name, "1,8"), 3 if "int, int" in annotation else None)
-    of_one = {"int": int, "float": float, "str": str, 'float | Literal["budget"]': NumberOr(BUDGET)}
+    of_one = {"int": int, "float": float, "str": str, "float | Literal['budget']": NumberOr(BUDGET)}
     return of_one[annotation]
 
 
