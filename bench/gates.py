@@ -47,7 +47,7 @@ def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
     lone = all(row.peer == BASELINE for row in rows)  # a file by itself
     for row in rows:
         bound = settings.max_latency_ms
-        most_ms = row.latency_budget_ms if bound == BUDGET else bound
+        most_ms = row.latency_budget_ms if isinstance(bound, str) else bound
         if most_ms is not None and (lone or (row.peer != BASELINE and row.achieved_ratio != 0)):
             missed += _missed_latency(row, settings, most_ms)
         if row.peer == BASELINE:

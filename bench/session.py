@@ -18,7 +18,7 @@ from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.gates import unfinished
 from wmlc.bench.merge import with_former
 from wmlc.bench.pictures import TestImages
-from wmlc.bench.profile import PAID_OUT, where_lost
+from wmlc.bench.profile import PAID_OUT, left_layout, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
 from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, fit_to_files, run_subjects
@@ -193,5 +193,7 @@ def _profiled(
         if baseline and key in profiles and row.peer != BASELINE and row.speedup:
             lost = where_lost(baseline, profiles[key], row.speedup.median, row.mac_ratio)
             notes += [lost] if lost else []
+        if key in profiles and (left := left_layout(profiles[key])):
+            notes.append(left)
         noted.append(replace(row, notes=[*row.notes, *notes]))
     return noted, list(profiles.values())
