@@ -34,9 +34,9 @@ def check_budgets(run: Run, config: BenchConfig, devices: Mapping[str, str]) -> 
     if not any(is_planned_for(plan.at, cell, precision) for cell in cells for precision in config.precisions):
         at = plan.at
         raise InputError(
-            f"the latency budgets of {run.root} are for {at.words} on the {at.device}, which is not among what shall "
-            f"be measured; ask for --engine {at.engine} --precision {at.precision} --threads {at.threads} --batch "
-            f"{at.batch} --device {at.device}, or give --max-latency-ms a number of milliseconds"
+            f"the latency budgets of {run.root} are for {at.words}, which is not among what shall be measured; ask for "
+            f"--engine {at.engine} --precision {at.precision} --threads {at.threads} --batch {at.batch} --device "
+            f"{at.device}, or give --max-latency-ms a number of milliseconds"
         )
 
 
@@ -84,7 +84,7 @@ def planned_notes(plan: LatencyPlan | None, rows: Sequence[Row], environment: En
         return []
     notes, at = [], plan.at
     if any(row.peer in plan.budgets_ms and row.latency_budget_ms is None for row in rows):
-        notes.append(f"latency budgets are for {at.words} on the {at.device}; other cells are not held against them")
+        notes.append(f"latency budgets are for {at.words}; other cells are not held against them")
     here = environment.gpu if at.device == "cuda" else environment.cpu
     there = at.gpu if at.device == "cuda" else at.cpu
     if here is not None and here != there:

@@ -1,4 +1,4 @@
-"""Latency budgets as people read them: what peers were cut for, what came of it, and whether a bench finds them kept."""
+"""Latency budgets as people read them: what peers were cut for, what came of it, and whether a bench finds them met."""
 
 from __future__ import annotations
 

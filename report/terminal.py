@@ -20,7 +20,7 @@ from wmlc.table import Table
 
 SPEED = ("network", "ratio, %", "MACs", "p50 ms", "±%", "p99 ms", "speed-up", "top-1", "drop")
 COST = ("network", "params", "file", "n", "load ms", "first ms", "memory", "img/s", "MACs saved", "paid out")
-BUDGETS = ("network", "budget ms", "p50 ms", "% of it", "budget")
+BUDGETS = ("network", "budget ms", "p50 ms", "% of it", "by p50")
 LAYERS = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
 LEGEND = (
     "ratio: pruned, asked/got; ±: half the 95 % interval of p50; speed-up: median [95 % interval];",

@@ -155,7 +155,12 @@ class NumberOr(click.ParamType):
         self.word = word
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == self.word else click.FLOAT.convert(value, param, ctx)
+        if value == self.word:
+            return value
+        try:
+            return click.FLOAT.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number nor {self.word}.", param, ctx)
 
 
 LIKE = {"ratios": "0.7,0.5,0.3,0", "batch_range": "1,8,32"}  # examples in a message; else 1,8
