@@ -1,9 +1,9 @@
 """Which convolutions ONNX Runtime computes in its blocked layout, and which it leaves because channels do not fit.
 
 On a CPU it keeps what goes from one convolution to the next as NCHWc: in blocks of the 8 or 16 channels that its vector
-instructions take at once. A dense or depthwise convolution fits where the channels that come in are a multiple of 4,
-one of several groups where each of them takes whole blocks. Any other runs in the plain layout, and what comes in and
-goes out is reordered for it.
+instructions take at once. A dense or depthwise convolution fits where the channels that come in are a multiple of 4, or
+fewer than a block; one of several groups where each of them takes whole blocks. Any other runs in the plain layout, and
+what comes in and goes out is reordered for it.
 """
 
 from __future__ import annotations
