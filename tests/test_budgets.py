@@ -92,10 +92,8 @@ def test_notes_say_what_is_missed_and_what_is_not_shown() -> None:
         r"its p50 0\.6 ms \[0\.59\d, 0\.60\d\] cannot be told apart from its latency budget of 0\.601 ms, met by p50 alone",
         unsure,
     )
-    (wild,) = noted(0.6, 0.59, spread=0.2)
-    assert (
-        "of 0.59 ms, missed by p50 alone; the machine was too noisy: close other programs, or raise --seconds" in wild
-    )
+    wild = noted(0.6, 0.59, spread=0.2)[-1]  # the first says that it is not shown to be faster either
+    assert wild.endswith("missed by p50 alone; the machine was too noisy: close other programs, or raise --seconds")
 
 
 def here(**changes: Any) -> Environment:
