@@ -163,7 +163,8 @@ def bench(
     out = Path("bench.json") if files and out is None else out
     if out is not None:
         refuse_existing(out, force)
-    session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
+    devices = session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
+    from wmlc.bench.budgets import check_budgets
     from wmlc.bench.gates import enforce
     from wmlc.export.extract import bench_forms
     from wmlc.report.terminal import print_bench
@@ -175,7 +176,7 @@ def bench(
             data = session.open_test_images(data_name, data_root)
             record = session.bench_files(files, config, data, out, said, command=command_words())
         else:
-            run = find_run(run_name)
+            check_budgets(run := find_run(run_name), config, devices)
             run_data, keep, out = open_run_data(run, data_root), out is None and not force, out or run.bench
             asked = config.precisions, config.int8_target
             made = bench_forms(run, run_data, *asked, plans=config.takes_plans, batches=config.batches)
