@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers
+from wmlc.compress.budgets import LATENCY
+from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.milliseconds import Priced
 from wmlc.console import digits, say
@@ -75,15 +76,10 @@ def plan_for_latency(
             )
     model = scored.priced
     assert model is not None
-    full_ms, factors = model.ms(scored.graph.full), [1.0] * len(budgets_ms)
+    factors = [1.0] * len(budgets_ms)
     tries = list[list[_Tried]]()
     for _ in range(1 + CORRECTIONS):
-        shares = [
-            1.0 if budget_ms == full.ms else AIM * budget_ms / factor / full_ms
-            for budget_ms, factor in zip(budgets_ms, factors, strict=True)
-        ]
-        ratios = tuple(max(0.0, 1 - share) for share in shares)
-        counts = counts_of_peers(scored, replace(asked, ratios=ratios))
+        counts = _counts_within(scored, asked, budgets_ms, factors, full.ms, clock.at.precision)
         timed = clock.time(network, counts)
         predicted = [factor * model.ms(counts_G) for factor, counts_G in zip(factors, counts, strict=True)]
         tries.append([_Tried(*own) for own in zip(counts, predicted, timed, strict=True)])
@@ -105,6 +101,34 @@ def plan_for_latency(
     )  # fmt: skip
 
 
+def _counts_within(
+    scored: Scored, asked: Asked, budgets_ms: Sequence[float], factors: Sequence[float], whole_ms: float, precision: str
+) -> list[np.ndarray]:
+    """The units of peers for a little less than their budgets, or the fastest ones, where those are within them.
+
+    Args: what a network takes, over what the table says of it, for each peer; what the whole network takes. Raises
+    `OutOfReachError` in these milliseconds.
+    """
+    full_ms = scored.size(scored.graph.full, LATENCY)
+    asked_ms = [
+        full_ms if budget_ms == whole_ms else AIM * budget_ms / factor
+        for budget_ms, factor in zip(budgets_ms, factors, strict=True)
+    ]
+    ratios = [max(0.0, 1 - own_ms / full_ms) for own_ms in asked_ms]
+    for _ in range(1 + len(ratios)):
+        try:
+            return counts_of_peers(scored, replace(asked, ratios=tuple(ratios)), advise=False)
+        except OutOfReachError as error:
+            last, index = error, error.peer - 1
+            least_ms = (1 - error.reach) * full_ms * factors[index]
+            if least_ms > budgets_ms[index]:
+                like = replace(asked, ratios=tuple(ratios))
+                words = too_slow(scored, like, error.peer, budgets_ms[index], least_ms, precision=precision)
+                raise OutOfReachError(words, error.peer, error.reach) from None
+            ratios[index] = error.reach
+    raise last
+
+
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
     """`scored` with the widths of a plan."""
     counts = [np.array([own.counts[group.root] for group in scored.graph.groups], dtype=int) for own in plan.peers]
@@ -122,11 +146,14 @@ def _is_near(own: _Tried, budget_ms: float) -> bool:
 
 
 def _best(tries: Sequence[Sequence[_Tried]], budgets_ms: Sequence[float], apart: bool) -> Sequence[_Tried]:
-    """Of each peer the slowest widths within its budget, else the fastest; together where they share stages."""
+    """Of each peer the widths nearest to its budget, those within it first unless they are far from it.
+
+    Together where peers share stages.
+    """
 
     def miss(own: _Tried, budget_ms: float) -> float:
         over = own.took.ms / budget_ms - 1
-        return 10 * over if over > 0 else -over
+        return 1 - LEAST + 10 * over if over > 0 else -over
 
     if apart:
         return [

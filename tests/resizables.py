@@ -17,8 +17,9 @@ from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Layer, Place
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import resizable
 from wmlc.export.for_latency import onnx_writer
+from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
-from wmlc.records import EngineAt, LatencyTable, LayerShape, Point, ShapeTimes
+from wmlc.records import EngineAt, LatencyTable, LayerShape, Point, ShapeTimes, WholeTime
 
 LayerMs = Callable[[int, int, int], float]  # a layer's place, channels in and out → milliseconds
 
@@ -112,7 +113,7 @@ _EXPORTED: dict[tuple[object, ...], bytes] = {}
 
 def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
     """The real export to fp32, made once in a session for the same network of the same widths."""
-    key = kind.arch, *(tuple(own.shape) for own in network.state_dict().values())
+    key = type(network), *((name, tuple(own.shape)) for name, own in network.state_dict().items())
     if key not in _EXPORTED:
         onnx_writer("fp32", "ort")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()
@@ -158,3 +159,38 @@ def _all_of_two(network: Resizable, layer: int) -> Iterator[np.ndarray]:
         counts_G = network.full
         counts_G[own] = levels
         yield counts_G
+
+
+class FakeClock:
+    """What measures without an engine: its table says `layer_ms`, whole networks take `truth`(counts, sum) instead."""
+
+    def __init__(self, layer_ms: LayerMs, truth: Callable[[np.ndarray, float], float], at: EngineAt = AT) -> None:
+        self.at, self._layer_ms, self._truth = at, layer_ms, truth
+        self.tables = 0
+        self.timed: list[list[tuple[int, ...]]] = []  # of each call
+
+    def __enter__(self) -> FakeClock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def table(self, network: Resizable) -> LatencyTable:
+        self.tables += 1
+        return table_by(network, self._layer_ms, overhead_ms=0.05)
+
+    def true_ms(self, network: Resizable, counts_G: np.ndarray) -> float:
+        model = LatencyModel(table_by(network, self._layer_ms, overhead_ms=0.05))
+        return self._truth(counts_G, model.total(network.layers, network.channels(counts_G)))
+
+    def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
+        self.timed.append([tuple(map(int, own)) for own in counts])
+        found, full_ms = [], self.true_ms(network, network.full)
+        for own in counts:
+            ms = self.true_ms(network, own)
+            found.append(
+                WholeTime(
+                    counts=[int(c) for c in own], ms=ms, low=0.99 * ms, high=1.01 * ms, full_ms=full_ms, launches=6
+                )
+            )
+        return found

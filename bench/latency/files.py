@@ -19,11 +19,14 @@ LEAST_SHARE = 0.3  # of a group's units, of the exports that a template is read 
 TRIES = 100  # of counts that tell all numbers apart
 
 
+ToOnnx = Callable[[nn.Module, Resizable, Path], None]  # a dense network of this kind → a file
+
+
 @dataclass(frozen=True)
 class Writers:
     """How a network becomes what shall be served."""
 
-    to_onnx: Callable[[nn.Module, Resizable, Path], None]  # a dense network of this kind → a file
+    to_onnx: ToOnnx
     to_plan: Callable[[Path, Sequence[int]], Path] | None = None  # such a file and batch sizes → a TensorRT plan
 
 

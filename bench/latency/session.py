@@ -24,7 +24,7 @@ from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.latency.table import widest_interval, with_points
 from wmlc.bench.latency.visits import made_up_pixels, seat_for, tells_layers, time_by_turns, visitor
 from wmlc.console import note, progress, say
-from wmlc.errors import InputError, Stopped
+from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.files import user_cache
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
@@ -36,7 +36,7 @@ SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes ar
 LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
 REMEDY = "measure it again with 'wmlc latency --force'"
-PACKAGES = {"ort": ("onnxruntime-gpu", "onnxruntime"), "ort-trt": ("onnxruntime-gpu",), "openvino": ("openvino",)}
+PACKAGES = {"ort": ("onnxruntime-gpu", "onnxruntime"), "ort-trt": ("onnxruntime-gpu",), "openvino": ("openvino",), "trt": ("tensorrt",)}
 
 
 class EngineClock:
@@ -57,7 +57,7 @@ class EngineClock:
         self._stack = contextlib.ExitStack()
         device = engine_class(config.engine).choose_device(config.device)
         here = read_environment({config.engine: device}, [config.threads])
-        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ()) if name in here.versions]
+        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ("torch",)) if name in here.versions]
         self.at = EngineAt(
             engine=config.engine, version=versions[0] if versions else "unknown", precision=config.precision,
             threads=config.threads, batch=config.batch, device=device, cpu=here.cpu, gpu=here.gpu,
@@ -143,7 +143,8 @@ class EngineClock:
                     visited = [visit.design for visit in table.visits]
                     left = [one for one in wanted if visited.count(one) < number]
                     advance(len(wanted) - len(left))
-                    for visit in self._round(network, files, shapes, [(one, designs_DG[one]) for one in left], number):
+                    round_ = [(one, designs_DG[one]) for one in left]
+                    for visit in self._round(network, files, shapes, round_, number) if round_ else ():
                         table = replace(table, visits=[*table.visits, visit], seconds=before + time.monotonic() - start)
                         advance(1)
                     table = with_points(table, network, designs_DG, shapes.of, known)
@@ -154,6 +155,9 @@ class EngineClock:
         except KeyboardInterrupt:
             records.write(file, table)
             raise Stopped(f"stopped; the same command goes on ({file} has what was measured)") from None
+        except EngineFailed as error:
+            records.write(file, table)
+            raise InputError(f"{self._failed(error)}; the same command goes on where it was") from None
         table = replace(table, finished=True)
         records.write(file, table)
         return table
@@ -175,10 +179,13 @@ class EngineClock:
         files = self._network_files(network)
         paths = [files.write(own, f"whole{number}") for number, own in enumerate([network.full, *counts])]
         with progress("timing whole networks", LAUNCHES, "launches") as advance:
-            full, *others = time_by_turns(
-                paths, self._seat(paths[0], network), made_up_pixels(network.input_shape, self.config.batch),
-                launches=LAUNCHES, advance=advance,
-            )  # fmt: skip
+            try:
+                full, *others = time_by_turns(
+                    paths, self._seat(paths[0], network), made_up_pixels(network.input_shape, self.config.batch),
+                    launches=LAUNCHES, advance=advance,
+                )  # fmt: skip
+            except EngineFailed as error:
+                raise InputError(f"{self._failed(error)}; try again, or choose another --engine") from None
         full_ms = float(np.median(np.concatenate(full)))
         return [
             WholeTime(
@@ -188,14 +195,26 @@ class EngineClock:
             for own, bursts in zip(counts, others, strict=True)
         ]  # fmt: skip
 
+    def _failed(self, error: EngineFailed) -> str:
+        return f"{self.at.engine} failed: {error}"
+
     def _seat(self, path: Path, network: Resizable) -> Seat:
         at = self.at
         return seat_for(at.engine, path, network.input_shape[0], threads=at.threads, device=at.device, batch=at.batch)
 
     def _known(self, file: Path) -> list[ShapeTimes]:
         """What the other tables beside `file` say of shapes."""
-        tables = [self._read(other) for other in sorted(file.parent.glob("*.json")) if other != file]
-        return [own for table in tables if table.finished for own in table.shapes]
+        found: list[ShapeTimes] = []
+        for other in sorted(file.parent.glob("*.json")):
+            if other == file:
+                continue
+            try:
+                table = self._read(other)
+            except InputError as error:  # it is not the one that was asked for
+                note(f"going without another table: {error}")
+                continue
+            found += table.shapes if table.finished else []
+        return found
 
 
 def _wanted(network: Resizable, designs_DG: np.ndarray, shapes: Shapes, known: Sequence[ShapeTimes]) -> list[int]:

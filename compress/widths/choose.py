@@ -84,7 +84,11 @@ class Asked:
 
 
 class OutOfReachError(InputError):
-    """A ratio that the cap and the sharing tree do not allow."""
+    """A ratio that the cap and the sharing tree do not allow to a `peer`, and the one that it can `reach`."""
+
+    def __init__(self, words: str, peer: int, reach: float) -> None:
+        super().__init__(words)
+        self.peer, self.reach = peer, reach
 
 
 def score_channels(graph: ChannelGraph, scores: dict[str, Tensor], kind: str, stages: list[str]) -> Scored:
@@ -150,14 +154,18 @@ def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[n
     for peer in range(len(asked.ratios), 0, -1):
         ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
         if asked.ratio_of == LATENCY and reach < ratio:
-            raise OutOfReachError(_too_slow(scored, asked, peer, reach, advise))
+            full_ms = scored.size(scored.graph.full, LATENCY)
+            words = too_slow(scored, asked, peer, (1 - ratio) * full_ms, (1 - reach) * full_ms, advise)
+            raise OutOfReachError(words, peer, reach)
         if reach < ratio - TOLERANCE:
             trunk = f" --trunk-ratio {asked.trunk_ratio:g}" if asked.trunk_ratio else ""
             under = f" under --share {asked.share}{trunk}" if scored.stages else ""
             raise OutOfReachError(
                 f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of}{under}: it "
                 f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
-                + (_advice(scored, asked) if advise else "ask for less")
+                + (_advice(scored, asked) if advise else "ask for less"),
+                peer,
+                reach,
             )
     return counts
 
@@ -223,10 +231,10 @@ def _counts_for_latency(
     scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float
 ) -> tuple[np.ndarray, float]:
     """`_counts_of_one` where a ratio is of milliseconds."""
+    if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
+        return counts_G, ratio
     assert scored.priced is not None
     full_ms = scored.priced.ms(scored.graph.full)
-    if ratio <= 0:
-        return counts_G, ratio
     counts_G, least_ms = choose_for_latency(
         scored.priced, _worth(scored), counts_G, free_G, (1 - ratio) * full_ms, WORTH_OF_MACS
     )
@@ -256,17 +264,18 @@ def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, achieved: float)
     return PeerWidths(kept, params, macs, ratio, achieved)
 
 
-def _too_slow(scored: Scored, asked: Asked, peer: int, reach: float, advise: bool) -> str:
-    """That a latency is out of reach, how low it goes, and what would do."""
-    assert scored.priced is not None
-    full_ms = scored.priced.ms(scored.graph.full)
-    wanted_ms = (1 - asked.ratios[peer - 1]) * full_ms
-    others = [f"--divisor {asked.divisor // 2}"] * (asked.divisor > 1) + ["--latency-precision int8"]
+def too_slow(
+    scored: Scored, asked: Asked, peer: int, wanted_ms: float, least_ms: float, advise: bool = True,
+    precision: str = "fp32",
+) -> str:  # fmt: skip
+    """That a latency is out of reach, how low it goes, and what would do, of files that are in this `precision`."""
+    ways = [f"narrower widths (--divisor {asked.divisor // 2})"] * (asked.divisor > 1)
+    ways += ["other arithmetic (--latency-precision int8)"] * (precision != "int8")
     return (
-        f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes "
-        f"{(1 - reach) * full_ms:.3g} ms at the least, of {full_ms:.3g} (no layer may lose more than {P_UP:.0%}); "
+        f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes {least_ms:.3g} ms "
+        f"at the least (no layer may lose more than {P_UP:.0%}); "
         + (_advice(scored, asked) if advise else "ask for less")
-        + f"; narrower widths ({others[0]}) or arithmetic ({others[-1]}) may do, and are measured apart" * advise
+        + f"; {' or '.join(ways)} may do, measured apart" * (advise and bool(ways))
     )
 
 
@@ -275,7 +284,8 @@ def _advice(scored: Scored, asked: Asked) -> str:
 
     def works(**other: Any) -> bool:
         _, reaches = _counts_of_all(scored, replace(asked, **other))
-        return all(reach >= ratio - TOLERANCE for reach, ratio in zip(reaches, asked.ratios, strict=True))
+        tolerance = 0.0 if asked.ratio_of == LATENCY else TOLERANCE
+        return all(reach >= ratio - tolerance for reach, ratio in zip(reaches, asked.ratios, strict=True))
 
     ways = []
     if asked.share != "none" and asked.ratio_of != LATENCY:

@@ -72,9 +72,10 @@ def choose_for_latency(
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
 
-    Those are looked for hard where the narrowest widths are not within the budget; the units are then those. Args: what
-    each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be chosen, or
-    of all if that is within the budget; what all MACs of the full network are worth, and a part of them as much less.
+    Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
+    what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
+    chosen, or of all if that is within the budget; what all MACs of the full network are worth, a part of them as much
+    less.
     """
     search = _Search(priced, worth, start_G, free_G, worth_of_macs)
     lowest_G = search.narrowest()
@@ -149,7 +150,7 @@ class _Search:
     def fastest(self, place_G: np.ndarray) -> np.ndarray:
         """The place of the least milliseconds, from one on: a group changes, and those beside it give way or follow.
 
-        The narrowest is not it where the cap holds a layer of a dear group and a cheap one, or kernels dislike a width.
+        The narrowest is not it where the cap holds a dear group's layer by a cheap one, or a kernel dislikes a width.
         """
         best_ms, changed = self.ms(place_G), True
         while changed:
