@@ -235,12 +235,13 @@ def test_budgets_are_sorted_and_stand_for_as_many_peers() -> None:
     assert settle(vars(config)) == config
 
 
-@pytest.mark.parametrize("command, options", [
-    ("train", ["--max-latency-ms MS,MS,…", "--engine ort|openvino|ort-trt", "--latency-tables DIR"]),
-    ("latency", ["--arch", "--image-size", "--engine", "--seconds S", "--out DIR", "--json", "--force"]),
+@pytest.mark.parametrize("words, options", [
+    (["train", "--help"], ["--max-latency-ms MS,MS,…", "--ratio-of params|macs|latency"]),
+    (["train", "--help-all"], ["--engine ort|openvino|torch|trt", "--latency-precision", "--latency-tables DIR"]),
+    (["latency", "--help"], ["--arch", "--image-size", "--engine", "--seconds S", "--out DIR", "--json", "--force"]),
 ])  # fmt: skip
-def test_help_names_the_options(command: str, options: list[str]) -> None:
-    result = CliRunner().invoke(main, [command, "--help"])
+def test_help_names_the_options(words: list[str], options: list[str]) -> None:
+    result = CliRunner().invoke(main, words)
     assert result.exit_code == 0
     shown = " ".join(result.output.split())
     assert all(option in shown for option in options), shown

@@ -308,30 +308,6 @@ def test_a_table_is_shown(measured: Measured, started: Started, capsys: pytest.C
     assert not started.workers
 
 
-@pytest.mark.parametrize(
-    "option, value, said",
-    [
-        ("--engine", "torch", "a latency table is measured of ONNX files; use one of ort, "),
-        ("--engine", "tflite", "engine must be one of "),
-        ("--precision", "fp8", "precision must be one of fp32, fp16, int8, got 'fp8'"),
-        ("--threads", "0", "threads must be from 1 to the "),
-        ("--threads", "100000", "threads must be from 1 to the "),
-        ("--batch", "0", "batch must be from 1 to "),
-        ("--seconds", "0", "seconds must be above 0, got 0"),
-        ("--seconds", "nan", "seconds must be above 0, got nan"),
-        ("--device", "tpu", "device must be one of auto, cpu, cuda, got 'tpu'"),
-        ("--image-size", "0", "image_size must be at least 1, got 0"),
-        ("--classes", "-1", "classes must be at least 1, got -1"),
-        ("--divisor", "0", "divisor must be at least 1, got 0"),
-    ],
-)
-def test_what_cannot_be_measured_is_one_line(option: str, value: str, said: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["latency", option, value, "--out", str(tmp_path)])
-    assert result.exit_code == 1, result.output
-    assert result.output.startswith(f"Error: {said}") and result.output.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_command_measures_keeps_and_prints(tmp_path: Path, started: Started, monkeypatch: Any) -> None:
     def named(arch: str, arch_args: str, image_size: int, classes: int, divisor: int) -> Resizable:
         assert (arch, image_size, classes, divisor) == ("mixed", 8, 5, 4)

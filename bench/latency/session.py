@@ -36,7 +36,12 @@ SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes ar
 LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
 REMEDY = "measure it again with 'wmlc latency --force'"
-PACKAGES = {"ort": ("onnxruntime-gpu", "onnxruntime"), "ort-trt": ("onnxruntime-gpu",), "openvino": ("openvino",), "trt": ("tensorrt",)}
+PACKAGES = {
+    "ort": ("onnxruntime-gpu", "onnxruntime"),
+    "ort-trt": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt",),
+}
 
 
 class EngineClock:

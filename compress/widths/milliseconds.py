@@ -224,9 +224,8 @@ class _Search:
     def exchanged(self, place_G: np.ndarray, budget_ms: float) -> np.ndarray:
         """The place after one group wider, and one wider for another narrower, while any of that gains."""
         pairs = list(itertools.permutations(self.free, 2)) if len(self.free) <= EXCHANGES else []
-        moves: list[tuple[tuple[int, int], ...]] = [
-            ((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)
-        ]
+        moves: list[tuple[tuple[int, int], ...]] = []
+        moves += [((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)]
         moves += [((up, a), (down, -b)) for up, down in pairs for a in STEPS for b in STEPS]
         while True:
             gains, counts_G, ms, value = [], self.counts(place_G), self.ms(place_G), self.value(place_G)
