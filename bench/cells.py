@@ -23,6 +23,7 @@ from wmlc.bench.engines import PLAN, Engine, engine_class
 from wmlc.bench.engines.machine import allowed_cpus, pinned_cpus
 from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.engines.worker import FOREIGN_S, Memory, Opened, Seat, Worker
+from wmlc.bench.layout import with_layout
 from wmlc.bench.pictures import TestImages
 from wmlc.bench.profile import merge
 from wmlc.bench.scenarios import measure_scenario
@@ -155,9 +156,10 @@ def profile_cell(
                         layers = attribute(again[key].subject.onnx_file, nodes, cell.batch)
                         rounds.setdefault(key, []).append(layers)
             advance(1)
-    profiles = {
-        key: _profile(cell, again[key].subject, merge(each), p50_ms[key]) for key, each in _live(rounds, again).items()
-    }
+    layers_of = {key: merge(each) for key, each in _live(rounds, again).items()}
+    if engine_class(cell.engine) is OrtEngine and cell.device == "cpu":
+        layers_of = {key: with_layout(again[key].subject.onnx_file, layers) for key, layers in layers_of.items()}
+    profiles = {key: _profile(cell, again[key].subject, layers, p50_ms[key]) for key, layers in layers_of.items()}
     return profiles, {key: own.failure for key, own in again.items() if own.failure}
 
 

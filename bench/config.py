@@ -11,7 +11,7 @@ from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS
-from wmlc.settings import BenchSettings, setting
+from wmlc.settings import BUDGET, BenchSettings, setting
 from wmlc.table import FORMATS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -32,9 +32,9 @@ class BenchConfig(BenchSettings):
         _check_sizes("batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
         cpus = len(allowed_cpus())
         _check_sizes("threads", self.threads, cpus, f"the {cpus} CPUs there are")
-        for name in ("seconds", "min_speedup", "latency_bound_ms"):
+        for name in ("seconds", "min_speedup", "latency_bound_ms", "max_latency_ms"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value not in (None, BUDGET) and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be above 0, got {value:g}")
         if self.launches < 1:
             raise InputError(f"launches must be at least 1, got {self.launches}")
@@ -111,6 +111,8 @@ def check_asked(
         raise InputError("--output, --mean and --std are for files; a run's networks say these themselves")
     if data and not files:
         raise InputError("--data is for files; a run is benched on the data that it was trained on")
+    if files and config.max_latency_ms == BUDGET:
+        raise InputError("files were not cut for a latency; give --max-latency-ms a number of milliseconds")
     if files and (config.precisions != ("fp32",) or config.target):
         raise InputError("files run in the precision that is in them; leave --precision and --target out")
 

@@ -9,7 +9,7 @@ from wmlc.bench.cells import bench_cells
 from wmlc.errors import GateError, InputError, Stopped
 from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
-from wmlc.settings import BenchSettings
+from wmlc.settings import BUDGET, BenchSettings
 
 
 def enforce(bench: Bench, out: Path) -> None:
@@ -41,9 +41,15 @@ def unfinished(bench: Bench) -> str | None:
 
 
 def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
-    """Each peer that missed a gate and by how much, by the median speed-up; what was not measured never passes."""
-    missed, dropped = [], set()
+    """Each peer that missed a gate and by how much, by the median speed-up and latency; what was not measured never
+    passes."""
+    missed, dropped = _missing_budgets(rows, settings), set()
+    lone = all(row.peer == BASELINE for row in rows)  # a file by itself
     for row in rows:
+        bound = settings.max_latency_ms
+        most_ms = row.latency_budget_ms if isinstance(bound, str) else bound
+        if most_ms is not None and (lone or (row.peer != BASELINE and row.achieved_ratio != 0)):
+            missed += _missed_latency(row, settings, most_ms)
         if row.peer == BASELINE:
             continue
         network = row.peer, row.precision, row.engine
@@ -64,9 +70,25 @@ def _missed_drop(row: Row, settings: BenchSettings, most: float) -> list[str]:
     return []
 
 
+def _missing_budgets(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
+    """That no row is held against a budget where all should be."""
+    if settings.max_latency_ms != BUDGET or any(row.latency_budget_ms for row in rows):
+        return []
+    return [f"no latency budget is of what was measured, so --max-latency-ms {BUDGET} is not met"]
+
+
+def _missed_latency(row: Row, settings: BenchSettings, most_ms: float) -> list[str]:
+    name, bound = _in_cell(row, settings), f"--max-latency-ms {most_ms:g}"
+    if settings.max_latency_ms == BUDGET:
+        bound = f"its budget of {most_ms:g} ms"
+    if row.latency_ms is None:
+        return [f"{name}: latency was not measured, so {bound} is not met"]
+    p50 = row.latency_ms.p50
+    return [f"{name}: latency {p50:.3g} ms is above {bound} by {p50 - most_ms:.2g} ms"] if p50 > most_ms else []
+
+
 def _missed_speedup(row: Row, settings: BenchSettings, least: float) -> list[str]:
-    threads = f" on {row.threads} threads" if len(settings.threads) > 1 else ""
-    name = f"{_named(row, settings)}{threads} at batch {row.batch}"
+    name = _in_cell(row, settings)
     if row.speedup is None:
         return [f"{name}: speed-up was not measured, so --min-speedup {least:g} is not met"]
     median = row.speedup.median
@@ -78,3 +100,9 @@ def _missed_speedup(row: Row, settings: BenchSettings, least: float) -> list[str
 def _named(row: Row, settings: BenchSettings) -> str:
     """A row's network, and its engine where the bench has several."""
     return row.name + (f" with {row.engine}" if len(settings.engines) > 1 else "")
+
+
+def _in_cell(row: Row, settings: BenchSettings) -> str:
+    """A row's network, and its cell as far as the bench has several."""
+    threads = f" on {row.threads} threads" if len(settings.threads) > 1 else ""
+    return f"{_named(row, settings)}{threads} at batch {row.batch}"

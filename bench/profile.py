@@ -15,6 +15,7 @@ from wmlc.records import LayerTime, Profile
 PAID_OUT = 0.8  # of the MAC ratio, as speed-up; below it, `where_lost` speaks
 APART = 0.1  # of the time of layers that are the same, between two profiles, that needs a word
 LEAST_SHARE = 0.05  # of what was lost, to be named
+REORDERS = ("ReorderInput", "ReorderOutput")  # into ONNX Runtime's blocked layout and back
 MOST_PLACES, MOST_LAYERS = 3, 5  # named in one line
 
 
@@ -66,6 +67,18 @@ def where_lost(baseline: Profile, peer: Profile, speedup_median: float | None, m
     if slow := sorted((pair for pair in pairs if pair.no_faster), key=_lost_ms, reverse=True):
         said += f"; no faster: {_listed([pair.known.layer for pair in slow])}"
     return said + _apart_words(pairs)
+
+
+def left_layout(profile: Profile) -> str | None:
+    """One line on the convolutions of a network that ONNX Runtime's blocked layout does not take; None: on none."""
+    left = [layer.layer for layer in profile.layers if layer.blocked is False]
+    if not left:
+        return None
+    reordering_ms = sum(layer.ms for layer in profile.layers if layer.op in REORDERS)
+    return (
+        f"outside of ONNX Runtime's blocked layout, which their channels do not fit: {_listed(left)}; reordering takes "
+        f"{reordering_ms:.3g} of {profile.profiled_ms:.3g} ms"
+    )
 
 
 def _lost_ms(pair: LayerPair) -> float:

@@ -9,36 +9,46 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wmlc.bench import intervals, measure
+from wmlc.bench.budgets import NOISY, budget_notes, budget_of
 from wmlc.bench.cells import Cell, Measured, Measurement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.subjects import Key
 from wmlc.files import sha256
-from wmlc.records import Environment, Interval, Latency, Row, Speedup, WarmUp
+from wmlc.records import Environment, Interval, Latency, LatencyPlan, Row, Speedup, WarmUp
 from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
 TOP1_APART = 0.5  # points between this bench's top-1 and the training's that need a word
 BUSY = 0.5  # load average a core
-NOISY = 0.03  # half an interval, relatively, from which on the machine is to blame
 ALIKE = 0.01  # networks whose MACs differ by less are not expected to differ
 
 
-def make_rows(cell: Cell, measured: Measured, top1: Mapping[Key, float], config: BenchConfig) -> list[Row]:
-    """The rows of one cell. Args: `top1` of each network through this engine, percent, from whichever cell has it."""
+def make_rows(
+    cell: Cell, measured: Measured, top1: Mapping[Key, float], config: BenchConfig, plan: LatencyPlan | None = None
+) -> list[Row]:
+    """The rows of one cell.
+
+    Args: `top1` of each network through this engine, percent, from whichever cell has it; what peers were cut for, if
+    for a latency.
+    """
     first = next(iter(measured.values()))
     baseline = measured.get((BASELINE, first.subject.precision))
-    return [_make_row(cell, own, baseline, top1, config) for own in measured.values()]
+    return [_make_row(cell, own, baseline, top1, config, plan) for own in measured.values()]
 
 
 def _make_row(
-    cell: Cell, own: Measurement, baseline: Measurement | None, top1: Mapping[Key, float], config: BenchConfig
-) -> Row:
+    cell: Cell, own: Measurement, baseline: Measurement | None, top1: Mapping[Key, float], config: BenchConfig,
+    plan: LatencyPlan | None,
+) -> Row:  # fmt: skip
     subject, about, cost = own.subject, own.subject.about, own.subject.cost
     times_ms, opened, memory = own.times_ms, own.opened, own.memory
     times = None if times_ms is None else measure.latency(times_ms)
     speedup = intervals.speedup(baseline.bursts, own.bursts, config.seed) if baseline and _both(own, baseline) else None
     full = baseline.subject.cost.macs if baseline else None
     mac_ratio = full / cost.macs if full and cost.macs else None
+    interval = _p50_interval(own.bursts, config.seed) if times else None
+    budget_ms = budget_of(plan, cell, subject.peer, subject.precision)
+    whole_ms = baseline.times_ms if baseline and budget_ms else None
     own_top1, baseline_top1 = top1.get(subject.key), top1.get(baseline.subject.key) if baseline else None
     return Row(
         peer=subject.peer,
@@ -58,7 +68,9 @@ def _make_row(
         file_bytes=subject.weights.stat().st_size + subject.more_bytes,
         file_sha256=sha256(subject.weights),
         latency_ms=times,
-        p50_interval=_p50_interval(own.bursts, config.seed) if times else None,
+        p50_interval=interval,
+        latency_budget_ms=budget_ms,
+        budget_met=times.p50 <= budget_ms if times and budget_ms else None,
         compute_ms=None if own.compute_ms is None else measure.latency(own.compute_ms),
         throughput_per_s=1e3 * cell.batch / times.mean if times else None,
         speedup=speedup,
@@ -77,6 +89,7 @@ def _make_row(
             *_missing_notes(own, baseline, config, own_top1),
             *(subject.notes if own_top1 is not None else (note for note in subject.notes if "top-1" not in note)),
             *_speed_notes(own is baseline, times, speedup, own.warm_ups),
+            *budget_notes(budget_ms, times, interval, None if whole_ms is None else float(np.median(whole_ms)), plan),
             *own.lacking,
             *(_top1_notes(own_top1, about.top1) if subject.precision == "fp32" else []),
         ],

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wmlc import records
+from wmlc.bench.budgets import planned_notes
 from wmlc.bench.cells import Cell, Images, Measured, bench_cells, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
@@ -17,7 +18,7 @@ from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.gates import unfinished
 from wmlc.bench.merge import with_former
 from wmlc.bench.pictures import TestImages
-from wmlc.bench.profile import PAID_OUT, where_lost
+from wmlc.bench.profile import PAID_OUT, left_layout, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
 from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, fit_to_files, run_subjects
@@ -25,8 +26,8 @@ from wmlc.console import note
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.files import check_writable
-from wmlc.records import Bench, Profile, Row, TestData
-from wmlc.run import BASELINE, Run
+from wmlc.records import Bench, LatencyPlan, Profile, Row, TestData
+from wmlc.run import BASELINE, Run, read_family
 from wmlc.settings import BenchSettings
 
 MOST_LIKELY_BYTES = 1 << 16  # of a bench's record
@@ -56,7 +57,8 @@ def bench_run(
     for engine in config.engines:
         if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
             note(f"{engine} runs the networks as they were trained, in fp32 only")
-    record = _bench(subjects, devices, config, data, None, command, str(run.root))
+    plan = read_family(run).latency
+    record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
     _write(out, with_former(record, out, run) if keep else record, record)
     return record
 
@@ -129,6 +131,7 @@ def _bench(
     classes: int | None,
     command: str,
     what: str,
+    plan: LatencyPlan | None = None,
 ) -> Bench:
     settings, environment = BenchSettings(**vars(config)), read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
@@ -144,13 +147,14 @@ def _bench(
             lacking = {s.key for s in inside if config.accuracy and s.key not in known}
             measured = measure_cell(cell, inside, config, images, top1_of=lacking, refuses=not rows)
             known |= {key: own.top1 for key, own in measured.items() if own.top1 is not None}
-            found = make_rows(cell, measured, known, config)
+            found = make_rows(cell, measured, known, config, plan)
             found, found_profiles = _profiled(cell, measured, found, config, images)
             rows, profiles = [*rows, *found], [*profiles, *found_profiles]
             notes += indistinct_notes(cell, measured, config.seed)
     except KeyboardInterrupt:
         if not rows:
             raise
+    notes += planned_notes(plan, rows, environment)
     rows, fronts = pareto(rows)
     record = Bench(
         command=command,
@@ -189,5 +193,7 @@ def _profiled(
         if baseline and key in profiles and row.peer != BASELINE and row.speedup:
             lost = where_lost(baseline, profiles[key], row.speedup.median, row.mac_ratio)
             notes += [lost] if lost else []
+        if key in profiles and (left := left_layout(profiles[key])):
+            notes.append(left)
         noted.append(replace(row, notes=[*row.notes, *notes]))
     return noted, list(profiles.values())

@@ -130,7 +130,9 @@ def resizable_of(
     made: Made, graph: ChannelGraph, config: TrainConfig, input_shape: tuple[int, int, int], classes: int
 ) -> Resizable:
     """The full network of a run as what its latency is measured of."""
-    return resizable(made.network, graph, input_shape, classes, config.divisor, config.arch, config.arch_args)
+    return resizable(
+        made.network, graph, input_shape, classes, config.divisor, config.arch, config.arch_args, made.staged
+    )
 
 
 def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:

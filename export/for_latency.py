@@ -12,13 +12,12 @@ from torch import nn
 
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import write_unchecked
-from wmlc.models.resizable import Resizable
-from wmlc.records import Framing, NetworkSpec
+from wmlc.models.resizable import Resizable, untrained_spec
 
 IMAGES = 8  # made up, that an int8 file's ranges are read off
 
 
-def writer_for(precision: str, engine: str) -> Callable[[nn.Module, Resizable, Path], None]:
+def onnx_writer(precision: str, engine: str) -> Callable[[nn.Module, Resizable, Path], None]:
     """`write_for_latency` of files for that engine."""
     target = "gpu" if engine in ("trt", "ort-trt") else "cpu"
     return functools.partial(write_for_latency, precision=precision, target=target)
@@ -26,12 +25,7 @@ def writer_for(precision: str, engine: str) -> Callable[[nn.Module, Resizable, P
 
 def write_for_latency(network: nn.Module, kind: Resizable, path: Path, *, precision: str, target: str) -> None:
     """Write `network`, of this `kind`, to the ONNX file `path` in a precision (fp32, fp16, int8 for the `target`)."""
-    channels, height, width = kind.input_shape
-    spec = NetworkSpec(
-        arch=kind.arch, arch_args=kind.arch_args, class_names=[str(index) for index in range(kind.classes)],
-        input_shape=kind.input_shape, mean=[0.5] * channels, std=[0.25] * channels, widths={},
-        framing=Framing(shorter_side=None, size=(height, width), interpolation="bilinear"),
-    )  # fmt: skip
+    spec = untrained_spec(kind.arch, kind.arch_args, kind.classes, kind.input_shape)
     if precision == "fp32":
         write_unchecked(network, spec, path)
         return

@@ -5,11 +5,15 @@ G channel groups, L layers, N networks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
+
+from wmlc.models.widths import Difference
+from wmlc.records import Framing, NetworkSpec, StageCuts
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Resizable:
     columns: np.ndarray
     fixed_columns: np.ndarray
     build: Callable[[np.ndarray], nn.Module]  # counts [G] → the dense network, in eval mode, on the CPU
+    save: Callable[[np.ndarray, Path], None]  # the same, into an existing directory, as `models.checkpoint` reads it
 
     @property
     def full(self) -> np.ndarray:
@@ -50,3 +55,16 @@ class Resizable:
         linked_GG = sizes_LG.T @ sizes_LG > 0
         np.fill_diagonal(linked_GG, False)
         return linked_GG
+
+
+def untrained_spec(
+    arch: str, arch_args: str, classes: int, input_shape: tuple[int, int, int], *,
+    widths: Difference | None = None, stages: StageCuts | None = None, unused: Sequence[str] = (),
+) -> NetworkSpec:  # fmt: skip
+    """The record of a network that has not seen any data yet."""
+    channels, height, width = input_shape
+    return NetworkSpec(
+        arch=arch, arch_args=arch_args, class_names=[str(index) for index in range(classes)], input_shape=input_shape,
+        mean=[0.5] * channels, std=[0.25] * channels, widths=widths or {}, stages=stages, unused=list(unused),
+        framing=Framing(shorter_side=None, size=(height, width), interpolation="bilinear"),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from wmlc.report.budgets import planned_words
 from wmlc.report.configurations import Comparable, Configuration, baseline_top1
 from wmlc.report.cost import ALIKE, amount_text
 from wmlc.report.paper import in_words
@@ -23,6 +24,7 @@ def findings(runs: Comparable) -> list[str]:
         *_lead(found),
         *_costs(found),
         *_sizes(found),
+        *_latencies(runs),
         *_rates(runs),
         *_baselines(runs),
         *_conditions(runs),
@@ -172,6 +174,15 @@ def _sizes(configurations: Sequence[Configuration]) -> list[str]:
         return notes
     words = "; ".join(f"{cut} in {', '.join(dict.fromkeys(names))}" for cut, names in by_cut.items())
     return [*notes, f"equal ratios are not equal MACs: the FLOPs drop of a peer with ratio {ratio:g} is {words}"]
+
+
+def _latencies(runs: Comparable) -> list[str]:
+    """Which configurations were cut for a latency, so that their ratios are shares of it, and what came of that."""
+    by_root, notes = {str(run.root): run for run in runs.runs}, []
+    for one in runs.configurations:
+        if told := planned_words([by_root[root] for root in one.runs]):
+            notes.append(f"{one.name}: {told}")
+    return notes
 
 
 def _baselines(runs: Comparable) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wmlc.console import scaled
 from wmlc.records import Network, Row
+from wmlc.report.budgets import kept_words
 from wmlc.report.cells import cell_of
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import peer_name
@@ -13,8 +14,8 @@ NEAR = 1.0  # top-1 points below the baseline that count as "within a point"
 
 
 def headline(run: TrainedRun) -> str:
-    """What the run gave, the smallest pruned peer within a point of the baseline, and its speed-up."""
-    return f"{_given(run)} {_found(run)}".replace(" %", "\u00a0%")
+    """What the run gave, the smallest pruned peer within a point of the baseline, its speed-up, and budgets kept."""
+    return " ".join([_given(run), _found(run), *kept_words(run)]).replace(" %", "\u00a0%")
 
 
 def _given(run: TrainedRun) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from wmlc.console import UNKNOWN, say, say_exactly
+from wmlc.console import UNKNOWN, digits, say, say_exactly
 from wmlc.errors import InputError
-from wmlc.records import Baseline, Family
+from wmlc.records import Baseline, Family, Network, PeerLatency
 from wmlc.report.cost import amount_text, in_epochs
 from wmlc.run import RUNS, Run, all_runs, read_epochs, read_family
 from wmlc.table import Table
@@ -60,7 +60,7 @@ def _record(run: Run) -> dict[str, Any]:
     if isinstance(found, dict):
         return {"run": str(run.root), "finished": False, **{f"{phase}_epochs": n for phase, n in found.items()}}
     family = asdict(found)
-    shown = ("arch", "method", "baseline", "peers", "ensemble_top1", "seconds", "training_macs")
+    shown = ("arch", "method", "baseline", "peers", "ensemble_top1", "seconds", "training_macs", "latency")
     cost = in_epochs(found.training_macs, found)
     return {"run": str(run.root), "finished": True, **{key: family[key] for key in shown}, "cost_epochs": cost}
 
@@ -75,16 +75,24 @@ def _rows(run: Run) -> list[list[str]]:
     if isinstance(found, dict):
         done = f"{found['family']} epochs of the family, {found['baseline']} of the baseline"
         return [[root, f"not finished: {done}", *[""] * 7]]
+    budgets = {own.peer: own for own in found.latency.peers} if found.latency else {}
     named = [("baseline", found.baseline)] if found.baseline else []
     rows = [
         [
-            root, name, f"{network.ratio:.1%}", f"{network.achieved_ratio:.1%}", f"{network.params:,}",
+            root, name, *_pruned(network, budgets.get(network.peer)), f"{network.params:,}",
             f"{network.macs / 1e6:,.2f} M", f"{network.top1:.2f}",
             *(_took(network, found) if isinstance(network, Baseline) else ("", "")),
         ]
         for name, network in [*named, *((f"peer {peer.peer}", peer) for peer in found.peers)]
     ]  # fmt: skip
     return [*rows, [root, "ensemble", "", "", "", "", f"{found.ensemble_top1:.2f}", *_took(found, found)]]
+
+
+def _pruned(network: Network, planned: PeerLatency | None) -> tuple[str, str]:
+    """What was asked of a network and what it came to: the share that went or, where it was cut for it, a latency."""
+    if planned is None:
+        return f"{network.ratio:.1%}", f"{network.achieved_ratio:.1%}"
+    return f"{digits(planned.budget_ms)} ms", f"{digits(planned.ms)} ms"
 
 
 def _took(trained: Family | Baseline, family: Family) -> tuple[str, str]:

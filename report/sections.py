@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wmlc.layer_pairs import NO_FASTER
-from wmlc.report import charts, series, tables
+from wmlc.layer_pairs import NO_FASTER, UNBLOCKED
+from wmlc.report import budgets, charts, series, tables
 from wmlc.report.cells import Cell, all_cells, grouped_notes
 from wmlc.report.cost import cost_words
 from wmlc.report.runs import TrainedRun, network_names, network_of
@@ -51,6 +51,7 @@ def all_sections(runs: Sequence[TrainedRun]) -> list[Section]:
     """The page from top to bottom."""
     return [
         accuracy_section(runs),
+        *latency_sections(runs),
         training_section(runs),
         weights_section(runs),
         widths_section(runs),
@@ -105,6 +106,15 @@ def accuracy_section(runs: Sequence[TrainedRun]) -> Section:
         ),
     ]
     return Section("accuracy", "Accuracy", words, [chart for chart in shown if chart.choices])
+
+
+def latency_sections(runs: Sequence[TrainedRun]) -> list[Section]:
+    """What peers were cut for, where that was a latency; nothing where none was."""
+    if not any(run.family.latency for run in runs):
+        return []
+    return [
+        Section("budgets", "Latency budgets", budgets.plan_words(runs), table=budgets.plan_table(runs, len(runs) > 1))
+    ]
 
 
 def _told_apart(runs: Sequence[TrainedRun]) -> tuple[str, list[str]]:
@@ -205,6 +215,8 @@ def layers_section(runs: Sequence[TrainedRun]) -> Section:
             "Channels, MACs an image and FLOPs a byte are the baseline's | the peer's where they differ. "
             "Times are the engine's own profiler's."
         )
+        if run.bench and any(layer.blocked is False for one in run.bench.profiles for layer in one.layers):
+            caption += f" {UNBLOCKED} runs outside of ONNX Runtime's blocked layout, which its channels do not fit."
         shown.append(Chart(f"layers{key}", f"{name}Time a layer", choices, caption, wide=True))
     return Section("layers", "Layers", words, shown)
 

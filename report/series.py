@@ -261,9 +261,7 @@ def layer_rows(baseline: Profile, peer: Profile) -> list[LayerRow]:
             peer_ms=pair.peer.ms if pair.peer else None,
             no_faster=pair.no_faster,
             speed=_speed_text(pair),
-            channels=" | ".join(
-                pair.told(lambda layer: layer.channels, lambda both: "→".join(map(str, both)), UNKNOWN)
-            ),
+            channels=" | ".join(pair.channels("→", UNKNOWN)),
             macs=" | ".join(pair.told(lambda layer: layer.macs or None, scaled, UNKNOWN)),
             intensity=" | ".join(pair.told(lambda layer: layer.intensity, lambda value: f"{value:.3g}", UNKNOWN)),
         )

@@ -23,7 +23,7 @@ COST = "cost: MACs of training all peers, in epochs of the unpruned network"
 def accuracy_over_ratio(runs: Sequence[TrainedRun]) -> Figure:
     """Figure 6: each peer's top-1 over the share of its parameters or MACs that was cut."""
     kinds = sorted({run.family.ratio_of for run in runs})
-    what = " or ".join({"macs": "MACs", "params": "parameters"}[kind] for kind in kinds)
+    what = " or ".join({"macs": "MACs", "params": "parameters"}.get(kind, kind) for kind in kinds)
     drawn = gather(labelled(runs), lambda label, group: [_over_size(label, group, lambda peer: peer.achieved_ratio)])
     title, x = "Top-1 of each peer over its ratio", f"ratio of {what} cut, as achieved"
     return Figure(title, x, TEST, *drawn, levels=baselines(runs), over="ratio")

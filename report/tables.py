@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from wmlc.console import digits, scaled
 from wmlc.records import Latency, Row, Scenario
+from wmlc.report.budgets import verdict
 from wmlc.report.cells import TITLES, cell_of
 from wmlc.report.series import UNKNOWN, Entry, interval_text
 from wmlc.run import BASELINE
@@ -63,6 +64,10 @@ COLUMNS: dict[str, Callable[[Entry], Sortable]] = {
     "top-1, %": lambda entry: told(entry.top1, _points),
     "drop, points": lambda entry: told(entry.top1_drop, _points),
     "p50, ms": _time_ms(lambda times: times.p50),
+    "budget, ms": benched(lambda row: told(row.latency_budget_ms, digits)),
+    "within it": benched(
+        lambda row: (None, UNKNOWN) if row.budget_met is None else (int(row.budget_met), verdict(row))
+    ),
     "speed-up [95 %]": benched(_speedup),
     "paid out": benched(lambda row: told(row.paid_out, _points)),
     "parameters": lambda entry: told(entry.params, scaled),

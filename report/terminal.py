@@ -10,8 +10,9 @@ from typing import Any
 
 from wmlc import records
 from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_exactly, say_notes, scaled
-from wmlc.layer_pairs import OTHER, compare
+from wmlc.layer_pairs import OTHER, UNBLOCKED, compare
 from wmlc.records import Bench, Profile, Row, Scenario
+from wmlc.report.budgets import budget_rows, verdict
 from wmlc.report.cells import grouped_notes
 from wmlc.run import BASELINE
 from wmlc.stats import top1_interval
@@ -19,6 +20,7 @@ from wmlc.table import Table
 
 SPEED = ("network", "ratio, %", "MACs", "p50 ms", "±%", "p99 ms", "speed-up", "top-1", "drop")
 COST = ("network", "params", "file", "n", "load ms", "first ms", "memory", "img/s", "MACs saved", "paid out")
+BUDGETS = ("network", "budget ms", "p50 ms", "% of it", "by p50")
 LAYERS = ("layer", "channels", "MACs", "FLOP/byte", "ms", "times", "")
 LEGEND = (
     "ratio: pruned, asked/got; ±: half the 95 % interval of p50; speed-up: median [95 % interval];",
@@ -68,6 +70,8 @@ def _print_tables(bench: Bench, markdown: bool) -> None:
         _print_below(_scenarios(inside), markdown)
         if any(not found.valid for row in inside for found in row.scenarios.values()):
             say("\n*: of too few queries for LoadGen to vouch for it; raise --seconds")
+        if held := budget_rows(inside):
+            _print_below([_budgets(held)], markdown)
         compute = [(row.name, row.compute_ms) for row in inside if row.compute_ms]
         if compute:
             lines = [(name, digits(each.p50), digits(each.p99), str(each.n)) for name, each in compute]
@@ -109,6 +113,18 @@ def _speed(row: Row, images: int | None) -> tuple[str, ...]:
         _top1(row.top1, images),
         _number(row.top1_drop),
     )
+
+
+def _budgets(rows: Sequence[Row]) -> Table:
+    """What each peer takes beside what it was cut for."""
+    lines = []
+    for row in rows:
+        p50, budget_ms = row.latency_ms.p50 if row.latency_ms else None, row.latency_budget_ms or 0.0
+        ends = row.p50_interval
+        shown = digits(p50) + (f" [{digits(ends.low)},{digits(ends.high)}]" if ends else "")
+        share = UNKNOWN if p50 is None else f"{100 * p50 / budget_ms:.1f}"
+        lines.append((short_name(row.name), digits(budget_ms), shown, share, verdict(row) or UNKNOWN))
+    return Table(BUDGETS, lines, "latency budgets")
 
 
 def _cost(row: Row) -> tuple[str, ...]:
@@ -193,6 +209,8 @@ def _print_profiles(profiles: Sequence[Profile], markdown: bool) -> None:
         title = f"{own.name}{beside}, {own.engine}, batch {own.batch}, threads {own.threads}"
         _print_below([layer_table(baseline or own, own, title)], markdown)
         say(f"\n{profiled_words(own)}")
+    if any(layer.blocked is False for own in profiles for layer in own.layers):
+        say(f"\n{UNBLOCKED}: outside of ONNX Runtime's blocked layout, which these channels do not fit")
 
 
 def layer_table(baseline: Profile, peer: Profile, title: str = "") -> Table:
@@ -200,7 +218,7 @@ def layer_table(baseline: Profile, peer: Profile, title: str = "") -> Table:
     rows = [
         (
             short_name(pair.known.layer.removeprefix(OTHER)),
-            "→".join(pair.told(lambda layer: layer.channels, lambda both: ",".join(map(str, both)), UNKNOWN)),
+            "→".join(pair.channels(",", UNKNOWN)),
             "→".join(pair.told(lambda layer: layer.macs or None, scaled, UNKNOWN)),
             "→".join(pair.told(lambda layer: layer.intensity, lambda value: f"{value:#.3g}".rstrip("."), UNKNOWN)),
             "→".join(pair.told(lambda layer: layer.ms, lambda ms: f"{ms:.3f}" if ms < 10 else f"{ms:.1f}", UNKNOWN)),

@@ -41,6 +41,11 @@ def no_network(counts_G: np.ndarray) -> nn.Module:
     raise AssertionError("nothing is to be built here")
 
 
+def no_file(counts_G: np.ndarray, directory: Path) -> None:
+    """Of networks that are numbers alone."""
+    raise AssertionError("nothing is to be written here")
+
+
 def linked_by(pairs: Sequence[tuple[int | None, int | None]], levels: Sequence[Sequence[int]]) -> Resizable:
     """Layers that take and give the channels of these groups (None: 3, of images, or 10, of classes); numbers alone."""
     columns, rows = np.zeros((len(pairs), len(levels))), np.zeros((len(pairs), len(levels)))
@@ -58,7 +63,7 @@ def linked_by(pairs: Sequence[tuple[int | None, int | None]], levels: Sequence[S
         arch="numbers", arch_args="", classes=10, input_shape=(3, 8, 8), divisor=8,
         groups=tuple(f"group{g}" for g in range(len(levels))), levels=tuple(tuple(own) for own in levels),
         layers=tuple(f"layer{layer}" for layer in range(len(pairs))), rows=rows, fixed_rows=fixed_rows,
-        columns=columns, fixed_columns=fixed_columns, build=no_network,
+        columns=columns, fixed_columns=fixed_columns, build=no_network, save=no_file,
     )  # fmt: skip
 
 
@@ -114,7 +119,7 @@ def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
     if key not in _EXPORTED:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(for_latency, "write_unchecked", _WRITE)  # where `int8_of_exported` has put itself
-            for_latency.writer_for("fp32", "ort")(network, kind, path)
+            for_latency.onnx_writer("fp32", "ort")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()
     path.write_bytes(_EXPORTED[key])
 
@@ -127,7 +132,7 @@ def int8_of_exported(network: nn.Module, kind: Resizable, path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(for_latency, "write_unchecked", write)
-        for_latency.writer_for("int8", "ort")(network, kind, path)
+        for_latency.onnx_writer("int8", "ort")(network, kind, path)
 
 
 def graph_like(network: Resizable) -> ChannelGraph:

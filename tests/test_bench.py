@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import made_plan
 from measured import InProcess
 
 from wmlc import records
@@ -102,6 +103,17 @@ def test_a_run_without_a_baseline_says_what_is_missing(
     assert row.file_bytes == (alone.network(1) / "weights.safetensors").stat().st_size
     assert row.speedup is row.top1_drop is row.mac_ratio is None
     assert "speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none" in row.notes
+    assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench
+
+
+def test_a_run_that_was_cut_for_a_latency_is_held_against_it(
+    alone: Run, files: Files, data: Data, tmp_path: Path, in_process: None
+) -> None:
+    records.write(alone.family, replace(read_family(alone), latency=made_plan((1e4,), full_ms=2e4)))
+    settings = replace(QUICK, batches=(1, 2), accuracy=False)
+    bench = bench_run(alone, settings, files, data, tmp_path / "bench.json")
+    assert [(row.latency_budget_ms, row.budget_met) for row in bench.rows] == [(1e4, True), (None, None)]
+    assert sum("other cells are not held against them" in note for note in bench.notes) == 1
     assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench
 
 

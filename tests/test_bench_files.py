@@ -19,6 +19,7 @@ from wmlc.bench.cells import Cell, Images, Measurement, _check_agreement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.worker import Feed, Seat
+from wmlc.bench.layout import has_blocks
 from wmlc.bench.session import bench_files
 from wmlc.bench.subjects import Key, Subject, file_subjects
 from wmlc.cli import main
@@ -67,6 +68,8 @@ def test_files_of_any_origin_are_measured_the_first_being_the_baseline(two: list
     assert narrow.peak_memory_bytes is None or narrow.peak_memory_bytes > (narrow.engine_memory_bytes or 0) > 0
     assert [(p.name, p.peer) for p in bench.profiles] == [("wide", 0), ("narrow", 1)]
     for profile in bench.profiles:
+        told = {layer.layer: layer.blocked for layer in profile.layers}
+        assert told["conv"] is (True if has_blocks() else None) and told["fc"] is None
         assert {"conv", "fc"} <= {layer.layer for layer in profile.layers}
         assert profile.profiled_ms == sum(layer.ms for layer in profile.layers) and (profile.p50_ms or 0) > 0
     assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench

@@ -60,6 +60,38 @@ def test_engine_and_threads_are_named_where_there_are_several() -> None:
     ]
 
 
+@pytest.mark.parametrize(("bound", "said"), [(0.9, "--max-latency-ms 0.9"), ("budget", "its budget of 0.9 ms")])
+def test_a_latency_is_held_by_its_median(bound: float | str, said: str) -> None:
+    settings = BenchSettings(max_latency_ms=bound)  # type: ignore[arg-type]
+    slow = replace(ROW, latency_budget_ms=0.9, budget_met=False)
+    assert missed_gates([made_row(0, 9.0), slow], settings) == [
+        f"peer1 at batch 1: latency 1 ms is above {said} by 0.1 ms"
+    ]
+    assert missed_gates([made_row(0, 9.0), made_row(1, 0.9, latency_budget_ms=0.9, budget_met=True)], settings) == []
+    assert missed_gates([replace(slow, latency_ms=None)], settings) == [
+        f"peer1 at batch 1: latency was not measured, so {said} is not met"
+    ]
+    assert missed_gates([replace(slow, achieved_ratio=0.0), replace(ROW, latency_ms=None, latency_budget_ms=0.9)],
+                        settings)[0].startswith("peer1 at batch 1: latency was not")  # fmt: skip
+
+
+def test_budgets_hold_in_their_own_cell_and_a_number_in_all() -> None:
+    slow, elsewhere = replace(ROW, latency_budget_ms=0.9), replace(ROW, batch=8)
+    named = ["peer1 at batch 1: latency 1 ms", "peer1 at batch 8: latency 1 ms"]
+    for bound, missed in (("budget", named[:1]), (0.5, named)):
+        found = missed_gates([slow, elsewhere], BenchSettings(max_latency_ms=bound, batches=(1, 8)))  # type: ignore[arg-type]
+        assert [line.split(" is above")[0] for line in found] == missed
+    assert missed_gates([elsewhere], BenchSettings(max_latency_ms="budget")) == [
+        "no latency budget is of what was measured, so --max-latency-ms budget is not met"
+    ]
+
+
+def test_a_file_by_itself_is_held_against_a_latency() -> None:
+    assert missed_gates([made_row(0, 2.0)], BenchSettings(max_latency_ms=1.5)) == [
+        "baseline at batch 1: latency 2 ms is above --max-latency-ms 1.5 by 0.5 ms"
+    ]
+
+
 def test_a_bench_that_was_stopped_is_said_before_its_gates() -> None:
     settings = BenchSettings(batches=(1, 2, 8), threads=(1, 2), min_speedup=100.0)
     with pytest.raises(InputError, match=r"^stopped after 2 of 6 cells; out\.json has what was measured$"):

@@ -14,11 +14,12 @@ from hand_networks import CLASSES, SHAPE
 from onnx import TensorProto, helper, numpy_helper
 from resizables import exported_once, int8_of_exported, real
 
-from wmlc.bench.latency.files import NetworkFiles, ToOnnx, _telling_counts
+from wmlc.bench.engines import ONNX
+from wmlc.bench.latency.files import NetworkFiles, ToOnnx, Writers, _telling_counts
 from wmlc.bench.latency.template import Template
 from wmlc.compress.standalone import resizable_named
 from wmlc.errors import InputError
-from wmlc.export.for_latency import writer_for
+from wmlc.export.for_latency import onnx_writer
 from wmlc.models.resizable import Resizable
 
 
@@ -54,8 +55,7 @@ def whole_numbers(model: onnx.ModelProto) -> dict[str, list[int]]:
 def assert_as_exported(network: Resizable, to_onnx: ToOnnx, files: NetworkFiles, seed: int, directory: Path) -> None:
     """The template's file at drawn widths is that of the network which is really cut to them, but for the weights."""
     counts_G = drawn_counts(network, seed)
-    made, exported = directory / f"made{seed}.onnx", directory / f"exported{seed}.onnx"
-    files.write(counts_G, made)
+    made, exported = files.write(counts_G, f"made{seed}"), directory / f"exported{seed}.onnx"
     to_onnx(network.build(counts_G), network, exported)
     own, real_ = onnx.load(str(made)), onnx.load(str(exported))
     assert nodes(own) == nodes(real_)
@@ -79,21 +79,21 @@ def assert_runs(file: Path) -> None:
 def test_the_file_at_any_widths_is_the_export_but_for_its_weights(tmp_path: Path) -> None:
     """Residual blocks, batch norms, a depthwise layer (whose number of groups is an attribute), a concatenation."""
     network = real("mixed")
-    files = NetworkFiles(network, exported_once, tmp_path)
+    files = NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path)
     for seed in range(2):
         assert_as_exported(network, exported_once, files, seed, tmp_path)
 
 
 def test_all_widths_back_at_the_full_ones_are_the_full_file(tmp_path: Path) -> None:
     network = real("mixed")
-    files = NetworkFiles(network, exported_once, tmp_path)
-    files.write(network.full, tmp_path / "again.onnx")
+    files = NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path)
+    files.write(network.full, "again")
     own, full = onnx.load(str(tmp_path / "again.onnx")), onnx.load(str(files.full))
     assert nodes(own) == nodes(full)
     assert list(own.graph.initializer) == list(full.graph.initializer)
     for seed in range(3):  # a file that was written leaves the next one as it is
-        files.write(drawn_counts(network, seed), tmp_path / "other.onnx")
-    files.write(network.full, tmp_path / "once more.onnx")
+        files.write(drawn_counts(network, seed), "other")
+    files.write(network.full, "once more")
     assert (tmp_path / "once more.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
@@ -101,19 +101,21 @@ def test_all_widths_back_at_the_full_ones_are_the_full_file(tmp_path: Path) -> N
 def test_channels_that_are_split_or_grouped(name: str, tmp_path: Path) -> None:
     """ShuffleNet's halves, which shapes and slices in the file say; a grouped convolution's units of two channels."""
     network = real(name)
-    assert_as_exported(network, exported_once, NetworkFiles(network, exported_once, tmp_path), 0, tmp_path)
+    assert_as_exported(
+        network, exported_once, NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path), 0, tmp_path
+    )
 
 
 def test_an_int8_file(tmp_path: Path) -> None:
     """Scales a channel, integer weights and biases: as many as there are channels left."""
     network, to_onnx = real("mixed"), int8_of_exported
-    assert_as_exported(network, to_onnx, NetworkFiles(network, to_onnx, tmp_path), 0, tmp_path)
+    assert_as_exported(network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx), 1, tmp_path), 0, tmp_path)
 
 
 def test_somebody_elses_network(tmp_path: Path) -> None:
     """torchvision's SqueezeNet: fire modules, each two layers side by side that the next takes together."""
-    network, to_onnx = resizable_named("torchvision:squeezenet1_1", "", 32, 10, 8), writer_for("fp32", "ort")
-    assert_as_exported(network, to_onnx, NetworkFiles(network, to_onnx, tmp_path), 0, tmp_path)
+    network, to_onnx = resizable_named("torchvision:squeezenet1_1", "", 32, 10, 8), onnx_writer("fp32", "ort")
+    assert_as_exported(network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx), 1, tmp_path), 0, tmp_path)
 
 
 def test_the_widths_that_a_template_is_read_off_tell_groups_apart() -> None:

@@ -73,7 +73,7 @@ def test_a_plan_comes_within_its_budgets(truth: Truth, share: str) -> None:
         assert own.budget_ms == pytest.approx(asked_share * full_ms)
         counts_G = np.array([own.counts[name] for name in NETWORK.groups])
         assert own.ms == clock.true_ms(NETWORK, counts_G), "what was measured of those very widths"
-        least = LEAST if share == "none" else 0.9  # of a tree fewer groups are a peer's own to choose
+        least = LEAST if share == "none" else 0.85  # of a tree fewer groups are a peer's own to choose
         assert least * own.budget_ms <= own.ms <= own.budget_ms
         assert own.low < own.ms < own.high and own.predicted_ms > 0
     assert [own.peer for own in plan.peers] == [1, 2, 3]

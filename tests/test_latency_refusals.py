@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from wmlc.bench.latency.config import LatencyConfig
 from wmlc.cli import main
+from wmlc.errors import InputError
 
 
 @pytest.mark.parametrize(
     "option, value, said",
     [
-        ("--engine", "torch", "a latency table is measured of ONNX files; use one of ort, "),
         ("--engine", "tflite", "engine must be one of "),
         ("--precision", "fp8", "precision must be one of fp32, fp16, int8, got 'fp8'"),
         ("--threads", "0", "threads must be from 1 to the "),
@@ -32,3 +33,8 @@ def test_what_cannot_be_measured_is_one_line(option: str, value: str, said: str,
     assert result.exit_code == 1, result.output
     assert result.output.startswith(f"Error: {said}") and result.output.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_torch_runs_what_was_trained() -> None:
+    with pytest.raises(InputError, match="the engine torch runs networks as they are trained, in fp32; leave out precision"):
+        LatencyConfig(engine="torch", precision="int8")

@@ -237,7 +237,7 @@ def test_budgets_are_sorted_and_stand_for_as_many_peers() -> None:
 
 @pytest.mark.parametrize("words, options", [
     (["train", "--help"], ["--max-latency-ms MS,MS,…", "--ratio-of params|macs|latency"]),
-    (["train", "--help-all"], ["--engine ort|openvino|ort-trt", "--latency-precision", "--latency-tables DIR"]),
+    (["train", "--help-all"], ["--engine ort|openvino|torch|trt", "--latency-precision", "--latency-tables DIR"]),
     (["latency", "--help"], ["--arch", "--image-size", "--engine", "--seconds S", "--out DIR", "--json", "--force"]),
 ])  # fmt: skip
 def test_help_names_the_options(words: list[str], options: list[str]) -> None:

@@ -25,6 +25,7 @@ from wmlc.bench.engines.worker import Seat
 from wmlc.bench.latency import session, visits
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.design import design
+from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import LAUNCHES, ROUNDS, EngineClock
 from wmlc.bench.latency.show import print_table
 from wmlc.cli import main
@@ -91,7 +92,7 @@ class Measured:
 
 
 def clock_in(directory: Path, config: LatencyConfig = QUICK, **how: Any) -> EngineClock:
-    return EngineClock(config, exported_once, directory, command="wmlc latency", **how)
+    return EngineClock(config, Writers(exported_once), directory, command="wmlc latency", **how)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +314,7 @@ def test_the_command_measures_keeps_and_prints(tmp_path: Path, started: Started,
         return NETWORK
 
     monkeypatch.setattr("wmlc.compress.standalone.resizable_named", named)
-    monkeypatch.setattr("wmlc.export.for_latency.writer_for", lambda precision, engine: exported_once)
+    monkeypatch.setattr("wmlc.export.for_latency.onnx_writer", lambda precision, engine: exported_once)
     words = [
         "latency",
         "--arch",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from wmlc.bench.profile import _losses, merge, where_lost
+from wmlc.bench.profile import _losses, left_layout, merge, where_lost
 from wmlc.layer_pairs import compare, joined_by
 from wmlc.records import LayerTime, Profile
 
@@ -97,6 +97,18 @@ def test_layers_are_joined_by_name_else_by_position_else_not() -> None:
     assert [(p.shared, p.no_faster) for p in by_name] == [(True, False), (False, False), (False, True), (False, False)]
     apart = compare(BASE, profile("x", ("y", "Gemm", 1, 1.0)))
     assert apart[-1].base is None and apart[-1].known.ms == 1.0 and len(apart) == 5
+
+
+def test_convolutions_outside_of_the_blocked_layout_are_named() -> None:
+    assert left_layout(BASE) is None
+    told = [replace(layer, blocked=layer.layer == "stage1.0.conv1") for layer in BASE.layers[:3]]
+    assert left_layout(replace(BASE, layers=[replace(layer, blocked=True) for layer in told])) is None
+    moved = LayerTime(layer="other: ReorderInput", op="ReorderInput", ms=0.25, channels=None, macs=0, bytes=None,
+                      intensity=None)  # fmt: skip
+    assert left_layout(replace(BASE, layers=[*told, moved])) == (
+        "outside of ONNX Runtime's blocked layout, which their channels do not fit: stage2.0.conv1, stage3.0.conv1; "
+        "reordering takes 0.25 of 3.3 ms"
+    )
 
 
 def test_profiles_of_one_network_are_merged_by_their_medians() -> None:

@@ -12,7 +12,7 @@ from made import made_bench, made_latency, made_layer, made_profile, made_row, m
 
 from wmlc import records
 from wmlc.layer_pairs import OTHER
-from wmlc.records import Bench, Row, Scenario, Trial
+from wmlc.records import Bench, Interval, Row, Scenario, Trial
 from wmlc.report.terminal import layer_table, print_bench, profiled_words, short_name
 from wmlc.settings import BenchSettings
 
@@ -116,6 +116,35 @@ def test_csv_and_json_are_all_of_standard_output(capsys: pytest.CaptureFixture[s
     assert (first["latency_ms_p50"], first["server_rate_per_s"], second["speedup_low"]) == ("2.0", "50.0", "")
     assert (second["latency_ms_p50"], second["notes"], second["top1"]) == ("", "a; b", "90.0")
     assert json.loads(first["macs"]) == 1000 and not {"scenarios", "latency_ms", "speedup"} & first.keys()
+
+
+def test_what_peers_were_cut_for_stands_beside_what_they_take(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [made_row(), *(made_row(peer, 1.0, latency_budget_ms=ms, budget_met=ms >= 1.0, p50_interval=interval)
+            for peer, ms, interval in ((1, 0.8, Interval(low=0.9, high=1.1)), (2, 1.2, Interval(low=0.9, high=1.1)),
+                                       (3, 1.05, Interval(low=0.9, high=1.1)))),
+            made_row(4, None, latency_budget_ms=1.2)]  # fmt: skip
+    lines = shown(capsys, made_bench(rows))
+    start = lines.index("latency budgets")
+    assert [line.split(maxsplit=5) for line in lines[start + 2 : start + 6]] == [
+        ["peer1", "0.800", "1.00", "[0.900,1.10]", "125.0", "missed"],
+        ["peer2", "1.20", "1.00", "[0.900,1.10]", "83.3", "met"],
+        ["peer3", "1.05", "1.00", "[0.900,1.10]", "95.2", "met, not for sure"],
+        ["peer4", "1.20", "-", "-", "-"],
+    ]
+    assert max(map(len, lines)) <= 100
+    assert "latency budgets" not in shown(capsys, made_bench([made_row()]))
+
+
+def test_convolutions_outside_of_the_blocked_layout_have_a_star(capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = [made_profile(peer, [made_layer("stem", 1.0, channels=(3, 8), blocked=True),
+                                    made_layer("conv", 1.0, channels=(8 - peer, 8), blocked=not peer)])
+                for peer in (0, 1)]  # fmt: skip
+    asked = made_bench([made_row()], profiles=profiles, settings=BenchSettings(profile=True))
+    lines = shown(capsys, asked)
+    assert [line.split()[1] for line in lines if line.startswith(("stem", "conv"))] == ["3,8", "8,8→7,8*"]
+    assert "*: outside of ONNX Runtime's blocked layout, which these channels do not fit" in lines
+    calm = replace(asked, profiles=profiles[:1] * 2)
+    assert not any(line.startswith("*") for line in shown(capsys, calm))
 
 
 def test_markdown_has_whole_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,14 @@ from wmlc.data.look import data_command
 from wmlc.errors import InputError
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.options import PATH, Cli, command_words, forced, given, json_option, options_of, run_option, shown_as, split
+from wmlc.report.commands import compare, plot, report
 from wmlc.settings import BenchSettings, TrainConfig
 
 
 @click.group(
-    cls=Cli, commands=[data_command], context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Cli,
+    commands=[data_command, report, compare, plot],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(wmlc.__version__)
 def main() -> None:
@@ -76,11 +79,13 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
 
 
 def _clock(config: LatencyConfig, directory: Path | None, force: bool = False) -> Any:
+    from wmlc.bench.latency.files import Writers
     from wmlc.bench.latency.session import EngineClock
-    from wmlc.export.for_latency import writer_for
+    from wmlc.export.for_latency import onnx_writer
+    from wmlc.export.to_tensorrt import plan_for
 
-    to_onnx = writer_for(config.precision, config.engine)
-    return EngineClock(config, to_onnx, directory, command=command_words(), force=force)
+    writers = Writers(onnx_writer(config.precision, config.engine), plan_for)
+    return EngineClock(config, writers, directory, command=command_words(), force=force)
 
 
 @main.command()
@@ -158,7 +163,8 @@ def bench(
     out = Path("bench.json") if files and out is None else out
     if out is not None:
         refuse_existing(out, force)
-    session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
+    devices = session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
+    from wmlc.bench.budgets import check_budgets
     from wmlc.bench.gates import enforce
     from wmlc.export.extract import bench_forms
     from wmlc.report.terminal import print_bench
@@ -170,7 +176,7 @@ def bench(
             data = session.open_test_images(data_name, data_root)
             record = session.bench_files(files, config, data, out, said, command=command_words())
         else:
-            run = find_run(run_name)
+            check_budgets(run := find_run(run_name), config, devices)
             run_data, keep, out = open_run_data(run, data_root), out is None and not force, out or run.bench
             asked = config.precisions, config.int8_target
             made = bench_forms(run, run_data, *asked, plans=config.takes_plans, batches=config.batches)
@@ -218,22 +224,6 @@ def predict(pictures: tuple[Path, ...], run_name: Path | None, peer: str, as_jso
     from wmlc.predict import print_predictions
 
     print_predictions(options.the_run(run_name), peer, pictures, as_json)
-
-
-@main.command()
-@click.argument("run_names", nargs=-1, type=PATH, metavar="[RUN …]")
-@click.option("--out", type=PATH, metavar="FILE.html", help="The page.  [default: report.html in the first run]")
-@forced
-def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
-    """Make one page of what runs gave: to look at, to send, to print.
-
-    Self-contained and without the network: accuracy over latency, parameters and MACs, training, peer
-    weights, widths, layer times, the whole table, the machine and the commands. Several runs come on one page.
-    """
-    from wmlc.report.page import write_report
-
-    runs = [options.the_run(name) for name in run_names or (None,)]
-    write_report(runs, out or runs[0].report, force=force or out is None)
 
 
 @main.command()
@@ -293,38 +283,6 @@ def sweep(
     from wmlc.compress.sweep.session import run_sweep
 
     run_sweep(recipe, sets, out, SweepConfig(**settings), dry_run=dry_run, as_json=as_json)
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
-@click.option("--paper", metavar="table6|table7|table8", help="Set the paper's published numbers beside the measured.")
-@shown_as
-@click.option("--out", type=PATH, metavar="FILE.md|csv|json", help="Write it to a file too; beside .md its figures.")
-@forced
-def compare(runs: tuple[Path, ...], paper: str | None, shown: str, out: Path | None, force: bool) -> None:
-    """Set finished runs side by side: a row a method, seeds of one configuration as mean ± standard deviation.
-
-    Runs of other data, starts or epochs get tables apart. --out study.md draws study-macs.svg, study-latency.svg too.
-    """
-    from wmlc.report.compare import compare_runs
-
-    compare_runs(runs, paper, out, shown, force)
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
-@click.option("--figure", "figures", metavar="NAME,…", help="Some of the figures only; a wrong name lists them.")
-@click.option("--out", type=PATH, default=Path("plots"), show_default=True, metavar="DIR", help="Where they go.")
-@forced
-def plot(runs: tuple[Path, ...], figures: str | None, out: Path, force: bool) -> None:
-    """Draw the paper's figures from finished runs, each as SVG, PNG and the numbers as JSON.
-
-    Average against weighted ensemble over epochs (Figure 5), accuracy over ratio, MACs, latency and η, the trace of
-    the peer weights (Figures 6, 7). Seeds of one configuration become one line with its spread.
-    """
-    from wmlc.report.plots import plot_runs
-
-    plot_runs(runs, out, tuple(name.strip() for name in figures.split(",")) if figures else (), force)
 
 
 @main.command("list")

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from wmlc.records import LayerTime, Profile
 
 NO_FASTER = 0.95  # of the baseline's time, that a layer with fewer MACs has to get under
+UNBLOCKED = "*"  # beside the channels of a convolution outside of ONNX Runtime's blocked layout
 OTHER = "other: "  # what the name of operators that belong to no layer begins with
 
 Value = TypeVar("Value")
@@ -35,6 +36,14 @@ class LayerPair:
         found = [value(layer) if layer else None for layer in (self.base, self.peer)]
         texts = [unknown if each is None else words(each) for each in found]
         return texts[:1] if texts[0] == texts[1] else texts
+
+    def channels(self, between: str, unknown: str) -> list[str]:
+        """The channels in and out of both, as `told`, with a star where they do not fit ONNX Runtime's layout."""
+
+        def words(layer: LayerTime) -> str:
+            return between.join(map(str, layer.channels or ())) + UNBLOCKED * (layer.blocked is False)
+
+        return self.told(lambda layer: layer if layer.channels else None, words, unknown)
 
     @property
     def times_faster(self) -> float | None:

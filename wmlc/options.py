@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped, one_line
-from wmlc.settings import AUTO, CALLERS_ARCH
+from wmlc.settings import AUTO, BUDGET, CALLERS_ARCH
 from wmlc.table import FORMATS
 
 if TYPE_CHECKING:
@@ -146,13 +146,21 @@ class Listed(click.ParamType):
         raise InputError(f"{self.option} must be {what}, like {self.like}; got {value!r}")
 
 
-class NumberOrAuto(click.ParamType):
-    """A number, or the word auto."""
+class NumberOr(click.ParamType):
+    """A number, or a certain word."""
 
     name = "number"
 
+    def __init__(self, word: str) -> None:
+        self.word = word
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == AUTO else click.FLOAT.convert(value, param, ctx)
+        if value == self.word:
+            return value
+        try:
+            return click.FLOAT.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number nor {self.word}.", param, ctx)
 
 
 LIKE = {"ratios": "0.7,0.5,0.3,0", "batch_range": "1,8,32"}  # examples in a message; else 1,8
@@ -196,7 +204,7 @@ def _option(
     kind["show_default"] = about["shown"] is None and shown not in (None, "")
     kind["help"] += f"  [default: {about['shown']}]" if about["shown"] else ""
     kind["metavar"] = "|".join(choices) if choices else about["metavar"]
-    kind["type"] = NumberOrAuto() if auto else _type(flag, field.name, str(field.type).removesuffix(" | None"))
+    kind["type"] = NumberOr(AUTO) if auto else _type(flag, field.name, str(field.type).removesuffix(" | None"))
     if isinstance(default, tuple):
         kind["default"] = shown if default else ()
     return click.option(flag, field.name, cls=Setting, **kind)
@@ -207,7 +215,8 @@ def _type(flag: str, name: str, annotation: str) -> Any:
     items = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str, "tuple[int, int, int]": int}
     if annotation in items:
         return Listed(flag, items[annotation], LIKE.get(name, "1,8"), 3 if "int, int" in annotation else None)
-    return {"int": int, "float": float, "str": str}[annotation]
+    of_one = {"int": int, "float": float, "str": str, "float | Literal['budget']": NumberOr(BUDGET)}
+    return of_one[annotation]
 
 
 def split(settings: dict[str, Any], *kinds: type) -> Iterator[Any]:

@@ -23,6 +23,7 @@ Role = Literal[
 ]
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
 AUTO = "auto"  # a learning rate that a run finds itself
+BUDGET = "budget"  # of a peer: the milliseconds that it was cut for
 TRAINED_ON = "trained"  # a baseline: the start, trained on for as long as the family
 CALLERS_ARCH = "WMLC_ARCH"  # in the environment: code of the caller's own, which they have named (--arch)
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # how pydantic reads settings and records
@@ -111,7 +112,7 @@ class TrainConfig:
     )  # fmt: skip
     engine: str = setting(
         "ort", "What shall run the peers, where a latency or a share of one is asked for.", role="family",
-        group=LATENCY, metavar="ort|openvino|ort-trt",
+        group=LATENCY, metavar="ort|openvino|torch|trt|…",
     )  # fmt: skip
     latency_precision: str = setting(
         "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY,
@@ -299,6 +300,10 @@ class BenchSettings:
     min_speedup: float | None = setting(
         None, "Exit with 3 if a pruned peer is less than X times as fast.", group=GATES, metavar="X"
     )
+    max_latency_ms: float | Literal["budget"] | None = setting(
+        None, "Exit with 3 if a pruned peer takes more than X ms (p50); budget: more than it was cut for.",
+        group=GATES, metavar="X|budget",
+    )  # fmt: skip
     accuracy: bool = setting(True, "Time only; leave top-1 unmeasured.", group=TIMES, flag="--no-accuracy")
     cuda_graph: bool = setting(
         True, "With --engine trt, launch every kernel anew, to compare.", group=TIMES, flag="--no-cuda-graph"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from wmlc.bench.engines import ENGINES, ONNX, engine_class
+from wmlc.bench.engines import ENGINES, NETWORK, engine_class
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS
 from wmlc.settings import setting
 
-MEASURED, NETWORK = "Where it is measured", "The network"
+MEASURED, MEASURED_OF = "Where it is measured", "The network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,14 @@ class NetworkConfig:
     """The network that a table is of."""
 
     arch: str = setting(
-        "resnet20", "As in 'wmlc train': built in, torchvision:NAME, timm:NAME, FILE.py:FACTORY.", group=NETWORK
+        "resnet20", "As in 'wmlc train': built in, torchvision:NAME, timm:NAME, FILE.py:FACTORY.", group=MEASURED_OF
     )
     arch_args: str = setting(
-        "", "Arguments for its constructor, if it is not built in.", group=NETWORK, metavar="KEY=V,KEY=V"
+        "", "Arguments for its constructor, if it is not built in.", group=MEASURED_OF, metavar="KEY=V,KEY=V"
     )
-    image_size: int = setting(224, "Image side in pixels.", group=NETWORK)
-    classes: int = setting(1000, "Outputs of its last layer.", group=NETWORK)
-    divisor: int = setting(8, "Widths are multiples of this.", group=NETWORK)
+    image_size: int = setting(224, "Image side in pixels.", group=MEASURED_OF)
+    classes: int = setting(1000, "Outputs of its last layer.", group=MEASURED_OF)
+    divisor: int = setting(8, "Widths are multiples of this.", group=MEASURED_OF)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "classes", "divisor"):
@@ -38,7 +38,9 @@ class NetworkConfig:
 class LatencyConfig:
     """The engine that a latency belongs to, and how it is asked; `InputError` for what cannot be on this machine."""
 
-    engine: str = setting("ort", "What shall run the networks: ort, openvino.", group=MEASURED)
+    engine: str = setting(
+        "ort", "What shall run the networks: ort, openvino, torch, torch-compile, ort-trt, trt.", group=MEASURED
+    )
     precision: str = setting("fp32", "Arithmetic in the files: fp32, fp16 or int8.", group=MEASURED)
     threads: int = setting(1, "CPU threads of the engine, pinned.", group=MEASURED, metavar="T")
     batch: int = setting(1, "Images a call.", group=MEASURED, metavar="B")
@@ -55,9 +57,10 @@ class LatencyConfig:
         ):  # fmt: skip
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if engine_class(self.engine).takes != ONNX:
-            fitting = ", ".join(name for name in ENGINES if engine_class(name).takes == ONNX)
-            raise InputError(f"a latency table is measured of ONNX files; use one of {fitting}, got {self.engine!r}")
+        if engine_class(self.engine).takes == NETWORK and self.precision != "fp32":
+            raise InputError(
+                f"the engine {self.engine} runs networks as they are trained, in fp32; leave out precision"
+            )
         cpus = len(allowed_cpus())
         if not 1 <= self.threads <= cpus:
             raise InputError(f"threads must be from 1 to the {cpus} CPUs there are, got {self.threads}")

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from wmlc.bench.engines import NETWORK, PLAN
 from wmlc.bench.latency.template import EXPORTS, Template
 from wmlc.console import progress
+from wmlc.files import new_directory
 from wmlc.models.resizable import Resizable
 
-ToOnnx = Callable[[nn.Module, Resizable, Path], None]  # a dense network of this kind → the file that shall be served
 LEAST_SHARE = 0.3  # of a group's units, of the exports that a template is read off
 TRIES = 100  # of counts that tell all numbers apart
 
 
-class NetworkFiles:
-    """Makes a network's ONNX file at any widths; the exports that it is read off are made at once.
+ToOnnx = Callable[[nn.Module, Resizable, Path], None]  # a dense network of this kind → a file
 
-    Raises `InputError` as `Template.of` does.
+
+@dataclass(frozen=True)
+class Writers:
+    """How a network becomes what shall be served."""
+
+    to_onnx: ToOnnx
+    to_plan: Callable[[Path, Sequence[int]], Path] | None = None  # such a file and batch sizes → a TensorRT plan
+
+
+class NetworkFiles:
+    """Makes a network at any widths into what an engine opens; the exports that files are read off are made at once.
+
+    Raises `InputError` as `Template.of` does. Args: what the engine `takes`; the `batch` of its calls.
     """
 
-    def __init__(self, network: Resizable, to_onnx: ToOnnx, directory: Path) -> None:
+    def __init__(self, network: Resizable, takes: str, writers: Writers, batch: int, directory: Path) -> None:
         import onnx
 
+        self._network, self._takes, self._writers = network, takes, writers
+        self._batch, self._directory = batch, directory
         self.full = directory / "full.onnx"
+        if takes == NETWORK:  # torch needs no file, and this one names its layers
+            writers.to_onnx(network.build(network.full), network, self.full)
+            return
         counts_VG, exports = _telling_counts(network), []
         with progress(f"exporting {network.arch}", EXPORTS, "files") as advance:
             for number, counts_G in enumerate(counts_VG):
                 file = self.full if number == 0 else directory / f"other{number}.onnx"
-                to_onnx(network.build(counts_G), network, file)
+                writers.to_onnx(network.build(counts_G), network, file)
                 exports.append(onnx.load(str(file)))
                 advance(1)
         sums = [
@@ -44,9 +62,18 @@ class NetworkFiles:
         ]
         self._template = Template.of(exports, counts_VG, sums)
 
-    def write(self, counts_G: np.ndarray, path: Path) -> None:
-        """The file of the network with these counts."""
-        self._template.write(counts_G, path)
+    def write(self, counts_G: np.ndarray, name: str) -> Path:
+        """What the engine opens of the network with these counts, under that name."""
+        if self._takes == NETWORK:
+            with new_directory(self._directory / name) as aside:
+                self._network.save(counts_G, aside)
+            return self._directory / name
+        file = self._directory / f"{name}.onnx"
+        self._template.write(counts_G, file)
+        if self._takes == PLAN:
+            assert self._writers.to_plan is not None
+            return self._writers.to_plan(file, (self._batch,))
+        return file
 
 
 def _telling_counts(network: Resizable) -> np.ndarray:

@@ -19,10 +19,10 @@ from wmlc.bench.engines.worker import Seat
 from wmlc.bench.intervals import times_interval
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.design import design
-from wmlc.bench.latency.files import NetworkFiles, ToOnnx
+from wmlc.bench.latency.files import NetworkFiles, Writers
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.latency.table import widest_interval, with_points
-from wmlc.bench.latency.visits import made_up_pixels, seat_for, time_by_turns, visitor
+from wmlc.bench.latency.visits import made_up_pixels, seat_for, tells_layers, time_by_turns, visitor
 from wmlc.console import note, progress, say
 from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.files import user_cache
@@ -36,28 +36,33 @@ SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes ar
 LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
 REMEDY = "measure it again with 'wmlc latency --force'"
-PACKAGES = {"ort": ("onnxruntime-gpu", "onnxruntime"), "ort-trt": ("onnxruntime-gpu",), "openvino": ("openvino",)}
+PACKAGES = {
+    "ort": ("onnxruntime-gpu", "onnxruntime"),
+    "ort-trt": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt",),
+}
 
 
 class EngineClock:
     """Measures networks in one engine on this machine, and keeps what it measured in a directory of tables.
 
-    A context manager, as exported files are kept while it lives. Args: how a network becomes the file that shall be
+    A context manager, as exported files are kept while it lives. Args: how a network becomes what shall be
     served; the `directory`, by default in the user's cache; the `command` that tables name; whether to measure again
     what is kept (`force`).
     """
 
     def __init__(
-        self, config: LatencyConfig, to_onnx: ToOnnx, directory: Path | None = None, *, command: str = "",
+        self, config: LatencyConfig, writers: Writers, directory: Path | None = None, *, command: str = "",
         force: bool = False,
     ) -> None:  # fmt: skip
-        self.config, self._to_onnx, self._command, self._force = config, to_onnx, command, force
+        self.config, self._writers, self._command, self._force = config, writers, command, force
         self._directory = directory or user_cache() / "latency"
         self._files: dict[str, NetworkFiles] = {}
         self._stack = contextlib.ExitStack()
         device = engine_class(config.engine).choose_device(config.device)
         here = read_environment({config.engine: device}, [config.threads])
-        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ()) if name in here.versions]
+        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ("torch",)) if name in here.versions]
         self.at = EngineAt(
             engine=config.engine, version=versions[0] if versions else "unknown", precision=config.precision,
             threads=config.threads, batch=config.batch, device=device, cpu=here.cpu, gpu=here.gpu,
@@ -99,6 +104,11 @@ class EngineClock:
             records.write(file, replace(table, whole=[*table.whole, *timed][-MOST_WHOLE:]))
         return [known[_key(own)] for own in counts]
 
+    def forget(self, network: Resizable) -> None:
+        """Have whole networks timed again."""
+        file = self.file_of(network)
+        records.write(file, replace(self._read(file), whole=[]))
+
     def _read(self, file: Path) -> LatencyTable:
         """A table of this machine and engine; `InputError` for one of another."""
         table = records.read(file, LatencyTable, "latency table", REMEDY)
@@ -114,7 +124,8 @@ class EngineClock:
         key = str(self.file_of(network))
         if key not in self._files:
             work = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            self._files[key] = NetworkFiles(network, self._to_onnx, work)
+            takes = engine_class(self.config.engine).takes
+            self._files[key] = NetworkFiles(network, takes, self._writers, self.config.batch, work)
         return self._files[key]
 
     def _measure(self, network: Resizable, kept: LatencyTable | None, file: Path) -> LatencyTable:
@@ -162,22 +173,20 @@ class EngineClock:
     ) -> Iterator[Visit]:  # fmt: skip
         """A visit to each of the networks, in an order drawn anew, in a fresh process."""
         pixels_NHWC = made_up_pixels(network.input_shape, self.config.batch)
-        with visitor(self._seat(files.full, network), pixels_NHWC, shapes, network.layers) as one:
+        first = files.write(network.full, "first")
+        told = shapes if tells_layers(self.at.engine, self.at.device) else None
+        with visitor(self._seat(first, network), pixels_NHWC, told, network.layers) as one:
             for place in np.random.default_rng(number).permutation(len(designs)):
                 index, counts_G = designs[place]
-                path = files.full.with_name("visited.onnx")
-                files.write(counts_G, path)
-                yield one.visit(index, path)
+                yield one.visit(index, files.write(counts_G, "visited"))
 
     def _time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         files = self._network_files(network)
-        paths = [files.full.with_name(f"whole{number}.onnx") for number in range(len(counts) + 1)]
-        for path, counts_G in zip(paths, [network.full, *counts], strict=True):
-            files.write(counts_G, path)
+        paths = [files.write(own, f"whole{number}") for number, own in enumerate([network.full, *counts])]
         with progress("timing whole networks", LAUNCHES, "launches") as advance:
             try:
                 full, *others = time_by_turns(
-                    paths, self._seat(files.full, network), made_up_pixels(network.input_shape, self.config.batch),
+                    paths, self._seat(paths[0], network), made_up_pixels(network.input_shape, self.config.batch),
                     launches=LAUNCHES, advance=advance,
                 )  # fmt: skip
             except EngineFailed as error:

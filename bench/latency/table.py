@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from wmlc.bench.intervals import times_interval
+from wmlc.bench.latency.untold import layers_told
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 from wmlc.records import LatencyTable, LayerShape, Point, ShapeTimes, Visit
@@ -25,12 +26,13 @@ def with_points(
     Args: what other networks' tables `known` of the same shapes, which counts where this one has no point.
     """
     channels_DL2 = np.array([network.channels(counts_G) for counts_G in design_DG])
+    visits = told(table.visits, channels_DL2, [shape_of.get(layer) for layer in table.layers])
     elsewhere: dict[LayerShape, dict[Pair, Point]] = {}
     for other in known:
         elsewhere.setdefault(other.shape, {}).update({_pair(point): point for point in other.points})
     shapes = []
     for shape, layers in _layers_of(table.layers, shape_of).items():
-        own = _points(table, layers, channels_DL2)
+        own = _points(table.layers, visits, layers, channels_DL2)
         found = elsewhere.get(shape, {}) | {_pair(point): point for point in own}
         points = [found[pair] for pair in sorted(found)]
         shapes.append(ShapeTimes(shape=shape, layers=layers, points=points))
@@ -56,12 +58,34 @@ def _layers_of(layers: Sequence[str], shape_of: Mapping[str, LayerShape]) -> dic
     return by_shape
 
 
-def _points(table: LatencyTable, layers: Sequence[str], channels_DL2: np.ndarray) -> list[Point]:
-    """The points of a shape that `layers` have: of each round, which is a launch, the median over its visits."""
-    place = {layer: index for index, layer in enumerate(table.layers)}
+def told(
+    visits: Sequence[Visit], channels_DL2: np.ndarray, shape_of_L: Sequence[LayerShape | None]
+) -> list[tuple[int, Visit]]:
+    """Each visit with its round, and with what its layers took: where the engine does not say, told round by round."""
+    rounds: dict[int, list[Visit]] = {}
+    for number, visit in numbered(visits):
+        rounds.setdefault(number, []).append(visit)
+    found = []
+    for number, own in rounds.items():
+        if untold := [visit for visit in own if not visit.layers]:
+            ms_V, designs_V = np.array([visit.ms for visit in untold]), np.array([visit.design for visit in untold])
+            layers_DL = layers_told(ms_V, designs_V, channels_DL2, shape_of_L)
+            own = [replace(visit, layers=layers_DL[visit.design].tolist()) for visit in own]
+        found += [(number, visit) for visit in own]
+    return found
+
+
+def _points(
+    known: Sequence[str], visits: Sequence[tuple[int, Visit]], layers: Sequence[str], channels_DL2: np.ndarray
+) -> list[Point]:
+    """The points of a shape that `layers` have: of each round, which is a launch, the median over its visits.
+
+    Args: all layers, in the order of the visits.
+    """
+    place = {layer: index for index, layer in enumerate(known)}
     indices = [place[layer] for layer in layers]
     found: dict[Pair, dict[int, list[float]]] = {}
-    for round_, visit in numbered(table.visits):
+    for round_, visit in visits:
         for index in indices:
             pair = int(channels_DL2[visit.design, index, 0]), int(channels_DL2[visit.design, index, 1])
             found.setdefault(pair, {}).setdefault(round_, []).append(visit.layers[index])

@@ -11,9 +11,10 @@ import numpy as np
 
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.machine import pinned_cpus
+from wmlc.bench.engines.ort_engine import OrtEngine, OrtTensorRtEngine
+from wmlc.bench.engines.torch_engine import CompiledEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.latency.shapes import Shapes
-from wmlc.errors import InputError
 from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
@@ -40,10 +41,18 @@ def seat_for(engine: str, path: Path, channels: int, *, threads: int, device: st
     )  # fmt: skip
 
 
-class Visitor:
-    """A process that opens one network after another and times it."""
+def tells_layers(engine: str, device: str) -> bool:
+    """Whether an engine has times of its layers: ONNX Runtime has none on a GPU, and what compiles none at all."""
+    kind = engine_class(engine)
+    if issubclass(kind, CompiledEngine | OrtTensorRtEngine):
+        return False
+    return device == "cpu" or not issubclass(kind, OrtEngine)
 
-    def __init__(self, worker: Worker, pixels_NHWC: np.ndarray, shapes: Shapes, layers: Sequence[str]) -> None:
+
+class Visitor:
+    """A process that opens one network after another and times it; without `shapes`, as a whole only."""
+
+    def __init__(self, worker: Worker, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: Sequence[str]) -> None:
         self._worker, self._pixels, self._shapes, self._layers = worker, pixels_NHWC, shapes, layers
 
     def visit(self, design: int, path: Path) -> Visit:
@@ -52,9 +61,9 @@ class Visitor:
         first_ms = self._worker.first(self._pixels)
         times_ms = self._worker.burst(calls_in(first_ms))
         ms = float(np.median(times_ms))
-        nodes = self._worker.profile(calls_in(ms))
-        if nodes is None:
-            raise InputError("this engine has no times of its layers; choose another --engine")
+        nodes = self._worker.profile(calls_in(ms)) if self._shapes else None
+        if nodes is None or self._shapes is None:  # what the layers take has to be told from many whole networks
+            return Visit(design, ms, [], 0.0)
         spent, other_ms = self._shapes.spent(nodes)
         return Visit(design, ms, [spent.get(layer, 0.0) for layer in self._layers], other_ms)
 
@@ -65,7 +74,7 @@ def calls_in(ms: float) -> int:
 
 
 @contextmanager
-def visitor(seat: Seat, pixels_NHWC: np.ndarray, shapes: Shapes, layers: Sequence[str]) -> Iterator[Visitor]:
+def visitor(seat: Seat, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: Sequence[str]) -> Iterator[Visitor]:
     """A `Visitor` in a fresh process."""
     with Worker(seat) as worker:
         worker.ready()

@@ -20,6 +20,7 @@ from wmlc.errors import InputError
 
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
+WORTH_OF_MACS = 10.0  # of all, beside a mean over layers: of widths as even, those that compute more in the time
 TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was asked for
 
 
@@ -234,16 +235,21 @@ def _counts_for_latency(
         return counts_G, ratio
     assert scored.priced is not None
     full_ms = scored.priced.ms(scored.graph.full)
-    counts_G, least_ms = choose_for_latency(scored.priced, _worth(scored), counts_G, free_G, (1 - ratio) * full_ms)
+    counts_G, least_ms = choose_for_latency(
+        scored.priced, _worth(scored), counts_G, free_G, (1 - ratio) * full_ms, WORTH_OF_MACS
+    )
     return counts_G, 1 - least_ms / full_ms
 
 
 def _worth(scored: Scored) -> list[np.ndarray]:
-    """What each group is worth at each of its levels [K]: a layer that makes it loses what is cut, and more so the
-    less is left."""
+    """What each group is worth at each of its levels [K]: every layer that makes it loses full / kept − 1.
+
+    So what is left of a layer is worth the more the less that is, and the mean over layers is of the size of 1.
+    """
     assert scored.priced is not None
+    makers = sum(len(group.makers) for group in scored.graph.groups)
     return [
-        len(group.makers) * (1 - group.units / np.array(levels, dtype=float))
+        len(group.makers) / makers * (1 - group.units / np.array(levels, dtype=float))
         for group, levels in zip(scored.graph.groups, scored.priced.levels, strict=True)
     ]
 

@@ -67,15 +67,17 @@ class Priced:
 
 
 def choose_for_latency(
-    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float
-) -> tuple[np.ndarray, float]:
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float,
+    worth_of_macs: float = 0.0,
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
 
     Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
     what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
-    chosen, or of all if that is within the budget.
+    chosen, or of all if that is within the budget; what all MACs of the full network are worth, a part of them as much
+    less.
     """
-    search = _Search(priced, worth, start_G, free_G)
+    search = _Search(priced, worth, start_G, free_G, worth_of_macs)
     lowest_G = search.narrowest()
     if search.ms(lowest_G) > budget_ms:
         lowest_G = search.fastest(lowest_G)
@@ -97,8 +99,12 @@ def choose_for_latency(
 class _Search:
     """Places of the free groups; the others stay as they are."""
 
-    def __init__(self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray) -> None:
+    def __init__(
+        self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray,
+        worth_of_macs: float,
+    ) -> None:  # fmt: skip
         self.priced, self.worth, self.start_G = priced, worth, start_G
+        self.each_mac = worth_of_macs / priced.graph.macs
         self.free = [int(group) for group in np.flatnonzero(free_G)]
         self.last_G = np.array([len(own) - 1 for own in priced.levels])
         sizes_LG = ((priced.graph.rows != 0) | (priced.graph.columns != 0)).astype(int)
@@ -110,6 +116,13 @@ class _Search:
         moved_G[group] = level
         return moved_G
 
+    @staticmethod
+    def _moved(place_G: np.ndarray, move: Sequence[tuple[int, int]]) -> np.ndarray:
+        moved_G = place_G.copy()
+        for group, by in move:
+            moved_G[group] += by
+        return moved_G
+
     def counts(self, place_G: np.ndarray) -> np.ndarray:
         counts_G = self.start_G.copy()
         counts_G[self.free] = self.priced.counts(place_G)[self.free]
@@ -119,7 +132,10 @@ class _Search:
         return self.priced.ms(self.counts(place_G))
 
     def value(self, place_G: np.ndarray) -> float:
-        return sum(float(self.worth[group][place_G[group]]) for group in self.free)
+        worth = sum(float(self.worth[group][place_G[group]]) for group in self.free)
+        if self.each_mac:
+            worth += self.each_mac * float(self.priced.graph.size(self.counts(place_G), "macs"))
+        return worth
 
     def better(self, place_G: np.ndarray, than_G: np.ndarray, budget_ms: float) -> bool:
         """Worth more, and within the budget and the cap."""
@@ -193,7 +209,8 @@ class _Search:
             near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
             at = [self._with(place_G, group, level) for level in near]
             prices = [self.priced.change_ms(counts_G, self.counts(moved_G)) for moved_G in at]
-            choices.append((list(near), np.array(prices), self.worth[group][near.start : near.stop]))
+            values = [self.value(moved_G) for moved_G in at]
+            choices.append((list(near), np.array(prices), np.array(values)))
         least = sum(float(prices.min()) for _, prices, _ in choices)
         room = budget_ms - self.priced.ms(counts_G) - least
         if room < 0:
@@ -211,18 +228,13 @@ class _Search:
         moves += [((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)]
         moves += [((up, a), (down, -b)) for up, down in pairs for a in STEPS for b in STEPS]
         while True:
-            gains, counts_G, ms = [], self.counts(place_G), self.ms(place_G)
+            gains, counts_G, ms, value = [], self.counts(place_G), self.ms(place_G), self.value(place_G)
             for move in moves:
                 if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in move):
-                    gain = sum(
-                        float(self.worth[group][place_G[group] + by] - self.worth[group][place_G[group]])
-                        for group, by in move
-                    )
-                    gains += [(gain, move)] if gain > TINY else []
-            for _, move in sorted(gains, key=lambda found: -found[0]):
-                moved_G = place_G.copy()
-                for group, by in move:
-                    moved_G[group] += by
+                    moved_G = self._moved(place_G, move)
+                    gain = self.value(moved_G) - value
+                    gains += [(gain, moved_G)] if gain > TINY else []
+            for _, moved_G in sorted(gains, key=lambda found: -found[0]):
                 moved_counts_G = self.counts(moved_G)
                 within = ms + self.priced.change_ms(counts_G, moved_counts_G) <= budget_ms
                 if within and self.better(moved_G, place_G, budget_ms):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,27 +13,43 @@ from torch import nn
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
-from wmlc.models.resizable import Resizable
+from wmlc.models.checkpoint import save_stages
+from wmlc.models.resizable import Resizable, untrained_spec
+from wmlc.models.stages import Staged, whole_name
+from wmlc.models.widths import difference
 
 LEVELS = 8  # widths that a group may have: eighths, which are the steps that kernels of 4 or 8 blocks work in
 
 
 def resizable(
-    network: nn.Module, graph: ChannelGraph, input_shape: tuple[int, int, int], classes: int, divisor: int,
-    arch: str, arch_args: str = "",
+    network: nn.Sequential, graph: ChannelGraph, input_shape: tuple[int, int, int], classes: int, divisor: int,
+    arch: str, arch_args: str = "", staged: Staged | None = None,
 ) -> Resizable:  # fmt: skip
-    """`network`, whose channels hang together as `graph` says, at widths of a few levels a group."""
+    """`network`, whose channels hang together as `graph` says, at widths of a few levels a group.
+
+    Args: how it was `staged`, if it is not built of stages.
+    """
 
     def build(counts_G: np.ndarray) -> nn.Module:
         kept = {group.root: torch.arange(int(count)) for group, count in zip(graph.groups, counts_G, strict=True)}
         return cut_channels(network, graph.groups, kept).cpu().eval()
+
+    def save(counts_G: np.ndarray, directory: Path) -> None:
+        cut = build(counts_G)
+        spec = untrained_spec(
+            arch, arch_args, classes, input_shape,
+            widths=difference(network, cut, str if staged is None else whole_name),
+            stages=staged.cuts if staged else None, unused=staged.unused if staged else (),
+        )  # fmt: skip
+        assert isinstance(cut, nn.Sequential)
+        save_stages(cut, spec, directory)
 
     return Resizable(
         arch=arch, arch_args=arch_args, classes=classes, input_shape=input_shape, divisor=divisor,
         groups=tuple(group.root for group in graph.groups),
         levels=tuple(tuple(levels_of(group, divisor)) for group in graph.groups),
         layers=tuple(layer.name for layer in graph.layers), rows=graph.rows, fixed_rows=graph.fixed_rows,
-        columns=graph.columns, fixed_columns=graph.fixed_columns, build=build,
+        columns=graph.columns, fixed_columns=graph.fixed_columns, build=build, save=save,
     )  # fmt: skip
 
 

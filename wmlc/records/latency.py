@@ -21,6 +21,12 @@ class EngineAt(Record):
     cpu: str  # the model and its widest vector instructions
     gpu: str | None
 
+    @property
+    def words(self) -> str:
+        """ort 1.31.1, fp32, 1 thread, batch 1."""
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
+        return f"{self.engine} {self.version}, {self.precision}{threads}, batch {self.batch}"
+
 
 @dataclass(frozen=True)
 class LayerShape(Record):
@@ -108,6 +114,11 @@ class LatencyPlan(Record):
     at: EngineAt
     full_ms: Positive  # the unpruned network's
     peers: list[PeerLatency]
+
+    @property
+    def budgets_ms(self) -> dict[int, float]:
+        """What each peer may take, by its number; not of one that may take as long as the unpruned network."""
+        return {own.peer: own.budget_ms for own in self.peers if own.budget_ms < self.full_ms}
 
 
 @dataclass(frozen=True, kw_only=True)

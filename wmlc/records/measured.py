@@ -94,6 +94,8 @@ class Row(Record):
     file_sha256: str
     latency_ms: Latency | None
     p50_interval: Interval | None
+    latency_budget_ms: Positive | None = None  # what the peer was cut for; None: nothing, or in another cell
+    budget_met: bool | None = None  # by p50
     compute_ms: Latency | None  # without transfers
     throughput_per_s: Amount | None
     speedup: Speedup | None
@@ -122,6 +124,7 @@ class LayerTime(Record):
     macs: Count
     bytes: Count | None
     intensity: Amount | None  # FLOPs a byte
+    blocked: bool | None = None  # a convolution in ONNX Runtime's blocked layout; None: not of this engine or operator
 
 
 @dataclass(frozen=True, kw_only=True)

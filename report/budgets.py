@@ -1,0 +1,120 @@
+"""Latency budgets as people read them: what peers were cut for, what came of it, and whether a bench finds them met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from wmlc.console import digits, scaled
+from wmlc.records import LatencyPlan, PeerLatency, Row
+from wmlc.report.cells import cell_of
+from wmlc.report.runs import TrainedRun
+from wmlc.report.series import UNKNOWN
+from wmlc.run import peer_name
+from wmlc.table import Table
+
+PLAN = ("run", "network", "budget, ms", "predicted, ms", "measured, ms [95 %]", "of the budget", "speed-up", "MACs",
+        "of all MACs", "cut by MACs, ms", "benched, ms", "within it")  # fmt: skip
+
+Told = tuple[float | str | None, str]  # what a column is sorted by, what is shown
+
+
+def verdict(row: Row) -> str:
+    """Whether a peer takes no more than its budget, by p50: met, missed, and where its interval does not show which."""
+    if row.latency_budget_ms is None or row.budget_met is None:
+        return ""
+    interval, word = row.p50_interval, "met" if row.budget_met else "missed"
+    unsure = interval is not None and interval.low <= row.latency_budget_ms <= interval.high
+    return f"{word}, not for sure" if unsure else word
+
+
+def budget_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are held against a budget."""
+    return [row for row in rows if row.latency_budget_ms is not None]
+
+
+def kept_words(run: TrainedRun) -> Iterator[str]:
+    """A sentence on how many budgets the bench of a run found met; none where it has none."""
+    held = [row for row in budget_rows(run.rows) if row.budget_met is not None]
+    if held:
+        met = sum(bool(row.budget_met) for row in held)
+        many = (
+            f"{met} of {len(held)} latency budgets are"
+            if len(held) > 1
+            else f"Its latency budget is{' not' * (not met)}"
+        )
+        yield f"{many} met ({cell_of(held[0]).words})."
+
+
+def plan_words(runs: Sequence[TrainedRun]) -> list[str]:
+    """What the budgets of each run are for, and what the table's columns mean."""
+    words = [
+        f"{run.name}: milliseconds a call in {plan.at.words} on {plan.at.gpu or plan.at.cpu}, where the unpruned "
+        f"network takes {digits(plan.full_ms)} ms. Its ratios are shares of these milliseconds."
+        for run in runs
+        if (plan := run.family.latency)
+    ]
+    words.append(
+        "Predicted by the table of layers; measured of the whole network before its training; cut by MACs: what a "
+        "uniform cut of as large a share of the MACs takes."
+    )
+    if not any(budget_rows(run.rows) for run in runs):
+        words.append("No bench has held a peer against its budget yet; 'wmlc bench' in this engine does.")
+    return words
+
+
+def plan_table(runs: Sequence[TrainedRun], several: bool) -> Table:
+    """A row a peer that was cut for a latency; the run's name only among several."""
+    lines = [_line(run, plan, own) for run in runs if (plan := run.family.latency) for own in plan.peers]
+    shown = [
+        place for place, title in enumerate(PLAN)
+        if (several or title != "run") and any(line[place][1] not in ("", UNKNOWN) for line in lines)
+    ]  # fmt: skip
+    return Table(
+        [PLAN[place] for place in shown],
+        rows=[[line[place][1] for place in shown] for line in lines],
+        values=[[line[place][0] for place in shown] for line in lines],
+        title="Latency budgets",
+    )
+
+
+def _line(run: TrainedRun, plan: LatencyPlan, own: PeerLatency) -> list[Told]:
+    peer = next(peer for peer in run.family.peers if peer.peer == own.peer)
+    benched = next((row for row in budget_rows(run.rows) if row.peer == own.peer), None)
+    p50 = benched.latency_ms.p50 if benched and benched.latency_ms else None
+    bounded = own.peer in plan.budgets_ms
+    kept = peer.macs / run.family.full.macs
+    return [
+        (run.name, run.name),
+        (peer_name(own.peer), peer_name(own.peer)),
+        (own.budget_ms, digits(own.budget_ms)) if bounded else (None, "none"),
+        (own.predicted_ms, digits(own.predicted_ms)),
+        (own.ms, f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]"),
+        (own.ms / own.budget_ms, f"{own.ms / own.budget_ms:.1%}") if bounded else (None, UNKNOWN),
+        (plan.full_ms / own.ms, f"{plan.full_ms / own.ms:.2f}"),
+        (peer.macs, scaled(peer.macs)),
+        (kept, f"{kept:.1%}"),
+        (own.macs_cut_ms, UNKNOWN if own.macs_cut_ms is None else digits(own.macs_cut_ms)),
+        (p50, UNKNOWN if p50 is None else digits(p50)),
+        (None if benched is None or benched.budget_met is None else int(benched.budget_met),
+         (verdict(benched) if benched else "") or UNKNOWN),
+    ]  # fmt: skip
+
+
+def planned_words(group: Sequence[TrainedRun]) -> str | None:
+    """Of runs of one configuration, what their peers were cut for and took before their training; None: no latency.
+
+    The median over the runs.
+    """
+    plans = [plan for run in group if (plan := run.family.latency)]
+    if not plans:
+        return None
+    peers = []
+    for alike in zip(*(plan.peers for plan in plans), strict=True):
+        of = f" of {digits(median(own.budget_ms for own in alike))}" if alike[0].peer in plans[0].budgets_ms else ""
+        peers.append(f"{peer_name(alike[0].peer)} {digits(median(own.ms for own in alike))}{of}")
+    full_ms = digits(median(plan.full_ms for plan in plans))
+    return (
+        f"ratios are of latency in {plans[0].at.words}, where the unpruned network takes {full_ms} ms; measured before "
+        f"training, ms: {', '.join(peers)}"
+    )
