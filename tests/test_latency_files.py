@@ -17,9 +17,7 @@ from resizables import exported_once, int8_of_exported, real
 from wmlc.bench.engines import ONNX
 from wmlc.bench.latency.files import NetworkFiles, ToOnnx, Writers, _telling_counts
 from wmlc.bench.latency.template import Template
-from wmlc.compress.standalone import resizable_named
 from wmlc.errors import InputError
-from wmlc.export.for_latency import onnx_writer
 from wmlc.models.resizable import Resizable
 
 
@@ -109,12 +107,6 @@ def test_channels_that_are_split_or_grouped(name: str, tmp_path: Path) -> None:
 def test_an_int8_file(tmp_path: Path) -> None:
     """Scales a channel, integer weights and biases: as many as there are channels left."""
     network, to_onnx = real("mixed"), int8_of_exported
-    assert_as_exported(network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx), 1, tmp_path), 0, tmp_path)
-
-
-def test_somebody_elses_network(tmp_path: Path) -> None:
-    """torchvision's SqueezeNet: fire modules, each two layers side by side that the next takes together."""
-    network, to_onnx = resizable_named("torchvision:squeezenet1_1", "", 32, 10, 8), onnx_writer("fp32", "ort")
     assert_as_exported(network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx), 1, tmp_path), 0, tmp_path)
 
 
