@@ -270,15 +270,15 @@ def whole(*halved: int) -> np.ndarray:
 def test_whole_networks_are_timed_once(copied: Path, measured: Measured, started: Started) -> None:
     with clock_in(copied) as clock:
         first = clock.time(NETWORK, [whole(), whole(0)])
-        assert started.workers == LAUNCHES and not started.visited
+        assert started.workers == 2 * LAUNCHES and not started.visited, "the full network and another, by turns"
         assert [own.counts for own in first] == [whole().tolist(), whole(0).tolist()]
         assert all(0 < own.low <= own.ms <= own.high and own.launches == LAUNCHES for own in first)
         assert first[0].full_ms == first[1].full_ms > 0, "beside the full network, by turns"
         again = clock.time(NETWORK, [whole(0), whole(), whole(0)])
-        assert again == [first[1], first[0], first[1]] and started.workers == LAUNCHES
+        assert again == [first[1], first[0], first[1]] and started.workers == 2 * LAUNCHES
     with clock_in(copied) as clock:  # another process of the command
         later = clock.time(NETWORK, [whole(1), whole(0)])
-        assert later[1] == first[1] and started.workers == 2 * LAUNCHES
+        assert later[1] == first[1] and started.workers == 4 * LAUNCHES
         kept = records.read(clock.file_of(NETWORK), LatencyTable, "latency table", "measure again")
     assert kept.whole == [*first, later[0]] and replace(kept, whole=[]) == measured.table
     with clock_in(copied) as clock:

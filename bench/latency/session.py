@@ -99,7 +99,8 @@ class EngineClock:
         known = {tuple(own.counts): own for own in table.whole}
         missing = {key: own for own in counts if (key := _key(own)) not in known}
         if missing:
-            timed = self._time(network, list(missing.values()))
+            full = known.get(_key(network.full))  # its milliseconds are measured once, and others' are shares of them
+            timed = self._time(network, list(missing.values()), full.ms if full else None)
             known |= {tuple(own.counts): own for own in timed}
             records.write(file, replace(table, whole=[*table.whole, *timed][-MOST_WHOLE:]))
         return [known[_key(own)] for own in counts]
@@ -180,25 +181,20 @@ class EngineClock:
                 index, counts_G = designs[place]
                 yield one.visit(index, files.write(counts_G, "visited"))
 
-    def _time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
+    def _time(self, network: Resizable, counts: Sequence[np.ndarray], full_ms: float | None) -> list[WholeTime]:
+        """Networks at these counts by turns with the full one, in milliseconds of a full one that takes `full_ms`."""
         files = self._network_files(network)
         paths = [files.write(own, f"whole{number}") for number, own in enumerate([network.full, *counts])]
         with progress("timing whole networks", LAUNCHES, "launches") as advance:
             try:
-                full, *others = time_by_turns(
+                full_LR, ratios_NLR = time_by_turns(
                     paths, self._seat(paths[0], network), made_up_pixels(network.input_shape, self.config.batch),
                     launches=LAUNCHES, advance=advance,
                 )  # fmt: skip
             except EngineFailed as error:
                 raise InputError(f"{self._failed(error)}; try again, or choose another --engine") from None
-        full_ms = float(np.median(np.concatenate(full)))
-        return [
-            WholeTime(
-                counts=list(_key(own)), ms=float(np.median(np.concatenate(bursts))), full_ms=full_ms, launches=LAUNCHES,
-                **dict(zip(("low", "high"), times_interval(bursts, 0), strict=True)),
-            )
-            for own, bursts in zip(counts, others, strict=True)
-        ]  # fmt: skip
+        full_ms = full_ms or float(np.median(np.concatenate(full_LR)))
+        return [_whole_time(own, full_ms, ratios_LR) for own, ratios_LR in zip(counts, ratios_NLR, strict=True)]
 
     def _failed(self, error: EngineFailed) -> str:
         return f"{self.at.engine} failed: {error}"
@@ -236,6 +232,14 @@ def _wanted(network: Resizable, designs_DG: np.ndarray, shapes: Shapes, known: S
         if index < SCALE_NETWORKS or seen - points:
             found.append(index)
     return found
+
+
+def _whole_time(counts_G: np.ndarray, full_ms: float, ratios_LR: Sequence[np.ndarray]) -> WholeTime:
+    low, high = times_interval(ratios_LR, 0)
+    return WholeTime(
+        counts=list(_key(counts_G)), ms=full_ms * float(np.median(np.concatenate(ratios_LR))), low=full_ms * low,
+        high=full_ms * high, full_ms=full_ms, launches=len(ratios_LR),
+    )  # fmt: skip
 
 
 def _levels(network: Resizable) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
 FEWEST, MOST = 5, 400  # calls of a visit
+TURNS = 3  # of two networks in a launch
 
 
 def feed_of(channels: int) -> Feed:
@@ -83,21 +84,33 @@ def visitor(seat: Seat, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: 
 
 def time_by_turns(
     paths: Sequence[Path], seat: Seat, pixels_NHWC: np.ndarray, *, launches: int, advance: Callable[[int], None]
-) -> list[list[np.ndarray]]:
-    """Whole networks one after another, each opened twice in every launch: the medians of their bursts, ms [N][L][2].
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """Whole networks, each by turns with the first: that one's bursts [L][R] in ms, and the others' over it [N][L][R].
 
-    Args: where they run, but for their paths; what to call after a launch.
+    What slows the machine for seconds slows both halves of a turn. Args: where they run, but for their paths; what to
+    call after a launch.
     """
-    medians: list[list[np.ndarray]] = [[] for _ in paths]
+    first_LR, ratios = list[np.ndarray](), [list[np.ndarray]() for _ in paths[1:]]
     for launch in range(launches):
-        draw, bursts = np.random.default_rng(launch), list[list[float]]([] for _ in paths)
-        with Worker(replace(seat, path=paths[0])) as worker:
-            worker.ready()
-            for index in (*draw.permutation(len(paths)), *draw.permutation(len(paths))):
-                worker.reopen(paths[index])
-                worker.burst(calls_in(worker.first(pixels_NHWC)) // 4 + 1)
-                bursts[index].append(float(np.median(worker.burst(calls_in(worker.first(pixels_NHWC)) * 2))))
-        for own, found in zip(medians, bursts, strict=True):
-            own.append(np.array(found))
+        draw, first_R = np.random.default_rng(launch), list[float]()
+        with Worker(replace(seat, path=paths[0])) as first, Worker(replace(seat, path=paths[0])) as other:
+            for worker in (first, other):
+                worker.ready()
+            calls = calls_in(first.first(pixels_NHWC))
+            first.burst(calls)
+            found: dict[int, np.ndarray] = {}
+            for index in draw.permutation(len(paths) - 1):
+                other.reopen(paths[1 + index])
+                own_calls = calls_in(other.first(pixels_NHWC))
+                other.burst(own_calls)
+                turns = [
+                    (float(np.median(first.burst(calls))), float(np.median(other.burst(own_calls))))
+                    for _ in range(TURNS)
+                ]
+                first_R += [ms for ms, _ in turns]
+                found[int(index)] = np.array([own_ms / ms for ms, own_ms in turns])
+        first_LR.append(np.array(first_R))
+        for index, ratio_R in found.items():
+            ratios[index].append(ratio_R)
         advance(1)
-    return medians
+    return first_LR, ratios

@@ -83,13 +83,13 @@ class Visit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class WholeTime(Record):
-    """The median milliseconds of the whole network at these widths, beside the full one, with its 95 % interval."""
+    """The whole network at these widths: the median share of the full one's time, by turns with it, times that."""
 
     counts: list[Size]  # units of each group, in the table's order
     ms: Positive
-    low: Positive
+    low: Positive  # with its 95 % interval
     high: Positive
-    full_ms: Positive  # of the full network, by turns with it
+    full_ms: Positive  # of the full network
     launches: Size
 
 
