@@ -29,9 +29,9 @@ class BenchConfig(BenchSettings):
         if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
             raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
         self._check_engines()
-        _check_sizes("batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
+        check_sizes("batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
         cpus = len(allowed_cpus())
-        _check_sizes("threads", self.threads, cpus, f"the {cpus} CPUs there are")
+        check_sizes("threads", self.threads, cpus, f"the {cpus} CPUs there are")
         for name in ("seconds", "min_speedup", "latency_bound_ms", "max_latency_ms"):
             value = getattr(self, name)
             if value not in (None, BUDGET) and not (math.isfinite(value) and value > 0):
@@ -124,7 +124,7 @@ def _check_names(what: str, names: Sequence[str], allowed: Sequence[str], *, emp
         raise InputError(f"{what} must name some of {', '.join(allowed)}, each once; got {got}")
 
 
-def _check_sizes(what: str, sizes: Sequence[int], most: int, in_words: str) -> None:
+def check_sizes(what: str, sizes: Sequence[int], most: int, in_words: str) -> None:
     got = ",".join(map(str, sizes)) or "none"
     if not sizes or min(sizes) < 1 or max(sizes) > most:
         raise InputError(f"{what} must be from 1 to {in_words}, got {got}")

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from wmlc.data import DataConfig, DataRecord, open_data
 from wmlc.data.parts import Parts
 from wmlc.errors import InputError
@@ -146,3 +148,9 @@ def match_classes(theirs: Sequence[str] | None, ours: Sequence[str]) -> Matched:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+
+
+def made_up_pixels(input_shape: tuple[int, int, int], count: int) -> np.ndarray:
+    """uint8 [N, H, W, C] noise for networks that take images [C, H, W], the same always: no time hangs on it."""
+    channels, height, width = input_shape
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)

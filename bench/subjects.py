@@ -14,7 +14,7 @@ from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.worker import Feed
 from wmlc.bench.foreign import OnnxFile, choose_output, plain, read_file
 from wmlc.bench.layers import FileCost, file_cost, file_precision
-from wmlc.bench.pictures import Fitted, TestImages, fit, match_classes, shape_of
+from wmlc.bench.pictures import Fitted, TestImages, fit, made_up_pixels, match_classes, shape_of
 from wmlc.data.normalisation import numbers
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
@@ -224,8 +224,7 @@ def first_pixels(data: TestImages | None, subject: Subject, least: int) -> np.nd
     """uint8 [N, H, W, C]: the first test images, or made-up ones; `InputError` where they do not fit the network."""
     channels, height, width = subject.input_shape
     if data is None:
-        shape = (MADE_UP_IMAGES, height, width, channels)
-        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return made_up_pixels(subject.input_shape, MADE_UP_IMAGES)
     pixels_NHWC = next(iter(data.test_pixels(max(least, images_a_call(height, width)))))[0].numpy()
     if pixels_NHWC.shape[1:] != (height, width, channels):
         got = " x ".join(map(str, pixels_NHWC.shape[1:]))

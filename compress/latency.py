@@ -131,9 +131,14 @@ def _counts_within(
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
     """`scored` with the widths of a plan."""
-    counts = [np.array([own.counts[group.root] for group in scored.graph.groups], dtype=int) for own in plan.peers]
+    counts = [units_of(own, scored.graph) for own in plan.peers]
     achieved = [1 - own.ms / plan.full_ms for own in plan.peers]
     return replace(scored, planned=Planned(asked.share, counts, achieved))
+
+
+def units_of(planned: PeerLatency, graph: ChannelGraph) -> np.ndarray:
+    """The units [G] that a planned peer keeps of all groups."""
+    return np.array([planned.counts[group.root] for group in graph.groups], dtype=int)
 
 
 def ratios_of(plan: LatencyPlan) -> tuple[float, ...]:
@@ -178,17 +183,15 @@ def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
     """What each peer may take, is predicted to and does, and what a cut of MACs alone would have given."""
     if plan is None:
         return
-    at = plan.at
-    where = f"{at.engine} {at.version}, {at.precision}, {at.threads} thread{'s' * (at.threads > 1)}, batch {at.batch}"
     rows = []
     for own in plan.peers:
-        macs = float(graph.size(np.array([own.counts[group.root] for group in graph.groups]), "macs"))
+        macs = float(graph.size(units_of(own, graph), "macs"))
         rows.append([
             str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
             f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{plan.full_ms / own.ms:.2f}",
             f"{macs / graph.macs:.3f}", digits(own.macs_cut_ms),
         ])  # fmt: skip
-    say(f"milliseconds in {where}: the whole network takes {digits(plan.full_ms)}")
+    say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
     Table(["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "cut by MACs"], rows).show()
     say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
     for own in plan.peers:

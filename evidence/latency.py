@@ -25,7 +25,7 @@ import numpy as np
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import EngineClock
-from wmlc.compress.latency import plan_for_latency, priced
+from wmlc.compress.latency import plan_for_latency, priced, units_of
 from wmlc.compress.standalone import network_named
 from wmlc.compress.widths.choose import Asked, Scored
 from wmlc.export.for_latency import onnx_writer
@@ -79,7 +79,7 @@ def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object
     shutil.copytree(clock.file_of(sizes).parent, again / clock.file_of(sizes).parent.name, dirs_exist_ok=True)
     with EngineClock(config, writers, again) as clock:
         clock.forget(sizes)
-        chosen = [np.array([own.counts[group.root] for group in graph.groups]) for own in plan.peers]
+        chosen = [units_of(own, graph) for own in plan.peers]
         full, *took = clock.time(sizes, [sizes.full, *chosen])
     budgets = [
         {

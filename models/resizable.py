@@ -15,6 +15,8 @@ from torch import nn
 from wmlc.models.widths import Difference
 from wmlc.records import Framing, NetworkSpec, StageCuts
 
+LEVELS = 8  # widths that a group may have, at most: eighths, as kernels work in steps of 4 or 8 blocks
+
 
 @dataclass(frozen=True)
 class Resizable:
@@ -51,10 +53,15 @@ class Resizable:
 
     def linked(self) -> np.ndarray:
         """Which groups size a layer together, bool [G, G]."""
-        sizes_LG = ((self.rows != 0) | (self.columns != 0)).astype(int)
-        linked_GG = sizes_LG.T @ sizes_LG > 0
-        np.fill_diagonal(linked_GG, False)
-        return linked_GG
+        return linked_groups(self.rows, self.columns)
+
+
+def linked_groups(rows_LG: np.ndarray, columns_LG: np.ndarray) -> np.ndarray:
+    """Which groups size a layer together, bool [G, G], by what each gives to a layer's rows and columns."""
+    sizes_LG = ((rows_LG != 0) | (columns_LG != 0)).astype(int)
+    linked_GG = sizes_LG.T @ sizes_LG > 0
+    np.fill_diagonal(linked_GG, False)
+    return linked_GG
 
 
 def untrained_spec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wmlc.bench.config import DEVICES, check_sizes
 from wmlc.bench.engines import ENGINES, NETWORK, engine_class
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.errors import InputError
@@ -53,7 +54,7 @@ class LatencyConfig:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("engine", self.engine, tuple(ENGINES)), ("precision", self.precision, PRECISIONS),
-            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("device", self.device, DEVICES),
         ):  # fmt: skip
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -62,9 +63,7 @@ class LatencyConfig:
                 f"the engine {self.engine} runs networks as they are trained, in fp32; leave out precision"
             )
         cpus = len(allowed_cpus())
-        if not 1 <= self.threads <= cpus:
-            raise InputError(f"threads must be from 1 to the {cpus} CPUs there are, got {self.threads}")
-        if not 1 <= self.batch <= MOST_BATCH:
-            raise InputError(f"batch must be from 1 to {MOST_BATCH:,} images, got {self.batch}")
+        check_sizes("threads", [self.threads], cpus, f"the {cpus} CPUs there are")
+        check_sizes("batch", [self.batch], MOST_BATCH, f"{MOST_BATCH:,} images")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise InputError(f"seconds must be above 0, got {self.seconds:g}")

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wmlc.models.resizable import Resizable
+from wmlc.models.resizable import LEVELS, Resizable
 
-LEVELS = 8  # of a group, at most
 DIRECTIONS = ((1, 0), (0, 1), *((1, slope) for slope in range(1, LEVELS)))
 IRREDUCIBLE = 0b1011  # x³ + x + 1, over the field of two elements
 

@@ -22,7 +22,8 @@ from wmlc.bench.latency.design import design
 from wmlc.bench.latency.files import NetworkFiles, Writers
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.latency.table import widest_interval, with_points
-from wmlc.bench.latency.visits import made_up_pixels, seat_for, tells_layers, time_by_turns, visitor
+from wmlc.bench.latency.visits import seat_for, tells_layers, time_by_turns, visitor
+from wmlc.bench.pictures import made_up_pixels
 from wmlc.console import note, progress, say
 from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.files import user_cache

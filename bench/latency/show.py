@@ -19,12 +19,10 @@ def print_table(clock: EngineClock, network: Resizable, as_json: bool) -> None:
         say_exactly(records.text(table, indent=2))
         return
     Table(["layer", "layers", "channels", "ms", "half of them", "ms", "times"], _rows(table)).show()
-    at = table.at
-    where = f"{at.engine} {at.version}, {at.precision}, {at.threads} thread{'s' * (at.threads > 1)}, batch {at.batch}"
     whole_ms = LatencyModel(table).total(table.layers, network.channels(network.full))
     say(
-        f"{where}, {at.gpu or at.cpu}: the whole network takes {digits(whole_ms)} ms by this table; a point is "
-        f"± {widest_interval(table):.1%}, and a whole network off by {table.error:.1%} (median of "
+        f"{table.at.words}, {table.at.gpu or table.at.cpu}: the whole network takes {digits(whole_ms)} ms by this "
+        f"table; a point is ± {widest_interval(table):.1%}, and a whole network off by {table.error:.1%} (median of "
         f"{len({visit.design for visit in table.visits})})"
     )
     say(f"{clock.file_of(network)}")

@@ -27,12 +27,6 @@ def feed_of(channels: int) -> Feed:
     return Feed(mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
-def made_up_pixels(input_shape: tuple[int, int, int], batch: int) -> np.ndarray:
-    """uint8 [N, H, W, C]; no time of a dense network hangs on what they are."""
-    channels, height, width = input_shape
-    return np.random.default_rng(0).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
-
-
 def seat_for(engine: str, path: Path, channels: int, *, threads: int, device: str, batch: int) -> Seat:
     """The place of a network at `path` in a process of its own."""
     kind = engine_class(engine)

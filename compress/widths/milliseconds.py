@@ -18,6 +18,7 @@ import numpy as np
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.latency_model import LatencyModel
+from wmlc.models.resizable import linked_groups
 
 BINS = 2000  # that a budget is divided into
 PASSES = 30
@@ -107,8 +108,7 @@ class _Search:
         self.each_mac = worth_of_macs / priced.graph.macs
         self.free = [int(group) for group in np.flatnonzero(free_G)]
         self.last_G = np.array([len(own) - 1 for own in priced.levels])
-        sizes_LG = ((priced.graph.rows != 0) | (priced.graph.columns != 0)).astype(int)
-        self.linked_GG = (sizes_LG.T @ sizes_LG > 0) & ~np.eye(len(self.last_G), dtype=bool)
+        self.linked_GG = linked_groups(priced.graph.rows, priced.graph.columns)
 
     @staticmethod
     def _with(place_G: np.ndarray, group: int, level: int) -> np.ndarray:

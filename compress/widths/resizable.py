@@ -14,11 +14,9 @@ from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
 from wmlc.models.checkpoint import save_stages
-from wmlc.models.resizable import Resizable, untrained_spec
+from wmlc.models.resizable import LEVELS, Resizable, untrained_spec
 from wmlc.models.stages import Staged, whole_name
 from wmlc.models.widths import difference
-
-LEVELS = 8  # widths that a group may have: eighths, which are the steps that kernels of 4 or 8 blocks work in
 
 
 def resizable(
