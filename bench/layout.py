@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from wmlc.bench.attribution import FileLayers
+from wmlc.bench.engines import Nodes
 from wmlc.errors import InputError, one_line
 from wmlc.records import LayerTime
 
 BLOCKED = "com.microsoft.nchwc"  # the domain of operators in that layout
 CONVOLUTIONS = ("Conv", "FusedConv")  # not QLinearConv, as int8 has a layout of its own
+BLOCKED_NAME = "_nchwc"  # how the name of a node in that layout ends, in a profile too
 
 
 def blocked_layers(onnx_file: Path) -> dict[str, bool]:
@@ -40,6 +42,16 @@ def blocked_layers(onnx_file: Path) -> dict[str, bool]:
         file.layers[index].name: node.domain == BLOCKED
         for owner, node in zip(owners, nodes, strict=True)
         if node.op_type in CONVOLUTIONS
+        for index in owner
+    }
+
+
+def blocked_in(file: FileLayers, nodes: Nodes) -> dict[str, bool]:
+    """The same as `blocked_layers`, read off ONNX Runtime's profile of a run on a CPU that `has_blocks`."""
+    return {
+        file.layers[index].name: label.endswith(BLOCKED_NAME)
+        for owner, (label, op, _) in zip(file.owners(nodes), nodes, strict=True)
+        if op in CONVOLUTIONS
         for index in owner
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from wmlc import records
 from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_exactly, say_notes, scaled
-from wmlc.layer_pairs import OTHER, UNBLOCKED, compare
+from wmlc.layer_pairs import OTHER, UNBLOCKED, UNBLOCKED_WORDS, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.budgets import budget_rows, verdict
 from wmlc.report.cells import grouped_notes
@@ -210,7 +210,7 @@ def _print_profiles(profiles: Sequence[Profile], markdown: bool) -> None:
         _print_below([layer_table(baseline or own, own, title)], markdown)
         say(f"\n{profiled_words(own)}")
     if any(layer.blocked is False for own in profiles for layer in own.layers):
-        say(f"\n{UNBLOCKED}: outside of ONNX Runtime's blocked layout, which these channels do not fit")
+        say(f"\n{UNBLOCKED}: {UNBLOCKED_WORDS}")
 
 
 def layer_table(baseline: Profile, peer: Profile, title: str = "") -> Table:

@@ -28,6 +28,7 @@ from wmlc.bench.latency.design import design
 from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import LAUNCHES, ROUNDS, EngineClock
 from wmlc.bench.latency.show import print_table
+from wmlc.bench.layout import blocked_layers, has_blocks
 from wmlc.cli import main
 from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.latency_model import LatencyModel
@@ -141,6 +142,24 @@ def test_each_layer_has_points_at_all_its_widths(measured: Measured) -> None:
     assert next(own.shape for own in measured.table.shapes if "deep" in own.layers).groups == "depthwise"
     model = LatencyModel(measured.table)
     assert model.total(NETWORK.layers, NETWORK.channels(NETWORK.full)) > 0
+
+
+def test_points_outside_of_the_blocked_layout_are_those_that_the_engines_own_graph_has(
+    measured: Measured, tmp_path: Path
+) -> None:
+    exported_once(NETWORK.build(NETWORK.full), NETWORK, tmp_path / "full.onnx")
+    full_L2 = NETWORK.channels(NETWORK.full)
+    channels = dict(zip(NETWORK.layers, map(tuple, full_L2.tolist()), strict=True))
+    told = {
+        layer: point.blocked
+        for own in measured.table.shapes
+        for layer in own.layers
+        for point in own.points
+        if (point.channels_in, point.channels_out) == channels[layer]
+    }
+    expected = blocked_layers(tmp_path / "full.onnx")
+    assert expected or not has_blocks()
+    assert told == {layer: expected.get(layer) for layer in NETWORK.layers}
 
 
 def test_a_table_is_read_back_and_nothing_is_measured_again(measured: Measured, started: Started) -> None:

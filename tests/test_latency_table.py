@@ -90,6 +90,21 @@ def test_one_launch_has_no_interval_of_its_own() -> None:
     assert all(point.low == point.ms == point.high and point.n == 1 for point in points)
 
 
+def test_a_point_says_whether_all_its_layers_were_in_the_blocked_layout() -> None:
+    """The second layer leaves it where 24 come in, the fourth in every second visit; of the third nobody can tell."""
+    made = [
+        replace(visit, blocked=[True, bool(DESIGN_DG[visit.design, 0] != 24), None, number % 2 == 0])
+        for number, visit in enumerate(visits([1.0, 1.0, 1.0]))
+    ]
+    table = table_of(made)
+    assert {pair: own.blocked for pair, own in times_of(table, "layer1").items()} == {
+        pair: pair[0] != 24 for pair in times_of(table, "layer1")
+    }
+    assert {own.blocked for own in times_of(table, "layer2").values()} == {None}
+    assert {own.blocked for own in times_of(table, "layer3").values()} == {False}, "in every second visit it was not"
+    assert {own.blocked for own in times_of(table_of(visits([1.0])), "layer1").values()} == {None}
+
+
 def test_layers_of_one_shape_share_their_points() -> None:
     """One that takes 1.2 times as long counts as much as the other: the median of two is their middle."""
     shape_of = APART | {"layer2": APART["layer1"]}

@@ -10,6 +10,7 @@ from wmlc.records import LayerTime, Profile
 
 NO_FASTER = 0.95  # of the baseline's time, that a layer with fewer MACs has to get under
 UNBLOCKED = "*"  # beside the channels of a convolution outside of ONNX Runtime's blocked layout
+UNBLOCKED_WORDS = "outside of ONNX Runtime's blocked layout, which these channels do not fit"
 OTHER = "other: "  # what the name of operators that belong to no layer begins with
 
 Value = TypeVar("Value")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from wmlc.bench.attribution import FileLayers
+from wmlc.bench.engines import Nodes
 from wmlc.bench.layers import SCALED
+from wmlc.bench.layout import blocked_in
 from wmlc.records import LayerShape
 
 SPATIAL = 2  # dimensions before the sides of an image
@@ -31,9 +33,13 @@ class Shapes:
             layer.name: self._shape(index, tuple(then.get(index, ()))) for index, layer in self._file.layers.items()
         }
 
-    def spent(self, nodes: list[tuple[str, str, float]]) -> tuple[dict[str, float], float]:
+    def spent(self, nodes: Nodes) -> tuple[dict[str, float], float]:
         """The milliseconds of each layer by name, with what follows it, and those of no layer."""
         return self._file.with_what_follows(nodes)
+
+    def blocked(self, nodes: Nodes) -> dict[str, bool]:
+        """Of each convolution, whether ONNX Runtime computed it in its blocked layout."""
+        return blocked_in(self._file, nodes)
 
     def _shape(self, index: int, then: tuple[str, ...]) -> LayerShape:
         graph = self._file.graph

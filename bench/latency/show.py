@@ -7,9 +7,12 @@ from wmlc.bench.latency.session import EngineClock
 from wmlc.bench.latency.table import widest_interval
 from wmlc.console import digits, say, say_exactly
 from wmlc.latency_model import LatencyModel, Surface
+from wmlc.layer_pairs import UNBLOCKED, UNBLOCKED_WORDS
 from wmlc.models.resizable import Resizable
 from wmlc.records import LatencyTable
 from wmlc.table import Table
+
+MOST_PAIRS = 8  # channels in and out, named in one line
 
 
 def print_table(clock: EngineClock, network: Resizable, as_json: bool) -> None:
@@ -25,7 +28,20 @@ def print_table(clock: EngineClock, network: Resizable, as_json: bool) -> None:
         f"table; a point is ± {widest_interval(table):.1%}, and a whole network off by {table.error:.1%} (median of "
         f"{len({visit.design for visit in table.visits})})"
     )
+    for line in _left_layout(table):
+        say(line)
     say(f"{clock.file_of(network)}")
+
+
+def _left_layout(table: LatencyTable) -> list[str]:
+    """A line a shape that left ONNX Runtime's blocked layout at some channels, and one that says so before them."""
+    lines = []
+    for own in table.shapes:
+        left = [f"{point.channels_in} → {point.channels_out}" for point in own.points if point.blocked is False]
+        if left:
+            more = f" and {len(left) - MOST_PAIRS} more" if len(left) > MOST_PAIRS else ""
+            lines.append(f"  {own.shape}: {', '.join(left[:MOST_PAIRS])}{more}")
+    return [f"{UNBLOCKED}: {UNBLOCKED_WORDS}, here at", *lines] if lines else []
 
 
 def _rows(table: LatencyTable) -> list[list[str]]:
@@ -40,8 +56,9 @@ def _rows(table: LatencyTable) -> list[list[str]]:
             (point.channels_out for point in own.points if point.channels_out <= half_out), default=most.channels_out
         )
         half_ms = Surface(own.points).at(half_in, half_out)
+        channels = f"{most.channels_in} → {most.channels_out}{UNBLOCKED * (most.blocked is False)}"
         rows.append([
-            str(own.shape), str(len(own.layers)), f"{most.channels_in} → {most.channels_out}", digits(most.ms),
+            str(own.shape), str(len(own.layers)), channels, digits(most.ms),
             f"{half_in} → {half_out}", digits(half_ms), f"{most.ms / half_ms:.2f}" if half_ms else "",
         ])  # fmt: skip
     return rows

@@ -85,18 +85,21 @@ def _points(
     place = {layer: index for index, layer in enumerate(known)}
     indices = [place[layer] for layer in layers]
     found: dict[Pair, dict[int, list[float]]] = {}
+    blocked: dict[Pair, bool | None] = {}
     for round_, visit in visits:
         for index in indices:
             pair = int(channels_DL2[visit.design, index, 0]), int(channels_DL2[visit.design, index, 1])
             found.setdefault(pair, {}).setdefault(round_, []).append(visit.layers[index])
-    return [_point(pair, rounds) for pair, rounds in found.items()]
+            if blocked.get(pair) is not False:
+                blocked[pair] = visit.blocked[index] if visit.blocked else None
+    return [_point(pair, rounds, blocked[pair]) for pair, rounds in found.items()]
 
 
-def _point(pair: Pair, rounds: Mapping[int, Sequence[float]]) -> Point:
+def _point(pair: Pair, rounds: Mapping[int, Sequence[float]], blocked: bool | None) -> Point:
     launches = [np.array([np.median(own)]) for own in rounds.values()]
     ms = float(np.median(np.concatenate(launches)))
     low, high = times_interval(launches, 0) if len(launches) > 1 else (ms, ms)
-    return Point(*pair, ms, low, high, len(launches))
+    return Point(*pair, ms, low, high, len(launches), blocked)
 
 
 def numbered(visits: Sequence[Visit]) -> list[tuple[int, Visit]]:

@@ -15,6 +15,7 @@ from wmlc.bench.engines.ort_engine import OrtEngine, OrtTensorRtEngine
 from wmlc.bench.engines.torch_engine import CompiledEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.latency.shapes import Shapes
+from wmlc.bench.layout import has_blocks
 from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
@@ -47,8 +48,11 @@ def tells_layers(engine: str, device: str) -> bool:
 class Visitor:
     """A process that opens one network after another and times it; without `shapes`, as a whole only."""
 
-    def __init__(self, worker: Worker, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: Sequence[str]) -> None:
+    def __init__(
+        self, worker: Worker, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: Sequence[str], blocks: bool
+    ) -> None:
         self._worker, self._pixels, self._shapes, self._layers = worker, pixels_NHWC, shapes, layers
+        self._blocks = blocks  # whether layers can leave a blocked layout
 
     def visit(self, design: int, path: Path) -> Visit:
         """Open the network at `path`, of that number in the design, and time it."""
@@ -60,7 +64,10 @@ class Visitor:
         if nodes is None or self._shapes is None:  # what the layers take has to be told from many whole networks
             return Visit(design, ms, [], 0.0)
         spent, other_ms = self._shapes.spent(nodes)
-        return Visit(design, ms, [spent.get(layer, 0.0) for layer in self._layers], other_ms)
+        layers = [spent.get(layer, 0.0) for layer in self._layers]
+        told = self._shapes.blocked(nodes) if self._blocks else {}
+        blocked = [told.get(layer) for layer in self._layers] if told else []
+        return Visit(design, ms, layers, other_ms, blocked)
 
 
 def calls_in(ms: float) -> int:
@@ -73,7 +80,8 @@ def visitor(seat: Seat, pixels_NHWC: np.ndarray, shapes: Shapes | None, layers: 
     """A `Visitor` in a fresh process."""
     with Worker(seat) as worker:
         worker.ready()
-        yield Visitor(worker, pixels_NHWC, shapes, layers)
+        blocks = seat.opener is OrtEngine and seat.device == "cpu" and has_blocks()
+        yield Visitor(worker, pixels_NHWC, shapes, layers, blocks)
 
 
 def time_by_turns(

@@ -60,6 +60,7 @@ class Point(Record):
     low: Amount
     high: Amount
     n: Size  # launches, over all layers of the shape
+    blocked: bool | None = None  # all in ONNX Runtime's blocked layout; None where it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,9 @@ class Visit(Record):
     ms: Positive  # the median of a call, without the profiler
     layers: list[Amount]  # milliseconds of each layer, in the table's order, by the profiler
     other_ms: Amount  # what the engine did besides
+    blocked: list[bool | None] = field(
+        default_factory=list
+    )  # each layer in ONNX Runtime's blocked layout, if it has one
 
 
 @dataclass(frozen=True, kw_only=True)
