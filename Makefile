@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SERVERS := .servers
 ENVIRONMENTS := triton mlserver trt-lean-10 trt-lean-11
 
-.PHONY: demo test check slow lint servers browser study serving bench-training bench-speedup bench-overhead bench-repeat clean
+.PHONY: demo test check slow lint servers browser study serving bench-training bench-speedup bench-overhead bench-repeat gpu clean
 .DELETE_ON_ERROR:
 
 ## make demo: train four peers and the baseline on handwritten digits, extract, bench
@@ -72,6 +72,10 @@ study: $(VENV)/.installed
 	$(BIN)/wmlc train $(STUDY) --method independent --baseline runs/wml --out runs/independent
 	$(BIN)/wmlc bench --run runs/wml --engine ort
 	$(BIN)/python tests/benchmarks/picture.py runs/wml docs/family.svg
+
+## make gpu: what only a GPU can show, in at most 9 minutes: build/gpu/section.md (DRY=1: at toy size on a CPU; DATA: where cifar10-png/ lies)
+gpu: $(VENV)/.installed
+	mkdir -p build && OUT=build/gpu PYTHON=$(abspath $(BIN)/python) evidence/gpu.sh
 
 ## benchmarks: the numbers in docs/results.md; run them on an otherwise idle machine
 bench-training: $(VENV)/.installed

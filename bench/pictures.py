@@ -13,13 +13,14 @@ import numpy as np
 
 from wmlc.data import DataConfig, DataRecord, open_data
 from wmlc.data.parts import Parts
+from wmlc.data.sources import PACKED
 from wmlc.errors import InputError
 from wmlc.records import Framing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDERS = ("imagefolder", "imagenet")  # sets whose pictures can be read at another size
+FOLDERS = ("imagefolder", "imagenet", *PACKED)  # sets whose pictures can be read at another size
 NAMED = 3  # classes that a message shows
 
 Shape = tuple[int, int, int]  # C, H, W

@@ -24,6 +24,7 @@ from wmlc.bench.scenarios import require_loadgen
 from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, fit_to_files, run_subjects
 from wmlc.console import note
 from wmlc.data import Data, DataConfig, open_data
+from wmlc.data.sources import kind_and_place
 from wmlc.errors import InputError
 from wmlc.files import check_writable
 from wmlc.records import Bench, LatencyPlan, Profile, Row, TestData
@@ -89,7 +90,11 @@ def open_test_images(name: str | None, root: str | None) -> TestImages | None:
     """The data set that files are to be benched on; None where none is named."""
     if name is None and root is not None:
         raise InputError("--data-root says where a data set lies; name the set too, as with --data imagefolder")
-    return open_data(DataConfig(name=name, root=Path(root) if root else None)) if name else None
+    if name is None:
+        return None
+    kind, place = kind_and_place(name)
+    root = place or root
+    return open_data(DataConfig(name=kind, root=Path(root) if root else None))
 
 
 def _check_out(out: Path) -> None:

@@ -1,12 +1,17 @@
-"""The start of a run that begins from trained weights: how their pixels are wanted, and how right they are."""
+"""How a run begins: its directory and its data, how a start wants their pixels, and how right it is on them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from wmlc import records
+from wmlc import run as runs
+from wmlc.compress.config import with_absolute_paths
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
 from wmlc.compress.prepare import Prepared
@@ -15,10 +20,14 @@ from wmlc.data import Data, data_of, open_parts
 from wmlc.data.decode import Layout
 from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
+from wmlc.files import new_directory, recover_directory, refuse_existing
+from wmlc.models.checkpoint import load_network, read_spec, save_network
 from wmlc.models.pixels import Pixels
 from wmlc.models.start import start_pixels
-from wmlc.run import data_config
-from wmlc.settings import TrainConfig
+from wmlc.ranks import Ranks, launch
+from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
+from wmlc.run import BASELINE, Run, data_config
+from wmlc.settings import OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
 
 
 def open_for_start(config: TrainConfig, device: Device) -> tuple[TrainConfig, Data]:
@@ -80,3 +89,65 @@ def print_start(prepared: Prepared, data: Data | None, device: Device) -> None:
     say(line)
     if warning:
         note(warning)
+
+
+def check_free(root: Path, force: bool) -> None:
+    """Raise `InputError` where a new run cannot be in `root`."""
+    if not root.exists():
+        recover_directory(root)  # a kill between the renames of --force
+    if root.exists() and not force:
+        raise InputError(
+            f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
+        )
+    refuse_existing(root, force, runs.is_run)
+
+
+def together(data: Data, ranks: Ranks) -> None:
+    """Raise `InputError` in all processes where one cannot read its images, or has others."""
+    if ranks.count == 1:
+        return
+    record = ranks.together(lambda: data.record)
+    counts = {
+        "the number of training images": record.train, "the number of held-out images": record.held_out,
+        "the number of test images": ranks.together(data.test_count), "the list of classes": record.class_names,
+    }  # fmt: skip
+    ranks.agree(counts, "give all processes the same images")
+
+
+def make_run(
+    run: Run, config: TrainConfig, command: str, trials: list[RateTrial], prepared: Prepared, data: Data,
+    device: Device,
+) -> None:  # fmt: skip
+    """Make the run's directory, with its record and the baseline that comes from another run."""
+    settings = with_absolute_paths(config)
+    other = config.baseline_from if config.baseline_from != TRAINED_ON else None
+    baseline = None if other is None else _matching_baseline(settings, Path(other), data)
+    record = RunRecord(
+        command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
+        device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
+        processes=device.ranks.count, launch=launch(), **vars(runs.provenance()),
+    )  # fmt: skip
+    with new_directory(run.root) as aside:
+        records.write(aside / run.config.name, record)
+        if baseline is not None:
+            network, spec = baseline
+            (aside / "baseline").mkdir()
+            save_network(network, spec, aside / "baseline")
+
+
+def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:
+    """Another run's baseline; refused unless it was trained on the same data, with the same network and settings."""
+    source = runs.find_run(name)
+    if not source.network(BASELINE).is_dir():
+        raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
+    spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
+    mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in (config, settings))
+    record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
+    mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
+    theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
+    for key in ("normalise", "interpolation", "crop"):
+        del mine[key], theirs[key]
+    differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
+    if differing:
+        raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")
+    return load_network(source.network(BASELINE)), spec

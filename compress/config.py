@@ -14,7 +14,7 @@ from typing import Any
 from wmlc.compress.budgets import LATENCY, with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
-from wmlc.data.sources import INTERPOLATIONS
+from wmlc.data.sources import INTERPOLATIONS, kind_and_place
 from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
 from wmlc.models.foreign import is_foreign
@@ -89,6 +89,9 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
             values[f"{name}_auto"] = True
         else:
             values[name] = _typed(name, value, str(fields[name].type), source)
+    kind, place = kind_and_place(values.get("data", ""))
+    if place is not None:
+        values |= {"data": kind, "data_root": place}
     config = TrainConfig(**values)
     _check_choices(config)
     config = _with_the_methods_own(config)

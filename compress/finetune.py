@@ -38,7 +38,8 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
 
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
-    return cut_anew(prepared, load_stages(baseline).to(device.name), config, data)
+    trained = device.ranks.together(lambda: load_stages(baseline))
+    return cut_anew(prepared, trained.to(device.name), config, data, device)
 
 
 def untaught(config: TrainConfig) -> TrainConfig:

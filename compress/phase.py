@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,10 +16,12 @@ from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState, load_state, save_state
+from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, sources_of, steps_of
 from wmlc.compress.prepare import Prepared
 from wmlc.console import LongWork, note, say
 from wmlc.data import Data
+from wmlc.ranks import Ranks
 from wmlc.records import Epoch, Phase
 from wmlc.run import Run
 from wmlc.settings import TrainConfig
@@ -31,11 +35,19 @@ def train_phase(
 
     Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
     """
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
-
     family.to(memory_format=torch.channels_last)
+    device.ranks.take_of_first([*(own.data for own in family.parameters()), *family.buffers()])
+    with synced(family, device.ranks) if config.sync_bn else contextlib.nullcontext():
+        return _trained(run, phase, family, prepared, config, method, data, device, resume, work)
+
+
+def _trained(
+    run: Run, phase: Phase, family: PeerFamily, prepared: Prepared, config: TrainConfig, method: Method, data: Data,
+    device: Device, resume: bool, work: LongWork,
+) -> TrainState:  # fmt: skip
+    """`train_phase`, of processes that begin with the same weights."""
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    cut = set[int]()
+    cut, ranks = set[int](), device.ranks
     if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
         cut = recalibrated(family, config)
     spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
@@ -43,7 +55,7 @@ def train_phase(
         batches = recalibrate(family, cut, data, config.batch_size, device)
         state.training_macs += spending.forward(batches)
         if phase == "family":
-            trials = runs.read_config(run).rate_trials
+            trials = ranks.of_first(lambda: runs.read_config(run).rate_trials)
             state.training_macs += sum(trial.training_macs for trial in trials)
             state.seconds += sum(trial.seconds for trial in trials)
     if config.epochs == 0:
@@ -51,11 +63,13 @@ def train_phase(
     optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)
     if resume:
         sources = sources_of(config, method, family.peers, config.teacher == "frozen")
-        state = load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs, sources=sources)
+        state = ranks.of_first(
+            lambda: load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs, sources=sources)
+        )
+        _take_of_first(family, optimizer, ranks)
         say(f"resuming the {phase} after epoch {state.epoch}")
-        if (kept := len(runs.read_epochs(run, phase))) < state.epoch:
+        if ranks.first and (kept := len(runs.read_epochs(run, phase))) < state.epoch:
             note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
-    runs.keep_epochs(run, phase, state.epoch)
     total = steps_of(config, an_epoch)
 
     def macs_until(epoch: int) -> float:
@@ -63,13 +77,12 @@ def train_phase(
 
     work.skip(macs_until(state.epoch))
     print_epoch_header(phase, family.peers, epochs)
-    with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
+    with _keeper(run, phase, state, family, optimizer) if ranks.first else contextlib.nullcontext() as keep:
 
         def on_epoch(epoch: Epoch) -> None:
-            runs.append_epoch(run, phase, epoch)
-            _to_tensorboard(writer, epoch)
             print_epoch(phase, epoch, epochs, work.left)
-            save_state(run.checkpoint, state, family, optimizer)
+            if keep is not None:
+                keep(epoch)
 
         def on_step(epoch: int, share: float) -> None:
             work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
@@ -80,6 +93,38 @@ def train_phase(
     # a small momentum lags far behind a short training
     state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
     return state
+
+
+@contextlib.contextmanager
+def _keeper(
+    run: Run, phase: Phase, state: TrainState, family: PeerFamily, optimizer: torch.optim.SGD
+) -> Iterator[Callable[[Epoch], None]]:
+    """What writes an epoch's record, its curves and the checkpoint."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    runs.keep_epochs(run, phase, state.epoch)
+    with SummaryWriter(run.tensorboard / phase, purge_step=state.epoch + 1) as writer:
+
+        def keep(epoch: Epoch) -> None:
+            runs.append_epoch(run, phase, epoch)
+            _to_tensorboard(writer, epoch)
+            save_state(run.checkpoint, state, family, optimizer)
+
+        yield keep
+
+
+def _take_of_first(family: PeerFamily, optimizer: torch.optim.SGD, ranks: Ranks) -> None:
+    """Rank 0's weights and momentum, which it has read."""
+    if ranks.count == 1:
+        return
+    has = ranks.of_first(
+        lambda: {name for name, own in family.named_parameters() if "momentum_buffer" in optimizer.state[own]}
+    )
+    momentum = []
+    for name, parameter in family.named_parameters():
+        if name in has:
+            momentum.append(optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.data)))
+    ranks.take_of_first([*(own.data for own in family.parameters()), *family.buffers(), *momentum])
 
 
 def _to_tensorboard(writer: Any, epoch: Epoch) -> None:

@@ -97,14 +97,14 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
     config = settle_teacher(config, made)
-    scored = _scored(made, config, data)
+    scored = device.ranks.of_first(lambda: _scored(made, config, data))
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
         return Prepared(made.network, scored, widths, family, made)
-    scored, plan = _ranked(scored, made.network, config, data, made.fitted is not None), None
+    scored, plan = _ranked(scored, made.network, config, data, made.fitted is not None, device), None
     if config.ratio_of == LATENCY:
-        scored, plan = _planned(made, scored, config, record, latency)
+        scored, plan = _planned(made, scored, config, record, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     if method.cuts_trained:
         return replace(_cut_apart(made, scored, config), plan=plan)
@@ -112,17 +112,25 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
 
 
 def _planned(
-    made: Made, scored: Scored, config: TrainConfig, record: DataRecord, latency: Clock | LatencyPlan | None
-) -> tuple[Scored, LatencyPlan]:
-    """`scored` with the widths that `config` asks latencies of: as planned before, or chosen and measured now."""
-    asked = asked_of(config)
-    if isinstance(latency, LatencyPlan):
-        return as_planned(scored, asked, latency), latency
-    if latency is None:
-        raise InputError("ratios of a latency need an engine to measure it in; train with 'wmlc train'")
-    network = resizable_of(made, scored.graph, config, record.input_shape, len(record.class_names))
-    scored = priced(scored, network, latency.table(network))
-    plan = plan_for_latency(scored, asked, network, latency, config.max_latency_ms)
+    made: Made, scored: Scored, config: TrainConfig, record: DataRecord, latency: Clock | LatencyPlan | None,
+    device: Device,
+) -> tuple[Scored, LatencyPlan]:  # fmt: skip
+    """`scored` with the widths that `config` asks latencies of: as planned before, or chosen and measured now.
+
+    Rank 0 measures.
+    """
+    asked, unpriced = asked_of(config), scored
+
+    def planned() -> tuple[Scored, LatencyPlan]:
+        if isinstance(latency, LatencyPlan):
+            return unpriced, latency
+        if latency is None:
+            raise InputError("ratios of a latency need an engine to measure it in; train with 'wmlc train'")
+        network = resizable_of(made, unpriced.graph, config, record.input_shape, len(record.class_names))
+        with_prices = priced(unpriced, network, latency.table(network))
+        return with_prices, plan_for_latency(with_prices, asked, network, latency, config.max_latency_ms)
+
+    scored, plan = device.ranks.of_first(planned)
     return as_planned(scored, asked, plan), plan
 
 
@@ -237,10 +245,10 @@ def make_full(
     return Made(staged.network, staged, fitted)
 
 
-def cut_anew(prepared: Prepared, trained: nn.Sequential, config: TrainConfig, data: Images) -> Prepared:
+def cut_anew(prepared: Prepared, trained: nn.Sequential, config: TrainConfig, data: Images, device: Device) -> Prepared:
     """`prepared` with the peers cut from its full network as it is once `trained`: of the same widths."""
     made = replace(prepared.made, network=trained)
-    return _cut_apart(made, _ranked(prepared.scored, trained, config, data, True), config)
+    return _cut_apart(made, _ranked(prepared.scored, trained, config, data, True, device), config)
 
 
 def _cut_apart(made: Made, scored: Scored, config: TrainConfig) -> Prepared:
@@ -294,8 +302,18 @@ def _scored(made: Made, config: TrainConfig, data: Images) -> Scored:
     return replace(scored, layer_importance=by_saliency(budget).layer_importance)
 
 
-def _ranked(scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> Scored:
-    """`scored`, its channels in the order of the rank in force, by the weights of `network`, `trained` or not."""
+def _ranked(
+    scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool, device: Device
+) -> Scored:
+    """`scored`, its channels in the order of the rank in force, by the weights of `network`, `trained` or not.
+
+    As rank 0 finds it: all that widths follow from is the same in each process then.
+    """
+    ranked = device.ranks.of_first(lambda: _in_order(scored, network, config, data, trained).channel_rank)
+    return replace(scored, channel_rank=ranked)
+
+
+def _in_order(scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> Scored:
     graph, rank = scored.graph, rank_of(config)
     if rank == "magnitude":
         return ranked_by(scored, group_magnitude(network, graph))

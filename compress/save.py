@@ -31,12 +31,14 @@ def save_peers(
     run: Run, prepared: Prepared, config: TrainConfig, data: Data, peers: list[PeerFacts], state: TrainState,
     device: Device,
 ) -> None:  # fmt: skip
-    """Measure every peer on the test set, once, and write it as a network of its own."""
+    """Measure every peer on the test set, once, and write it as a network of its own; rank 0 writes."""
     family, weights = prepared.family, state.best_peer_weights
     if len(weights) < family.peers:  # uncut peers of `prune-finetune` are trained with the baseline
         weights = [1 / family.peers] * family.peers
     omega_P = torch.tensor(weights, device=device.name)
     top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
+    if not device.ranks.first:
+        return
     together = Ensembled(
         ensemble_top1=ensemble_top1, average_ensemble_top1=average_top1, peer_weights=weights,
         best_epoch=state.best_epoch, seconds=round(state.seconds, 1), training_macs=state.training_macs,
@@ -57,9 +59,11 @@ def save_peers(
 def save_baseline(
     run: Run, alone: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, state: TrainState, device: Device
 ) -> None:
-    """Measure the unpruned network on the test set, once, and write it."""
+    """Measure the unpruned network on the test set, once, and write it; rank 0 writes."""
     weight_P = torch.ones(1, device=device.name)
     (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
+    if not device.ranks.first:
+        return
     about = dataclasses.replace(
         _about(config, data), peer=BASELINE, ratio=0.0, achieved_ratio=0.0, top1=top1, best_epoch=state.best_epoch,
         seconds=round(state.seconds, 1), training_macs=state.training_macs, **vars(prepared.scored.graph.cost),

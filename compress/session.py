@@ -11,14 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from wmlc import records
 from wmlc import run as runs
-from wmlc.compress.begin import check_epochs, open_for_start, print_start
+from wmlc.compress.begin import check_epochs, check_free, make_run, open_for_start, print_start, together
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import settle, with_absolute_paths
+from wmlc.compress.config import settle
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
@@ -44,14 +40,15 @@ from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
 from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError, Stopped
-from wmlc.files import clear_asides, locked, new_directory, recover_directory, refuse_existing
+from wmlc.files import clear_asides, locked
 from wmlc.forms import file_name_of
-from wmlc.models.checkpoint import load_network, read_spec, save_network
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.models.foreign import needs_caller
-from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
+from wmlc.ranks import SOLO, Ranks, joined, launch
+from wmlc.records import RateTrial
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
+from wmlc.settings import TRAINED_ON, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +69,15 @@ def train(
 
     Args: the `command` that the record shall name; what measures latencies, where one is asked for.
     """
+    with joined() as ranks:
+        said = {"the recipe": recipe} | vars(wanted) | dict(asked)
+        ranks.agree(said, "start all processes with the same command")
+        _train_as_asked(recipe, asked, wanted, command, clocks, ranks)
+
+
+def _train_as_asked(
+    recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str, clocks: Clocks | None, ranks: Ranks
+) -> None:
     if wanted.resume:
         if asked.keys() - {"arch"} or recipe or wanted.force or wanted.dry_run or wanted.as_json:
             raise InputError(
@@ -79,7 +85,7 @@ def train(
             )
         if "arch" in asked:
             named_by_caller(asked["arch"])
-        resume_run(runs.find_run(wanted.out))
+        resume_run(ranks.of_first(lambda: runs.find_run(wanted.out)), ranks)
         return
     if wanted.as_json and not wanted.dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
@@ -89,10 +95,19 @@ def train(
     if needs_caller(config.arch):
         named_by_caller(config.arch)
     if wanted.dry_run:
-        dry_run(config, wanted.as_json, clocks)
+        if ranks.first:
+            dry_run(config, wanted.as_json, clocks)
         return
     root = wanted.out or runs.RUNS / f"{file_name_of(config.arch)}-{config.data}-{config.method}"
-    start_run(config, root, wanted.force, command, clocks)
+    if ranks.of_first(lambda: _begun_by_this_launch(root)):
+        resume_run(Run(root), ranks)
+    else:
+        start_run(config, root, wanted.force, command, clocks, ranks)
+
+
+def _begun_by_this_launch(root: Path) -> bool:
+    """Whether torchrun has started this very run before, and starts it again as a process died (--max-restarts)."""
+    return launch() is not None and runs.is_run(root) and runs.read_config(Run(root)).launch == launch()
 
 
 def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = None) -> None:
@@ -152,75 +167,75 @@ def _as_prepared(config: TrainConfig, prepared: Prepared) -> TrainConfig:
     return settled
 
 
-def start_run(config: TrainConfig, root: Path, force: bool, command: str = "", clocks: Clocks | None = None) -> Run:
+def start_run(
+    config: TrainConfig, root: Path, force: bool, command: str = "", clocks: Clocks | None = None,
+    ranks: Ranks = SOLO,
+) -> Run:  # fmt: skip
     """Train a new run in `root`; where that exists, only with `force` and if it is a run.
 
-    Args: the `command` that the record shall name; what measures latencies, where one is asked for. Two processes never
-    train in one directory.
+    Args: the `command` that the record shall name; what measures latencies, where one is asked for; the processes that
+    train together. Two runs are never trained in one directory.
     """
-    with locked(root, "the run"):
-        return _start(config, root, force, command, clocks)
+    with locked(root, "the run") if ranks.first else contextlib.nullcontext():
+        return _start(config, root, force, command, clocks, ranks)
 
 
-def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None) -> Run:
+def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None, ranks: Ranks) -> Run:
     run = Run(root)
-    if not root.exists():
-        recover_directory(root)  # a kill between the renames of --force
-    if root.exists() and not force:
-        raise InputError(
-            f"{root} exists already; choose another --out, pass --resume to go on with it, or --force to start it over"
-        )
-    refuse_existing(root, force, runs.is_run)
-    device = choose_device(config.device, config.precision)
-    config, data = open_for_start(config, device)
-    with _clock(config, clocks) as clock:
+    ranks.of_first(lambda: check_free(root, force))
+    device = ranks.together(lambda: choose_device(config.device, config.precision, ranks))
+    config, data = ranks.together(lambda: open_for_start(config, device))
+    together(data, ranks)
+    with _clock(config, clocks if ranks.first else None) as clock:
         prepared = prepare(config, data, device, clock)
-    print_start(prepared, data, device)
+    if ranks.first:
+        print_start(prepared, data, device)
     check_epochs(config, prepared)
     config = _as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
-    data.train_steps(config.batch_size)
-    data.check_test()
+    shared = data.shared(ranks)
+    shared.train_steps(config.batch_size)
+    ranks.of_first(data.check_test)
+    data = shared
     if config.compile:
         check_compiler(device)
     config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
     if config.lr_auto:
         config, trials = find_rate(config, prepared, data, device)
-    settings = with_absolute_paths(config)
-    other = config.baseline_from if config.baseline_from != TRAINED_ON else None
-    baseline = None if other is None else _matching_baseline(settings, Path(other), data)
-    record = RunRecord(
-        command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
-        device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
-        **vars(runs.provenance()),
-    )  # fmt: skip
-    with new_directory(root) as aside:
-        records.write(aside / run.config.name, record)
-        if baseline is not None:
-            network, spec = baseline
-            (aside / "baseline").mkdir()
-            save_network(network, spec, aside / "baseline")
+    ranks.of_first(lambda: make_run(run, config, command, trials, prepared, data, device))
     return _train_stoppable(run, config, data, prepared, device)
 
 
-def resume_run(run: Run) -> Run:
-    """Go on with a run from its last complete checkpoint; says so if it is finished."""
-    with locked(run.root, "the run"):
-        return _resume(run)
+def resume_run(run: Run, ranks: Ranks = SOLO) -> Run:
+    """Go on with a run from its last complete checkpoint; says so if it is finished.
+
+    Args: the processes that train together, however many there were before.
+    """
+    with locked(run.root, "the run") if ranks.first else contextlib.nullcontext():
+        return _resume(run, ranks)
 
 
-def _resume(run: Run) -> Run:
-    with contextlib.suppress(InputError):  # a damaged family.json is written anew
-        runs.read_family(run)
+def _resume(run: Run, ranks: Ranks) -> Run:
+    if ranks.of_first(lambda: _is_finished(run)):
         say(f"{run.root} is finished")
         return run
-    record = runs.read_config(run)
+    record = ranks.of_first(lambda: runs.read_config(run))
     config = settle(vars(record.settings), str(run.config))
     if needs_caller(config.arch):
         factory_of_caller(config.arch, run.root)  # refused now where nobody named it
-    device = choose_device(config.device, config.precision)
-    data = open_data(data_config(config), device.name)
-    return _train_stoppable(run, config, data, prepare(config, data, device, record.latency), device)
+    device = ranks.together(lambda: choose_device(config.device, config.precision, ranks))
+    data = ranks.together(lambda: open_data(data_config(config), device.name))
+    together(data, ranks)
+    prepared = prepare(config, data, device, record.latency)
+    return _train_stoppable(run, config, data.shared(ranks), prepared, device)
+
+
+def _is_finished(run: Run) -> bool:
+    try:
+        runs.read_family(run)
+    except InputError:  # a damaged family.json is written anew
+        return False
+    return True
 
 
 def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
@@ -234,8 +249,10 @@ def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepar
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
     """What is still to do of a run: the family, then the baseline (the other way round for a method that cuts it)."""
-    clear_asides(run.root)
-    progress = read_progress(run.checkpoint)
+    ranks = device.ranks
+    if ranks.first:
+        clear_asides(run.root)
+    progress = ranks.of_first(lambda: read_progress(run.checkpoint))
     reached = progress and progress.phase
     method, trains_baseline = METHODS[config.method], config.baseline and config.baseline_from in (None, TRAINED_ON)
     as_it_stands = prepared.trained and config.baseline_from != TRAINED_ON  # the start is the baseline
@@ -281,7 +298,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             if trains_baseline:
                 train_baseline(work)
             cut = cut_trained(prepared, run.network(BASELINE), config, data, device)
-            state, unpruned = train_family(cut, work), read_spec(run.network(BASELINE)).about
+            state = train_family(cut, work)
+            unpruned = ranks.of_first(lambda: read_spec(run.network(BASELINE)).about)
             state.seconds += unpruned.seconds or 0.0
             state.training_macs += unpruned.training_macs or 0.0
             save_peers(run, cut, config, data, peers, state, device)
@@ -291,6 +309,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
                 save_peers(run, prepared, config, data, peers, state, device)
             if trains_baseline:
                 train_baseline(work)
+    if not ranks.first:
+        return run
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
     say(
@@ -299,21 +319,3 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     )
     say(f"wrote {run.root}")
     return run
-
-
-def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:
-    """Another run's baseline; refused unless it was trained on the same data, with the same network and settings."""
-    source = runs.find_run(name)
-    if not source.network(BASELINE).is_dir():
-        raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
-    spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
-    mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in (config, settings))
-    record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
-    mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
-    theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
-    for key in ("normalise", "interpolation", "crop"):
-        del mine[key], theirs[key]
-    differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
-    if differing:
-        raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")
-    return load_network(source.network(BASELINE)), spec

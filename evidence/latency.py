@@ -27,7 +27,7 @@ from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import EngineClock
 from wmlc.compress.latency import plan_for_latency, priced, units_of
 from wmlc.compress.standalone import network_named
-from wmlc.compress.widths.choose import Asked, Scored
+from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored
 from wmlc.export.for_latency import onnx_writer
 from wmlc.latency_model import LatencyModel
 
@@ -73,8 +73,15 @@ def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object
             for own, took in zip(counts, clock.time(sizes, counts), strict=True)
         ]
         scored = priced(Scored(graph, np.ones(len(graph.layers)), [], network.stages), sizes, table)
-        asked = Asked(tuple(1 - share for share in sorted(SHARES)), "none", "latency", 8)
-        plan = plan_for_latency(scored, asked, sizes, clock, ())
+        shares, refused = sorted(SHARES), []
+        while True:
+            asked = Asked(tuple(1 - share for share in shares), "none", "latency", 8)
+            try:
+                plan = plan_for_latency(scored, asked, sizes, clock, ())
+                break
+            except OutOfReachError as error:
+                refused.append(str(error))
+                shares = shares[1:]
     again = tables / "again"
     shutil.copytree(clock.file_of(sizes).parent, again / clock.file_of(sizes).parent.name, dirs_exist_ok=True)
     with EngineClock(config, writers, again) as clock:
@@ -89,7 +96,10 @@ def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object
         }
         for own, counts_G, now in zip(plan.peers, chosen, took, strict=True)
     ]  # fmt: skip
-    return {"at": vars(clock.at), "table_s": seconds, "full_ms": full.ms, "errors": errors, "budgets": budgets}
+    return {
+        "at": vars(clock.at), "table_s": seconds, "full_ms": full.ms, "errors": errors, "budgets": budgets,
+        "refused": refused,
+    }  # fmt: skip
 
 
 def show(name: str, found: dict[str, object]) -> None:
@@ -99,6 +109,8 @@ def show(name: str, found: dict[str, object]) -> None:
         f"{name}: whole {found['full_ms']:.3g} ms, table in {found['table_s']:.0f} s; predicted over measured of "
         f"{len(errors)}: off by {np.median(errors):.1%} (median), {errors.max():.1%} (worst)"
     )
+    for words in found.get("refused", ()):
+        print(f"  refused: {words}")
     for own in found["budgets"]:
         paid_out = own["speedup"] * own["macs"]
         print(

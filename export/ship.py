@@ -15,6 +15,7 @@ from wmlc import records
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.console import say, say_exactly
 from wmlc.data import Data, normalise
+from wmlc.data.sources import PACKED
 from wmlc.errors import GateError, InputError
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
@@ -114,7 +115,7 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
 def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     """resnet20_cifar10_p05: architecture, data set and ratio, and the precision if it is not fp32."""
     data = str(spec.about.data)
-    if data == "imagefolder":
+    if data in ("imagefolder", *PACKED):
         data = Path(read_config(run).settings.data_root or data).resolve().name
     peer, ratio = spec.about.peer, spec.about.ratio
     which = "baseline" if peer == BASELINE else "ensemble" if peer is None else f"p{ratio:g}".replace(".", "")

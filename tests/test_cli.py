@@ -57,7 +57,7 @@ RESUME_ALONE = "--resume takes all settings from the run; pass only --out with i
         (["--arch", "resnet19"], "unknown architecture 'resnet19'; choose one of resnet20, resnet32, resnet56, "
          "resnet18, resnet34, resnet50, resnet101, mobilenet_v2, or torchvision:NAME, timm:NAME, FILE.py:FACTORY "
          "('wmlc list --networks TEXT' finds some)"),
-        (["--data", "mnist"], "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet"),
+        (["--data", "mnist"], "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet, hf, wds"),
         (["--ratios", "0.5,a"], "--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got '0.5,a'"),
         (["--ratios", "1.0,0"], "ratios must be 1 to 8 numbers from 0 up to, not including, 1, got [1.0, 0.0]"),
         (["--ratios", ",".join(["0.5"] * 9)], f"ratios must be 1 to 8 numbers from 0 up to, not including, 1, got {[0.5] * 9}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from wmlc.data import Data, DataConfig, normalise, open_data
 from wmlc.data.files import FileData
 from wmlc.data.memory import MemoryData
 from wmlc.errors import InputError
+from wmlc.ranks import Ranks
 
 
 def read_part(folder: Path) -> torch.Tensor:
@@ -182,9 +184,38 @@ def test_an_epoch_depends_on_seed_and_epoch_only_and_leaves_the_global_generator
 def test_workers_change_nothing(tmp_path):
     make_folder(tmp_path, train=5, test=1, size=(80, 70))
     here, there = (open_folder(tmp_path, image_size=72, workers=workers) for workers in (0, 1))
-    for batch, other in zip(here.train_batches(3, 0), there.train_batches(3, 0), strict=True):
-        assert torch.equal(batch[0], other[0])
-        assert torch.equal(batch[1], other[1])
+    for epoch in range(2):
+        for batch, other in zip(here.train_batches(3, epoch), there.train_batches(3, epoch), strict=True):
+            assert torch.equal(batch[0], other[0])
+            assert torch.equal(batch[1], other[1])
+        assert torch.equal(all_of(here.held_out_batches(2))[0], all_of(there.held_out_batches(2))[0])
+
+
+def test_workers_are_kept_from_epoch_to_epoch_also_where_one_was_left_early(tmp_path):
+    make_folder(tmp_path, train=5, test=1, size=(80, 70))
+    data = open_folder(tmp_path, image_size=72, workers=1)
+    whole = all_of(data.train_batches(3, 1))[0]
+    (before,) = multiprocessing.active_children()
+    next(iter(data.train_batches(3, 0)))
+    assert torch.equal(all_of(data.train_batches(3, 1))[0], whole)
+    (after,) = multiprocessing.active_children()
+    assert after.pid == before.pid
+
+
+@pytest.mark.parametrize("size", [(80, 70), (16, 16)], ids=["files", "memory"])
+def test_processes_share_an_epoch_and_walk_through_the_test_images_once(size, tmp_path):
+    root = make_folder(tmp_path, train=6, test=3, size=size)
+    whole = open_folder(root, held_out=0.3, **({"image_size": 72} if size[0] > 64 else {}))
+    first, second = (whole.shared(Ranks(rank, 2)) for rank in range(2))
+    batches, *parts = (list(own.train_batches(4, 1)) for own in (whole, first, second))
+    for batch, *own in zip(batches, *parts, strict=True):
+        for images_or_labels, halves in zip(batch, zip(*own, strict=True), strict=True):
+            assert torch.equal(images_or_labels, torch.stack(halves, 1).flatten(0, 1))
+    for name in ("held_out_batches", "test_batches"):
+        images, labels = all_of(getattr(whole, name)(2))
+        for rank, part in enumerate((first, second)):
+            own_images, own_labels = all_of(getattr(part, name)(2))
+            assert torch.equal(own_images, images[rank::2]) and torch.equal(own_labels, labels[rank::2])
 
 
 def test_batches_are_normalised_channels_last_with_their_labels(tmp_path):

@@ -28,7 +28,7 @@ def refusal(call: Any) -> str:
     [
         (
             {"name": "mnist"},
-            "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet",
+            "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet, hf, wds",
         ),
         (
             {"name": "imagenet"},

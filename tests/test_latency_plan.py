@@ -12,7 +12,7 @@ from resizables import AT, FakeClock, chain, graph_like
 
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.latency import CORRECTIONS, LEAST, as_planned, plan_for_latency, priced, print_plan, ratios_of
-from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths
+from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
 from wmlc.errors import InputError
 from wmlc.records import LatencyPlan
 
@@ -59,6 +59,19 @@ def planned(clock: FakeClock, shares: tuple[float, ...], share: str = "none") ->
     full_ms = clock.true_ms(NETWORK, NETWORK.full)
     budgets = [own * full_ms for own in shares]
     return plan_for_latency(scored_by(clock), asked(len(shares), share), NETWORK, clock, budgets)
+
+
+def test_widths_follow_the_layers_importance_unless_budgets_are_uniform() -> None:
+    """A group whose layer matters fifty times as much keeps more in the same milliseconds."""
+    clock, one = FakeClock(layer_ms, as_the_table), asked(1, ratios=(0.5,))
+    even = scored_by(clock)
+    makers = np.flatnonzero(even.graph.rows[:, 0])
+    weighed = replace(even, layer_importance=np.where(np.isin(np.arange(len(NETWORK.layers)), makers), 50.0, 1.0))
+    uniform, (as_even,), (as_weighed,) = (
+        counts_of_peers(weighed, replace(one, uniform=True)), counts_of_peers(even, one), counts_of_peers(weighed, one)
+    )  # fmt: skip
+    assert uniform[0].tolist() == as_even.tolist()
+    assert as_weighed[0] > as_even[0] and as_weighed[1:].sum() < as_even[1:].sum()
 
 
 @pytest.mark.parametrize("truth", [as_the_table, slower, quicker_when_narrow, slower_when_narrow])

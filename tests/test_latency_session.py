@@ -6,6 +6,7 @@ One table is measured for all tests, of nine widths with five calls each; no tim
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -334,19 +335,7 @@ def test_the_command_measures_keeps_and_prints(tmp_path: Path, started: Started,
 
     monkeypatch.setattr("wmlc.compress.standalone.resizable_named", named)
     monkeypatch.setattr("wmlc.export.for_latency.onnx_writer", lambda precision, engine: exported_once)
-    words = [
-        "latency",
-        "--arch",
-        "mixed",
-        "--image-size",
-        "8",
-        "--classes",
-        "5",
-        "--divisor",
-        "4",
-        "--seconds",
-        "0.001",
-    ]
+    words = shlex.split("latency --arch mixed --image-size 8 --classes 5 --divisor 4 --seconds 0.001")
     result = CliRunner().invoke(main, [*words, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.rglob("*.json")

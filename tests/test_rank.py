@@ -206,7 +206,7 @@ def test_a_network_that_is_cut_after_training_is_ranked_then(rank: str) -> None:
     config = settle({"data": "digits", "arch": "resnet20", **settings})
     torch.manual_seed(5)
     trained = build_network("resnet20", 10, (1, 8, 8))  # stands for the same one after training
-    after = cut_anew(before, trained, config, open_data(data_config(config)))
+    after = cut_anew(before, trained, config, open_data(data_config(config)), CPU)
     assert counts(after) == counts(before)
     alike = [str(one.kept) == str(other.kept) for one, other in zip(before.widths, after.widths, strict=True)]
     assert alike == [rank == "random"] * 2

@@ -136,7 +136,10 @@ def test_a_failing_block_leaves_no_file_and_no_directory(tmp_path: Path) -> None
     ("settings", "message"),
     [
         ({"method": "wml-p"}, r"the loss became (nan|inf) in epoch 1, step \d+, at lr .*; lower --lr"),
-        ({"reweigh_every": 1}, r"the gradient of the peer weights is not finite at lr 1e\+30; lower --lr or raise"),
+        (
+            {"reweigh_every": 1},
+            r"the gradient of the peer weights is not finite in epoch 1, step \d+, at lr 1e\+30; lower --lr or raise",
+        ),
     ],
 )
 def test_numbers_that_are_not_finite_stop_in_words(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from wmlc.ranks import launched
+
 UNKNOWN = "-"  # a number that there is not
 WIDTH = 100  # columns that text is wrapped to
 
-out = Console(soft_wrap=True, highlight=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+QUIET = not launched().first  # of several processes that train together one speaks
+out = Console(soft_wrap=True, highlight=False, emoji=False, quiet=QUIET)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, quiet=QUIET)
 
 
 # What a terminal would obey instead of showing: control characters (but the line feed, which is layout), what turns the
@@ -113,7 +116,7 @@ def _bar(columns: Sequence[Any], keeps_lines: bool = False) -> Progress:
     """
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), *columns, TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
+        TextColumn("left"), TimeRemainingColumn(), console=err, transient=True, disable=QUIET or not err.is_terminal,
         redirect_stdout=not keeps_lines or sys.stdout.isatty(), speed_estimate_period=300 if keeps_lines else 30,
     )  # fmt: skip
 

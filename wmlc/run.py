@@ -152,6 +152,7 @@ def data_config(settings: TrainConfig) -> DataConfig:
         held_out=settings.held_out,
         seed=settings.seed,
         workers=settings.workers,
+        skip_broken=settings.skip_broken,
     )
 
 

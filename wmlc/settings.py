@@ -52,11 +52,19 @@ class TrainConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     data: str = setting(
-        "digits", "Data set: digits, cifar10, cifar100, imagefolder or imagenet.", role="data", group=DATA, common=True
+        "digits",
+        "Data set: digits, cifar10, cifar100, imagefolder, imagenet, hf:DIR (parquet) or wds:DIR (tar shards).",
+        role="data",
+        group=DATA,
+        common=True,
     )
     data_root: str | None = setting(
         None, "Where the data set lies; an imagefolder has train/ and val/ or test/ below it.",
         role="place", group=DATA, common=True, metavar="DIR",
+    )  # fmt: skip
+    skip_broken: bool = setting(
+        False, "Leave out pictures that cannot be read, which are counted; otherwise the first one ends the run.",
+        role="data", group=DATA,
     )  # fmt: skip
     download: bool = setting(False, "Fetch CIFAR if it is missing.", role="incidental", group=DATA)
     image_size: int | None = setting(
@@ -245,6 +253,10 @@ class TrainConfig:
     seed: int = setting(0, "Seed of initialisation, split, order and augmentation.", role="seed", group=TRAINING)
     device: str = setting("auto", "Where to train.", role="place", group=TRAINING, common=True)
     precision: str = setting("auto", "auto: bf16 where the hardware has it.", role="family", group=TRAINING)
+    sync_bn: bool = setting(
+        False, "Take batch norm's statistics over the images of all processes, for few images on each.",
+        role="training", group=TRAINING,
+    )  # fmt: skip
     compile: bool = setting(False, "Compile the forward pass with torch.compile.", role="place", group=TRAINING)
 
 

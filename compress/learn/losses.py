@@ -161,15 +161,17 @@ def attention_distance(student_BSHW: Tensor, teacher_BTHW: Tensor) -> Tensor:
     return F.mse_loss(maps[0], maps[1])
 
 
-def channel_distance(student_BX: Tensor, teacher_BX: Tensor) -> Tensor:
+def channel_distance(student_BX: Tensor, teacher_BX: Tensor, size: Tensor | None = None) -> Tensor:
     """How far a peer's stage is from the very channels that it was cut from, as a share of their size; scalar.
 
         mean (F_S − F_T)² / mean F_T²,  F_T the kept channels of the trained network's output, detached
 
-    As FitNets' hint without a regressor: a cut network's channels are those of the full one.
+    As FitNets' hint without a regressor: a cut network's channels are those of the full one. Args: the `size` that they
+    are a share of, where that is the mean over more than this batch.
     """
     teacher_BX = teacher_BX.detach()
-    return F.mse_loss(student_BX, teacher_BX) / teacher_BX.square().mean().clamp(min=TINY)
+    size = teacher_BX.square().mean() if size is None else size
+    return F.mse_loss(student_BX, teacher_BX) / size.clamp(min=TINY)
 
 
 def pooled_distance(exit_BC: Tensor, deepest_BC: Tensor) -> Tensor:

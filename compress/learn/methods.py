@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wmlc.ranks import SOLO, Ranks
 from wmlc.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Forward:
     weight_P: Tensor  # ω
     teaching_SP: Tensor | None = None  # the weight of each source of each peer, where these have weights of their own
     teacher: Taught | None = None
+    ranks: Ranks = SOLO  # those whose batches together are the step's
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,14 @@ def _channels(forward: Forward) -> Tensor:
     from wmlc.compress.learn.losses import channel_distance
 
     assert forward.teacher is not None
-    terms = [forward.logits_PBC.new_zeros(())]
+    pairs = []
     for own, stage in feature_pairs(forward.family, taught=True):
         if kept := kept_channels(forward.family, own.name):
-            wanted = kept(forward.teacher.outputs[stage])
-            terms.append(channel_distance(forward.outputs[own.name].float(), wanted.float()))
-    return _total(terms)
+            pairs.append((forward.outputs[own.name].float(), kept(forward.teacher.outputs[stage]).float()))
+    sizes = [wanted.square().mean() for _, wanted in pairs]
+    forward.ranks.mean_(sizes)
+    terms = [channel_distance(*pair, size) for pair, size in zip(pairs, sizes, strict=True)]
+    return _total([forward.logits_PBC.new_zeros(()), *terms])
 
 
 def _over_pairs(forward: Forward, distance: Callable[[str, Tensor, Tensor], Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from wmlc.errors import InputError
+from wmlc.ranks import SOLO, Ranks, take_gpu
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,17 @@ class Device:
 
     name: str  # "cpu" or "cuda"
     bf16: bool
+    ranks: Ranks = SOLO  # this process among those that train together
 
     def autocast(self) -> torch.autocast:
         """bf16 for convolutions and matrix products, float32 elsewhere; or float32 throughout."""
         return torch.autocast(self.name, torch.bfloat16, enabled=self.bf16)
 
 
-def choose_device(device: str, precision: str) -> Device:
+def choose_device(device: str, precision: str, ranks: Ranks = SOLO) -> Device:
     """The device and precision that the options name; `auto` looks for a GPU, and for native bf16.
+
+    Each of several `ranks` takes the GPU of its number.
 
     Raises `InputError` where `cuda` was asked for and there is none: never another device instead.
     """
@@ -32,6 +36,7 @@ def choose_device(device: str, precision: str) -> Device:
     name = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     # Hardware without bf16 emulates it: a CPU without AVX-512 some 15 times slower than its float32.
     if name == "cuda":
+        take_gpu()
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -39,7 +44,7 @@ def choose_device(device: str, precision: str) -> Device:
         raise InputError(
             f"--precision bf16 was asked for, but this {name} has no bf16 arithmetic; use --precision fp32"
         )
-    return Device(name, bf16=precision == "bf16" or (precision == "auto" and native))
+    return Device(name, bf16=precision == "bf16" or (precision == "auto" and native), ranks=ranks)
 
 
 def check_compiler(device: Device) -> None:

@@ -45,5 +45,6 @@ def recalibrate(
             advance(1)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    device.ranks.mean_([own for norm in norms for own in (norm.running_mean, norm.running_var) if own is not None])
     family.eval()
     return batches

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
+from wmlc.ranks import SOLO, Ranks
 
 STEP = 1e-5  # of the parameters' length: how far central differences go, where float32 still tells losses apart
 TINY = 1e-30
@@ -35,6 +36,7 @@ def peer_weight_gradient(
     temperature: float = 1.0,
     inner_lr: float,
     autocast: Callable[[], torch.autocast] | None = None,
+    ranks: Ranks = SOLO,
 ) -> Tensor:
     """The gradient of the outer objective with respect to the peer weights; [P].
 
@@ -48,15 +50,18 @@ def peer_weight_gradient(
     Args: `inner_gradients` is ∇_θ L1 by parameter name, on the batch `train` (a training step has it at
     hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included, but that a
     single held-out image has no statistics of its own, so that the running ones normalise it. The family's
-    parameters, gradients, running statistics, modes and the random state are left as they were.
+    parameters, gradients, running statistics, modes and the random state are left as they were. Several `ranks` have
+    each a part of both batches, as large as the others'; what they get is of the whole.
     """
     omega_P = weight_P.detach().clone().requires_grad_()
     direct_P, plain_PBC, tangent_PBC = _look_ahead(
-        family, train[0], held_out, inner_gradients, inner_lr, autocast,
+        family, train[0], held_out, inner_gradients, inner_lr, autocast, ranks,
         lambda logits_PBC: ensemble_loss(logits_PBC, held_out[1], omega_P), omega_P,
     )  # fmt: skip
     aligned_P = _derivative(lambda z_PBC: wml_losses(z_PBC, train[1], alpha, temperature), plain_PBC, tangent_PBC)
-    return direct_P - inner_lr * aligned_P
+    gradient_P = direct_P - inner_lr * aligned_P
+    ranks.mean_([gradient_P])
+    return gradient_P
 
 
 def source_gradient(
@@ -70,6 +75,7 @@ def source_gradient(
     temperature: float = 1.0,
     inner_lr: float,
     autocast: Callable[[], torch.autocast] | None = None,
+    ranks: Ranks = SOLO,
 ) -> tuple[Tensor, Tensor]:
     """How each source of each student serves the students on held-out images; [S, P], and [P] of the ensemble.
 
@@ -90,18 +96,20 @@ def source_gradient(
         return cross_entropies(logits_PBC, held_out[1]).sum()
 
     _, plain_PBC, tangent_PBC = _look_ahead(
-        family, train[0], held_out, inner_gradients, inner_lr, autocast, outer, omega_P
+        family, train[0], held_out, inner_gradients, inner_lr, autocast, ranks, outer, omega_P
     )
     aligned_SP = _derivative(
         lambda z_PBC: source_losses(z_PBC, teacher_BC, train[1], temperature), plain_PBC, tangent_PBC
     )
     (direct_P,) = torch.autograd.grad(ensembles[-1], omega_P)
-    return -inner_lr * aligned_SP, direct_P
+    gradient_SP = -inner_lr * aligned_SP
+    ranks.mean_([gradient_SP, direct_P])
+    return gradient_SP, direct_P
 
 
 def _look_ahead(
     family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor], inner_lr: float,
-    autocast: Callable[[], torch.autocast] | None, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
+    autocast: Callable[[], torch.autocast] | None, ranks: Ranks, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradient of `outer` (of the held-out logits) at θ' by ω, [P], and what `images_BCHW` make of it by θ'.
 
@@ -129,6 +137,7 @@ def _look_ahead(
     direct_P, *direction = torch.autograd.grad(
         loss, [weight_P, *stepped.values()], allow_unused=True, materialize_grads=True
     )
+    ranks.mean_(direction)
     plain_PBC, tangent_PBC = _along(
         lambda at: logits(at, images_BCHW), parameters, dict(zip(parameters, direction, strict=True))
     )

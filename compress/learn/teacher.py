@@ -39,14 +39,20 @@ class Teacher:
         """What it makes of batch `index` of an epoch: logits float32 [B, C], and its stages' outputs if wanted."""
         place = self.replayed(epoch), index
         if place in self._kept:
-            return Taught(self._kept[place].to(images_BCHW.device), {})
+            return Taught(self._kept[place].to(images_BCHW.device, non_blocking=True), {})
         self.network.eval()  # an evaluation may have asked for another mode, and batch norm must not learn
         with self.device.autocast():
             logits_1BC, outputs = self.network.walk(images_BCHW)
         logits_BC = logits_1BC[0].float()
         if self.views:
-            self._kept[place] = logits_BC.cpu()
+            self._kept[place] = _aside(logits_BC)
         return Taught(logits_BC, outputs if self.features else {})
+
+
+def _aside(logits_BC: Tensor) -> Tensor:
+    """A copy in the CPU's memory, which a GPU writes when it comes to it and reads back after that; none waits."""
+    on_gpu = logits_BC.device.type == "cuda"
+    return torch.empty_like(logits_BC, device="cpu", pin_memory=on_gpu).copy_(logits_BC, non_blocking=on_gpu)
 
 
 @torch.no_grad()
@@ -62,4 +68,6 @@ def losses_of_those_who_teach(
         if teacher is not None:
             logits_PBC = torch.cat([teacher.network.eval().walk(images)[0].float(), logits_PBC])
     family.train(modes)
-    return cross_entropies(logits_PBC, labels_B)
+    losses_T = cross_entropies(logits_PBC, labels_B)
+    device.ranks.mean_([losses_T])
+    return losses_T

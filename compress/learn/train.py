@@ -5,6 +5,7 @@ Shape legend: P peers, B batch, C classes, S sources that a peer learns from.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,8 +22,8 @@ from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
 from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step
+from wmlc.compress.learn.watch import Watch
 from wmlc.data import Data
-from wmlc.errors import InputError
 from wmlc.records import Epoch
 from wmlc.settings import TrainConfig
 
@@ -48,19 +49,22 @@ def lr_factor(schedule: str, done: float, epochs: float, warmup_epochs: float) -
 def evaluate(
     family: PeerFamily, batches: Iterable[tuple[Tensor, Tensor]], weight_P: Tensor, device: Device
 ) -> tuple[list[float], tuple[float, float]]:
-    """Top-1 in percent of each peer, and of the method's ensemble and the plain average; leaves eval mode."""
+    """Top-1 in percent of each peer, and of the method's ensemble and the plain average; leaves eval mode.
+
+    Over the batches of all processes together.
+    """
     family.eval()
-    right_P, right_E, images_seen = torch.zeros(family.peers), torch.zeros(2), 0
+    counts = torch.zeros(family.peers + 3, dtype=torch.float64, device=device.name)  # read at the end, once
     for images, labels in batches:
         with device.autocast():
             logits_PBC, outputs = family.walk(images)
         logits_PBC = logits_PBC.float()
         ensembles_EBC = torch.stack(ensembles(family, logits_PBC, outputs, weight_P))
-        right_P += (logits_PBC.argmax(-1) == labels).sum(1).cpu()
-        right_E += (ensembles_EBC.argmax(-1) == labels).sum(1).cpu()
-        images_seen += len(labels)
-    own, average = (100 * right_E / images_seen).tolist()
-    return (100 * right_P / images_seen).tolist(), (own, average)
+        counts[:-1] += (torch.cat([logits_PBC, ensembles_EBC]).argmax(-1) == labels).sum(1)
+        counts[-1] += len(labels)
+    device.ranks.sum_(counts)
+    *top1, own, average, _ = (100 * counts / counts[-1]).tolist()
+    return top1, (own, average)
 
 
 def evaluation_batch(data: Data) -> int:
@@ -133,8 +137,9 @@ def fit(
     walk = torch.compile(family.walk) if config.compile else family.walk
     steps, total = data.train_steps(config.batch_size), steps_of(config, data.train_steps(config.batch_size))
     for epoch in range(state.epoch, epochs_of(config, steps)):
-        start, loss_sum, spent = time.perf_counter(), 0.0, 0.0
-        torch.manual_seed(1_000_003 * config.seed + epoch)  # dropout; on_epoch may have drawn numbers
+        start, watch, spent = time.perf_counter(), Watch(epoch, device), 0.0
+        # dropout, another's in each process; on_epoch may have drawn numbers
+        torch.manual_seed(1_000_003 * config.seed + epoch + 500_000_003 * device.ranks.rank)
         family.train()  # evaluation left it in eval mode
         now = min(steps, total - epoch * steps)
         batches = data.train_batches(config.batch_size, epoch if teacher is None else teacher.replayed(epoch))
@@ -146,25 +151,23 @@ def fit(
             taught = None if teacher is None else teacher.answer(images, epoch, index)
             with device.autocast():
                 logits_PBC, outputs = walk(images)
-            forward = Forward(family, logits_PBC.float(), outputs, labels, weight_P, teaching_SP, taught)
+            forward = Forward(family, logits_PBC.float(), outputs, labels, weight_P, teaching_SP, taught, device.ranks)
             loss = train_loss(forward, config, method)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            device.ranks.mean_([p.grad for p in family.parameters() if p.grad is not None])
             if config.clip is not None:
                 torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
-            if not math.isfinite(value := loss.item()):
-                raise InputError(
-                    f"the loss became {value} in epoch {epoch + 1}, step {index + 1}, at lr {lr:.3g}; "
-                    f"lower --lr, raise --warmup-epochs or pass --clip 1"
-                )
             state.step += 1
             if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
                 held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
-                weight_P, teaching_SP = _reweigh(forward, (images, labels), held_out, config, lr, device)
+                weight_P, teaching_SP = _reweigh(forward, (images, labels), held_out, config, lr, device, watch)
                 spent += spending.reweighing
             optimizer.step()
-            loss_sum += value
+            watch.stepped(loss, lr)
             on_step(epoch + 1, 1 / now)
+        _join(family, device)
+        mean_loss = watch.mean()  # the device has ended when it is known
         seconds = time.perf_counter() - start
         held_out_batches = data.held_out_batches(evaluation_batch(data))
         top1, (ensemble_top1, average_top1) = evaluate(family, held_out_batches, weight_P, device)
@@ -179,11 +182,24 @@ def fit(
             Epoch(
                 epoch=epoch + 1, seconds=round(seconds, 3), training_macs=spent,
                 images_per_s=round(now * config.batch_size / seconds, 1),
-                train_loss=loss_sum / now, top1=top1, ensemble_top1=ensemble_top1,
+                train_loss=mean_loss, top1=top1, ensemble_top1=ensemble_top1,
                 average_ensemble_top1=average_top1, peer_weights=state.peer_weights,
                 teaching=state.teaching or None, lr=lr,
             )
         )  # fmt: skip
+
+
+def _join(family: PeerFamily, device: Device) -> None:
+    """Give the processes the same running statistics, the mean of all, and see that they have the same weights."""
+    if device.ranks.count == 1:
+        return
+    device.ranks.mean_([buffer for buffer in family.buffers() if buffer.is_floating_point()])
+    digest = hashlib.sha256()
+    for tensor in family.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    device.ranks.agree(
+        {"the hash of the weights": digest.hexdigest()[:12]}, "the processes have drifted apart; train again"
+    )
 
 
 def _teaching(
@@ -216,6 +232,7 @@ def _reweigh(
     config: TrainConfig,
     lr: float,
     device: Device,
+    watch: Watch,
 ) -> tuple[Tensor, Tensor | None]:
     """Move the peer weights, and those of sources, one mirror step, with the gradients that the step just left."""
     family, weight_P, teaching_SP = forward.family, forward.weight_P, forward.teaching_SP
@@ -226,20 +243,17 @@ def _reweigh(
         peers = len(weight_P)
         gradient_P = peer_weight_gradient(
             family, train, held_out, weight_P, {name: gradient / peers for name, gradient in gradients.items()},
-            alpha=alpha, temperature=temperature, inner_lr=lr * peers, autocast=device.autocast,
+            alpha=alpha, temperature=temperature, inner_lr=lr * peers, autocast=device.autocast, ranks=device.ranks,
         )  # fmt: skip
     else:
         teacher_BC = None if forward.teacher is None else forward.teacher.logits_BC
         gradient_SP, gradient_P = source_gradient(
             family, train, teacher_BC, held_out, weight_P, gradients,
-            temperature=temperature, inner_lr=lr, autocast=device.autocast,
+            temperature=temperature, inner_lr=lr, autocast=device.autocast, ranks=device.ranks,
         )  # fmt: skip
-        if bool(gradient_SP.isfinite().all()):
-            teaching_SP = source_step(teaching_SP, gradient_SP, config.weight_lr or 0.0)
-    if not bool(gradient_P.isfinite().all()):
-        raise InputError(
-            f"the gradient of the peer weights is not finite at lr {lr:.3g}; lower --lr or raise --warmup-epochs"
-        )
+        moved_SP = source_step(teaching_SP, gradient_SP, config.weight_lr or 0.0)
+        teaching_SP = torch.where(gradient_SP.isfinite().all(), moved_SP, teaching_SP)
+    watch.reweighed(gradient_P)
     return mirror_step(weight_P, gradient_P, config.weight_lr or 0.0), teaching_SP
 
 

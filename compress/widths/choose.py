@@ -204,7 +204,7 @@ def _counts_of_one(
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
     if unit == LATENCY:
-        return _counts_for_latency(scored, counts_G, free_G, ratio)
+        return _counts_for_latency(scored, counts_G, free_G, ratio, asked.uniform)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -228,7 +228,7 @@ def _counts_of_one(
 
 
 def _counts_for_latency(
-    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float
+    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool
 ) -> tuple[np.ndarray, float]:
     """`_counts_of_one` where a ratio is of milliseconds."""
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
@@ -236,21 +236,24 @@ def _counts_for_latency(
     assert scored.priced is not None
     full_ms = scored.priced.ms(scored.graph.full)
     counts_G, least_ms = choose_for_latency(
-        scored.priced, _worth(scored), counts_G, free_G, (1 - ratio) * full_ms, WORTH_OF_MACS
+        scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full_ms, WORTH_OF_MACS
     )
     return counts_G, 1 - least_ms / full_ms
 
 
-def _worth(scored: Scored) -> list[np.ndarray]:
+def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
     """What each group is worth at each of its levels [K]: every layer that makes it loses full / kept − 1.
 
-    So what is left of a layer is worth the more the less that is, and the mean over layers is of the size of 1.
+    So what is left of a layer is worth the more the less that is. Layers count by their importance, or all alike where
+    the budgets are `uniform`; the mean over them is of the size of 1.
     """
     assert scored.priced is not None
-    makers = sum(len(group.makers) for group in scored.graph.groups)
+    graph = scored.graph
+    importance_L = np.ones(len(graph.layers)) if uniform else scored.layer_importance
+    worth_G = importance_L @ (graph.rows > 0)
     return [
-        len(group.makers) / makers * (1 - group.units / np.array(levels, dtype=float))
-        for group, levels in zip(scored.graph.groups, scored.priced.levels, strict=True)
+        worth / worth_G.sum() * (1 - group.units / np.array(levels, dtype=float))
+        for worth, group, levels in zip(worth_G, graph.groups, scored.priced.levels, strict=True)
     ]
 
 

@@ -113,31 +113,34 @@ def large_transform(config: DataConfig, layout: Layout, augment: bool) -> Callab
 class ImageFiles:
     """Image files as a map from place to (uint8 [H, W, C], class id), for torch's DataLoader.
 
-    An unreadable file's item is the `InputError`: raised in a worker it would come wrapped in a traceback.
+    A place with a seed is of an image to train on, whose random choices that seed makes. An unreadable file's item is
+    the `InputError`: raised in a worker it would come wrapped in a traceback.
     """
 
     part: Part
     layout: Layout
     transform: Callable[[Any], Any] | None
-    seeds_N: Tensor | None = None  # of the transform's random choices
+    augmented: Callable[[Any], Any] | None = None  # of a place with a seed
 
     def __len__(self) -> int:
         return len(self.part.paths)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int] | InputError:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | InputError:
         import numpy as np
         import torch
 
+        place, seed = key if isinstance(key, tuple) else (key, None)
+        transform = self.transform if seed is None else self.augmented
         try:
-            image = _open_image(self.part.paths[place], self.layout, any_size=self.transform is not None)
+            image = _open_image(self.part.paths[place], self.layout, any_size=transform is not None)
         except InputError as error:
             return error
-        if self.transform is not None and self.seeds_N is None:
-            image = self.transform(image)
-        elif self.transform is not None and self.seeds_N is not None:
+        if transform is not None and seed is None:
+            image = transform(image)
+        elif transform is not None and seed is not None:
             with torch.random.fork_rng(devices=[]):  # transforms know only the global generator
-                torch.default_generator.manual_seed(int(self.seeds_N[place]))
-                image = self.transform(image)
+                torch.default_generator.manual_seed(seed)
+                image = transform(image)
         pixels_HWC = np.array(image).reshape(self.layout.height, self.layout.width, self.layout.channels)
         return torch.from_numpy(pixels_HWC), int(self.part.labels_N[place])
 
@@ -169,27 +172,50 @@ def stack_images(items: list[tuple[Tensor, int] | InputError]) -> tuple[Tensor, 
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
 
 
-def decode(
-    images: ImageFiles, places: Sequence[int], batch_size: int, workers: int, pinned: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(uint8 [B, H, W, C], class ids [B]) on the CPU, of the images at these places; the last batch may be partial.
+class _Keys:
+    """The images of each batch of the walk that begins next."""
 
-    Args: processes that decode, 0 for this one; whether the memory shall be `pinned`, for copies to a GPU.
+    batches: Sequence[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+class Decoder:
+    """Processes that decode image files, started with the first batch and kept until the decoder is dropped.
+
+    Args: how many `workers`, 0 for this process; whether the memory shall be `pinned`, for copies to a GPU.
     """
-    import torch
-    from torch.utils.data import DataLoader
 
-    loader: Iterable[Any] = DataLoader(
-        images,  # type: ignore[arg-type]  # it is a map all the same
-        batch_size,
-        sampler=places,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        collate_fn=stack_images,
-        pin_memory=pinned,
-        generator=torch.Generator(),  # else it would draw the workers' seeds from the global one
-    )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    def __init__(self, images: ImageFiles, workers: int, pinned: bool) -> None:
+        import torch
+        from torch.utils.data import DataLoader
+
+        self._keys, self._workers, self._turn = _Keys(), workers, 0
+        self._loader: Iterable[Any] = DataLoader(
+            images,  # type: ignore[arg-type]  # it is a map all the same
+            batch_sampler=self._keys,  # asked whenever a walk begins
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            persistent_workers=workers > 0,
+            collate_fn=stack_images,
+            pin_memory=pinned,
+            generator=torch.Generator(),  # else it would draw the workers' seeds from the global one
+        )
+
+    def batches(
+        self, places: Sequence[int], batch_size: int, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(uint8 [B, H, W, C], class ids [B]) on the CPU, of the images at these places; the last batch may be partial.
+
+        With workers a walk that begins ends the one before. Args: a seed a place, of images that are augmented.
+        """
+        keys: Sequence[Any] = places if seeds is None else list(zip(places, seeds, strict=True))
+        self._keys.batches = [list(keys[at : at + batch_size]) for at in range(0, len(keys), batch_size)]
+        self._turn = turn = self._turn + 1
+        for batch in self._loader:
+            if self._workers and turn != self._turn:
+                raise RuntimeError("another walk has taken the workers of this one")
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch

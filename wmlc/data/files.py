@@ -5,6 +5,7 @@ N images, B batch, H height, W width, C channels
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,16 +15,21 @@ import torch
 
 from wmlc.console import progress
 from wmlc.data import normalise
-from wmlc.data.decode import ImageFiles, decode, large_transform, spread, stack_images
+from wmlc.data.decode import Decoder, ImageFiles, large_transform, spread, stack_images
+from wmlc.data.listing import Kept
 from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, Parts, generator
 from wmlc.data.sources import DataConfig, Part
 from wmlc.errors import InputError
+from wmlc.ranks import SOLO, Ranks
 from wmlc.records import DataRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wmlc.data import Data
+
+_MANY = 1000  # test images whose check is kept
 _STATISTICS_IMAGES = 1024  # that tell the set's mean and deviation
 
 
@@ -33,10 +39,16 @@ class FileData:
     def __init__(self, parts: Parts, device: torch.device | str) -> None:
         self._parts = parts
         self._device = torch.device(device)
+        self._ranks = SOLO
 
     @property
     def config(self) -> DataConfig:
         return self._parts.config
+
+    def shared(self, ranks: Ranks) -> Data:
+        other = copy.copy(self)
+        other._ranks = ranks
+        return other
 
     @cached_property
     def statistics(self) -> Normalisation:
@@ -47,17 +59,20 @@ class FileData:
         return self._parts.record(self.statistics)
 
     def train_steps(self, batch_size: int) -> int:
+        self._ranks.check_batch(batch_size)
         return self._parts.train_steps(batch_size)
 
     def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels_BHWC, labels_B in self._decode(self._parts.train, self._parts.split[1], batch_size):
+        _ = self.record  # which walks through some images itself
+        places = self._ranks.own(self._parts.split[1]).tolist()
+        for pixels_BHWC, labels_B in self._train_decoder.batches(places, batch_size):
             yield self._finish(pixels_BHWC, labels_B)
 
     def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
-        chosen = self._parts.split[1][self._parts.held_out_order(batch_size, index)]
+        chosen = self._parts.split[1][self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index))]
         # Threads, as large images decode outside Python's lock, and workers would be started for one batch.
         images = self._files(self._parts.train)
         with ThreadPoolExecutor(max(1, self.config.workers)) as pool:
@@ -67,19 +82,26 @@ class FileData:
         return self._finish(*batch)
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels_BHWC, labels_B in self.test_pixels(batch_size):
+        own = self._ranks.own(range(self.test_count()))
+        for pixels_BHWC, labels_B in self._decoder(self._parts.test).batches(own, batch_size):
             yield self._finish(pixels_BHWC, labels_B)
 
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
 
     def check_test(self) -> None:
-        with progress("looking at the test images", self.test_count()) as advance:
+        part, count = self._parts.test, self.test_count()
+        kept = Kept("checked", part.paths, repr(self._parts.layout)) if count >= _MANY else None
+        if kept is not None and kept.read() is not None:
+            return
+        with progress("looking at the test images", count) as advance:
             for _, labels_B in self.test_pixels(batch_size=32):
                 advance(len(labels_B))
+        if kept is not None:
+            kept.write()
 
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self._decode(self._parts.test, torch.arange(self.test_count()), batch_size)
+        yield from self._decoder(self._parts.test).batches(range(self.test_count()), batch_size)
 
     def train_pixels(self, count: int) -> Tensor:
         self._parts.check_train_count(count)
@@ -88,27 +110,31 @@ class FileData:
     def _sample(self, most: int) -> Iterator[Tensor]:
         """uint8 [B, H, W, C] of up to `most` images trained on, evenly spread."""
         train = self._parts.split[0]
-        for pixels_BHWC, _ in self._decode(self._parts.train, train[spread(len(train), most)], batch_size=32):
+        places = train[spread(len(train), most)].tolist()
+        for pixels_BHWC, _ in self._train_decoder.batches(places, batch_size=32):
             yield pixels_BHWC
 
     def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        _ = self.record
         train, draw = self._parts.split[0], generator(self.config.seed, EPOCH, epoch)
         order = train[torch.randperm(len(train), generator=draw)][: steps * batch_size]
         # A seed an image, so that an epoch does not depend on the number of workers.
-        seeds_N = torch.randint(2**62, (len(self._parts.train.paths),), generator=draw)
-        for pixels_BHWC, labels_B in self._decode(self._parts.train, order, batch_size, seeds_N):
+        seeds = torch.randint(2**62, (len(self._parts.train.paths),), generator=draw)[order]
+        own, own_seeds = (self._ranks.own(each).tolist() for each in (order, seeds))  # of every batch as many
+        for pixels_BHWC, labels_B in self._train_decoder.batches(own, batch_size // self._ranks.count, own_seeds):
             yield self._finish(pixels_BHWC, labels_B)
 
-    def _files(self, part: Part, seeds_N: Tensor | None = None) -> ImageFiles:
-        """The files of a part, augmented if seeds are given."""
-        transform = large_transform(self.config, self._parts.layout, augment=seeds_N is not None)
-        return ImageFiles(part=part, layout=self._parts.layout, transform=transform, seeds_N=seeds_N)
+    def _files(self, part: Part) -> ImageFiles:
+        plain, augmented = (large_transform(self.config, self._parts.layout, augment=own) for own in (False, True))
+        return ImageFiles(part=part, layout=self._parts.layout, transform=plain, augmented=augmented)
 
-    def _decode(
-        self, part: Part, chosen: Tensor, batch_size: int, seeds_N: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        images, pinned = self._files(part, seeds_N), self._device.type == "cuda"
-        return decode(images, chosen.tolist(), batch_size, self.config.workers, pinned)
+    @cached_property
+    def _train_decoder(self) -> Decoder:
+        """Of the images that are not for testing; its workers are kept from epoch to epoch."""
+        return self._decoder(self._parts.train)
+
+    def _decoder(self, part: Part) -> Decoder:
+        return Decoder(self._files(part), self.config.workers, pinned=self._device.type == "cuda")
 
     def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the device and normalise it."""

@@ -28,6 +28,9 @@ class Found:
     paths: list[str]
     labels: list[int]
     skipped: dict[str, int]  # what was passed over → how often, the most frequent first
+    folders: dict[
+        str, int
+    ]  # every folder that was walked → when it last changed, in ns; none where links were followed
 
 
 @dataclass
@@ -38,6 +41,7 @@ class _Walk:
     skipped: Counter[str] = field(default_factory=Counter)
     links: list[tuple[int, str]] = field(default_factory=list)  # links to folders, with the class that they lie in
     files: list[tuple[int, str, list[str]]] = field(default_factory=list)  # class, folder, names in it
+    folders: dict[str, int] = field(default_factory=dict)  # when each last changed, before it was walked
 
 
 def is_left_behind(name: str) -> bool:
@@ -98,6 +102,7 @@ def find_pictures(folder: Path, classes: Mapping[str, Path], others: Sequence[Pa
         walk.seen |= _folders_in(others)
     for label, path in enumerate(classes.values()):
         _visit(str(path), label, walk, required=True)
+    linked = bool(walk.links) or any(path.is_symlink() for path in classes.values())
     if walk.links:
         walk.seen |= _folders_in(others)
     while walk.links:
@@ -113,7 +118,8 @@ def find_pictures(folder: Path, classes: Mapping[str, Path], others: Sequence[Pa
     for label, place, names in sorted(walk.files):
         paths += [place + os.sep + name for name in names]
         labels += [label] * len(names)
-    return Found(paths, labels, dict(sorted(walk.skipped.items(), key=lambda kind: (-kind[1], kind[0]))))
+    skipped = dict(sorted(walk.skipped.items(), key=lambda kind: (-kind[1], kind[0])))
+    return Found(paths, labels, skipped, {} if linked else walk.folders)
 
 
 def in_words(skipped: Mapping[str, int]) -> str:
@@ -134,6 +140,7 @@ def _visit(place: str, label: int, walk: _Walk, required: bool = False) -> None:
     while waiting:
         place = waiting.pop()
         try:
+            walk.folders[place] = Path(place).stat().st_mtime_ns
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError:
             if required:
@@ -161,6 +168,7 @@ def _visit(place: str, label: int, walk: _Walk, required: bool = False) -> None:
 
 def _count_strays(folder: Path, walk: _Walk) -> None:
     """Count what lies beside the class folders of a part."""
+    walk.folders[str(folder)] = folder.stat().st_mtime_ns
     for entry in os.scandir(folder):
         if is_left_behind(entry.name):
             walk.skipped["hidden"] += 1

@@ -5,6 +5,7 @@ N images, B batch, H height, W width, C channels
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,14 +14,17 @@ import torch
 from torch.nn.functional import pad
 
 from wmlc.data import normalise
-from wmlc.data.decode import ImageFiles, decode, small_transform, spread
+from wmlc.data.decode import Decoder, ImageFiles, small_transform, spread
 from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, Parts, generator
 from wmlc.data.sources import DataConfig, Part
+from wmlc.ranks import SOLO, Ranks
 from wmlc.records import DataRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from wmlc.data import Data
 
 _FEW = 2000  # small files that are read sooner than workers are started
 
@@ -31,10 +35,16 @@ class MemoryData:
     def __init__(self, parts: Parts, device: torch.device | str) -> None:
         self._parts = parts
         self._device = torch.device(device)
+        self._ranks = SOLO
 
     @property
     def config(self) -> DataConfig:
         return self._parts.config
+
+    def shared(self, ranks: Ranks) -> Data:
+        other = copy.copy(self)
+        other._ranks = ranks
+        return other
 
     @cached_property
     def statistics(self) -> Normalisation:
@@ -45,23 +55,25 @@ class MemoryData:
         return self._parts.record(self.statistics)
 
     def train_steps(self, batch_size: int) -> int:
+        self._ranks.check_batch(batch_size)
         return self._parts.train_steps(batch_size)
 
     def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels_NHWC, labels_N = self._held_out
+        pixels_NHWC, labels_N = (self._ranks.own(own) for own in self._held_out)
         for pixels_BHWC, labels_B in zip(pixels_NHWC.split(batch_size), labels_N.split(batch_size), strict=True):
             yield self._finish(pixels_BHWC, labels_B)
 
     def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
-        order = self._parts.held_out_order(batch_size, index).to(self._device)
+        order = self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index)).to(self._device)
         pixels_NHWC, labels_N = self._held_out
         return self._finish(pixels_NHWC[order], labels_N[order])
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels_BHWC, labels_B in self.test_pixels(batch_size):
+        pixels_NHWC, labels_N = self._ranks.own(self._test), self._ranks.own(self._parts.test.labels_N)
+        for pixels_BHWC, labels_B in zip(pixels_NHWC.split(batch_size), labels_N.split(batch_size), strict=True):
             yield self._finish(pixels_BHWC, labels_B)
 
     def test_count(self) -> int:
@@ -120,8 +132,8 @@ class MemoryData:
         pixels_NHWC = torch.empty((len(chosen), layout.height, layout.width, layout.channels), dtype=torch.uint8)
         images = ImageFiles(part=part, layout=layout, transform=small_transform(config, layout))
         workers, done = config.workers if len(chosen) >= _FEW else 0, 0
-        pinned = self._device.type == "cuda"
-        for pixels_BHWC, _ in decode(images, chosen.tolist(), batch_size=256, workers=workers, pinned=pinned):
+        decoder = Decoder(images, workers, pinned=self._device.type == "cuda")
+        for pixels_BHWC, _ in decoder.batches(chosen.tolist(), batch_size=256):
             pixels_NHWC[done : done + len(pixels_BHWC)] = pixels_BHWC
             done += len(pixels_BHWC)
         return pixels_NHWC
@@ -137,7 +149,7 @@ class MemoryData:
         left_N = torch.randint(shifts, (count,), generator=draw).to(self._device)
         flip_N = (torch.rand(count, generator=draw) < 0.5).to(self._device)
         for step in range(steps):
-            now = slice(step * batch_size, (step + 1) * batch_size)
+            now = slice(step * batch_size + self._ranks.rank, (step + 1) * batch_size, self._ranks.count)
             pixels_BHWC = _crop(padded_NHWC, order[now], top_N[now], left_N[now], shifts)
             if self.config.name != "digits":  # a mirrored digit is no digit
                 pixels_BHWC = torch.where(flip_N[now, None, None, None], pixels_BHWC.flip(2), pixels_BHWC)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wmlc.console import note
+from wmlc.data.broken import without_broken
 from wmlc.data.decode import Layout, own_layout, read_layout
 from wmlc.data.normalisation import Normalisation, for_channels
 from wmlc.data.sources import SETS, DataConfig, Part, refuse_empty_classes
@@ -62,7 +63,8 @@ class Parts:
 
     def _read(self, train: bool) -> Part:
         _, read = SETS[self.config.name]
-        return read(self.config, train)
+        part = read(self.config, train)
+        return without_broken(part, self.config.workers) if self.config.skip_broken else part
 
     @cached_property
     def split(self) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ N images, H height, W width
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _TURN = {
 }  # fmt: skip
 _SIDEWAYS = (5, 6, 7, 8)  # the turns after which width and height have changed places
 # Names hold none of these: control characters, line breaks of Unicode, halves of a character
+BETWEEN = "\0"  # the parts of a packed picture's name
 _UNFIT = ("Cc", "Zl", "Zp", "Cs")
 
 
@@ -69,7 +71,13 @@ def read_picture(path: str) -> Image:
 
 
 def shown(name: str) -> str:
-    """A name as a message may hold it: what would break a line, move a cursor or is no Unicode stands as an escape."""
+    """A name as a message may hold it: what would break a line, move a cursor or is no Unicode stands as an escape.
+
+    Of a packed picture: the file's, and its own in it.
+    """
+    if BETWEEN in name:
+        where, *_, own = name.split(BETWEEN)
+        name = f"{where}: {own}"
     return "".join(_escape(c) if unicodedata.category(c) in _UNFIT else c for c in name)
 
 
@@ -94,7 +102,7 @@ def _with_file(path: str, use: Callable[[Image], Any]) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(_opened(path), formats=FORMATS) as file:
             return use(file)
     except InputError as error:
         raise InputError(f"{shown(path)} {error}") from None
@@ -107,6 +115,12 @@ def _with_file(path: str, use: Callable[[Image], Any]) -> Any:
         raise InputError(
             f"{shown(path)} is not a readable image ({one_line_shown(error)}); repair or remove it"
         ) from None
+
+
+def _opened(path: str) -> str | io.BytesIO:
+    from wmlc.data.packed import bytes_of
+
+    return bytes_of(path) if BETWEEN in path else path
 
 
 def _header(file: Image) -> Header:

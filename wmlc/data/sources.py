@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from wmlc.console import note
-from wmlc.data.folders import class_folders, find_pictures, in_words, refuse_same_folder, unlabelled
+from wmlc.data.folders import class_folders, in_words, refuse_same_folder, unlabelled
+from wmlc.data.listing import listed
 from wmlc.data.normalisation import parse_normalisation
+from wmlc.data.packed import check_packed, read_shards, read_tables
 from wmlc.data.pictures import ENDINGS, one_line_shown
 from wmlc.errors import InputError
 from wmlc.records.common import Interpolation
@@ -22,12 +24,19 @@ from wmlc.records.common import Interpolation
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
     from torch import Tensor
 
-DATA_SETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
+DATA_SETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet", "hf", "wds")
+PACKED = {"hf": "a folder of parquet files", "wds": "a folder of tar shards"}  # pictures inside of larger files
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 LEAST_CROP = 0.1  # less would enlarge a picture more than tenfold, of which next to nothing is kept
 
 # Where the test images are, best first: ImageNet's own test/ has no labels, so its val/ comes first.
 _TEST_FOLDERS = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
+
+
+def kind_and_place(data: str) -> tuple[str, str | None]:
+    """A set and where it lies, of hf:DIR and wds:DIR; of any other name the name alone."""
+    kind, _, place = data.partition(":")
+    return (kind, place) if kind in PACKED and place else (data, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +54,15 @@ class DataConfig:
     held_out: float = 0.1  # share of train kept for choosing checkpoints and the outer problem
     seed: int = 0
     workers: int = 2  # processes that decode image files; 0: this one does
+    skip_broken: bool = False  # pictures that cannot be read are left out
 
     def __post_init__(self) -> None:
         if self.name not in DATA_SETS:
             raise InputError(f"there is no data set {self.name!r}; choose one of {', '.join(DATA_SETS)}")
         if self.name in _TEST_FOLDERS and self.root is None:
             raise InputError(f"{self.name} needs --data-root DIR, a folder with train/ and val/ or test/")
+        if self.name in PACKED and self.root is None:
+            raise InputError(f"{self.name} needs --data {self.name}:DIR, {PACKED[self.name]}")
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.interpolation not in (*INTERPOLATIONS, None):
@@ -214,7 +226,7 @@ def _read_folder(config: DataConfig, train: bool) -> Part:
     folder = root / "train" if train else test_folder(config)
     classes = class_folders(folder)
     parts = [root / name for name in ("train", *_TEST_FOLDERS[config.name])]
-    found = find_pictures(folder, classes, [path for path in parts if path != folder and path.is_dir()])
+    found = listed(folder, classes, [path for path in parts if path != folder and path.is_dir()])
     if found.skipped:
         note(f"skipped in {folder}: {in_words(found.skipped)}")
     labels = torch.tensor(found.labels, dtype=torch.int64)
@@ -244,4 +256,6 @@ SETS: dict[str, tuple[Callable[[DataConfig], None], Callable[[DataConfig, bool],
     "cifar100": (_check_cifar, _read_cifar),
     "imagefolder": (_check_folder, _read_folder),
     "imagenet": (_check_folder, _read_folder),
+    "hf": (check_packed, read_tables),
+    "wds": (check_packed, read_shards),
 }

@@ -139,6 +139,8 @@ class RunRecord(Provenance):
     latency: LatencyPlan | None = None  # what the peers were chosen for, if for a latency
     device: DeviceRecord
     threads: Size
+    processes: Size = 1  # that trained together, when it began
+    launch: str | None = None  # the torchrun that started them
     schema_version: Version = SCHEMA
 
 

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Widths by latency, by MACs and uniform, at the same measured latency: docs/results.md, section 11.
+
+    evidence/equal_latency.py OUT plan NAME -- --arch … --start … --data …   # on an idle machine: a cut of each kind
+    evidence/equal_latency.py OUT train NAME --epochs 2 --seeds 0,1,2        # each kind, trained alike
+    evidence/equal_latency.py OUT show
+
+`plan` has `wmlc train` choose widths for a share of the start's milliseconds (--ratio, the share that goes), and finds
+the ratios of MACs at which a uniform cut, and one by `--budget taylor`, take as long when measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from wmlc.bench.latency.config import LatencyConfig
+from wmlc.bench.latency.files import Writers
+from wmlc.bench.latency.session import EngineClock
+from wmlc.compress.begin import open_for_start
+from wmlc.compress.config import settle
+from wmlc.compress.latency import units_of
+from wmlc.compress.learn.place import choose_device
+from wmlc.compress.prepare import prepare, resizable_of
+from wmlc.export.for_latency import onnx_writer
+from wmlc.settings import TrainConfig
+
+KINDS = {"uniform": {"budget": "uniform"}, "macs": {"budget": "taylor"}}
+NEAR, TRIES = 0.01, 6  # of the latency that is wanted
+
+
+def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
+    """Write OUT/NAME.json: the options of each kind, and what the cut networks take."""
+    given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
+    own = {key: int(value) if key in ("batch_size", "workers", "divisor") else value for key, value in given.items()}
+    asked = {"ratio_of": "latency", "ratios": (ratio,), "epochs": 1, "seed": 0, **own}
+    config = settle(asked)
+    device = choose_device("cpu", "fp32")
+    config, data = open_for_start(config, device)
+    clock_config = LatencyConfig(precision=config.latency_precision)
+    writers = Writers(onnx_writer(clock_config.precision, clock_config.engine))
+    with EngineClock(clock_config, writers, out / "tables") as clock:
+        prepared = prepare(config, data, device, clock)
+        assert prepared.plan is not None
+        graph, record = prepared.scored.graph, data.record
+        network = resizable_of(prepared.made, graph, config, record.input_shape, len(record.class_names))
+        chosen = units_of(prepared.plan.peers[0], graph)
+        (took,) = clock.time(network, [chosen])
+        found = {
+            "start": words, "full_ms": prepared.plan.full_ms, "at": vars(clock.at),
+            "latency": {
+                "options": ["--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables")],
+                "ms": took.ms, "low": took.low, "high": took.high, "macs": graph.size(chosen, "macs") / graph.macs,
+            },
+        }  # fmt: skip
+        for kind, budget in KINDS.items():
+            at = 1 - found["latency"]["macs"]
+            best = None
+            for _ in range(TRIES):
+                cut: TrainConfig = settle({**asked, "ratio_of": "macs", "ratios": (round(at, 4),), **budget})
+                widths = prepare(open_for_start(cut, device)[0], data, device).widths[0]
+                counts_G = np.array([len(widths.kept[group.root]) for group in graph.groups])
+                (own_time,) = clock.time(network, [counts_G])
+                off = own_time.ms / took.ms - 1
+                if best is None or abs(off) < abs(best["ms"] / took.ms - 1):
+                    best = {
+                        "options": ["--ratio-of", "macs", "--ratios", f"{at:.4f}", "--budget", budget["budget"]],
+                        "ms": own_time.ms, "low": own_time.low, "high": own_time.high,
+                        "macs": graph.size(counts_G, "macs") / graph.macs,
+                    }  # fmt: skip
+                print(f"{kind}: {at:.1%} of the MACs gone take {own_time.ms:.4g} ms, {off:+.1%}", flush=True)
+                if abs(off) <= NEAR:
+                    break
+                at = min(0.95, max(0.05, 1 - (1 - at) / (1 + off)))
+            found[kind] = best
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
+
+
+def train(out: Path, name: str, epochs: int, seeds: list[int], options: list[str]) -> None:
+    """Train what was planned; a run that is there is not trained again."""
+    found = json.loads((out / f"{name}.json").read_text())
+    for seed in seeds:
+        for kind in ("latency", *KINDS):
+            run = out / "runs" / f"{name}-{kind}-{seed}"
+            if not (run / "family.json").exists():
+                subprocess.run(
+                    [
+                        sys.executable, "-m", "wmlc", "train", *found["start"], *found[kind]["options"],
+                        "--epochs", str(epochs), "--seed", str(seed), *options, "--out", str(run), "--force",
+                    ],
+                    check=True,
+                )  # fmt: skip
+
+
+def show(out: Path) -> None:
+    """A row a kind."""
+    for file in sorted(out.glob("*.json")):
+        found = json.loads(file.read_text())
+        print(f"{file.stem}: whole {found['full_ms']:.3g} ms")
+        for kind in ("latency", *KINDS):
+            own = found[kind]
+            runs = sorted((out / "runs").glob(f"{file.stem}-{kind}-*/family.json"))
+            tops = [json.loads(run.read_text())["peers"][0]["top1"] for run in runs]
+            spread = f" ± {stdev(tops):.2f}" if len(tops) > 1 else ""
+            top1 = f"{mean(tops):.2f}{spread} ({', '.join(f'{top:.2f}' for top in tops)})" if tops else "not trained"
+            print(
+                f"  {kind:<8} {own['ms']:.4g} ms [{own['low']:.4g}, {own['high']:.4g}]  MACs {own['macs']:.3f}  {top1}"
+            )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("do", choices=["plan", "train", "show"])
+    parser.add_argument("name", nargs="?", default="")
+    parser.add_argument("--ratio", type=float, default=0.5, help="the share of the milliseconds that goes")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", default="0,1,2")
+    words = sys.argv[1:]
+    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    asked = parser.parse_args(own)
+    out = asked.out.resolve()
+    if asked.do == "plan":
+        plan(out, asked.name, asked.ratio, rest)
+    elif asked.do == "train":
+        train(out, asked.name, asked.epochs, [int(seed) for seed in asked.seeds.split(",")], rest)
+    else:
+        show(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in at most 9 minutes, and the section of docs/results.md that it makes.
+#
+#   DATA=~/data OUT=/tmp/gpu evidence/gpu.sh         # on a machine with a GPU; PYTHON says which Python has torch (2.9+)
+#   DRY=1 OUT=/tmp/gpu evidence/gpu.sh               # all parts on a CPU at toy size
+#
+# It needs wmlc (pip install --no-deps --no-build-isolation -e .) with torch, torchvision and the pure-Python packages of
+# pyproject.toml; ONNX Runtime and TensorRT are used where they can be imported. Nothing is fetched.
+set -uo pipefail
+: "${OUT:?where to write; it need not exist}"
+PYTHON=${PYTHON:-python3} DRY=${DRY:-}
+cd "$(dirname "$0")/.."
+limits=(tests:90 latency:150 steps:150 train:130) # seconds of each part, the surest first; what takes longer is left out
+for each in "${limits[@]}"; do
+    part=${each%:*}
+    # shellcheck disable=SC2086  # no word where it is not set
+    timeout "${each#*:}" "$PYTHON" evidence/gpu.py "$OUT" "$part" ${DRY:+--dry} 2>&1 | tee -a "$OUT.log" | grep -v '^$' | tail -40 \
+        || echo "evidence/gpu.sh: $part ended early; its JSON is missing"
+done
+"$PYTHON" evidence/gpu.py "$OUT" section ${DRY:+--dry}

@@ -1,0 +1,162 @@
+"""Pictures in tar shards and parquet tables: the same pixels as in folders, and messages. Takes 3 s."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_folders import make_folder, open_folder
+
+from wmlc.compress.config import settle
+from wmlc.data import DataConfig, open_data
+from wmlc.data.sources import kind_and_place
+from wmlc.errors import InputError
+
+NAMES = ["cat", "dog"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache" / "hf"))
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def make_shards(folder: Path, out: Path, label: str = "cls") -> Path:
+    """The pictures of an image folder in shards: train in two, test in one."""
+    out.mkdir()
+    for part, shards in (("train", 2), ("test", 1)):
+        pictures = sorted((folder / part).rglob("*.png"))
+        for shard in range(shards):
+            with tarfile.open(out / f"{part}-{shard:04}.tar", "w") as tar:
+                for number, picture in enumerate(pictures[shard::shards]):
+                    own = NAMES.index(picture.parent.name)
+                    add(tar, f"{number:06}.png", picture.read_bytes())
+                    add(
+                        tar,
+                        f"{number:06}.{label}",
+                        (json.dumps({"label": own}) if label == "json" else str(own)).encode(),
+                    )
+    (out / "classnames.txt").write_text("\n".join(NAMES) + "\n")
+    return out
+
+
+def by_pixels(batches: Any) -> Mapping[bytes, int]:
+    return {
+        image.numpy().tobytes(): int(label)
+        for images, labels in batches
+        for image, label in zip(images, labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize(("size", "label"), [((80, 70), "cls"), ((16, 16), "json")], ids=["large", "small"])
+def test_shards_hold_the_pictures_of_the_folders(size: tuple[int, int], label: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", size=size)
+    options: dict[str, Any] = {"workers": 0} | ({"image_size": 72} if size[0] > 64 else {})
+    theirs = open_folder(folder, **options)
+    for _ in range(2):  # the second time from what was kept
+        own = open_data(DataConfig(name="wds", root=make_shards(folder, tmp_path / "shards", label)
+                                   if not (tmp_path / "shards").exists() else tmp_path / "shards", **options))  # fmt: skip
+        assert own.record.class_names == NAMES and own.record.input_shape == theirs.record.input_shape
+        assert by_pixels(own.test_pixels(4)) == by_pixels(theirs.test_pixels(4))
+        assert own.train_pixels(18).shape == theirs.train_pixels(18).shape
+    first, again = (torch.cat([images for images, _ in own.train_batches(3, 1)]) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_a_shard_is_walked_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    config = DataConfig(name="wds", root=shards, workers=0)
+    assert open_data(config).record.train == 18
+    monkeypatch.setattr("wmlc.data.packed._of_shard", lambda shard: [])
+    assert open_data(config).record.train == 18
+    (shards / "train-0001.tar").unlink()
+    with pytest.raises(InputError, match="0 training images are too few"):
+        _ = open_data(config).record
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.png", b"", r"train-0000\.tar: a\.png has no label; put a \.cls or a \.json with a number beside it"),
+        ("a.cls", b"cat", r"train-0000\.tar: a\.cls holds no label; it must be a number from 0"),
+        ("a.cls", b"-1", "holds no label"),
+        ("a.json", b"[1]", "holds no label"),
+        ("a.json", b'{"label": true}', "holds no label"),
+    ],
+)
+def test_shards_without_labels_are_named(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    with tarfile.open(shards / "train-0000.tar", "w") as tar:
+        add(tar, name, content)
+    with pytest.raises(InputError, match=words):
+        _ = open_data(DataConfig(name="wds", root=shards, workers=0)).record
+
+
+def test_broken_shards_and_pictures_are_named(tmp_path: Path) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    whole = (shards / "test-0000.tar").read_bytes()
+    (shards / "test-0000.tar").write_bytes(whole.replace(b"\x89PNG", b"none", 1))
+    with pytest.raises(InputError, match=r"test-0000\.tar: 000000\.png is not a readable image"):
+        open_data(DataConfig(name="wds", root=shards, workers=0)).check_test()
+    skipping = open_data(DataConfig(name="wds", root=shards, workers=0, skip_broken=True))
+    assert skipping.test_count() == 5
+    (shards / "test-0000.tar").write_bytes(b"no tar at all")
+    with pytest.raises(InputError, match=r"test-0000\.tar is no readable tar"):
+        open_data(DataConfig(name="wds", root=shards, workers=0)).check_test()
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"wds needs --data wds:DIR, a folder of tar shards"):
+        DataConfig(name="wds")
+    with pytest.raises(InputError, match=r"is not a folder; name the one that holds \*\.tar files"):
+        open_data(DataConfig(name="wds", root=tmp_path / "none"))
+    (tmp_path / "train-0.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"has no \*\.tar that begins with test or val or validation"):
+        open_data(DataConfig(name="wds", root=tmp_path))
+
+
+def test_a_set_and_its_place_are_one_word() -> None:
+    config = settle({"data": "wds:some/where"})
+    assert (config.data, config.data_root) == ("wds", "some/where")
+    assert kind_and_place("hf:C:/x") == ("hf", "C:/x") and kind_and_place("cifar10") == ("cifar10", None)
+
+
+def test_without_datasets_hf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"hf needs the package datasets, which is not installed"):
+        open_data(DataConfig(name="hf", root=tmp_path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
+def test_parquet_holds_the_pictures_of_the_folders(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    folder, out = make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "tables"
+    out.mkdir()
+    features = {"image": {"_type": "Image"}, "label": {"names": NAMES, "_type": "ClassLabel"}}  # as datasets writes it
+    for part in ("train", "test"):
+        pictures = sorted((folder / part).rglob("*.png"))
+        table = pyarrow.table({
+            "image": [{"bytes": own.read_bytes(), "path": own.name} for own in pictures],
+            "label": [NAMES.index(own.parent.name) for own in pictures],
+        }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+        pyarrow.parquet.write_table(table, out / f"{part}-00000-of-00001.parquet")
+    theirs, own = open_folder(folder), open_data(DataConfig(name="hf", root=out, workers=0))
+    assert own.record.class_names == NAMES
+    assert by_pixels(own.test_pixels(4)) == by_pixels(theirs.test_pixels(4))
+    assert np.array_equal(own.train_pixels(3).shape, (3, 16, 16, 3))

@@ -1,0 +1,119 @@
+"""A training loop that does not wait for the device: what it reads, and when. Takes 4 s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import train
+
+from wmlc.compress.learn import train as loop
+from wmlc.compress.learn import watch
+from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.watch import Watch
+from wmlc.errors import InputError
+
+CPU = Device("cpu", bf16=False)
+READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
+STEPS = 200
+
+
+@pytest.fixture
+def now_and_then(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Steps between two reads, on a CPU as on a GPU."""
+    monkeypatch.setattr(watch, "READ_EVERY", {"cpu": 50})
+    return 50
+
+
+class Reads:
+    """What is read off tensors within: by Python's ways and by torch's own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        reads = self
+
+        class Functions(TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                reads.count += func in READS
+                return func(*args, **(kwargs or {}))
+
+        class Dispatch(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                reads.count += func is torch.ops.aten._local_scalar_dense.default
+                return func(*args, **(kwargs or {}))
+
+        with Functions(), Dispatch():
+            yield
+
+
+def test_two_hundred_steps_read_the_device_four_times(
+    now_and_then: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peer weights by the bilevel problem; what is read at an epoch's end, after them, does not count."""
+    reads, in_steps, fit, evaluate = Reads(), list[int](), loop.fit, loop.evaluate
+
+    def counted(*args: Any) -> None:
+        with reads.counted():
+            fit(*args)
+
+    def first_evaluation(*args: Any) -> Any:
+        in_steps.append(reads.count)
+        return evaluate(*args)
+
+    monkeypatch.setattr("wmlc.compress.phase.fit", counted)
+    monkeypatch.setattr(loop, "evaluate", first_evaluation)
+    settings = {"batch_size": 4, "train_images": round(STEPS * 4 / 0.9), "epochs": 1, "reweigh_every": 20}
+    train(tmp_path / "run", ratios=(0.5, 0.0), baseline=False, warmup_epochs=0.5, **settings)
+    assert in_steps[0] == STEPS // now_and_then
+
+
+def losses(values: list[float], of: Watch) -> None:
+    for value in values:
+        of.stepped(torch.tensor(value), 0.1)
+
+
+def test_the_mean_is_over_all_steps(now_and_then: int) -> None:
+    own = Watch(0, CPU)
+    losses([float(step) for step in range(120)], own)
+    assert own.mean() == pytest.approx(59.5)
+
+
+@pytest.mark.parametrize("place", [0, 49, 50, 103])
+def test_the_first_bad_step_is_named_though_it_is_seen_later(place: int, now_and_then: int) -> None:
+    def end() -> None:
+        own = Watch(2, CPU)
+        losses([float("nan") if step >= place else 1.0 for step in range(104)], own)
+        own.mean()
+
+    assert words(end) == f"the loss became nan in epoch 3, step {place + 1}, at lr 0.1; " + (
+        "lower --lr, raise --warmup-epochs or pass --clip 1"
+    )
+
+
+def test_a_gradient_of_weights_that_is_not_finite_is_named_before_the_loss_that_follows(now_and_then: int) -> None:
+    def end() -> None:
+        own = Watch(0, CPU)
+        losses([1.0] * 60, own)
+        own.reweighed(torch.tensor([1.0, 2.0]))
+        losses([1.0], own)
+        own.reweighed(torch.tensor([float("inf"), 2.0]))
+        losses([1.0, float("nan")], own)
+        own.mean()
+
+    assert words(end).startswith("the gradient of the peer weights is not finite in epoch 1, step 62, at lr 0.1")
+
+
+def words(of: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as error:
+        of()
+    return str(error.value)

@@ -1,0 +1,82 @@
+"""What was found out about many picture files, kept for the next time: which there are, and that they can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmlc.data.folders import Found, find_pictures
+from wmlc.data.pictures import BETWEEN
+from wmlc.files import new_file, user_cache
+
+MANY = 20_000  # files, below which a walk is as quick as reading what was kept
+SETTLED_NS = 2 * 10**9  # a folder that changed later than so long before the walk may have changed again since
+FORM = 1  # of what is kept
+
+
+def listed(folder: Path, classes: Mapping[str, Path], others: Sequence[Path] = ()) -> Found:
+    """`find_pictures`, once: of many pictures again only when a folder among them has changed.
+
+    A folder's time of change tells of files that came, went or were renamed. Where links lead to other folders nothing
+    is kept.
+    """
+    file = _place("listings", str(folder.resolve()))
+    names = {name: str(path) for name, path in classes.items()}
+    if (kept := _kept(file, names)) is not None:
+        return kept
+    start = time.time_ns()
+    found = find_pictures(folder, classes, others)
+    settled = found.folders and max(found.folders.values()) < start - SETTLED_NS
+    if settled and len(found.paths) >= MANY:
+        record = {"form": FORM, "classes": names} | vars(found)
+        with contextlib.suppress(OSError), new_file(file) as aside:  # no cache is no error
+            aside.write_text(json.dumps(record), encoding="utf-8", errors="surrogatepass")
+    return found
+
+
+def _kept(file: Path, classes: dict[str, str]) -> Found | None:
+    """What was kept, if it is of these classes and no folder has changed."""
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass"))
+        if record["form"] != FORM or record["classes"] != classes:
+            return None
+        if any(Path(place).stat().st_mtime_ns != changed for place, changed in record["folders"].items()):
+            return None
+        return Found(record["paths"], record["labels"], record["skipped"], record["folders"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class Kept:
+    """What was found out of these very files, by name, size and time of change.
+
+    Args: what was found out; the files; what else it hangs on.
+    """
+
+    def __init__(self, what: str, paths: Sequence[str], how: str) -> None:
+        digest = hashlib.sha256(how.encode())
+        for path in paths:
+            found = Path(path.split(BETWEEN)[0]).stat()
+            digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogatepass"))
+        self._file = _place(what, digest.hexdigest())
+
+    def read(self) -> str | None:
+        """What was written; None where nothing was, or a file has changed since."""
+        try:
+            return self._file.read_text(encoding="utf-8", errors="surrogatepass")
+        except OSError:
+            return None
+
+    def write(self, found: str = "") -> None:
+        """Keep it."""
+        with contextlib.suppress(OSError), new_file(self._file) as aside:
+            aside.write_text(found, encoding="utf-8", errors="surrogatepass")
+
+
+def _place(kind: str, of: str) -> Path:
+    return user_cache() / kind / hashlib.sha256(of.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,195 @@
+"""Pictures inside of larger files: WebDataset's tar shards, and Hugging Face's image data sets in parquet.
+
+Such a picture has a name that says where it is, so that any process reads it by its name alone: the file, and in it the
+place, with a NUL between, which no path can hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmlc.console import progress
+from wmlc.data.listing import Kept
+from wmlc.data.pictures import BETWEEN, ENDINGS, one_line_shown, shown
+from wmlc.errors import InputError
+
+if TYPE_CHECKING:
+    from wmlc.data.sources import DataConfig, Part
+
+TRAIN, TEST = ("train",), ("test", "val", "validation")  # in the names of a part's files, or of their folders
+CLASS_FILES = ("classnames.txt", "classes.txt")  # a name a line, in the order of the labels
+
+
+def read_shards(config: DataConfig, train: bool) -> Part:
+    """The samples of the shards of a part: members of one name up to its first dot, a picture and its label.
+
+    The label is .cls, a number, or the number "label" or "cls" in .json.
+    """
+    root = _root(config)
+    shards = files_of(root, "*.tar", train)
+    kept = Kept("shards", [str(shard) for shard in shards], "names, places, labels")
+    text = kept.read()
+    samples: list[tuple[str, int]] = _samples(shards) if text is None else [tuple(one) for one in json.loads(text)]
+    if text is None:
+        kept.write(json.dumps(samples))
+    labels = [label for _, label in samples]
+    return _part([name for name, _ in samples], labels, _class_names(root, labels), root)
+
+
+def read_tables(config: DataConfig, train: bool) -> Part:
+    """The rows of a part's parquet files, through `datasets`."""
+    root = _root(config)
+    table, image, label = _table(str(root), train)
+    feature, labels = table.features[label], [int(value) for value in table[label]]
+    names = list(getattr(feature, "names", None) or []) or _class_names(root, labels)
+    which = "train" if train else "test"
+    return _part([BETWEEN.join((str(root), which, image, str(row))) for row in range(len(table))], labels, names, root)
+
+
+def check_packed(config: DataConfig) -> None:
+    """Raise `InputError` where there are no files of both parts, or nothing to read them with."""
+    if config.name == "hf" and importlib.util.find_spec("datasets") is None:
+        raise InputError(
+            "hf needs the package datasets, which is not installed (pip install 'wmlc[hf]'); install it, or unpack the "
+            "pictures into folders (--data imagefolder)"
+        )
+    for train in (True, False):
+        files_of(_root(config), "*.tar" if config.name == "wds" else "*.parquet", train)
+
+
+def files_of(root: Path, pattern: str, train: bool) -> list[Path]:
+    """The files of a part, by their names or their folders', sorted."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; name the one that holds {pattern} files")
+    wanted = TRAIN if train else TEST
+    found = [
+        path
+        for path in sorted(root.rglob(pattern))
+        if any(path.relative_to(root).as_posix().lower().startswith(word) or f"/{word}" in
+               f"/{path.relative_to(root).as_posix().lower()}" for word in wanted)
+    ]  # fmt: skip
+    if not found:
+        raise InputError(f"{root} has no {pattern} that begins with {' or '.join(wanted)}; name the files so")
+    return found
+
+
+def bytes_of(name: str) -> io.BytesIO:
+    """The file of a packed picture, by its name."""
+    where, *place = name.split(BETWEEN)
+    if len(place) == 3 and not place[0].isdigit():
+        which, image, row = place
+        table, _, _ = _table(where, which == "train")
+        found = table[int(row)][image]
+        content = found.get("bytes") or (Path(found["path"]).read_bytes() if found.get("path") else None)
+        if content is None:
+            raise InputError("has neither bytes nor a path")
+        return io.BytesIO(content)
+    start, size, _ = place
+    with Path(where).open("rb") as file:
+        file.seek(int(start))
+        return io.BytesIO(file.read(int(size)))
+
+
+def _samples(shards: Sequence[Path]) -> list[tuple[str, int]]:
+    """The name and the label of each sample; `InputError` for one that lacks either."""
+    found = []
+    with progress("reading shards", len(shards), "shards") as advance:
+        for shard in shards:
+            found += _of_shard(shard)
+            advance(1)
+    return found
+
+
+def _of_shard(shard: Path) -> list[tuple[str, int]]:
+    pictures, labels = dict[str, str](), dict[str, int]()
+    try:
+        with tarfile.open(shard, "r:") as tar:  # not compressed: pictures are, and places have to be found again
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                key = f"{folder}/{stem}"
+                if not member.isfile() or not stem:
+                    continue
+                if f".{ending.lower().rpartition('.')[2]}" in ENDINGS:
+                    place = (str(shard), str(member.offset_data), str(member.size), member.name)
+                    pictures[key] = BETWEEN.join(place)
+                elif ending in ("cls", "json"):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    labels[key] = _label(content.read(), ending, f"{shard}: {member.name}")
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(f"{shown(str(shard))} is no readable tar ({one_line_shown(error)}); make it again") from None
+    for key, name in pictures.items():
+        if key not in labels:
+            raise InputError(f"{shown(name)} has no label; put a .cls or a .json with a number beside it in the shard")
+    return [(name, labels[key]) for key, name in pictures.items()]
+
+
+def _label(content: bytes, ending: str, where: str) -> int:
+    try:
+        found: Any = json.loads(content)
+        if ending == "json":
+            found = found.get("label", found.get("cls"))
+        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+            raise ValueError
+        return found
+    except (ValueError, AttributeError):
+        raise InputError(f"{shown(where)} holds no label; it must be a number from 0") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _table(root: str, train: bool) -> tuple[Any, str, str]:
+    """The rows of a part, and the names of the columns that hold pictures and labels."""
+    import datasets
+
+    files = [str(path) for path in files_of(Path(root), "*.parquet", train)]
+    try:
+        table = datasets.load_dataset("parquet", data_files={"part": files}, split="part")
+    except Exception as error:  # of its own and of pyarrow's
+        raise InputError(f"{root} is not readable as parquet ({one_line_shown(error)}); make it again") from None
+    images = [name for name, feature in table.features.items() if _is_picture(feature)]
+    labels = [name for name, feature in table.features.items() if hasattr(feature, "names")]
+    labels += [name for name in ("label", "labels") if name in table.features and name not in labels]
+    if not images or not labels:
+        columns = ", ".join(table.features)
+        raise InputError(
+            f"{root} needs a column of pictures and one of labels, and has {columns}; name them image, label"
+        )
+    if isinstance(table.features[images[0]], datasets.Image):
+        table = table.cast_column(images[0], datasets.Image(decode=False))
+    return table, images[0], labels[0]
+
+
+def _is_picture(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+
+
+def _class_names(root: Path, labels: Sequence[int]) -> list[str]:
+    """Names by a file beside the data, else the labels themselves."""
+    for name in CLASS_FILES:
+        if (root / name).is_file():
+            return (root / name).read_text(encoding="utf-8").split("\n")[: max(labels, default=-1) + 1]
+    return [str(label) for label in range(max(labels, default=-1) + 1)]
+
+
+def _part(paths: list[str], labels: list[int], class_names: list[str], root: Path) -> Part:
+    import torch
+
+    from wmlc.data.sources import Part
+
+    if labels and max(labels) >= len(class_names):
+        raise InputError(f"{root} has a label {max(labels)} and {len(class_names)} class names; name them all")
+    return Part(class_names=class_names, labels_N=torch.tensor(labels, dtype=torch.int64), paths=paths, where=str(root))
+
+
+def _root(config: DataConfig) -> Path:
+    return Path(config.root or "data").expanduser()

@@ -1,0 +1,222 @@
+"""The processes that train one run together, as torchrun starts them; alone, there is one.
+
+Everything between them goes through torch.distributed: NCCL between GPUs, gloo between CPUs. All of them make the same
+calls in the same order. Free of torch until they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wmlc.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PATIENCE = timedelta(hours=1)  # for a process that is still at something, as the table of a latency
+BUCKET = 25 * 2**20  # bytes that are reduced at once
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")  # that torchrun sets
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process and how many there are. Rank 0 alone speaks and writes."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    def own(self, places: Sequence[Any] | Tensor) -> Any:
+        """This process's part of what all go through together, none twice; another's may be longer by one."""
+        return places[self.rank :: self.count]
+
+    def own_of_batch(self, places_B: Tensor) -> Tensor:
+        """This process's part of a batch [B], as large as the others'; the whole of one that cannot be shared evenly.
+
+        So that the mean over processes of means over their parts is the mean over the batch.
+        """
+        return self.own(places_B) if len(places_B) % self.count == 0 else places_B
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise `InputError` for a batch of training images that cannot be shared evenly."""
+        if batch_size % self.count:
+            less = batch_size - batch_size % self.count
+            ways = " or ".join(str(own) for own in (less, less + self.count) if own)
+            raise InputError(
+                f"a batch of {batch_size} does not go into {self.count} processes evenly; pass --batch-size {ways}"
+            )
+
+    def of_first(self, make: Callable[[], Made]) -> Made:
+        """What rank 0 makes, for all; an `InputError` of its too."""
+        if self.count == 1:
+            return make()
+        import torch.distributed as dist
+
+        said: list[Any] = [None, None]
+        if self.first:
+            try:
+                said = [None, make()]
+            except InputError as error:
+                said = [str(error), None]
+        dist.broadcast_object_list(said, src=0)
+        if said[0] is not None:
+            raise InputError(said[0])
+        return said[1]
+
+    def together(self, make: Callable[[], Made]) -> Made:
+        """What each process makes for itself; where one cannot, all end with its words."""
+        if self.count == 1:
+            return make()
+        made, own = None, ""
+        try:
+            made = make()
+        except InputError as error:
+            own = str(error)
+        said = self._gathered(own)
+        if failed := {rank: words for rank, words in enumerate(said) if words}:
+            rank, words = next(iter(failed.items()))
+            everyone = set(said) == {words}
+            raise InputError(words if everyone else f"rank {rank}: {words}")
+        return made  # type: ignore[return-value]
+
+    def agree(self, own: dict[str, Any], advice: str) -> None:
+        """Raise `InputError` that names what differs between processes, followed by what to do."""
+        if self.count == 1:
+            return
+        said = self._gathered(own)
+        for rank, theirs in enumerate(said):
+            for name in said[0] | theirs:
+                here, there = (each.get(name, "not given") for each in (said[0], theirs))
+                if here != there:
+                    raise InputError(f"{name} is {there} on rank {rank} and {here} on rank 0; {advice}")
+
+    def _gathered(self, own: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        said: list[Any] = [None] * self.count
+        dist.all_gather_object(said, own)
+        return said
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor's mean over processes, in place: in buckets, all on their way at once."""
+        if self.count == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        sent = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in sent:
+            work.wait()
+            parts = (flat / self.count).split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def take_of_first(self, tensors: Sequence[Tensor]) -> None:
+        """Rank 0's numbers for all, in place."""
+        if self.count == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.broadcast(flat, src=0)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+SOLO = Ranks()
+
+
+def launched() -> Ranks:
+    """This process among those that torchrun started; alone without it."""
+    if not all(os.environ.get(name) for name in LAUNCHED):
+        return SOLO
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def launch() -> str | None:
+    """What all processes have in common that one torchrun starts, also when it starts them again; None without it."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}" if launched() != SOLO else None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process among all, which can talk to each other meanwhile. Raises `Stopped` where another one has ended."""
+    ranks = launched()
+    if ranks.count == 1:
+        yield SOLO
+        return
+    import torch
+    import torch.distributed as dist
+
+    lost = (
+        f"rank {ranks.rank}: another process of this run has ended, so this one has too; what was done up to the last "
+        "checkpoint is kept, and --resume goes on"
+    )
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(_local_rank() % gpus)  # until a run says where it trains: `take_gpu`
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if isinstance(error, dist.DistBackendError) or "gloo" in str(error).lower():
+            raise Stopped(lost) from None
+        raise
+    finally:
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def take_gpu() -> None:
+    """Make this process's GPU the one that "cuda" means; `InputError` where the machine has fewer than processes."""
+    import torch
+
+    local = _local_rank() if launched().count > 1 else 0
+    if local >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local + 1} of this machine has no GPU, as there are {torch.cuda.device_count()}; start as many "
+            "(--nproc-per-node), or pass --device cpu"
+        )
+    torch.cuda.set_device(local)
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, as many of one type as go into a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or size >= BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+    if bucket:
+        yield bucket
