@@ -18,7 +18,7 @@ from wmlc.errors import InputError, Stopped
 if TYPE_CHECKING:
     from torch import Tensor
 
-PATIENCE = timedelta(hours=1)  # for a process that is still at something, as the table of a latency
+PATIENCE = timedelta(minutes=30)  # for a process that is still at something, as the table of a latency
 BUCKET = 25 * 2**20  # bytes that are reduced at once
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")  # that torchrun sets
 
