@@ -35,8 +35,8 @@ def test_all_parts_run_at_toy_size(gpu: ModuleType, tmp_path: Path, monkeypatch:
     assert not [own for own in found.values() if "missing part" in own], found
     (step,) = found["steps"].values()
     assert set(step["median_ms"]) == {"family", "reweigh", *(f"peer {peer} alone" for peer in range(1, 5))}
-    assert set(found["train"]) == set(gpu.METHODS)
-    assert [row["peer"] for row in found["latency"]["torch, fp32"]] == [0, 1, 2, 3]
+    assert set(found["train"]) == {"wml"}
+    assert [row["peer"] for row in found["latency"]["torch, fp32"]] == [0, 1]
     text = (tmp_path / "out" / "section.md").read_text()
     assert "| `wml` |" in text and "| torch, fp32 | 1 | whole |" in text and "not measured" not in text
 

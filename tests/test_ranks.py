@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +22,13 @@ from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import peer_weight_gradient, source_gradient
 from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.teaching import alike
-from wmlc.compress.prepare import family_of_one, prepare, trained_peers
+from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
 from wmlc.compress.session import Wanted, resume_run, start_run
-from wmlc.data import open_data
+from wmlc.data import Data, open_data
 from wmlc.errors import InputError
 from wmlc.ranks import SOLO, Ranks, joined, launched
 from wmlc.run import Run, data_config, read_config, read_epochs, read_family
+from wmlc.settings import TrainConfig
 
 TINY = {**SMALL, "ratios": (0.5, 0.0), "baseline": False, "reweigh_every": 1, "lr": 1e-3}
 # At a rate of 0.05 an untrained network this deep makes 1e-3 of float32's rounding in as few steps, also of one process
@@ -77,11 +80,17 @@ def on_both(work: Callable[[Ranks], dict[str, list[float]]], rel: float) -> None
             assert values == pytest.approx(alone[name], rel=rel, abs=rel * max(map(abs, alone[name]))), name
 
 
-def gradients(ranks: Ranks) -> dict[str, list[float]]:
-    """Of a step, of the mean over processes: by the parameters, by the running statistics' own words, and by ω."""
-    config, device = settle(TINY), Device("cpu", bf16=False, ranks=ranks)
+@functools.cache  # before processes are forked, which all have it then
+def prepared_with(start: Path | None = None) -> tuple[TrainConfig, Data, Prepared]:
+    config = settle(TINY if start is None else {**TINY, "start": str(start), "ratios": (0.5, 0.3)})
     data = open_data(data_config(config))
-    family = prepare(config, data, Device("cpu", bf16=False)).family.double().train()
+    return config, data, prepare(config, data, Device("cpu", bf16=False))
+
+
+def gradients(ranks: Ranks) -> dict[str, list[float]]:
+    """Of a step, of the mean over processes: by the parameters and by ω; and the running statistics."""
+    config, data, prepared = prepared_with()
+    device, family = Device("cpu", bf16=False, ranks=ranks), copy.deepcopy(prepared.family).double().train()
     train_batch, held_out = (
         next(iter(data.shared(ranks).train_batches(64, 0))),
         data.shared(ranks).held_out_batch(64, 0),
@@ -115,12 +124,11 @@ def test_gradients_of_two_processes_are_those_of_one_in_float64() -> None:
 def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
     """By its answers, by the other peers and by the channels that they kept; the losses themselves are in float32."""
     start = train(tmp_path / "start", **{**TINY, "method": "independent", "ratios": (0.0,), "epochs": 1})
-    config = settle({**TINY, "start": str(start.network(1)), "ratios": (0.5, 0.3)})
+    config, data, prepared = prepared_with(start.network(1))
 
     def taught(ranks: Ranks) -> dict[str, list[float]]:
-        data = open_data(data_config(config))
-        prepared = prepare(config, data, Device("cpu", bf16=False))
-        family, teacher = trained_peers(prepared.family, config).double().train(), family_of_one(prepared.full)
+        family = copy.deepcopy(trained_peers(prepared.family, config)).double().train()
+        teacher = family_of_one(copy.deepcopy(prepared.full))
         images, labels = next(iter(data.shared(ranks).train_batches(64, 0)))
         with torch.no_grad():
             answer, outputs = teacher.double().eval().walk(images.double())
