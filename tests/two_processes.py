@@ -1,0 +1,255 @@
+"""Two processes on gloo that train together, against one; started by test_ranks.py. Takes 30 s."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import on_two
+from torch import nn
+from training import SMALL, train, weights
+
+from wmlc.compress import phase, session
+from wmlc.compress.config import settle
+from wmlc.compress.learn.methods import METHODS, Forward, Taught, train_loss
+from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.reweigh import peer_weight_gradient, source_gradient
+from wmlc.compress.learn.sync_norm import synced
+from wmlc.compress.learn.teaching import alike
+from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
+from wmlc.compress.session import Wanted, resume_run, start_run
+from wmlc.data import Data, open_data
+from wmlc.errors import InputError
+from wmlc.ranks import SOLO, Ranks, joined, launched
+from wmlc.run import Run, data_config, read_config, read_epochs, read_family
+from wmlc.settings import TrainConfig
+
+TINY = {**SMALL, "ratios": (0.5, 0.0), "baseline": False, "reweigh_every": 1, "lr": 1e-3}
+# At a rate of 0.05 an untrained network this deep makes 1e-3 of float32's rounding in as few steps, also of one process
+# beside itself in float64; the gradients themselves are held in float64 below.
+
+
+def together(root: Path, **settings: Any) -> None:
+    """A run of two processes, in this one of them."""
+    with joined() as ranks:
+        start_run(settle({**TINY, **settings}), root, force=False, ranks=ranks)
+
+
+def assert_near(one: Run, other: Run) -> None:
+    """The same networks but for rounding, and the same accuracies."""
+    first, second = read_family(one), read_family(other)
+    assert first.peer_weights == pytest.approx(second.peer_weights, abs=1e-5)
+    for peer in first.peers:
+        ours, theirs = weights(one.network(peer.peer)), weights(other.network(peer.peer))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(
+                tensor, theirs[name], atol=1e-5, rtol=1e-4, msg=lambda words, name=name: f"{name}: {words}"
+            )
+    tops = [[*(peer.top1 for peer in own.peers), own.ensemble_top1] for own in (first, second)]
+    assert tops[0] == pytest.approx(tops[1])
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
+    """With every image's statistics in every batch norm; ω too."""
+    alone = train(tmp_path / "alone", **{**TINY, "epochs": 1, "sync_bn": True})
+    assert on_two(lambda _: together(tmp_path / "two", epochs=1, sync_bn=True)) == [None, None]
+    assert_near(Run(tmp_path / "two"), alone)
+    assert read_config(Run(tmp_path / "two")).processes == 2
+    ours, theirs = (read_epochs(run, "family")[0] for run in (Run(tmp_path / "two"), alone))
+    assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5) and ours.training_macs == theirs.training_macs
+
+
+def on_both(work: Callable[[Ranks], dict[str, list[float]]], rel: float) -> None:
+    """`work` gives two processes the numbers that it gives one."""
+
+    def joined_work(_: int) -> dict[str, list[float]]:
+        with joined() as ranks:
+            return work(ranks)
+
+    alone = work(SOLO)
+    for own in on_two(joined_work):
+        assert own.keys() == alone.keys()
+        for name, values in own.items():
+            assert values == pytest.approx(alone[name], rel=rel, abs=rel * max(map(abs, alone[name]))), name
+
+
+@functools.cache  # before processes are forked, which all have it then
+def prepared_with(start: Path | None = None) -> tuple[TrainConfig, Data, Prepared]:
+    config = settle(TINY if start is None else {**TINY, "start": str(start), "ratios": (0.5, 0.3)})
+    data = open_data(data_config(config))
+    return config, data, prepare(config, data, Device("cpu", bf16=False))
+
+
+def gradients(ranks: Ranks) -> dict[str, list[float]]:
+    """Of a step, of the mean over processes: by the parameters and by ω; and the running statistics."""
+    config, data, prepared = prepared_with()
+    device, family = Device("cpu", bf16=False, ranks=ranks), copy.deepcopy(prepared.family).double().train()
+    train_batch, held_out = (
+        next(iter(data.shared(ranks).train_batches(64, 0))),
+        data.shared(ranks).held_out_batch(64, 0),
+    )
+    weight_P = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    (images, labels), (others, their_labels) = train_batch, held_out
+    with synced(family, ranks):
+        logits_PBC, outputs = family.walk(images.double())
+        train_loss(Forward(family, logits_PBC, outputs, labels, weight_P), config, METHODS["wml"]).backward()
+        found = {name: own.grad for name, own in family.named_parameters() if own.grad is not None}
+        ranks.mean_(list(found.values()))
+        found["ω"] = peer_weight_gradient(
+            family, (images.double(), labels), (others.double(), their_labels), weight_P, dict(found), alpha=0.1,
+            inner_lr=0.05, autocast=device.autocast, ranks=ranks,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        by_step = torch.randn(64, 10, generator=generator, dtype=torch.float64)  # a teacher's answers
+        found["sources"], found["ω by sources"] = source_gradient(
+            family, (images.double(), labels), ranks.own(by_step), (others.double(), their_labels), weight_P,
+            {name: own.grad for name, own in family.named_parameters() if own.grad is not None},
+            temperature=2.0, inner_lr=0.05, autocast=device.autocast, ranks=ranks,
+        )  # fmt: skip
+        found |= {name: own for name, own in family.named_buffers() if own.is_floating_point()}
+    return {name: own.flatten().tolist() for name, own in found.items()}
+
+
+def test_gradients_of_two_processes_are_those_of_one_in_float64() -> None:
+    on_both(gradients, rel=1e-8)
+
+
+def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
+    """By its answers, by the other peers and by the channels that they kept; the losses themselves are in float32."""
+    start = train(tmp_path / "start", **{**TINY, "method": "independent", "ratios": (0.0,), "epochs": 1})
+    config, data, prepared = prepared_with(start.network(1))
+
+    def taught(ranks: Ranks) -> dict[str, list[float]]:
+        family = copy.deepcopy(trained_peers(prepared.family, config)).double().train()
+        teacher = family_of_one(copy.deepcopy(prepared.full))
+        images, labels = next(iter(data.shared(ranks).train_batches(64, 0)))
+        with torch.no_grad():
+            answer, outputs = teacher.double().eval().walk(images.double())
+        with synced(family, ranks):
+            logits_PBC, own_outputs = family.walk(images.double())
+            forward = Forward(
+                family, logits_PBC, own_outputs, labels, torch.full((2,), 0.5), alike(2, True, 0.5),
+                Taught(answer[0], outputs), ranks,
+            )  # fmt: skip
+            train_loss(forward, config, METHODS["wml"]).backward()
+        found = {name: own.grad for name, own in family.named_parameters() if own.grad is not None}
+        ranks.mean_(list(found.values()))
+        return {name: own.flatten().tolist() for name, own in found.items()}
+
+    on_both(taught, rel=1e-5)
+
+
+def stopping_after(epoch: int, work: Callable[[], Any], how: Callable[[], Any]) -> Any:
+    """`work`, with `how` called in the place of what would follow the checkpoint of that epoch."""
+    save = phase.save_state
+
+    def save_and_stop(directory: Path, state: Any, *rest: Any) -> None:
+        save(directory, state, *rest)
+        if state.epoch == epoch:
+            how()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phase, "save_state", save_and_stop)
+        return work()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    settings, root = {"epochs": 3, "sync_bn": True}, tmp_path / "run"
+    whole = train(tmp_path / "whole", **{**TINY, **settings})
+    first = on_two(lambda _: stopping_after(1, lambda: together(root, **settings), interrupt))
+    assert "stopped; go on with" in first[0] and "another process of this run has ended" in first[1]
+    with pytest.raises(InputError, match="stopped; go on with"):
+        stopping_after(2, lambda: resume_run(Run(root)), interrupt)
+
+    def go_on(_: int) -> None:
+        with joined() as ranks:
+            resume_run(Run(root), ranks)
+
+    assert on_two(go_on) == [None, None]
+    assert_near(Run(root), whole)
+    assert [epoch.epoch for epoch in read_epochs(Run(root), "family")] == [1, 2, 3]
+
+
+def test_a_process_that_dies_ends_the_run_in_words_and_it_goes_on(tmp_path: Path) -> None:
+    """As torchrun starts it again: by the same command, in processes of the same parent."""
+    root = tmp_path / "run"
+    asked = {key: value for key, value in TINY.items()} | {"epochs": 2}
+    read = phase.teacher_of  # what both processes come by before the first step
+
+    def dying(rank: int) -> None:
+        def die(*args: Any) -> Any:
+            if rank == 1:
+                os._exit(1)
+            return read(*args)
+
+        phase.teacher_of = die  # type: ignore[assignment]  # in this process alone
+        session.train("digits", asked, Wanted(out=root))
+
+    said = on_two(dying)
+    assert said[1] is None and "rank 0: another process of this run has ended" in said[0]
+    assert root.is_dir() and not (root / "family.json").exists()
+    assert on_two(lambda _: session.train("digits", asked, Wanted(out=root))) == [None, None]
+    assert read_family(Run(root)).epochs == 2
+
+
+def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> None:
+    said = on_two(lambda rank: session.train("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
+    assert said == ["lr is 0.1 on rank 1 and 0.05 on rank 0; start all processes with the same command"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_one_process_lacks_are_named_by_all(tmp_path: Path) -> None:
+    def elsewhere(rank: int) -> None:
+        (tmp_path / str(rank)).mkdir()
+        os.chdir(tmp_path / str(rank))
+        if rank == 0:
+            for part in ("train", "val"):
+                for name in ("a", "b"):
+                    (Path("data") / part / name).mkdir(parents=True)
+        together(tmp_path / "run", data="imagefolder", data_root="data")
+
+    said = on_two(elsewhere)
+    assert said[0] == said[1] and said[0].startswith("rank 1: data is not a folder")
+
+
+def test_what_does_not_go_into_processes_evenly_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="a batch of 65 does not go into 2 processes evenly; pass --batch-size 64 or 66"
+    ):
+        Ranks(0, 2).check_batch(65)
+    Ranks(1, 2).check_batch(64)
+
+
+def test_a_batch_is_divided_evenly_or_not_at_all() -> None:
+    places = torch.arange(6)
+    assert [Ranks(rank, 2).own_of_batch(places).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
+    assert [Ranks(rank, 4).own_of_batch(places).tolist() for rank in range(4)] == [list(range(6))] * 4
+    assert sorted(place for rank in range(4) for place in Ranks(rank, 4).own(range(6))) == list(range(6))
+
+
+def test_without_a_launcher_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == SOLO and SOLO.first and SOLO.of_first(lambda: 3) == 3
+
+
+def test_a_batch_norm_of_somebody_elses_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with (
+        pytest.raises(InputError, match="--sync-bn knows torch's own batch norms, and this network has Own"),
+        synced(Own(3), Ranks(0, 2)),
+    ):
+        pass
