@@ -65,7 +65,7 @@ def where_lost(baseline: Profile, peer: Profile, speedup_median: float | None, m
     shown = [place for place in worst if place == worst[0] or lost_ms[place] >= LEAST_SHARE * whole]
     said += "; lost: " + ", ".join(f"{100 * lost_ms[place] / whole:.0f} % {place}" for place in shown)
     if slow := sorted((pair for pair in pairs if pair.no_faster), key=_lost_ms, reverse=True):
-        said += f"; no faster: {_listed([pair.known.layer for pair in slow])}"
+        said += f"; no faster: {listed([pair.known.layer for pair in slow])}"
     return said + _apart_words(pairs)
 
 
@@ -76,7 +76,7 @@ def left_layout(profile: Profile) -> str | None:
         return None
     reordering_ms = sum(layer.ms for layer in profile.layers if layer.op in REORDERS)
     return (
-        f"outside of ONNX Runtime's blocked layout, which their channels do not fit: {_listed(left)}; reordering takes "
+        f"outside of ONNX Runtime's blocked layout, which their channels do not fit: {listed(left)}; reordering takes "
         f"{reordering_ms:.3g} of {profile.profiled_ms:.3g} ms"
     )
 
@@ -131,6 +131,7 @@ def _stage(layer: str) -> str:
     return layer.strip("/").split("/")[0].split(".")[0]
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MOST_LAYERS
-    return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str], most: int = MOST_LAYERS) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

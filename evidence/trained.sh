@@ -9,7 +9,7 @@
 set -euo pipefail
 : "${DATA:?where the data sets lie}" "${WEIGHTS:?where the weights lie}" "${OUT:?where to write; it need not exist}"
 WMLC=${WMLC:-wmlc} PYTHON=${PYTHON:-python} EPOCHS=${EPOCHS:-2} SEEDS=${SEEDS:-0 1 2} RATES=${RATES:-0.02 0.05 0.1}
-DATA=$(realpath "$DATA") WEIGHTS=$(realpath "$WEIGHTS")
+HERE=$(realpath "$(dirname "$0")") DATA=$(realpath "$DATA") WEIGHTS=$(realpath "$WEIGHTS")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$OUT"
 cd "$OUT"
@@ -96,17 +96,8 @@ PY
 }
 
 more() { # what one more peer costs: families of 2, 4 and 8 against a training of each peer alone
-    local base=(--arch resnet20 --start "$WEIGHTS/distiller-resnet20-dense.pth.tar" --normalise half --data imagefolder
-        --data-root "$DATA/cifar10-png" --ratio-of macs --budget uniform --epochs 1 --lr 0.05 --steps 60 )
-    local ratios ratio
-    for ratios in 0.7,0.4 0.7,0.6,0.5,0.4 0.7,0.65,0.6,0.55,0.5,0.45,0.4,0.35; do
-        run "more-$ratios" "${base[@]}" --method wml --ratios "$ratios"
-    done
-    for ratio in 0.7 0.65 0.6 0.55 0.5 0.45 0.4 0.35; do
-        run "alone-kd-$ratio" "${base[@]}" --method kd --ratios "$ratio"
-        run "alone-labels-$ratio" "${base[@]}" --method prune-finetune --ratios "$ratio"
-    done
-    "$WMLC" list
+    "$PYTHON" "$HERE/more_peers.py" --start "$WEIGHTS/distiller-resnet20-dense.pth.tar" --data-root "$DATA/cifar10-png" \
+        --json more.json
 }
 
 [ $# -gt 0 ] || set -- cifar10 cifar100 lite0 more

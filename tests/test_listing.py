@@ -114,9 +114,13 @@ def test_what_is_kept_hangs_on_what_was_asked_and_how(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_text("a")
     paths = [str(tmp_path / "a")]
-    Kept("checked", paths, "grey").write("found")
-    assert Kept("checked", paths, "grey").read() == "found"
-    assert Kept("checked", paths, "colour").read() is None is Kept("broken", paths, "grey").read()
+    assert Kept("checked", paths, "grey").found(lambda: "found") == "found"
+    assert Kept("checked", paths, "grey").found(lambda: "anew") == "found"
+    for what, how in (("checked", "colour"), ("broken", "grey")):
+        assert Kept(what, paths, how).found(lambda: "anew") == "anew"
+    for file in (tmp_path / "cache").rglob("checked/*"):
+        file.write_text("dam")
+    assert Kept("checked", paths, "grey").found(lambda: "anew") == "anew"
 
 
 @pytest.mark.parametrize("size", [(80, 70), (16, 16)], ids=["files", "memory"])

@@ -129,9 +129,7 @@ class Ranks:
             sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in sent:
             work.wait()
-            parts = (flat / self.count).split([tensor.numel() for tensor in bucket])
-            for tensor, part in zip(bucket, parts, strict=True):
-                tensor.copy_(part.view(tensor.shape))
+            _fill(bucket, flat / self.count)
 
     def take_of_first(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's numbers for all, in place."""
@@ -143,8 +141,7 @@ class Ranks:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.broadcast(flat, src=0)
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(part.view(tensor.shape))
+            _fill(bucket, flat)
 
 
 SOLO = Ranks()
@@ -202,6 +199,12 @@ def take_gpu() -> None:
             "(--nproc-per-node), or pass --device cpu"
         )
     torch.cuda.set_device(local)
+
+
+def _fill(bucket: Sequence[Tensor], flat: Tensor) -> None:
+    """Put the numbers of `flat`, which were joined of these tensors, back into them."""
+    for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def _local_rank() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wmlc import records
 from wmlc.bench.latency.session import EngineClock
 from wmlc.bench.latency.table import widest_interval
+from wmlc.bench.profile import listed
 from wmlc.console import digits, say, say_exactly
 from wmlc.latency_model import LatencyModel, Surface
 from wmlc.layer_pairs import UNBLOCKED, UNBLOCKED_WORDS
@@ -39,8 +40,7 @@ def _left_layout(table: LatencyTable) -> list[str]:
     for own in table.shapes:
         left = [f"{point.channels_in} → {point.channels_out}" for point in own.points if point.blocked is False]
         if left:
-            more = f" and {len(left) - MOST_PAIRS} more" if len(left) > MOST_PAIRS else ""
-            lines.append(f"  {own.shape}: {', '.join(left[:MOST_PAIRS])}{more}")
+            lines.append(f"  {own.shape}: {listed(left, MOST_PAIRS)}")
     return [f"{UNBLOCKED}: {UNBLOCKED_WORDS}, here at", *lines] if lines else []
 
 

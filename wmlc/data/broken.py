@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,11 +27,7 @@ def without_broken(part: Part, workers: int) -> Part:
     """
     if not part.paths:
         return part
-    kept = Kept("broken", part.paths, "whole")
-    text = kept.read()
-    broken: dict[str, str] = _broken(part.paths, workers) if text is None else dict(json.loads(text))
-    if text is None:
-        kept.write(json.dumps(broken))
+    broken: dict[str, str] = Kept("broken", part.paths, "whole").found(lambda: _broken(part.paths, workers))
     if not broken:
         return part
     named = "; ".join(list(broken.values())[:_NAMED])

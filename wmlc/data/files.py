@@ -91,14 +91,17 @@ class FileData:
 
     def check_test(self) -> None:
         part, count = self._parts.test, self.test_count()
-        kept = Kept("checked", part.paths, repr(self._parts.layout)) if count >= _MANY else None
-        if kept is not None and kept.read() is not None:
-            return
-        with progress("looking at the test images", count) as advance:
-            for _, labels_B in self.test_pixels(batch_size=32):
-                advance(len(labels_B))
-        if kept is not None:
-            kept.write()
+
+        def look() -> bool:
+            with progress("looking at the test images", count) as advance:
+                for _, labels_B in self.test_pixels(batch_size=32):
+                    advance(len(labels_B))
+            return True
+
+        if count >= _MANY:
+            Kept("checked", part.paths, repr(self._parts.layout)).found(look)
+        else:
+            look()
 
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._decoder(self._parts.test).batches(range(self.test_count()), batch_size)

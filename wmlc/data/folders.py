@@ -98,11 +98,12 @@ def find_pictures(folder: Path, classes: Mapping[str, Path], others: Sequence[Pa
     above = [path for place in (folder, folder.resolve()) for path in (place, *place.absolute().parents)]
     walk = _Walk({_identity(path) for path in [*above, *classes.values()]})
     _count_strays(folder, walk)
-    if any(path.is_symlink() for path in classes.values()):
+    linked = any(path.is_symlink() for path in classes.values())
+    if linked:
         walk.seen |= _folders_in(others)
     for label, path in enumerate(classes.values()):
         _visit(str(path), label, walk, required=True)
-    linked = bool(walk.links) or any(path.is_symlink() for path in classes.values())
+    linked |= bool(walk.links)
     if walk.links:
         walk.seen |= _folders_in(others)
     while walk.links:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,15 @@ class Kept:
             digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogatepass"))
         self._file = _place(what, digest.hexdigest())
 
-    def read(self) -> str | None:
-        """What was written; None where nothing was, or a file has changed since."""
+    def found(self, find_out: Callable[[], Any]) -> Any:
+        """What was found out, as JSON holds it; `find_out` anew where nothing is kept, or what is kept is damaged."""
         try:
-            return self._file.read_text(encoding="utf-8", errors="surrogatepass")
-        except OSError:
-            return None
-
-    def write(self, found: str = "") -> None:
-        """Keep it."""
+            return json.loads(self._file.read_text(encoding="utf-8", errors="surrogatepass"))
+        except (OSError, ValueError):
+            found = find_out()
         with contextlib.suppress(OSError), new_file(self._file) as aside:
-            aside.write_text(found, encoding="utf-8", errors="surrogatepass")
+            aside.write_text(json.dumps(found), encoding="utf-8", errors="surrogatepass")
+        return found
 
 
 def _place(kind: str, of: str) -> Path:

@@ -62,9 +62,7 @@ class MemoryData:
         return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels_NHWC, labels_N = (self._ranks.own(own) for own in self._held_out)
-        for pixels_BHWC, labels_B in zip(pixels_NHWC.split(batch_size), labels_N.split(batch_size), strict=True):
-            yield self._finish(pixels_BHWC, labels_B)
+        yield from self._in_order(*self._held_out, batch_size)
 
     def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
         order = self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index)).to(self._device)
@@ -72,9 +70,7 @@ class MemoryData:
         return self._finish(pixels_NHWC[order], labels_N[order])
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels_NHWC, labels_N = self._ranks.own(self._test), self._ranks.own(self._parts.test.labels_N)
-        for pixels_BHWC, labels_B in zip(pixels_NHWC.split(batch_size), labels_N.split(batch_size), strict=True):
-            yield self._finish(pixels_BHWC, labels_B)
+        yield from self._in_order(self._test, self._parts.test.labels_N, batch_size)
 
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
@@ -154,6 +150,12 @@ class MemoryData:
             if self.config.name != "digits":  # a mirrored digit is no digit
                 pixels_BHWC = torch.where(flip_N[now, None, None, None], pixels_BHWC.flip(2), pixels_BHWC)
             yield self._finish(pixels_BHWC, labels_N[order[now]])
+
+    def _in_order(self, pixels_NHWC: Tensor, labels_N: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of these images, not augmented."""
+        parts = (self._ranks.own(own).split(batch_size) for own in (pixels_NHWC, labels_N))
+        for pixels_BHWC, labels_B in zip(*parts, strict=True):
+            yield self._finish(pixels_BHWC, labels_B)
 
     def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, where it is not there yet, and normalise it."""

@@ -32,20 +32,17 @@ def read_shards(config: DataConfig, train: bool) -> Part:
 
     The label is .cls, a number, or the number "label" or "cls" in .json.
     """
-    root = _root(config)
+    root = config.folder
     shards = files_of(root, "*.tar", train)
     kept = Kept("shards", [str(shard) for shard in shards], "names, places, labels")
-    text = kept.read()
-    samples: list[tuple[str, int]] = _samples(shards) if text is None else [tuple(one) for one in json.loads(text)]
-    if text is None:
-        kept.write(json.dumps(samples))
+    samples: list[tuple[str, int]] = kept.found(lambda: _samples(shards))
     labels = [label for _, label in samples]
     return _part([name for name, _ in samples], labels, _class_names(root, labels), root)
 
 
 def read_tables(config: DataConfig, train: bool) -> Part:
     """The rows of a part's parquet files, through `datasets`."""
-    root = _root(config)
+    root = config.folder
     table, image, label = _table(str(root), train)
     feature, labels = table.features[label], [int(value) for value in table[label]]
     names = list(getattr(feature, "names", None) or []) or _class_names(root, labels)
@@ -61,7 +58,7 @@ def check_packed(config: DataConfig) -> None:
             "pictures into folders (--data imagefolder)"
         )
     for train in (True, False):
-        files_of(_root(config), "*.tar" if config.name == "wds" else "*.parquet", train)
+        files_of(config.folder, "*.tar" if config.name == "wds" else "*.parquet", train)
 
 
 def files_of(root: Path, pattern: str, train: bool) -> list[Path]:
@@ -72,9 +69,8 @@ def files_of(root: Path, pattern: str, train: bool) -> list[Path]:
     found = [
         path
         for path in sorted(root.rglob(pattern))
-        if any(path.relative_to(root).as_posix().lower().startswith(word) or f"/{word}" in
-               f"/{path.relative_to(root).as_posix().lower()}" for word in wanted)
-    ]  # fmt: skip
+        if any(f"/{word}" in f"/{path.relative_to(root).as_posix().lower()}" for word in wanted)
+    ]
     if not found:
         raise InputError(f"{root} has no {pattern} that begins with {' or '.join(wanted)}; name the files so")
     return found
@@ -189,7 +185,3 @@ def _part(paths: list[str], labels: list[int], class_names: list[str], root: Pat
     if labels and max(labels) >= len(class_names):
         raise InputError(f"{root} has a label {max(labels)} and {len(class_names)} class names; name them all")
     return Part(class_names=class_names, labels_N=torch.tensor(labels, dtype=torch.int64), paths=paths, where=str(root))
-
-
-def _root(config: DataConfig) -> Path:
-    return Path(config.root or "data").expanduser()

@@ -56,6 +56,11 @@ class DataConfig:
     workers: int = 2  # processes that decode image files; 0: this one does
     skip_broken: bool = False  # pictures that cannot be read are left out
 
+    @property
+    def folder(self) -> Path:
+        """Where the set lies."""
+        return Path(self.root or "data").expanduser()
+
     def __post_init__(self) -> None:
         if self.name not in DATA_SETS:
             raise InputError(f"there is no data set {self.name!r}; choose one of {', '.join(DATA_SETS)}")
@@ -117,7 +122,7 @@ def _cifar(config: DataConfig) -> tuple[Any, Path, Path]:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
-    root = _root(config)
+    root = config.folder
     return kind, root, root / kind.base_folder
 
 
@@ -166,12 +171,8 @@ def _array_part(config: DataConfig, pixels_NHWC: Any, labels_N: Any, class_names
 # Sets that come as folders of image files.
 
 
-def _root(config: DataConfig) -> Path:
-    return Path(config.root or "data").expanduser()
-
-
 def _check_folder(config: DataConfig) -> None:
-    root = _root(config)
+    root = config.folder
     wanted = "--data-root must be a folder with train/ and val/ or test/, and in each a folder a class"
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; {wanted}")
@@ -203,7 +204,7 @@ def _check_folder(config: DataConfig) -> None:
 
 def test_folder(config: DataConfig) -> Path:
     """The first of the folders there may be for test images that has class folders; else the first that there is."""
-    root, allowed = _root(config), _TEST_FOLDERS[config.name]
+    root, allowed = config.folder, _TEST_FOLDERS[config.name]
     there = [root / folder for folder in allowed if (root / folder).is_dir()]
     if not there:
         raise InputError(f"{root} has no val/ or test/; put test images into one, in the class folders of train/")
@@ -212,7 +213,7 @@ def test_folder(config: DataConfig) -> Path:
 
 def _note_unlabelled(config: DataConfig, test: Path) -> None:
     """Say that test images are taken from another folder than expected, as the first has no labels."""
-    root, first = _root(config), _TEST_FOLDERS[config.name][0]
+    root, first = config.folder, _TEST_FOLDERS[config.name][0]
     if test.name != first and (root / first).is_dir():
         count = unlabelled(root / first)
         note(f"{root / first} has no class folders ({count:,} images without labels), so {test.name}/ is tested on")
@@ -222,7 +223,7 @@ def _read_folder(config: DataConfig, train: bool) -> Part:
     """The paths of the image files and their classes; opens none. What is skipped is said, in one line."""
     import torch
 
-    root = _root(config)
+    root = config.folder
     folder = root / "train" if train else test_folder(config)
     classes = class_folders(folder)
     parts = [root / name for name in ("train", *_TEST_FOLDERS[config.name])]
