@@ -57,7 +57,7 @@ def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teach
     if config.teacher != "frozen":
         return None
     features = config.feature_loss != "none"
-    return Teacher(family_of_one(prepared.full), device, config.reuse_teacher, features)
+    return Teacher(family_of_one(prepared.full), device, config.reuse_teacher, features, config.compile)
 
 
 def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> Spending:

@@ -15,7 +15,7 @@ import torch
 from image_folders import make_folder, open_folder
 from PIL import Image
 
-from wmlc.data import Data, DataConfig, normalise, open_data
+from wmlc.data import Data, DataConfig, normalise, open_data, room
 from wmlc.data.files import FileData
 from wmlc.data.memory import MemoryData
 from wmlc.errors import InputError
@@ -290,3 +290,22 @@ def test_testing_needs_no_train_images(tmp_path, size):
     data = open_folder(tmp_path)
     pixels, labels = all_of(data.test_pixels(4))
     assert (len(pixels), labels.tolist()) == (6, [0, 0, 0, 1, 1, 1])
+
+
+def test_images_that_are_too_many_for_the_memory_are_the_same_from_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    held = open_data(DataConfig())
+    monkeypatch.setattr(room, "SHARE", 0)
+    mapped = open_data(DataConfig())
+    for walk in ("train_batches", "held_out_batch"):
+        for one, other in zip(getattr(held, walk)(64, 1), getattr(mapped, walk)(64, 1), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    said = capsys.readouterr()
+    assert f"over 0% of this machine's memory; they lie in {tmp_path}/wmlc" in said.err
+    assert list((tmp_path / "wmlc").iterdir()) == []
+
+
+def test_images_live_on_a_device_only_where_they_are_a_small_part_of_its_memory(monkeypatch):
+    monkeypatch.setattr(room, "_memory_bytes", lambda device: 1000)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [room.home_of(250, gpu), room.home_of(251, gpu), room.home_of(251, cpu)] == [gpu, cpu, cpu]

@@ -125,8 +125,23 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a folder; name the one that holds \*\.tar files"):
         open_data(DataConfig(name="wds", root=tmp_path / "none"))
     (tmp_path / "train-0.tar").write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no \*\.tar that begins with test or val or validation"):
+    with pytest.raises(InputError, match=r"has no \*\.tar with test or val or validation in its name"):
         open_data(DataConfig(name="wds", root=tmp_path))
+
+
+def test_a_pattern_names_shards_as_a_shell_would(tmp_path: Path) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    whole = open_data(DataConfig(name="wds", root=shards, workers=0))
+    for name in ("{train-{0000..0001},test-0000}.tar", "*.tar", "t[er]*-000?.tar"):
+        own = open_data(DataConfig(name="wds", root=shards / name, workers=0))
+        assert own.record.class_names == NAMES and torch.equal(own.train_pixels(18), whole.train_pixels(18))
+    for shard in list(shards.glob("*.tar")):
+        shard.rename(shard.with_name(f"latest-{shard.name}"))
+    assert open_data(DataConfig(name="wds", root=shards, workers=0)).record.train == 18
+    with pytest.raises(InputError, match=r"names .*/train-0000\.tar, and there is no such file; mend the pattern$"):
+        open_data(DataConfig(name="wds", root=shards / "{train,test}-0000.tar"))
+    with pytest.raises(InputError, match=r"is no path of this machine; fetch the files first, and name their folder$"):
+        open_data(DataConfig(name="wds", root=Path("s3://bucket/train-{0000..0009}.tar")))
 
 
 def test_a_set_and_its_place_are_one_word() -> None:

@@ -113,8 +113,9 @@ def test_an_answer_leaves_the_teacher_as_it_is(prepared: Any) -> None:
 
 def test_an_answer_that_is_kept_is_the_one_that_was_given(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network, data, _ = prepared
-    teacher, walked, walk = Teacher(network, CPU, views=2), [], network.walk
+    walked, walk = [], network.walk
     monkeypatch.setattr(network, "walk", lambda images: walked.append(0) or walk(images))
+    teacher = Teacher(network, CPU, views=2)
     given: dict[tuple[int, int], Tensor] = {}
     for epoch in range(5):
         assert teacher.replayed(epoch) == epoch % 2

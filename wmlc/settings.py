@@ -53,7 +53,8 @@ class TrainConfig:
 
     data: str = setting(
         "digits",
-        "Data set: digits, cifar10, cifar100, imagefolder, imagenet, hf:DIR (parquet) or wds:DIR (tar shards).",
+        "Data set: digits, cifar10, cifar100, imagefolder, imagenet, hf:DIR (parquet) or wds:DIR (tar shards, or a "
+        "pattern of them).",
         role="data",
         group=DATA,
         common=True,
@@ -257,7 +258,9 @@ class TrainConfig:
         False, "Take batch norm's statistics over the images of all processes, for few images on each.",
         role="training", group=TRAINING,
     )  # fmt: skip
-    compile: bool = setting(False, "Compile the forward pass with torch.compile.", role="place", group=TRAINING)
+    compile: bool = setting(
+        False, "Compile the training step (forward, loss, backward) with torch.compile.", role="place", group=TRAINING
+    )
 
 
 def names_of(*roles: Role) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class PeerFamily(nn.Module):
         for branch in self.branches:
             part, now, share = self.parts[branch.name], entering[branch.parent], self.shares[branch.name]
             if share < 1:
-                now = _ScaledGradient.apply(now, share)
+                scaled = _ScaledGradient if torch.compiler.is_compiling() else _ScaledBothWays
+                now = scaled.apply(now, share)
             if branch.stage == "head":
                 *layers, fc = part.children()
                 for layer in layers:
@@ -83,7 +84,7 @@ class PeerFamily(nn.Module):
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient comes back multiplied; forward mode sees the identity."""
+    """The identity, whose gradient comes back multiplied."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -91,12 +92,16 @@ class _ScaledGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, factor: None) -> Tensor:
-        return tangent.view_as(tangent)
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None
+
+
+class _ScaledBothWays(_ScaledGradient):
+    """The same, which forward mode sees as the identity; torch.compile does not take a Function with a `jvp`."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, factor: None) -> Tensor:
+        return tangent.view_as(tangent)
 
 
 def build_family(

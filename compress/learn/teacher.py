@@ -22,8 +22,11 @@ class Teacher:
     the images of the epoch that `replayed` names.
     """
 
-    def __init__(self, network: PeerFamily, device: Device, views: int = 0, features: bool = False) -> None:
+    def __init__(
+        self, network: PeerFamily, device: Device, views: int = 0, features: bool = False, compiled: bool = False
+    ) -> None:
         self.network, self.device, self.views, self.features = network, device, views, features
+        self._walk = torch.compile(network.walk, dynamic=False) if compiled else network.walk
         self._kept: dict[tuple[int, int], Tensor] = {}
 
     def replayed(self, epoch: int) -> int:
@@ -42,7 +45,7 @@ class Teacher:
             return Taught(self._kept[place].to(images_BCHW.device, non_blocking=True), {})
         self.network.eval()  # an evaluation may have asked for another mode, and batch norm must not learn
         with self.device.autocast():
-            logits_1BC, outputs = self.network.walk(images_BCHW)
+            logits_1BC, outputs = self._walk(images_BCHW)
         logits_BC = logits_1BC[0].float()
         if self.views:
             self._kept[place] = _aside(logits_BC)

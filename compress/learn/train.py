@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmlc.compress.learn.extras import ensembles
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import Forward, Method, train_loss
+from wmlc.compress.learn.methods import Forward, Method, Taught, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient, source_gradient
 from wmlc.compress.learn.spending import Spending
@@ -104,6 +104,25 @@ def sources_of(config: TrainConfig, method: Method, peers: int, taught: bool) ->
     return weighed and 1 + taught + peers
 
 
+def objective(
+    family: PeerFamily, config: TrainConfig, method: Method, device: Device
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Taught | None], Tensor]:
+    """What a training step descends: (images, class ids, ω, the weights of sources, what the teacher says) → a scalar.
+
+    With `compile` the forward, the loss and, once it is asked for, the backward are compiled, once for all steps.
+    """
+
+    def loss_of(
+        images: Tensor, labels_B: Tensor, weight_P: Tensor, teaching_SP: Tensor | None, taught: Taught | None
+    ) -> Tensor:
+        with device.autocast():
+            logits_PBC, outputs = family.walk(images)
+        forward = Forward(family, logits_PBC.float(), outputs, labels_B, weight_P, teaching_SP, taught, device.ranks)
+        return train_loss(forward, config, method)
+
+    return torch.compile(loss_of, dynamic=False) if config.compile else loss_of
+
+
 def _cadence(config: TrainConfig) -> int:
     assert config.reweigh_every is not None  # settled
     return config.reweigh_every
@@ -134,7 +153,7 @@ def fit(
     """
     weight_P = torch.tensor(state.peer_weights, device=device.name)
     teaching_SP = _teaching(family, data, config, method, state, device, teacher)
-    walk = torch.compile(family.walk) if config.compile else family.walk
+    loss_of = objective(family, config, method, device)
     steps, total = data.train_steps(config.batch_size), steps_of(config, data.train_steps(config.batch_size))
     for epoch in range(state.epoch, epochs_of(config, steps)):
         start, watch, spent = time.perf_counter(), Watch(epoch, device), 0.0
@@ -149,10 +168,7 @@ def fit(
             optimizer.param_groups[0]["lr"] = lr
             spent += spending.step(teacher is None or not teacher.knows(epoch, index))
             taught = None if teacher is None else teacher.answer(images, epoch, index)
-            with device.autocast():
-                logits_PBC, outputs = walk(images)
-            forward = Forward(family, logits_PBC.float(), outputs, labels, weight_P, teaching_SP, taught, device.ranks)
-            loss = train_loss(forward, config, method)
+            loss = loss_of(images, labels, weight_P, teaching_SP, taught)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             device.ranks.mean_([p.grad for p in family.parameters() if p.grad is not None])
@@ -161,7 +177,9 @@ def fit(
             state.step += 1
             if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
                 held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
-                weight_P, teaching_SP = _reweigh(forward, (images, labels), held_out, config, lr, device, watch)
+                weight_P, teaching_SP = _reweigh(
+                    family, (images, labels), taught, held_out, (weight_P, teaching_SP), config, lr, device, watch
+                )
                 spent += spending.reweighing
             optimizer.step()
             watch.stepped(loss, lr)
@@ -226,16 +244,18 @@ def _teaching(
 
 
 def _reweigh(
-    forward: Forward,
+    family: PeerFamily,
     train: tuple[Tensor, Tensor],
+    taught: Taught | None,
     held_out: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor | None],
     config: TrainConfig,
     lr: float,
     device: Device,
     watch: Watch,
 ) -> tuple[Tensor, Tensor | None]:
-    """Move the peer weights, and those of sources, one mirror step, with the gradients that the step just left."""
-    family, weight_P, teaching_SP = forward.family, forward.weight_P, forward.teaching_SP
+    """Move the peer `weights`, and those of sources, one mirror step, with the gradients that the step just left."""
+    weight_P, teaching_SP = weights
     gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
     alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
     if teaching_SP is None:
@@ -246,7 +266,7 @@ def _reweigh(
             alpha=alpha, temperature=temperature, inner_lr=lr * peers, autocast=device.autocast, ranks=device.ranks,
         )  # fmt: skip
     else:
-        teacher_BC = None if forward.teacher is None else forward.teacher.logits_BC
+        teacher_BC = None if taught is None else taught.logits_BC
         gradient_SP, gradient_P = source_gradient(
             family, train, teacher_BC, held_out, weight_P, gradients,
             temperature=temperature, inner_lr=lr, autocast=device.autocast, ranks=device.ranks,

@@ -27,7 +27,11 @@ from wmlc.errors import InputError, one_line
 from wmlc.run import BASELINE, Run, read_family
 
 FINISHED, FAILED, NO_BASELINE = "finished", "failed", "no baseline"  # how a run of the sweep ended
-CHILD = "import sys; from wmlc.cli import main; sys.argv[0] = 'wmlc'; main()"
+# A run ends with the process that started it: where that one's machine is lost to Ray, the run goes on elsewhere.
+CHILD = (
+    "import ctypes, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "from wmlc.cli import main; sys.argv[0] = 'wmlc'; main()"
+)
 GRACE_S = 20  # for a stopped process to end by itself
 
 
@@ -59,10 +63,13 @@ class Outcome:
 Engine = Callable[[Sequence[Job], Callable[[Outcome], None]], None]  # does the jobs, and reports each as it ends
 
 
-def train_job(job: Job, threads: int | None = None, stopped: Callable[[], bool] = lambda: False) -> Outcome:
+def train_job(
+    job: Job, threads: int | None = None, stopped: Callable[[], bool] = lambda: False, patience_s: float = 0
+) -> Outcome:
     """Train or resume one run in a process of its own, with so many `threads` unless OMP_NUM_THREADS says else.
 
-    A run whose baseline is not where it should be is not started. Never raises for what befalls the process.
+    Another process that trains it has `patience_s` to end. A run whose baseline is not where it should be is not
+    started. Never raises for what befalls the process.
     """
     run, began = Run(job.root), time.monotonic()
     resume = run.config.exists()
@@ -74,7 +81,7 @@ def train_job(job: Job, threads: int | None = None, stopped: Callable[[], bool] 
     command = [sys.executable, "-c", CHILD, "train", *words, "--out", str(job.root)]
     try:
         with job.log.open("ab") as log:
-            if not _lock(log):
+            if not _lock(log, patience_s):
                 return Outcome(job.name, FAILED, 0, "another process is training it; end that one, or wait for it")
             start = log.tell()
             say(f"{'resumed' if resume else 'started'} {job.name}")
@@ -162,7 +169,7 @@ def _ray_work(ray: Any, at_once: int) -> Engine:
 
     @ray.remote
     def one(job: Job, _after: Outcome | None) -> Outcome:
-        return train_job(job)
+        return train_job(job, patience_s=GRACE_S)  # its process on a machine that was lost may be ending
 
     def work(jobs: Sequence[Job], report: Callable[[Outcome], None]) -> None:
         refs: dict[str, Any] = {}
@@ -192,13 +199,18 @@ def _ray_outcome(ray: Any, job: Job, ref: Any) -> Outcome:
         return Outcome(job.name, NO_BASELINE if job.after else FAILED, 0, f"Ray lost it: {text}")
 
 
-def _lock(log: IO[bytes]) -> bool:
+def _lock(log: IO[bytes], patience_s: float) -> bool:
     """Whether nobody else trains this run: the lock is on the log and lasts as long as a child holds that open."""
+    until = time.monotonic() + patience_s
     with contextlib.suppress(OSError):  # a file system without locks
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        while True:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(0.2)
     return True
 
 

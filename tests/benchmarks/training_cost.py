@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from wmlc.bench.engines.machine import read_environment
 from wmlc.compress.config import settle
 from wmlc.compress.learn.family import PeerFamily, build_family
-from wmlc.compress.learn.methods import METHODS, Forward, train_loss
+from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device, choose_device
 from wmlc.compress.learn.reweigh import peer_weight_gradient
+from wmlc.compress.learn.train import objective
 from wmlc.compress.widths.choose import Asked, choose_widths, score_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.saliency import parameter_saliency
@@ -60,7 +61,7 @@ def steps_of(
     family.to(device.name)
     images = torch.randn(batch, *shape, **on).to(memory_format=torch.channels_last)
     labels, weight_P = torch.randint(CLASSES, (batch,), **on), torch.full((family.peers,), 1 / family.peers, **on)
-    walk = torch.compile(family.walk) if config.compile else family.walk
+    loss_of = objective(family, config, METHODS["wml"], device)
 
     def sgd(network: torch.nn.Module) -> torch.optim.SGD:
         return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
@@ -73,9 +74,7 @@ def steps_of(
         optimizer.step()
 
     def together(optimizer: torch.optim.SGD) -> None:
-        with device.autocast():
-            logits_PBC, outputs = walk(images)
-        loss = train_loss(Forward(family, logits_PBC.float(), outputs, labels, weight_P), config, METHODS["wml"])
+        loss = loss_of(images, labels, weight_P, None, None)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -1,7 +1,7 @@
 """A data set's name → batches: read, split, augmented and normalised.
 
-Small images are held as one uint8 tensor on the device and augmented there (`memory.py`); worker processes decode large
-ones from their files (`files.py`).
+Small images are held as one uint8 tensor, on the device where they fit (`room.py`), and augmented there (`memory.py`);
+worker processes decode large ones from their files (`files.py`).
 
 N images, B batch, H height, W width, C channels
 """

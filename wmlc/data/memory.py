@@ -1,4 +1,4 @@
-"""A set of small images: all of them as uint8 tensors on the device, and augmented there.
+"""A set of small images: all of them as uint8 tensors, on the device while they fit there, and augmented there.
 
 N images, B batch, H height, W width, C channels
 """
@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import pad
 
 from wmlc.data import normalise
 from wmlc.data.decode import Decoder, ImageFiles, small_transform, spread
 from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, Parts, generator
+from wmlc.data.room import home_of, room
 from wmlc.data.sources import DataConfig, Part
 from wmlc.ranks import SOLO, Ranks
 from wmlc.records import DataRecord
@@ -65,7 +65,7 @@ class MemoryData:
         yield from self._in_order(*self._held_out, batch_size)
 
     def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
-        order = self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index)).to(self._device)
+        order = self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index)).to(self._home)
         pixels_NHWC, labels_N = self._held_out
         return self._finish(pixels_NHWC[order], labels_N[order])
 
@@ -85,54 +85,71 @@ class MemoryData:
     def train_pixels(self, count: int) -> Tensor:
         self._parts.check_train_count(count)
         pixels_NHWC, labels_N = self._train
-        return pixels_NHWC[torch.tensor(spread(len(labels_N), count), device=self._device)].cpu()
+        return pixels_NHWC[torch.tensor(spread(len(labels_N), count), device=self._home)].cpu()
 
     # What is read, each when first asked for.
 
     @cached_property
+    def _home(self) -> torch.device:
+        """Where the images are."""
+        layout, side = self._parts.layout, 2 * self._pad
+        count = len(self._parts.train.labels_N)
+        return home_of(count * (layout.height + side) * (layout.width + side) * layout.channels, self._device)
+
+    @cached_property
     def _padded(self) -> tuple[Tensor, Tensor]:
-        """The images trained on, on the device: uint8 [N, H + 2 pad, W + 2 pad, C], class ids [N]."""
-        train, side = self._parts.split[0], self._pad
+        """The images trained on: uint8 [N, H + 2 pad, W + 2 pad, C], class ids [N]."""
+        train, layout, side = self._parts.split[0], self._parts.layout, self._pad
         # Black, as torchvision's RandomCrop pads, and as the digits' background is.
-        pixels_NHWC = self._pixels(self._parts.train, train).to(self._device)
-        padded_NHWC = pad(pixels_NHWC, (0, 0, side, side, side, side)).contiguous()  # as `_crop` needs it
-        return padded_NHWC, self._parts.train.labels_N[train].to(self._device)
+        shape = (len(train), layout.height + 2 * side, layout.width + 2 * side, layout.channels)
+        padded_NHWC = room(shape, self._home)
+        self._fill(self._inner(padded_NHWC), self._parts.train, train)
+        return padded_NHWC, self._parts.train.labels_N[train].to(self._home)
 
     @property
     def _train(self) -> tuple[Tensor, Tensor]:
         """A view of the images trained on, without their padding: uint8 [N, H, W, C], class ids [N]."""
         padded_NHWC, labels_N = self._padded
-        layout, side = self._parts.layout, self._pad
-        return padded_NHWC[:, side : side + layout.height, side : side + layout.width], labels_N
+        return self._inner(padded_NHWC), labels_N
 
     @cached_property
     def _held_out(self) -> tuple[Tensor, Tensor]:
-        held_out = self._parts.split[1]
-        pixels_NHWC = self._pixels(self._parts.train, held_out)
-        return pixels_NHWC.to(self._device), self._parts.train.labels_N[held_out].to(self._device)
+        train, held_out = self._parts.train, self._parts.split[1]
+        return self._pixels(train, held_out, self._home), train.labels_N[held_out].to(self._home)
 
     @cached_property
     def _test(self) -> Tensor:
-        return self._pixels(self._parts.test, torch.arange(self.test_count()))
+        return self._pixels(self._parts.test, torch.arange(self.test_count()), torch.device("cpu"))
 
     @property
     def _pad(self) -> int:
         """4 pixels around images of 32 and more, proportionally less around smaller ones."""
         return min(4, min(self._parts.layout.height, self._parts.layout.width) // 8)
 
-    def _pixels(self, part: Part, chosen: Tensor) -> Tensor:
-        """uint8 [N, H, W, C] on the CPU of the images at the places `chosen`."""
+    def _inner(self, padded_NHWC: Tensor) -> Tensor:
+        """A view of images without their padding."""
+        layout, side = self._parts.layout, self._pad
+        return padded_NHWC[:, side : side + layout.height, side : side + layout.width]
+
+    def _pixels(self, part: Part, chosen: Tensor, home: torch.device) -> Tensor:
+        """uint8 [N, H, W, C] of the images at the places `chosen`."""
+        layout = self._parts.layout
+        pixels_NHWC = room((len(chosen), layout.height, layout.width, layout.channels), home)
+        self._fill(pixels_NHWC, part, chosen)
+        return pixels_NHWC
+
+    def _fill(self, pixels_NHWC: Tensor, part: Part, chosen: Tensor) -> None:
+        """Write the images at the places `chosen`."""
         if part.pixels_NHWC is not None:
-            return part.pixels_NHWC[chosen]
+            pixels_NHWC.copy_(part.pixels_NHWC[chosen])
+            return
         layout, config = self._parts.layout, self.config
-        pixels_NHWC = torch.empty((len(chosen), layout.height, layout.width, layout.channels), dtype=torch.uint8)
         images = ImageFiles(part=part, layout=layout, transform=small_transform(config, layout))
         workers, done = config.workers if len(chosen) >= _FEW else 0, 0
         decoder = Decoder(images, workers, pinned=self._device.type == "cuda")
         for pixels_BHWC, _ in decoder.batches(chosen.tolist(), batch_size=256):
             pixels_NHWC[done : done + len(pixels_BHWC)] = pixels_BHWC
             done += len(pixels_BHWC)
-        return pixels_NHWC
 
     # How batches come about.
 
@@ -140,10 +157,10 @@ class MemoryData:
         padded_NHWC, labels_N = self._padded
         # Drawn on the CPU, so that an epoch is the same on every device.
         draw, count, shifts = generator(self.config.seed, EPOCH, epoch), len(labels_N), 2 * self._pad + 1
-        order = torch.randperm(count, generator=draw).to(self._device)
-        top_N = torch.randint(shifts, (count,), generator=draw).to(self._device)
-        left_N = torch.randint(shifts, (count,), generator=draw).to(self._device)
-        flip_N = (torch.rand(count, generator=draw) < 0.5).to(self._device)
+        order = torch.randperm(count, generator=draw).to(self._home)
+        top_N = torch.randint(shifts, (count,), generator=draw).to(self._home)
+        left_N = torch.randint(shifts, (count,), generator=draw).to(self._home)
+        flip_N = (torch.rand(count, generator=draw) < 0.5).to(self._home)
         for step in range(steps):
             now = slice(step * batch_size + self._ranks.rank, (step + 1) * batch_size, self._ranks.count)
             pixels_BHWC = _crop(padded_NHWC, order[now], top_N[now], left_N[now], shifts)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import io
 import json
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from wmlc.errors import InputError
 if TYPE_CHECKING:
     from wmlc.data.sources import DataConfig, Part
 
-TRAIN, TEST = ("train",), ("test", "val", "validation")  # in the names of a part's files, or of their folders
+TRAIN, TEST = ("train",), ("test", "val", "validation")  # begin a word in the names of a part's files or folders
+_BRACES, _PATTERN = re.compile(r"\{([^{}]*)\}"), re.compile(r"[{*?\[]")
 CLASS_FILES = ("classnames.txt", "classes.txt")  # a name a line, in the order of the labels
 
 
@@ -62,18 +64,47 @@ def check_packed(config: DataConfig) -> None:
 
 
 def files_of(root: Path, pattern: str, train: bool) -> list[Path]:
-    """The files of a part, by their names or their folders', sorted."""
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder; name the one that holds {pattern} files")
+    """The files of a part, by their names or their folders', sorted.
+
+    Args: a folder that holds files of this `pattern`, or itself a pattern: {0000..0127}, {train,val}, *, ? and [a-z].
+    """
     wanted = TRAIN if train else TEST
-    found = [
-        path
-        for path in sorted(root.rglob(pattern))
-        if any(f"/{word}" in f"/{path.relative_to(root).as_posix().lower()}" for word in wanted)
-    ]
+    folder, files = (root, sorted(root.rglob(pattern))) if root.is_dir() else _expanded(root, pattern)
+    begins = re.compile(rf"(?<![a-z])({'|'.join(wanted)})")
+    found = [path for path in files if begins.search(path.relative_to(folder).as_posix().lower())]
     if not found:
-        raise InputError(f"{root} has no {pattern} that begins with {' or '.join(wanted)}; name the files so")
+        raise InputError(f"{root} has no {pattern} with {' or '.join(wanted)} in its name; name the files so")
     return found
+
+
+def _expanded(wanted: Path, pattern: str) -> tuple[Path, list[Path]]:
+    """The folder above all files of a pattern, and the files; `InputError` where one that it spells out is missing."""
+    if re.search(r":/\w|^pipe:", str(wanted)):  # a Path has one slash of ://
+        raise InputError(f"{wanted} is no path of this machine; fetch the files first, and name their folder")
+    if not _PATTERN.search(str(wanted)):
+        raise InputError(f"{wanted} is not a folder; name the one that holds {pattern} files")
+    folder, files = wanted, list[Path]()
+    while _PATTERN.search(str(folder)):
+        folder = folder.parent
+    for name in _without_braces(str(wanted)):
+        found = sorted(folder.glob(str(Path(name).relative_to(folder)))) if _PATTERN.search(name) else [Path(name)]
+        if missing := next((one for one in found or [Path(name)] if not one.is_file()), None):
+            raise InputError(f"{wanted} names {missing}, and there is no such file; mend the pattern")
+        files += found
+    return folder, files
+
+
+def _without_braces(text: str) -> list[str]:
+    """The texts that {a,b} and {0000..0127} stand for, as in a shell."""
+    found = _BRACES.search(text)
+    if found is None:
+        return [text]
+    first, _, last = found[1].partition("..")
+    if first.isdigit() and last.isdigit():
+        words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        words = found[1].split(",")
+    return [whole for word in words for whole in _without_braces(text[: found.start()] + word + text[found.end() :])]
 
 
 def bytes_of(name: str) -> io.BytesIO:
@@ -171,6 +202,8 @@ def _is_picture(feature: Any) -> bool:
 
 def _class_names(root: Path, labels: Sequence[int]) -> list[str]:
     """Names by a file beside the data, else the labels themselves."""
+    while _PATTERN.search(str(root)) and not root.is_dir():
+        root = root.parent
     for name in CLASS_FILES:
         if (root / name).is_file():
             return (root / name).read_text(encoding="utf-8").split("\n")[: max(labels, default=-1) + 1]
