@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,12 @@ def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> N
     said = on_two(lambda rank: session.train("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
     assert said == ["lr is 0.1 on rank 1 and 0.05 on rank 0; start all processes with the same command"] * 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmlc.ranks.MEETING", timedelta(seconds=2))
+    _, said = on_two(lambda rank: rank == 0 or together(tmp_path / "run"))
+    assert said.startswith("rank 1: the 2 processes did not meet (") and "GLOO_SOCKET_IFNAME" in said
 
 
 def test_data_that_one_process_lacks_are_named_by_all(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wmlc.errors import InputError, Stopped
+from wmlc.errors import InputError, Stopped, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MEETING = timedelta(minutes=5)  # for all processes to have started
 PATIENCE = timedelta(minutes=30)  # for a process that is still at something, as the table of a latency
 BUCKET = 25 * 2**20  # bytes that are reduced at once
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")  # that torchrun sets
@@ -161,7 +162,10 @@ def launch() -> str | None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """This process among all, which can talk to each other meanwhile. Raises `Stopped` where another one has ended."""
+    """This process among all, which can talk to each other meanwhile.
+
+    Raises `InputError` where they do not meet, and `Stopped` where another one has ended.
+    """
     ranks = launched()
     if ranks.count == 1:
         yield SOLO
@@ -176,7 +180,15 @@ def joined() -> Iterator[Ranks]:
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(_local_rank() % gpus)  # until a run says where it trains: `take_gpu`
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=MEETING)
+        dist.all_reduce(torch.zeros(1))  # connects them, where that has not been done yet
+    except RuntimeError as error:
+        raise InputError(
+            f"rank {ranks.rank}: the {ranks.count} processes did not meet ({one_line(error, None)}); see that all were "
+            "started and reach each other, where there are several networks by GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
+        ) from error
+    getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(PATIENCE)
     try:
         yield ranks
     except RuntimeError as error:
