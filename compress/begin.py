@@ -106,10 +106,10 @@ def together(data: Data, ranks: Ranks) -> None:
     """Raise `InputError` in all processes where one cannot read its images, or has others."""
     if ranks.count == 1:
         return
-    record = ranks.together(lambda: data.record)
+    record = ranks.of_each(lambda: data.record)
     counts = {
         "the number of training images": record.train, "the number of held-out images": record.held_out,
-        "the number of test images": ranks.together(data.test_count), "the list of classes": record.class_names,
+        "the number of test images": ranks.of_each(data.test_count), "the list of classes": record.class_names,
     }  # fmt: skip
     ranks.agree(counts, "give all processes the same images")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
+
+import torch
 
 from wmlc.compress.config import settle
 from wmlc.compress.learn.family import PeerFamily
@@ -38,8 +41,10 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
 
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
-    trained = device.ranks.together(lambda: load_stages(baseline))
-    return cut_anew(prepared, trained.to(device.name), config, data, device)
+    weights = device.ranks.of_first(lambda: load_stages(baseline).state_dict())  # which rank 0 has just written
+    trained = copy.deepcopy(prepared.full).to(memory_format=torch.contiguous_format)
+    trained.load_state_dict(weights)
+    return cut_anew(prepared, trained.to(device.name).eval(), config, data, device)
 
 
 def untaught(config: TrainConfig) -> TrainConfig:

@@ -183,8 +183,8 @@ def start_run(
 def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None, ranks: Ranks) -> Run:
     run = Run(root)
     ranks.of_first(lambda: check_free(root, force))
-    device = ranks.together(lambda: choose_device(config.device, config.precision, ranks))
-    config, data = ranks.together(lambda: open_for_start(config, device))
+    device = ranks.of_each(lambda: choose_device(config.device, config.precision, ranks))
+    config, data = ranks.of_each(lambda: open_for_start(config, device))
     together(data, ranks)
     with _clock(config, clocks if ranks.first else None) as clock:
         prepared = prepare(config, data, device, clock)
@@ -223,8 +223,8 @@ def _resume(run: Run, ranks: Ranks) -> Run:
     config = settle(vars(record.settings), str(run.config))
     if needs_caller(config.arch):
         factory_of_caller(config.arch, run.root)  # refused now where nobody named it
-    device = ranks.together(lambda: choose_device(config.device, config.precision, ranks))
-    data = ranks.together(lambda: open_data(data_config(config), device.name))
+    device = ranks.of_each(lambda: choose_device(config.device, config.precision, ranks))
+    data = ranks.of_each(lambda: open_data(data_config(config), device.name))
     together(data, ranks)
     prepared = prepare(config, data, device, record.latency)
     return _train_stoppable(run, config, data.shared(ranks), prepared, device)

@@ -204,6 +204,13 @@ def test_a_process_that_dies_ends_the_run_in_words_and_it_goes_on(tmp_path: Path
     assert read_family(Run(root)).epochs == 2
 
 
+def test_the_baseline_that_rank_0_wrote_is_cut_by_both(tmp_path: Path) -> None:
+    """As each process cuts what it has, their weights agree after the epoch only where they had the same."""
+    asked = {**TINY, "method": "prune-finetune", "baseline": True, "epochs": 1, "finetune_epochs": 1, "lr": 0.05}
+    assert on_two(lambda _: session.train("digits", asked, Wanted(out=tmp_path / "run"))) == [None, None]
+    assert read_family(Run(tmp_path / "run")).baseline is not None
+
+
 def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> None:
     said = on_two(lambda rank: session.train("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
     assert said == ["lr is 0.1 on rank 1 and 0.05 on rank 0; start all processes with the same command"] * 2

@@ -75,7 +75,7 @@ class Ranks:
             raise InputError(said[0])
         return said[1]
 
-    def together(self, make: Callable[[], Made]) -> Made:
+    def of_each(self, make: Callable[[], Made]) -> Made:
         """What each process makes for itself; where one cannot, all end with its words."""
         if self.count == 1:
             return make()

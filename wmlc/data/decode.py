@@ -135,12 +135,10 @@ class ImageFiles:
             image = _open_image(self.part.paths[place], self.layout, any_size=transform is not None)
         except InputError as error:
             return error
-        if transform is not None and seed is None:
-            image = transform(image)
-        elif transform is not None and seed is not None:
-            with torch.random.fork_rng(devices=[]):  # transforms know only the global generator
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):  # transforms know only the global generator
+            if seed is not None:
                 torch.default_generator.manual_seed(seed)
-                image = transform(image)
+            image = image if transform is None else transform(image)
         pixels_HWC = np.array(image).reshape(self.layout.height, self.layout.width, self.layout.channels)
         return torch.from_numpy(pixels_HWC), int(self.part.labels_N[place])
 
