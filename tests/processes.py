@@ -17,12 +17,13 @@ from wmlc.errors import InputError
 PATIENCE = 60.0  # seconds, after which a test that hangs has failed
 
 
-def on_two(work: Callable[[int], Any]) -> list[Any]:
+def on_two(work: Callable[[int], Any], port: int | None = None) -> list[Any]:
     """What `work(rank)` returns in each of two processes; the words of an `InputError` where it raises one.
 
-    None where the process died.
+    None where the process died. Args: the `port` of a store that is there; without one rank 0 makes it.
     """
-    port = _free_port()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(port is not None)  # for the processes, as torchrun says it
+    port = port or _free_port()
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     processes = [

@@ -14,6 +14,7 @@ import pytest
 import torch
 from processes import on_two
 from torch import nn
+from torch.distributed import TCPStore
 from training import SMALL, train, weights
 
 from wmlc.compress import phase, session
@@ -215,6 +216,17 @@ def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> N
     said = on_two(lambda rank: session.train("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
     assert said == ["lr is 0.1 on rank 1 and 0.05 on rank 0; start all processes with the same command"] * 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_started_again_they_do_not_look_for_the_dead(tmp_path: Path) -> None:
+    """In torchrun's store there still stands where the processes were that it had started before."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def sums(rank: int) -> float:
+        with joined() as ranks:
+            return float(ranks.sum_(torch.tensor([rank + 1.0])))
+
+    assert [on_two(sums, store.port) for _ in range(4)] == [[3.0, 3.0]] * 4
 
 
 def test_a_process_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

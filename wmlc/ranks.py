@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +19,7 @@ from wmlc.errors import InputError, Stopped, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed.distributed_c10d import Store
 
 MEETING = timedelta(minutes=5)  # for all processes to have started
 PATIENCE = timedelta(minutes=30)  # for a process that is still at something, as the table of a latency
@@ -181,7 +184,10 @@ def joined() -> Iterator[Ranks]:
     if gpus:
         torch.cuda.set_device(_local_rank() % gpus)  # until a run says where it trains: `take_gpu`
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=MEETING)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", store=_own_store(ranks), rank=ranks.rank, world_size=ranks.count,
+            timeout=MEETING,
+        )  # fmt: skip
         dist.all_reduce(torch.zeros(1))  # connects them, where that has not been done yet
     except RuntimeError as error:
         raise InputError(
@@ -198,6 +204,32 @@ def joined() -> Iterator[Ranks]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _own_store(ranks: Ranks) -> Store:
+    """What the processes leave word for each other in, under a name that they alone have.
+
+    torchrun's store outlives them when it starts them again, and whoever read there where a dead one was would wait for
+    it (pytorch #135712). So rank 0 makes a name, and the others ask it whether the one they read is still it.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    own, until = uuid.uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.count, timeout=MEETING))
+    if ranks.first:
+        store.set("name", own)
+        for rank in range(1, ranks.count):
+            store.set(f"{own}, told rank {rank}", store.get(f"{own}, asked by rank {rank}"))
+        return PrefixStore(own, store)
+    while time.monotonic() < until:
+        name = store.get("name").decode()
+        store.set(f"{name}, asked by rank {ranks.rank}", own)
+        answer = f"{name}, told rank {ranks.rank}"
+        if store.check([answer]) and store.get(answer).decode() == own:
+            return PrefixStore(name, store)
+        time.sleep(0.05)
+    raise RuntimeError("rank 0 does not answer")
 
 
 def take_gpu() -> None:

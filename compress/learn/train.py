@@ -151,6 +151,7 @@ def fit(
     and resumed at an epoch's end repeats, on a CPU, to the last bit. Raises `InputError` when the loss is
     not finite.
     """
+    _agree_on_weights(family, device, "the processes did not begin alike; start them with the same command")
     weight_P = torch.tensor(state.peer_weights, device=device.name)
     teaching_SP = _teaching(family, data, config, method, state, device, teacher)
     loss_of = objective(family, config, method, device)
@@ -209,15 +210,18 @@ def fit(
 
 def _join(family: PeerFamily, device: Device) -> None:
     """Give the processes the same running statistics, the mean of all, and see that they have the same weights."""
+    device.ranks.mean_([buffer for buffer in family.buffers() if buffer.is_floating_point()])
+    _agree_on_weights(family, device, "the processes have drifted apart; train again")
+
+
+def _agree_on_weights(family: PeerFamily, device: Device, advice: str) -> None:
+    """Raise `InputError` where processes have other weights, or other widths and by that other weights."""
     if device.ranks.count == 1:
         return
-    device.ranks.mean_([buffer for buffer in family.buffers() if buffer.is_floating_point()])
     digest = hashlib.sha256()
     for tensor in family.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    device.ranks.agree(
-        {"the hash of the weights": digest.hexdigest()[:12]}, "the processes have drifted apart; train again"
-    )
+    device.ranks.agree({"the hash of the weights": digest.hexdigest()[:12]}, advice)
 
 
 def _teaching(
