@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What one more peer costs: families of 2, 4 and 8 from a trained start against a training of each peer alone.
 
-    evidence/more_peers.py --start FILE --data-root DIR     # an image folder; on an idle machine, about 8 minutes
+    evidence/more_peers.py --start FILE --data-root DIR     # an image folder; on an idle machine, about 12 minutes
 
 A step of each family by `wml`, and of each of its peers alone by `kd` (the frozen start and the labels) and by the
 labels alone: the training MACs by count, and the seconds by turns, the same few steps a round. --json writes it.
