@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--normalise", default="half")
     parser.add_argument("--steps", type=int, default=20, help="of each a round; the weights move every 20th")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)

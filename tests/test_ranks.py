@@ -1,4 +1,4 @@
-"""Training in two processes: tests/two_processes.py in a process of its own. Takes 35 s.
+"""Training in two processes: tests/two_processes.py in a process of its own. Takes 40 s.
 
 It forks, and torch refuses to differentiate in a fork of a process whose autograd has threads, as other tests leave one.
 """

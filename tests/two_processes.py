@@ -1,4 +1,4 @@
-"""Two processes on gloo that train together, against one; started by test_ranks.py. Takes 30 s."""
+"""Two processes on gloo that train together, against one; started by test_ranks.py. Takes 35 s."""
 
 from __future__ import annotations
 
