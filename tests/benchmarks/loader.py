@@ -1,6 +1,6 @@
 """How many images a second the loader gives, beside torchvision's own pipeline and what a training step asks for.
 
-    python tests/benchmarks/loader.py cifar10-png:32:resnet20 flowers-128:96:resnet18 imagenette-224:224:torchvision:mobilenet_v2
+    python tests/benchmarks/loader.py cifar10-png:32:resnet20 flowers:96:resnet18 imagenette-224:224:mobilenet_v2
 
 Each argument: an image folder, the side that pictures are brought to, and a network that would be trained on them. By
 turns, an epoch or --seconds each, three rounds; --json writes them.
