@@ -58,7 +58,7 @@ def budget_notes(
 ) -> list[str]:  # fmt: skip
     """Of a peer, that it misses its budget, or that its interval does not show whether it does.
 
-    Args: the median latency `full_ms` of the baseline in the same cell.
+    Args: the median latency `full_ms` of the unpruned network in the same cell and precision.
     """
     if budget_ms is None or times is None or plan is None:
         return []

@@ -33,13 +33,17 @@ def make_rows(
     """
     first = next(iter(measured.values()))
     baseline = measured.get((BASELINE, first.subject.precision))
-    return [_make_row(cell, own, baseline, top1, config, plan) for own in measured.values()]
+    return [
+        _make_row(cell, own, baseline, measured.get((BASELINE, own.subject.precision)), top1, config, plan)
+        for own in measured.values()
+    ]
 
 
 def _make_row(
-    cell: Cell, own: Measurement, baseline: Measurement | None, top1: Mapping[Key, float], config: BenchConfig,
-    plan: LatencyPlan | None,
+    cell: Cell, own: Measurement, baseline: Measurement | None, whole: Measurement | None, top1: Mapping[Key, float],
+    config: BenchConfig, plan: LatencyPlan | None,
 ) -> Row:  # fmt: skip
+    """Args: the `baseline` of all rows, and the `whole` network in this one's precision, which its plan knew."""
     subject, about, cost = own.subject, own.subject.about, own.subject.cost
     times_ms, opened, memory = own.times_ms, own.opened, own.memory
     times = None if times_ms is None else measure.latency(times_ms)
@@ -48,7 +52,7 @@ def _make_row(
     mac_ratio = full / cost.macs if full and cost.macs else None
     interval = _p50_interval(own.bursts, config.seed) if times else None
     budget_ms = budget_of(plan, cell, subject.peer, subject.precision)
-    whole_ms = baseline.times_ms if baseline and budget_ms else None
+    whole_ms = whole.times_ms if whole and budget_ms else None
     own_top1, baseline_top1 = top1.get(subject.key), top1.get(baseline.subject.key) if baseline else None
     return Row(
         peer=subject.peer,

@@ -96,6 +96,12 @@ def test_notes_say_what_is_missed_and_what_is_not_shown() -> None:
     assert wild.endswith("missed by p50 alone; the machine was too noisy: close other programs, or raise --seconds")
 
 
+def test_what_was_planned_in_int8_is_held_against_the_unpruned_network_in_int8() -> None:
+    networks = [measured(0, 2.0), measured(0, 1.1, precision="int8"), measured(1, 0.7, precision="int8", macs=50)]
+    (note,) = [own for own in rows_of(made_plan((0.6,), precision="int8"), *networks)[2].notes if "budget" in own]
+    assert note.endswith("; the unpruned network takes 1.10 times as long as when it was planned")
+
+
 def here(**changes: Any) -> Environment:
     return replace(read_environment({"ort": "cpu"}, (1,)), cpu="a CPU", **changes)
 
