@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -158,7 +160,7 @@ def pruned_network(
 def exported(
     tmp_path_factory: pytest.TempPathFactory, pruned_network: Callable[[str], Path]
 ) -> Callable[[str, str], Path]:
-    """The ONNX file of `pruned_network(arch)` in a form: fp32, fp16, int8-cpu or int8-gpu."""
+    """The ONNX file of `pruned_network(arch)` in a form: fp32, fp16, int8-cpu or int8-gpu; made once for all workers."""
 
     import torch
 
@@ -168,9 +170,21 @@ def exported(
 
     images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
 
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    shared.mkdir(exist_ok=True)
+
     @functools.cache
     def export(arch: str, form: str) -> Path:
-        out = tmp_path_factory.mktemp(arch) / f"{form}.onnx"
+        out = shared / f"{arch}-{form}.onnx"
+        with (shared / f"{arch}-{form}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                write(arch, form, shared / f"{arch}-{form}.part.onnx")
+                (shared / f"{arch}-{form}.part.onnx").rename(out)
+        return out
+
+    def write(arch: str, form: str, out: Path) -> None:
         if form == "fp32":
             pixels = torch.randint(
                 0, 256, (7, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -180,7 +194,6 @@ def exported(
             to_fp16(export(arch, "fp32"), out, images)
         else:
             to_int8(export(arch, "fp32"), out, images, target=form.removeprefix("int8-"), calibrator="minmax")
-        return out
 
     return export
 

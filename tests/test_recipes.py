@@ -19,8 +19,9 @@ from wmlc.compress.config import settle, sharing
 from wmlc.compress.prepare import asked_of
 from wmlc.compress.recipes import choose_config, list_recipes, override, own_recipes, read_recipe
 from wmlc.compress.widths.choose import Scored, choose_widths, score_channels
-from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.graph import graph_of, groups_of, out_of_groups
 from wmlc.compress.widths.saliency import parameter_saliency
+from wmlc.compress.widths.trace import trace_channels
 from wmlc.data import DataConfig
 from wmlc.data.noise import NoiseData, stand_in
 from wmlc.errors import InputError
@@ -62,9 +63,10 @@ def scored(data: str, arch: str, saliency: str) -> Scored:
     full = build_network(arch, len(noise.record.class_names), noise.record.input_shape)
     batch, labels = next(noise.train_batches(4, epoch=0))
     scores = parameter_saliency(full, batch, labels, saliency)
-    return score_channels(
-        read_channels(full, noise.record.input_shape), scores, saliency, list(dict(full.named_children()))
-    )
+    traced = trace_channels(full, torch.zeros(1, *noise.record.input_shape))
+    groups = groups_of(traced, full)  # which test_prune.py has proven of these networks
+    graph = graph_of(full, traced, groups, out_of_groups(traced, full, groups))
+    return score_channels(graph, scores, saliency, list(dict(full.named_children())))
 
 
 def train(*arguments: object) -> Result:

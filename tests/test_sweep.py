@@ -48,7 +48,7 @@ from wmlc.compress.config import SweepConfig
 from wmlc.compress.sweep.session import run_sweep
 recipe, out, grid = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 try:
-    node = {"num_cpus": 1, "object_store_memory": 10**8}
+    node = {"num_cpus": 1, "object_store_memory": 10**8, "include_dashboard": False}
     soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": soon})
     second = cluster.add_node(**node)
