@@ -83,15 +83,20 @@ def _expanded(wanted: Path, pattern: str) -> tuple[Path, list[Path]]:
         raise InputError(f"{wanted} is no path of this machine; fetch the files first, and name their folder")
     if not _PATTERN.search(str(wanted)):
         raise InputError(f"{wanted} is not a folder; name the one that holds {pattern} files")
-    folder, files = wanted, list[Path]()
-    while _PATTERN.search(str(folder)):
-        folder = folder.parent
+    folder, files = _above(wanted), list[Path]()
     for name in _without_braces(str(wanted)):
         found = sorted(folder.glob(str(Path(name).relative_to(folder)))) if _PATTERN.search(name) else [Path(name)]
         if missing := next((one for one in found or [Path(name)] if not one.is_file()), None):
             raise InputError(f"{wanted} names {missing}, and there is no such file; mend the pattern")
         files += found
     return folder, files
+
+
+def _above(root: Path) -> Path:
+    """The folder itself, or the one above all files that a pattern may name."""
+    while _PATTERN.search(str(root)) and not root.is_dir():
+        root = root.parent
+    return root
 
 
 def _without_braces(text: str) -> list[str]:
@@ -202,11 +207,10 @@ def _is_picture(feature: Any) -> bool:
 
 def _class_names(root: Path, labels: Sequence[int]) -> list[str]:
     """Names by a file beside the data, else the labels themselves."""
-    while _PATTERN.search(str(root)) and not root.is_dir():
-        root = root.parent
+    folder = _above(root)
     for name in CLASS_FILES:
-        if (root / name).is_file():
-            return (root / name).read_text(encoding="utf-8").split("\n")[: max(labels, default=-1) + 1]
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8").split("\n")[: max(labels, default=-1) + 1]
     return [str(label) for label in range(max(labels, default=-1) + 1)]
 
 
