@@ -55,14 +55,15 @@ try:
 except Exception as error:
     sys.exit(print("Ray did not start here:", error))
 def kill():
-    while len(list(out.glob("*/checkpoint/state.json"))) < 2: time.sleep(0.02)
+    two = [out / name / "checkpoint" / "state.json" for name in ("ratios-0.3-0", "ratios-0.4-0")]
+    while not all(state.exists() for state in two): time.sleep(0.02)
     cluster.remove_node(second, allow_graceful=False)
 threading.Thread(target=kill, daemon=True).start()
 config = SweepConfig(engine="ray", address=cluster.address)
 try: run_sweep(recipe, grid, out, config, dry_run=False, as_json=False)
 finally: cluster.shutdown()
 """
-BEYOND, FIRST, SECOND = "ratios-0.9-0", "ratios-0.5-0", "ratios-0.3-0"
+BEYOND, FIRST, SECOND, THIRD = (f"ratios-{ratio}-0" for ratio in (0.9, 0.5, 0.3, 0.4))
 
 
 @pytest.fixture(scope="module")
@@ -291,22 +292,29 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 
 @needs_ray
-def test_a_machine_that_ray_loses_loses_no_run(tmp_path: Path) -> None:
-    """A grid over two nodes of one cluster; one is killed when both runs have a checkpoint. Takes 30 s."""
-    settings = {**RECIPE, "train_images": 128, "epochs": 30, "baseline": False}
+def test_ray_trains_the_baseline_once_and_a_machine_that_it_loses_loses_no_run(tmp_path: Path) -> None:
+    """A grid over two nodes of one cluster: the first run trains the baseline for all, then the others run side by
+
+    side, and one node is killed when both have a checkpoint. Takes 40 s.
+    """
+    settings = {**RECIPE, "train_images": 128, "epochs": 20}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     out = tmp_path / "grid"
     done = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, str(tmp_path / "small.yaml"), str(out), "ratios=0.5:0,0.3:0"],
+        [sys.executable, "-c", TWO_NODES, str(tmp_path / "small.yaml"), str(out), "ratios=0.5:0,0.3:0,0.4:0"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     if "Ray did not start here" in done.stdout:
         pytest.skip(done.stdout)
     assert "Ray: machines 2, GPUs 0; a run takes cores 1" in done.stdout, done.stdout + done.stderr
-    logs = [(out / ".sweep" / f"{name}.log").read_text() for name in (FIRST, SECOND)]
-    assert sorted("resuming the family after epoch " in log for log in logs) == [False, True]
-    for name in (FIRST, SECOND):
-        assert [epoch.epoch for epoch in read_epochs(Run(out / name), "family")] == list(range(1, 31))
+    names = (FIRST, SECOND, THIRD)
+    logs = [(out / ".sweep" / f"{name}.log").read_text() for name in names]
+    assert sorted("resuming the family after epoch " in log for log in logs) == [False, False, True]
+    assert "resuming" not in logs[0]
+    assert [len(read_epochs(Run(out / name), "baseline")) for name in names] == [20, 0, 0]
+    for name in names:
+        assert [epoch.epoch for epoch in read_epochs(Run(out / name), "family")] == list(range(1, 21))
+        assert read_config(Run(out / name)).settings.baseline_from in (None, str(out / FIRST))
         assert f"finished {name} after " in done.stdout
 
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import on_two
@@ -68,18 +69,18 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5) and ours.training_macs == theirs.training_macs
 
 
-def on_both(work: Callable[[Ranks], dict[str, list[float]]], rel: float) -> None:
+def on_both(work: Callable[[Ranks], dict[str, torch.Tensor]], rel: float) -> None:
     """`work` gives two processes the numbers that it gives one."""
 
-    def joined_work(_: int) -> dict[str, list[float]]:
+    def joined_work(_: int) -> dict[str, np.ndarray]:  # what a pipe takes by value
         with joined() as ranks:
-            return work(ranks)
+            return {name: own.numpy() for name, own in work(ranks).items()}
 
     alone = work(SOLO)
     for own in on_two(joined_work):
         assert own.keys() == alone.keys()
-        for name, values in own.items():
-            assert values == pytest.approx(alone[name], rel=rel, abs=rel * max(map(abs, alone[name]))), name
+        for name, wanted in alone.items():
+            np.testing.assert_allclose(own[name], wanted, rtol=rel, atol=rel * float(wanted.abs().max()), err_msg=name)
 
 
 @functools.cache  # before processes are forked, which all have it then
@@ -89,7 +90,7 @@ def prepared_with(start: Path | None = None) -> tuple[TrainConfig, Data, Prepare
     return config, data, prepare(config, data, Device("cpu", bf16=False))
 
 
-def gradients(ranks: Ranks) -> dict[str, list[float]]:
+def gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
     """Of a step, of the mean over processes: by the parameters and by ω; and the running statistics."""
     config, data, prepared = prepared_with()
     device, family = Device("cpu", bf16=False, ranks=ranks), copy.deepcopy(prepared.family).double().train()
@@ -116,7 +117,7 @@ def gradients(ranks: Ranks) -> dict[str, list[float]]:
             temperature=2.0, inner_lr=0.05, autocast=device.autocast, ranks=ranks,
         )  # fmt: skip
         found |= {name: own for name, own in family.named_buffers() if own.is_floating_point()}
-    return {name: own.flatten().tolist() for name, own in found.items()}
+    return found
 
 
 def test_gradients_of_two_processes_are_those_of_one_in_float64() -> None:
@@ -128,7 +129,7 @@ def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
     start = train(tmp_path / "start", **{**TINY, "method": "independent", "ratios": (0.0,), "epochs": 1})
     config, data, prepared = prepared_with(start.network(1))
 
-    def taught(ranks: Ranks) -> dict[str, list[float]]:
+    def taught(ranks: Ranks) -> dict[str, torch.Tensor]:
         family = copy.deepcopy(trained_peers(prepared.family, config)).double().train()
         teacher = family_of_one(copy.deepcopy(prepared.full))
         images, labels = next(iter(data.shared(ranks).train_batches(64, 0)))
@@ -143,7 +144,7 @@ def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
             train_loss(forward, config, METHODS["wml"]).backward()
         found = {name: own.grad for name, own in family.named_parameters() if own.grad is not None}
         ranks.mean_(list(found.values()))
-        return {name: own.flatten().tolist() for name, own in found.items()}
+        return found
 
     on_both(taught, rel=1e-5)
 
