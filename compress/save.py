@@ -21,6 +21,7 @@ from wmlc.files import new_directory
 from wmlc.models.checkpoint import read_spec, save_network, save_stages
 from wmlc.models.exits import exit_name
 from wmlc.models.stages import whole_name
+from wmlc.models.start import start_name
 from wmlc.models.widths import difference
 from wmlc.records import About, Baseline, Ensembled, Family, NetworkSpec, Peer
 from wmlc.run import BASELINE, Run, commit
@@ -96,8 +97,9 @@ def _baseline(about: About) -> Baseline:
 def _about(config: TrainConfig, data: Data) -> About:
     """What all networks of a run have in common."""
     return About(
-        data=config.data, method=config.method, ratio_of=config.ratio_of, seed=config.seed, epochs=config.epochs,
-        train_images=data.record.train, test_images=data.test_count(), commit=commit(),
+        data=config.data, method=config.method, start=config.start and start_name(config.start),
+        ratio_of=config.ratio_of, seed=config.seed, epochs=config.epochs, train_images=data.record.train,
+        test_images=data.test_count(), commit=commit(),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from wmlc.forms import about_of
 from wmlc.records import FileAbout
 
 # Left out of a file that they say nothing of
-OF_SOME = {"target", "calibrator", "calibration_images", "weights_sha256"}
+OF_SOME = {"target", "calibrator", "calibration_images", "weights_sha256", "start"}
 
 
 def write_about(model: onnx.ModelProto, about: FileAbout) -> None:

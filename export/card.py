@@ -68,6 +68,7 @@ def make_manifest(
             seed=about.seed,
             params=cost.params,
             macs=cost.macs,
+            start=about.start,
         ),
         precision=precision,
         target=target or None,
@@ -87,7 +88,7 @@ def model_card(manifest: Manifest) -> str:
         f"# {manifest.model}, version {manifest.version}",
         "",
         f"{manifest.architecture}, {_which(network)}, trained on {network.data} by the method "
-        f"`{network.method}`; {manifest.precision}"
+        f"`{network.method}`{f' from `{network.start}`' if network.start else ''}; {manifest.precision}"
         + (f" for the {manifest.target}" if manifest.target else "")
         + f"; license: {manifest.license or 'not stated'}.",
         "",

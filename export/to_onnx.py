@@ -129,6 +129,7 @@ def _about(
         opset=opset,
         framing=spec.framing,
         weights_sha256=weights_sha256,
+        start=known.start,
     )
 
 

@@ -66,6 +66,13 @@ def read_start(
     return found if start_classes is None else replace(found, class_names=_class_names(start_classes))
 
 
+def start_name(start: str) -> str:
+    """A file's or a run's name; of a network in a run the run's too, which says more: `run/peers/1`."""
+    parts = Path(start).parts
+    depth = 3 if parts[-2:-1] == ("peers",) else 2 if parts[-1] == "baseline" else 1
+    return "/".join(parts[-depth:])
+
+
 def start_pixels(start: str, arch: str) -> Pixels | None:
     """How the weights that `start` names want their pixels; fetches nothing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import pickle
@@ -302,6 +303,21 @@ def test_images_that_are_too_many_for_the_memory_are_the_same_from_a_file(tmp_pa
             torch.testing.assert_close(one, other, rtol=0, atol=0)
     said = capsys.readouterr()
     assert f"over 0% of this machine's memory; they lie in {tmp_path}/wmlc" in said.err
+    assert list((tmp_path / "wmlc").iterdir()) == []
+
+
+def test_a_disk_that_images_do_not_fit_on_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(room, "SHARE", 0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(room.os, "posix_fallocate", full)
+    with pytest.raises(
+        InputError, match=r"/wmlc has no room for 0\.0 GB of images \(No space left on device\); make room, "
+    ):
+        next(iter(open_data(DataConfig()).train_batches(64, 1)))
     assert list((tmp_path / "wmlc").iterdir()) == []
 
 

@@ -23,6 +23,7 @@ import wmlc
 from wmlc import records
 from wmlc.cli import main
 from wmlc.errors import InputError
+from wmlc.export.card import model_card
 from wmlc.export.config import ShipConfig
 from wmlc.export.layouts import root_files
 from wmlc.export.publish import read_manifest
@@ -101,6 +102,9 @@ def test_the_manifest_says_what_was_measured(repository: Path, benched_run: Run)
     assert (manifest.license, manifest.version, manifest.labels) == ("Apache-2.0", 1, spec.class_names)
     card = (model / "model_card.md").read_text()
     assert f"{row.top1:.2f} %" in card and f"p99 {row.latency_ms.p99:.3f} ms" in card and "Apache-2.0" in card
+    assert "by the method `wml`; fp32" in card
+    from_start = replace(manifest, network=replace(manifest.network, start="r20.safetensors"))
+    assert "by the method `wml` from `r20.safetensors`; fp32" in model_card(from_start)
 
 
 def test_the_ensemble_is_the_weighted_mean_of_all_peers(repository: Path, benched_run: Run) -> None:

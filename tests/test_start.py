@@ -23,7 +23,7 @@ from wmlc.errors import InputError
 from wmlc.models.checkpoint import save_network
 from wmlc.models.foreign import build_whole
 from wmlc.models.pixels import Pixels
-from wmlc.models.start import Fitted, fit_start, imagenet_wnids, read_start
+from wmlc.models.start import Fitted, fit_start, imagenet_wnids, read_start, start_name
 from wmlc.models.weights_file import read_weights
 from wmlc.models.zoo import build_network
 from wmlc.records import About, NetworkSpec
@@ -296,6 +296,17 @@ def test_what_its_makers_offer_is_fetched_or_refused_at_once(monkeypatch: pytest
     got = read_start("pretrained", "resnet18", (3, 224, 224))
     assert got.where == "torchvision's ResNet18_Weights.IMAGENET1K_V1" and got.pixels is not None
     assert got.pixels.mean == (0.485, 0.456, 0.406) and got.copies[""].keys() == theirs.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        ("pretrained", "pretrained"), ("/models/r20.pth.tar", "r20.pth.tar"), ("runs/one", "one"),
+        ("/home/me/runs/one/peers/2", "one/peers/2"), ("runs/one/baseline", "one/baseline"),
+    ],
+)  # fmt: skip
+def test_a_start_goes_by_a_name_that_says_where_it_came_from(start: str, name: str) -> None:
+    assert start_name(start) == name
 
 
 real = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights of others at {WEIGHTS}")

@@ -28,6 +28,7 @@ from wmlc.compress.learn.teaching import by_loss, from_teacher
 from wmlc.compress.prepare import family_of_one, prepare
 from wmlc.data import Data
 from wmlc.errors import InputError
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.zoo import build_network
 from wmlc.run import BASELINE, Run, read_config, read_epochs, read_family
 
@@ -72,6 +73,7 @@ def test_the_start_and_the_peer_of_ratio_0_are_bit_identical_afterwards(run: Run
         after = weights(taught.network(peer))
         assert after.keys() == start.keys()
         assert all(torch.equal(tensor, after[name]) for name, tensor in start.items())  # running statistics among them
+    assert read_spec(taught.network(1)).about.start == read_spec(taught.network(BASELINE)).about.start == run.root.name
     family, (first, second) = read_family(taught), read_epochs(taught, "family")
     assert family.baseline is not None and family.peers[2].top1 == family.baseline.top1
     assert len(first.top1) == len(second.top1) == 2

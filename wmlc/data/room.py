@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wmlc.console import note
+from wmlc.errors import InputError
 from wmlc.files import user_cache
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ def room(shape: Sequence[int], home: torch.device) -> Tensor:
     user_cache().mkdir(parents=True, exist_ok=True)
     note(f"the images take {size / 1e9:.1f} GB, over {SHARE:.0%} of this machine's memory; they lie in {user_cache()}")
     with tempfile.NamedTemporaryFile(dir=user_cache(), prefix="images-") as file:  # the mapping outlives the name
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, and not by a signal later
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, and not by a signal later
+        except OSError as error:
+            raise InputError(
+                f"{user_cache()} has no room for {size / 1e9:.1f} GB of images ({error.strerror}); make room, point "
+                f"XDG_CACHE_HOME elsewhere, or train on fewer (--train-images)"
+            ) from None
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(*shape)
 
 

@@ -53,6 +53,7 @@ class FileAbout(Record):
     calibrator: str | None = None
     calibration_images: Size | None = None
     weights_sha256: str | None = None  # of the weights.safetensors that it was exported from; an ensemble has none
+    start: str | None = None  # of a network that came from a trained one: which
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class ShippedNetwork(Record):
     seed: Count | None
     params: Count
     macs: Count
+    start: str | None = None  # the trained network that it came from
 
 
 @dataclass(frozen=True, kw_only=True)

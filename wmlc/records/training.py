@@ -49,6 +49,7 @@ class About(Record):
 
     data: str | None = None
     method: str | None = None
+    start: str | None = None  # the trained network that it came from, by name
     ratio_of: str | None = None
     seed: Count | None = None
     epochs: Count | None = None
