@@ -22,7 +22,7 @@ from wmlc.export import to_onnx
 from wmlc.export.about import read_about
 from wmlc.export.config import ExportConfig
 from wmlc.export.extract import Extracted, OnnxFile, extract, run_file, run_files
-from wmlc.files import sha256
+from wmlc.files import check_writable, new_file, sha256
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.run import Run, open_run_data
@@ -235,3 +235,11 @@ def test_an_onnx_file_of_another_program_is_said_to_be_one(run: Run, peer_file: 
         read_about(out)
     with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*p\.onnx \(.*\); extract it again"):
         OnnxFile(out, read_spec(run.network(1)), FP32)
+
+
+def test_directories_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b" / "file.onnx")
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "c" / "d" / "file.onnx") as aside:
+        aside.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

@@ -49,24 +49,20 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
         return
     whole = path.resolve()
-    made = [parent for parent in whole.parents if not parent.exists()]
-    _make_parent(path)
-    file = _beside(whole, "lock")
-    if not os.access(whole.parent, os.W_OK):
-        if not whole.is_dir():
-            raise InputError(f"cannot write {path}: {whole.parent} is not writable; choose another place")
-        file = whole / f".lock{OURS}"
-    held = _open_locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if held is None:
-        raise InputError(f"{what} {path} is being written by another wmlc; wait until it is done, or stop it")
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)  # while it is held
-        os.close(held)
-        with contextlib.suppress(OSError):  # the first that is not empty
-            for parent in made:
-                parent.rmdir()
+    with _parents(path):
+        file = _beside(whole, "lock")
+        if not os.access(whole.parent, os.W_OK):
+            if not whole.is_dir():
+                raise InputError(f"cannot write {path}: {whole.parent} is not writable; choose another place")
+            file = whole / f".lock{OURS}"
+        held = _open_locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if held is None:
+            raise InputError(f"{what} {path} is being written by another wmlc; wait until it is done, or stop it")
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # while it is held
+            os.close(held)
 
 
 def _open_locked(file: Path, how: int) -> int | None:
@@ -93,7 +89,8 @@ def _open_locked(file: Path, how: int) -> int | None:
 
 def check_writable(path: Path) -> None:
     """Raise `InputError` where nothing could be written at `path`, before long work is done for it."""
-    _aside(path)
+    with _parents(path):
+        _aside(path)
 
 
 @contextlib.contextmanager
@@ -102,18 +99,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
     A full disk, which the system tells without a name, is an `InputError` with this one.
     """
-    aside = _aside(path)
-    try:
-        yield aside
-        flush(aside)
-        aside.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        if error.filename not in (None, str(aside)):
-            raise
-        raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with _parents(path):
+        aside = _aside(path)
+        try:
+            yield aside
+            flush(aside)
+            aside.replace(path)
+            flush(path.parent)
+        except OSError as error:
+            if error.filename not in (None, str(aside)):
+                raise
+            raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _remedy(error: OSError) -> str:
@@ -128,26 +126,27 @@ def new_directory(path: Path) -> Iterator[Path]:
     An existing `path` stays readable until the rename; a kill between the two renames leaves it
     whole under .NAME.former.wmlc, where `recover_directory` finds it.
     """
-    aside = _aside(path)
-    try:
-        aside.mkdir()
-        yield aside
-        for file in aside.rglob("*"):
-            flush(file)
-        flush(aside)
-        former = _beside(path, "former")
-        replacing = path.exists()
-        if replacing:
-            shutil.rmtree(former, ignore_errors=True)
-            path.replace(former)
-        aside.replace(path)
-        flush(path.parent)
-        if replacing:
-            shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with _parents(path):
+        aside = _aside(path)
+        try:
+            aside.mkdir()
+            yield aside
+            for file in aside.rglob("*"):
+                flush(file)
+            flush(aside)
+            former = _beside(path, "former")
+            replacing = path.exists()
+            if replacing:
+                shutil.rmtree(former, ignore_errors=True)
+                path.replace(former)
+            aside.replace(path)
+            flush(path.parent)
+            if replacing:
+                shutil.rmtree(former, ignore_errors=True)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}; {_remedy(error)}") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_directory(path: Path) -> None:
@@ -218,23 +217,31 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _make_parent(path: Path) -> None:
-    """Make the directory that `path` shall lie in."""
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Let the directory be there that `path` shall lie in; what was made for it and is empty afterwards goes again."""
     if not path.name and not path.resolve().name:
         raise InputError(f"cannot write {path}: it names no file or directory; choose another --out")
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error} at {path.parent}; choose another place"
-        ) from error
+        try:
+            made = [parent for parent in path.absolute().parents if not parent.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error} at {path.parent}; choose another place"
+            ) from error
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for parent in made:
+                parent.rmdir()
 
 
 def _aside(path: Path) -> Path:
     """A fresh name beside `path`, on the same file system, in a directory that exists."""
     if not path.name:
         raise InputError(f"cannot write {path}: it names no file or directory; choose another --out")
-    _make_parent(path)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: {path.parent} is not writable; choose another place")
     clear_asides(path.parent, path.name)
