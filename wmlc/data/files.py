@@ -5,7 +5,6 @@ N images, B batch, H height, W width, C channels
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,56 +13,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from wmlc.console import progress
-from wmlc.data import normalise
+from wmlc.data.batches import Batches
 from wmlc.data.decode import Decoder, ImageFiles, large_transform, spread, stack_images
 from wmlc.data.listing import Kept
 from wmlc.data.normalisation import Normalisation
-from wmlc.data.parts import EPOCH, Parts, generator
-from wmlc.data.sources import DataConfig, Part
+from wmlc.data.parts import EPOCH, generator
+from wmlc.data.sources import Part
 from wmlc.errors import InputError
-from wmlc.ranks import SOLO, Ranks
-from wmlc.records import DataRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wmlc.data import Data
 
 _MANY = 1000  # test images whose check is kept
 _STATISTICS_IMAGES = 1024  # that tell the set's mean and deviation
 
 
-class FileData:
+class FileData(Batches):
     """`wmlc.data.Data` of large images."""
-
-    def __init__(self, parts: Parts, device: torch.device | str) -> None:
-        self._parts = parts
-        self._device = torch.device(device)
-        self._ranks = SOLO
-
-    @property
-    def config(self) -> DataConfig:
-        return self._parts.config
-
-    def shared(self, ranks: Ranks) -> Data:
-        other = copy.copy(self)
-        other._ranks = ranks
-        return other
 
     @cached_property
     def statistics(self) -> Normalisation:
         return self._parts.statistics(self._sample(_STATISTICS_IMAGES))
-
-    @cached_property
-    def record(self) -> DataRecord:
-        return self._parts.record(self.statistics)
-
-    def train_steps(self, batch_size: int) -> int:
-        self._ranks.check_batch(batch_size)
-        return self._parts.train_steps(batch_size)
-
-    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _ = self.record  # which walks through some images itself
@@ -85,9 +56,6 @@ class FileData:
         own = self._ranks.own(range(self.test_count()))
         for pixels_BHWC, labels_B in self._decoder(self._parts.test).batches(own, batch_size):
             yield self._finish(pixels_BHWC, labels_B)
-
-    def test_count(self) -> int:
-        return len(self._parts.test.labels_N)
 
     def check_test(self) -> None:
         part, count = self._parts.test, self.test_count()
@@ -138,9 +106,3 @@ class FileData:
 
     def _decoder(self, part: Part) -> Decoder:
         return Decoder(self._files(part), self.config.workers, pinned=self._device.type == "cuda")
-
-    def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device and normalise it."""
-        pixels_BHWC = pixels_BHWC.to(self._device, non_blocking=True)
-        images_BCHW = normalise(pixels_BHWC, self.record.mean, self.record.std)
-        return images_BCHW, labels_B.to(self._device, non_blocking=True)

@@ -5,61 +5,32 @@ N images, B batch, H height, W width, C channels
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from wmlc.data import normalise
+from wmlc.data.batches import Batches
 from wmlc.data.decode import Decoder, ImageFiles, small_transform, spread
 from wmlc.data.normalisation import Normalisation
-from wmlc.data.parts import EPOCH, Parts, generator
+from wmlc.data.parts import EPOCH, generator
 from wmlc.data.room import home_of, room
-from wmlc.data.sources import DataConfig, Part
-from wmlc.ranks import SOLO, Ranks
-from wmlc.records import DataRecord
+from wmlc.data.sources import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wmlc.data import Data
 
 _FEW = 2000  # small files that are read sooner than workers are started
 
 
-class MemoryData:
+class MemoryData(Batches):
     """`wmlc.data.Data` of small images."""
-
-    def __init__(self, parts: Parts, device: torch.device | str) -> None:
-        self._parts = parts
-        self._device = torch.device(device)
-        self._ranks = SOLO
-
-    @property
-    def config(self) -> DataConfig:
-        return self._parts.config
-
-    def shared(self, ranks: Ranks) -> Data:
-        other = copy.copy(self)
-        other._ranks = ranks
-        return other
 
     @cached_property
     def statistics(self) -> Normalisation:
         return self._parts.statistics(self._train[0].split(1024))
-
-    @cached_property
-    def record(self) -> DataRecord:
-        return self._parts.record(self.statistics)
-
-    def train_steps(self, batch_size: int) -> int:
-        self._ranks.check_batch(batch_size)
-        return self._parts.train_steps(batch_size)
-
-    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._in_order(*self._held_out, batch_size)
@@ -71,9 +42,6 @@ class MemoryData:
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._in_order(self._test, self._parts.test.labels_N, batch_size)
-
-    def test_count(self) -> int:
-        return len(self._parts.test.labels_N)
 
     def check_test(self) -> None:
         _ = self._test
@@ -173,12 +141,6 @@ class MemoryData:
         parts = (self._ranks.own(own).split(batch_size) for own in (pixels_NHWC, labels_N))
         for pixels_BHWC, labels_B in zip(*parts, strict=True):
             yield self._finish(pixels_BHWC, labels_B)
-
-    def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device, where it is not there yet, and normalise it."""
-        pixels_BHWC = pixels_BHWC.to(self._device, non_blocking=True)
-        images_BCHW = normalise(pixels_BHWC, self.record.mean, self.record.std)
-        return images_BCHW, labels_B.to(self._device, non_blocking=True)
 
 
 def _crop(padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, shifts: int) -> Tensor:
