@@ -11,11 +11,18 @@ from wmlc.errors import InputError
 from wmlc.settings import TrainConfig
 
 LATENCY = "latency"  # that a ratio is of: milliseconds, measured on this machine
+ENGINE_SETTINGS = ("engine", "latency_precision", "latency_device", "threads", "batch", "latency_tables")
 
 
 def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
     """`config` with a ratio for each latency that peers may have, the smallest first; what they are is told later."""
     if config.ratio_of != LATENCY and not config.max_latency_ms:
+        if idle := [name for name in ENGINE_SETTINGS if getattr(config, name) != getattr(TrainConfig, name)]:
+            meant = "; images a step are batch_size" if "batch" in idle else ""
+            raise InputError(
+                f"{', '.join(idle)}: of the engine that a latency is measured in, and no latency is asked for; leave "
+                f"it out, or give max_latency_ms or ratio_of latency{meant}"
+            )
         return config
     if method.exits:
         raise InputError(f"{config.method} has an exit at each stage and cuts nothing; leave out latencies")

@@ -79,7 +79,7 @@ def plan_for_latency(
     factors = [1.0] * len(budgets_ms)
     tries = list[list[_Tried]]()
     for _ in range(1 + CORRECTIONS):
-        counts = _counts_within(scored, asked, budgets_ms, factors, full.ms, clock.at.precision)
+        counts = _counts_within(scored, asked, budgets_ms, factors, full.ms, _files_in(clock.at))
         timed = clock.time(network, counts)
         predicted = [factor * model.ms(counts_G) for factor, counts_G in zip(factors, counts, strict=True)]
         tries.append([_Tried(*own) for own in zip(counts, predicted, timed, strict=True)])
@@ -99,6 +99,11 @@ def plan_for_latency(
             for peer, (budget_ms, own, by_macs) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
         ],
     )  # fmt: skip
+
+
+def _files_in(at: EngineAt) -> str:
+    """The precision of what an engine opens; "" of torch's, which take a network as it is trained."""
+    return "" if at.engine.startswith("torch") else at.precision
 
 
 def _counts_within(
@@ -151,14 +156,14 @@ def _is_near(own: _Tried, budget_ms: float) -> bool:
 
 
 def _best(tries: Sequence[Sequence[_Tried]], budgets_ms: Sequence[float], apart: bool) -> Sequence[_Tried]:
-    """Of each peer the widths nearest to its budget, those within it first unless they are far from it.
+    """Of each peer the slowest widths within its budget; where there are none, the fastest.
 
     Together where peers share stages.
     """
 
     def miss(own: _Tried, budget_ms: float) -> float:
         over = own.took.ms / budget_ms - 1
-        return 1 - LEAST + 10 * over if over > 0 else -over
+        return 1 + over if over > 0 else -over
 
     if apart:
         return [

@@ -11,10 +11,20 @@ import torch
 from resizables import AT, FakeClock, chain, graph_like
 
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.latency import CORRECTIONS, LEAST, as_planned, plan_for_latency, priced, print_plan, ratios_of
+from wmlc.compress.latency import (
+    CORRECTIONS,
+    LEAST,
+    _best,
+    _Tried,
+    as_planned,
+    plan_for_latency,
+    priced,
+    print_plan,
+    ratios_of,
+)
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
 from wmlc.errors import InputError
-from wmlc.records import LatencyPlan
+from wmlc.records import LatencyPlan, WholeTime
 
 NETWORK = chain([tuple(range(4, 33, 4))] * 4)
 STAGES = list(NETWORK.layers)
@@ -238,3 +248,15 @@ def test_a_plan_is_printed_with_what_misses_its_budget(capsys: pytest.CaptureFix
     assert "milliseconds in ort 1.2, fp32, 1 thread, batch 1: the whole network takes " in shown
     assert "note: peer 1 takes 10.0% more than its budget" in shown and "peer 2 takes" not in shown
     assert f"{plan.full_ms / plan.peers[1].ms:.2f}" in shown
+
+
+def test_widths_within_a_budget_come_before_nearer_ones_that_are_over_it() -> None:
+    def took(*ms: float) -> list[_Tried]:
+        return [
+            _Tried(np.array([8]), own, WholeTime(counts=[8], ms=own, low=own, high=own, full_ms=9, launches=6))
+            for own in ms
+        ]
+
+    tries = [took(4.6, 2.1), took(5.01, 2.02), took(4.7, 2.5)]
+    assert [own.took.ms for own in _best(tries, [5, 2], apart=True)] == [4.7, 2.02]
+    assert [own.took.ms for own in _best(tries, [5, 2], apart=False)] == [5.01, 2.02], "together: the least over"

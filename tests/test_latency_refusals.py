@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.cli import main
+from wmlc.compress.config import settle
 from wmlc.errors import InputError
 
 
@@ -40,3 +42,14 @@ def test_torch_runs_what_was_trained() -> None:
         InputError, match="the engine torch runs networks as they are trained, in fp32; leave out precision"
     ):
         LatencyConfig(engine="torch", precision="int8")
+
+
+@pytest.mark.parametrize("other", [{"batch": 64}, {"engine": "openvino", "threads": 2}, {"latency_precision": "int8"}])
+def test_an_engine_that_nothing_is_measured_in_is_no_setting(other: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as refused:
+        settle(other)
+    assert str(refused.value) == (
+        f"{', '.join(other)}: of the engine that a latency is measured in, and no latency is asked for; leave it out, or "
+        f"give max_latency_ms or ratio_of latency" + ("; images a step are batch_size" if "batch" in other else "")
+    )
+    assert settle({**other, "ratio_of": "latency"})

@@ -207,20 +207,23 @@ def test_an_engine_that_fails_is_one_line_and_what_was_measured_is_kept(tmp_path
     assert len(kept.visits) == 5
 
 
-def test_another_machines_table_is_refused_in_words(copied: Path, measured: Measured, started: Started) -> None:
+def test_another_machines_table_is_refused_in_words(
+    copied: Path, measured: Measured, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = copied / measured.file.relative_to(measured.directory)
-    at = replace(measured.table.at, cpu="an older one", version="0.9")
-    records.write(file, replace(measured.table, at=at))
+    own = measured.table.at
+    records.write(file, replace(measured.table, at=replace(own, cpu="an older one", version="0.9")))
     with clock_in(copied) as clock, pytest.raises(InputError) as refused:
         clock.table(NETWORK)
-    own = measured.table.at
     assert str(refused.value) == (
         f"{file} was measured elsewhere: version '0.9' there, {own.version!r} here; cpu 'an older one' there, "
-        f"{own.cpu!r} here; measure it again with 'wmlc latency --force'"
+        f"{own.cpu!r} here; delete it, and it is measured anew"
     )
     assert not started.workers
-    with clock_in(copied, force=True) as clock:
-        assert clock.table(NETWORK).at == own, "which that does"
+    file.parent.rename(copied / "ort-of-another-machine")  # as it comes with its directory
+    with clock_in(copied) as clock:
+        assert clock.table(NETWORK).at == own
+    assert "measured elsewhere: version '0.9' there" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("other", [{"threads": 2}, {"batch": 4}, {"precision": "int8"}])
@@ -245,7 +248,7 @@ def test_tables_of_other_networks_lie_beside_it(tmp_path: Path) -> None:
 def test_a_damaged_table_is_one_line(copied: Path, measured: Measured) -> None:
     file = copied / measured.file.relative_to(measured.directory)
     file.write_text(file.read_text()[:1000])
-    with clock_in(copied) as clock, pytest.raises(InputError, match="wmlc latency --force") as refused:
+    with clock_in(copied) as clock, pytest.raises(InputError, match="delete it, and it is measured anew") as refused:
         clock.table(NETWORK)
     assert "\n" not in str(refused.value)
 

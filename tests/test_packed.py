@@ -17,6 +17,7 @@ from image_folders import make_folder, open_folder
 
 from wmlc.compress.config import settle
 from wmlc.data import DataConfig, open_data
+from wmlc.data.packed import _labels_of, _table, files_of
 from wmlc.data.sources import kind_and_place
 from wmlc.errors import InputError
 
@@ -84,7 +85,7 @@ def test_a_shard_is_walked_once_until_it_changes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("wmlc.data.packed._of_shard", lambda shard: [])
     assert open_data(config).record.train == 18
     (shards / "train-0001.tar").unlink()
-    with pytest.raises(InputError, match="0 training images are too few"):
+    with pytest.raises(InputError, match="has no images in cat, dog"):
         _ = open_data(config).record
 
 
@@ -125,7 +126,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a folder; name the one that holds \*\.tar files"):
         open_data(DataConfig(name="wds", root=tmp_path / "none"))
     (tmp_path / "train-0.tar").write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no \*\.tar with test or val or validation in its name"):
+    with pytest.raises(InputError, match=r"has no \*\.tar with test, val or validation in its name"):
         open_data(DataConfig(name="wds", root=tmp_path))
 
 
@@ -144,6 +145,50 @@ def test_a_pattern_names_shards_as_a_shell_would(tmp_path: Path) -> None:
         open_data(DataConfig(name="wds", root=Path("s3://bucket/train-{0000..0009}.tar")))
 
 
+def test_a_part_is_told_by_the_file_or_else_by_its_folder_and_test_comes_before_validation(tmp_path: Path) -> None:
+    def of(*names: str) -> list[list[str]]:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"")
+        return [[str(own.relative_to(root)) for own in files_of(root, "*.tar", train)] for train in (True, False)]
+
+    assert of("train-0.tar", "validation-0.tar", "test-0.tar") == [["train-0.tar"], ["test-0.tar"]]
+    assert of("train-0.tar", "valid-0.tar", "train-values-0.tar")[1] == ["valid-0.tar"]
+    assert of("train_val/train-0.tar", "train_val/test-0.tar") == [["train_val/train-0.tar"], ["train_val/test-0.tar"]]
+    assert of("train/0.tar", "val/0.tar", "other/0.tar") == [["train/0.tar"], ["val/0.tar"]]
+    with pytest.raises(InputError, match=r"^train_val/0\.tar is of train and val by its name; name it one of them$"):
+        of("train_val/0.tar")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (b"cat\n", r"has a label 1 and 1 classes; each needs a name and images to train on"),
+        (b"cat\n\n", r"classnames\.txt has no name for class 1; give each a name of its own"),
+        (b"cat\tn02121808\ndog\n", r"classnames\.txt has cat\\tn02121808 for class 0"),
+        (b"cat\ncat\n", "has cat again for class 1"),
+        (b"cat\ndog\nbird\n", "has no images in bird"),
+        (b"\xff\n", r"classnames\.txt is not a readable list of class names"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names: bytes, words: str, tmp_path: Path) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    (shards / "classnames.txt").write_bytes(names)
+    with pytest.raises(InputError, match=words):
+        _ = open_data(DataConfig(name="wds", root=shards, workers=0)).record
+
+
+def test_a_class_that_only_the_test_part_has_is_refused(tmp_path: Path) -> None:
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    (shards / "classnames.txt").unlink()
+    with tarfile.open(shards / "test-0001.tar", "w") as tar:
+        add(tar, "a.png", b"")
+        add(tar, "a.cls", b"2")
+    with pytest.raises(InputError, match=r"has a label 2 and 2 classes; each needs a name and images to train on"):
+        open_data(DataConfig(name="wds", root=shards, workers=0)).test_count()
+
+
 def test_a_set_and_its_place_are_one_word() -> None:
     config = settle({"data": "wds:some/where"})
     assert (config.data, config.data_root) == ("wds", "some/where")
@@ -157,7 +202,8 @@ def test_without_datasets_hf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
-def test_parquet_holds_the_pictures_of_the_folders(tmp_path: Path) -> None:
+def test_parquet_holds_the_pictures_of_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
     import pyarrow
     import pyarrow.parquet
 
@@ -171,7 +217,21 @@ def test_parquet_holds_the_pictures_of_the_folders(tmp_path: Path) -> None:
             "label": [NAMES.index(own.parent.name) for own in pictures],
         }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
         pyarrow.parquet.write_table(table, out / f"{part}-00000-of-00001.parquet")
+
+    def connect() -> None:
+        raise AssertionError("it told its makers")
+
+    monkeypatch.setattr(datasets.load, "get_session", connect)
     theirs, own = open_folder(folder), open_data(DataConfig(name="hf", root=out, workers=0))
     assert own.record.class_names == NAMES
     assert by_pixels(own.test_pixels(4)) == by_pixels(theirs.test_pixels(4))
     assert np.array_equal(own.train_pixels(3).shape, (3, 16, 16, 3))
+    test = out / "test-00000-of-00001.parquet"
+    for label in (-1, None):
+        table = pyarrow.parquet.read_table(test)
+        labels = pyarrow.array([label, *table["label"].to_pylist()[1:]], "int64")
+        pyarrow.parquet.write_table(table.set_column(1, "label", labels), test)
+        _table.cache_clear()
+        _labels_of.cache_clear()
+        with pytest.raises(InputError, match=rf"label of row 0 of test is {label}; it must be the number of a class"):
+            open_data(DataConfig(name="hf", root=out, workers=0)).test_count()

@@ -73,7 +73,8 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
     def clocks(config: TrainConfig) -> Any:
         own = {name: getattr(config, name) for name in ("engine", "threads", "batch")}
         tables = Path(config.latency_tables) if config.latency_tables else None
-        return _clock(LatencyConfig(**own, precision=config.latency_precision), tables)
+        served = LatencyConfig(**own, precision=config.latency_precision, device=config.latency_device)
+        return _clock(served, tables)
 
     session.train(recipe, asked, session.Wanted(**wanted), command_words(), clocks)
 

@@ -127,6 +127,9 @@ class TrainConfig:
         "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY,
         metavar="fp32|fp16|int8",
     )  # fmt: skip
+    latency_device: str = setting(
+        "auto", "Where the engine runs.", role="family", group=LATENCY, metavar="auto|cpu|cuda"
+    )
     threads: int = setting(1, "CPU threads of the engine.", role="family", group=LATENCY)
     batch: int = setting(1, "Images a call to the engine.", role="family", group=LATENCY)
     latency_tables: str | None = setting(

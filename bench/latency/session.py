@@ -36,7 +36,8 @@ NARROW = 0.02  # half of an interval over what it is of, that needs no more roun
 SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes are known
 LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
-REMEDY = "measure it again with 'wmlc latency --force'"
+SAVED = 10.0  # seconds between two writes of what is measured
+REMEDY = "delete it, and it is measured anew"
 PACKAGES = {
     "ort": ("onnxruntime-gpu", "onnxruntime"),
     "ort-trt": ("onnxruntime-gpu",),
@@ -88,6 +89,8 @@ class EngineClock:
         """The table of a network: kept from before, or measured now, or gone on with where that was stopped."""
         file = self.file_of(network)
         kept = None if self._force or not file.exists() else self._read(file)
+        if kept is None:
+            self._say_elsewhere(file)
         if kept is not None and (kept.levels, kept.layers) != (_levels(network), list(network.layers)):
             note(f"{file} is of other widths; measuring anew")
             kept = None
@@ -115,11 +118,23 @@ class EngineClock:
         """A table of this machine and engine; `InputError` for one of another."""
         table = records.read(file, LatencyTable, "latency table", REMEDY)
         if table.at != self.at:
-            mine, theirs = vars(self.at), vars(table.at)
-            differing = [name for name in mine if mine[name] != theirs[name]]
-            apart = [f"{name} {theirs[name]!r} there, {mine[name]!r} here" for name in differing]
-            raise InputError(f"{file} was measured elsewhere: {'; '.join(apart)}; {REMEDY}")
+            raise InputError(f"{file} was measured elsewhere: {self._apart(table.at)}; {REMEDY}")
         return table
+
+    def _say_elsewhere(self, file: Path) -> None:
+        """A note where the directory has the table that is wanted of another machine or another version."""
+        for other in sorted(self._directory.glob(f"*/{file.name}")):
+            with contextlib.suppress(InputError):
+                at = records.read(other, LatencyTable, "latency table", REMEDY).at
+                if other != file and replace(at, version="", cpu="", gpu=None) == replace(
+                    self.at, version="", cpu="", gpu=None
+                ):
+                    note(f"{other} was measured elsewhere: {self._apart(at)}; measuring anew")
+
+    def _apart(self, at: EngineAt) -> str:
+        mine, theirs = vars(self.at), vars(at)
+        differing = [name for name in mine if mine[name] != theirs[name]]
+        return "; ".join(f"{name} {theirs[name]!r} there, {mine[name]!r} here" for name in differing)
 
     def _network_files(self, network: Resizable) -> NetworkFiles:
         """The files of a network, exported once."""
@@ -144,6 +159,7 @@ class EngineClock:
         )  # fmt: skip
         say(f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}")
         wanted, before, start = _wanted(network, designs_DG, shapes, known), table.seconds, time.monotonic()
+        written = start
         try:
             with progress(f"measuring {network.arch}", ROUNDS * len(wanted), "networks") as advance:
                 for number in range(1, MOST_ROUNDS + 1):
@@ -154,6 +170,9 @@ class EngineClock:
                     for visit in self._round(network, files, shapes, round_, number) if round_ else ():
                         table = replace(table, visits=[*table.visits, visit], seconds=before + time.monotonic() - start)
                         advance(1)
+                        if time.monotonic() - written > SAVED:  # so that a kill loses no more
+                            records.write(file, table)
+                            written = time.monotonic()
                     table = with_points(table, network, designs_DG, shapes.of, known)
                     records.write(file, table)
                     narrow = widest_interval(table) <= NARROW or table.seconds >= self.config.seconds
@@ -221,6 +240,8 @@ class EngineClock:
 
 def _wanted(network: Resizable, designs_DG: np.ndarray, shapes: Shapes, known: Sequence[ShapeTimes]) -> list[int]:
     """The networks of the design that show anything new beside what is `known`, and a few more to see whole ones."""
+    if not known:
+        return list(range(len(designs_DG)))
     points = {(own.shape, p.channels_in, p.channels_out) for own in known for p in own.points}
     found = []
     for index, counts_G in enumerate(designs_DG):
@@ -232,6 +253,7 @@ def _wanted(network: Resizable, designs_DG: np.ndarray, shapes: Shapes, known: S
         }
         if index < SCALE_NETWORKS or seen - points:
             found.append(index)
+            points |= seen
     return found
 
 

@@ -271,9 +271,12 @@ def too_slow(
     scored: Scored, asked: Asked, peer: int, wanted_ms: float, least_ms: float, advise: bool = True,
     precision: str = "fp32",
 ) -> str:  # fmt: skip
-    """That a latency is out of reach, how low it goes, and what would do, of files that are in this `precision`."""
+    """That a latency is out of reach, how low it goes, and what would do.
+
+    Args: the `precision` of the files that are timed, "" where the engine runs no files.
+    """
     ways = [f"narrower widths (--divisor {asked.divisor // 2})"] * (asked.divisor > 1)
-    ways += ["other arithmetic (--latency-precision int8)"] * (precision != "int8")
+    ways += ["other arithmetic (--latency-precision int8)"] * (precision not in ("int8", ""))
     return (
         f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes {least_ms:.3g} ms "
         f"at the least (no layer may lose more than {P_UP:.0%}); "

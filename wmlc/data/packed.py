@@ -18,13 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from wmlc.console import progress
 from wmlc.data.listing import Kept
-from wmlc.data.pictures import BETWEEN, ENDINGS, one_line_shown, shown
+from wmlc.data.pictures import BETWEEN, ENDINGS, one_line_shown, shown, unfit_letters
 from wmlc.errors import InputError
+from wmlc.files import read_text
 
 if TYPE_CHECKING:
     from wmlc.data.sources import DataConfig, Part
 
-TRAIN, TEST = ("train",), ("test", "val", "validation")  # begin a word in the names of a part's files or folders
+# Words that begin so in the name of a file, or else of its folder, and the part that it is of
+_WORDS = {
+    part: re.compile(rf"(?<![a-z]){word}")
+    for part, word in (("train", "train"), ("test", "test"), ("val", r"val(id(ation)?)?(?![a-z])"))
+}
+MOST_CLASSES = 1_000_000
 _BRACES, _PATTERN = re.compile(r"\{([^{}]*)\}"), re.compile(r"[{*?\[]")
 CLASS_FILES = ("classnames.txt", "classes.txt")  # a name a line, in the order of the labels
 
@@ -34,21 +40,18 @@ def read_shards(config: DataConfig, train: bool) -> Part:
 
     The label is .cls, a number, or the number "label" or "cls" in .json.
     """
-    root = config.folder
-    shards = files_of(root, "*.tar", train)
-    kept = Kept("shards", [str(shard) for shard in shards], "names, places, labels")
-    samples: list[tuple[str, int]] = kept.found(lambda: _samples(shards))
+    samples = _listed(config.folder, train)
     labels = [label for _, label in samples]
-    return _part([name for name, _ in samples], labels, _class_names(root, labels), root)
+    trained_on = labels if train else [label for _, label in _listed(config.folder, True)]
+    return _part([name for name, _ in samples], labels, _class_names(config.folder, trained_on), config.folder)
 
 
 def read_tables(config: DataConfig, train: bool) -> Part:
     """The rows of a part's parquet files, through `datasets`."""
-    root = config.folder
+    root, which = config.folder, "train" if train else "test"
     table, image, label = _table(str(root), train)
-    feature, labels = table.features[label], [int(value) for value in table[label]]
-    names = list(getattr(feature, "names", None) or []) or _class_names(root, labels)
-    which = "train" if train else "test"
+    labels = _labels_of(root, train)
+    names = list(getattr(table.features[label], "names", None) or []) or _class_names(root, _labels_of(root, True))
     return _part([BETWEEN.join((str(root), which, image, str(row))) for row in range(len(table))], labels, names, root)
 
 
@@ -64,17 +67,27 @@ def check_packed(config: DataConfig) -> None:
 
 
 def files_of(root: Path, pattern: str, train: bool) -> list[Path]:
-    """The files of a part, by their names or their folders', sorted.
+    """The files of a part, by their names or their folders', sorted; to test on, test before validation.
 
     Args: a folder that holds files of this `pattern`, or itself a pattern: {0000..0127}, {train,val}, *, ? and [a-z].
     """
-    wanted = TRAIN if train else TEST
     folder, files = (root, sorted(root.rglob(pattern))) if root.is_dir() else _expanded(root, pattern)
-    begins = re.compile(rf"(?<![a-z])({'|'.join(wanted)})")
-    found = [path for path in files if begins.search(path.relative_to(folder).as_posix().lower())]
-    if not found:
-        raise InputError(f"{root} has no {pattern} with {' or '.join(wanted)} in its name; name the files so")
-    return found
+    parts = {path: _part_of(path.relative_to(folder)) for path in files}
+    for part in ("train",) if train else ("test", "val"):
+        if found := [path for path, its in parts.items() if its == part]:
+            return found
+    wanted = "train" if train else "test, val or validation"
+    raise InputError(f"{root} has no {pattern} with {wanted} in its name; name the files so")
+
+
+def _part_of(path: Path) -> str | None:
+    """Which part a file is of, by its own name or else its nearest folder's; `InputError` where that says two."""
+    for name in reversed(path.parts):
+        if found := [part for part, word in _WORDS.items() if word.search(name.lower())]:
+            if len(found) > 1:
+                raise InputError(f"{shown(str(path))} is of {' and '.join(found)} by its name; name it one of them")
+            return found[0]
+    return None
 
 
 def _expanded(wanted: Path, pattern: str) -> tuple[Path, list[Path]]:
@@ -129,6 +142,15 @@ def bytes_of(name: str) -> io.BytesIO:
         return io.BytesIO(file.read(int(size)))
 
 
+def _listed(root: Path, train: bool) -> list[tuple[str, int]]:
+    """The name and the label of each sample of a part, as they are or were found."""
+    shards = files_of(root, "*.tar", train)
+    found: list[tuple[str, int]] = Kept("shards", [str(own) for own in shards], "names, places, labels").found(
+        lambda: _samples(shards)
+    )
+    return found
+
+
 def _samples(shards: Sequence[Path]) -> list[tuple[str, int]]:
     """The name and the label of each sample; `InputError` for one that lacks either."""
     found = []
@@ -169,17 +191,23 @@ def _label(content: bytes, ending: str, where: str) -> int:
         found: Any = json.loads(content)
         if ending == "json":
             found = found.get("label", found.get("cls"))
-        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        if not _is_label(found):
             raise ValueError
-        return found
+        return int(found)
     except (ValueError, AttributeError):
         raise InputError(f"{shown(where)} holds no label; it must be a number from 0") from None
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_CLASSES
 
 
 @functools.lru_cache(maxsize=4)
 def _table(root: str, train: bool) -> tuple[Any, str, str]:
     """The rows of a part, and the names of the columns that hold pictures and labels."""
     import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it tells its makers of every set that is read
 
     files = [str(path) for path in files_of(Path(root), "*.parquet", train)]
     try:
@@ -199,6 +227,20 @@ def _table(root: str, train: bool) -> tuple[Any, str, str]:
     return table, images[0], labels[0]
 
 
+@functools.lru_cache(maxsize=4)
+def _labels_of(root: Path, train: bool) -> list[int]:
+    """The labels of a part's rows; `InputError` for the first that is none."""
+    table, _, column = _table(str(root), train)
+    labels = list(table[column])
+    for row, value in enumerate(labels):
+        if not _is_label(value):
+            raise InputError(
+                f"{root}: {column} of row {row} of {'train' if train else 'test'} is {shown(repr(value))}; it must be "
+                f"the number of a class, from 0{'; to test on another part, move this one away' if not train else ''}"
+            )
+    return labels
+
+
 def _is_picture(feature: Any) -> bool:
     import datasets
 
@@ -206,12 +248,19 @@ def _is_picture(feature: Any) -> bool:
 
 
 def _class_names(root: Path, labels: Sequence[int]) -> list[str]:
-    """Names by a file beside the data, else the labels themselves."""
-    folder = _above(root)
-    for name in CLASS_FILES:
-        if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8").split("\n")[: max(labels, default=-1) + 1]
-    return [str(label) for label in range(max(labels, default=-1) + 1)]
+    """Names by a file beside the data, else the numbers of the classes that are trained on."""
+    found = next((file for name in CLASS_FILES if (file := _above(root) / name).is_file()), None)
+    if found is None:
+        return [str(label) for label in range(max(labels, default=-1) + 1)]
+    names = read_text(found, "list of class names", "give a name a line, in the order of the labels").splitlines()
+    for number, name in enumerate(names):
+        if not name.strip() or unfit_letters(name) or name in names[:number]:
+            what = "no name" if not name.strip() else f"{shown(name)} again" if name in names[:number] else shown(name)
+            raise InputError(
+                f"{found} has {what} for class {number}; give each a name of its own, a line each, without control "
+                f"characters"
+            )
+    return names
 
 
 def _part(paths: list[str], labels: list[int], class_names: list[str], root: Path) -> Part:
@@ -220,5 +269,7 @@ def _part(paths: list[str], labels: list[int], class_names: list[str], root: Pat
     from wmlc.data.sources import Part
 
     if labels and max(labels) >= len(class_names):
-        raise InputError(f"{root} has a label {max(labels)} and {len(class_names)} class names; name them all")
+        raise InputError(
+            f"{root} has a label {max(labels)} and {len(class_names)} classes; each needs a name and images to train on"
+        )
     return Part(class_names=class_names, labels_N=torch.tensor(labels, dtype=torch.int64), paths=paths, where=str(root))
