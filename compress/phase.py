@@ -35,10 +35,17 @@ def train_phase(
 
     Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
     """
+    with in_step(family, config, device):
+        return _trained(run, phase, family, prepared, config, method, data, device, resume, work)
+
+
+@contextlib.contextmanager
+def in_step(family: PeerFamily, config: TrainConfig, device: Device) -> Iterator[None]:
+    """Let all processes begin with rank 0's weights, and with `--sync-bn` have the same statistics meanwhile."""
     family.to(memory_format=torch.channels_last)
     device.ranks.take_of_first([*(own.data for own in family.parameters()), *family.buffers()])
     with synced(family, device.ranks) if config.sync_bn else contextlib.nullcontext():
-        return _trained(run, phase, family, prepared, config, method, data, device, resume, work)
+        yield
 
 
 def _trained(

@@ -16,6 +16,7 @@ from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import losses_of_those_who_teach
 from wmlc.compress.learn.train import fit, make_optimizer, steps_of
+from wmlc.compress.phase import in_step
 from wmlc.compress.prepare import Prepared, trained_peers
 from wmlc.console import progress, say
 from wmlc.data import Data
@@ -47,7 +48,8 @@ def find_rate(
         )
     part = copy.deepcopy(trained_peers(prepared.family, config))
     spending = spending_of(part, prepared, config, data)
-    begun = recalibrate(part, recalibrated(part, config), data, config.batch_size, device)  # as the run itself begins
+    with in_step(part, config, device):  # as the run itself begins
+        begun = recalibrate(part, recalibrated(part, config), data, config.batch_size, device)
     trials = []
     with progress("learning rates", len(RATES) * steps) as advance:
         for rate in RATES:
@@ -81,22 +83,23 @@ def _trial(
     family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, device: Device,
     advance: Callable[[int], None],
 ) -> RateTrial:  # fmt: skip
-    """One short run."""
+    """One short run; what it takes counts also where the loss does not stay finite."""
     start, spending = time.perf_counter(), spending_of(family, prepared, config, data)
     state, macs = TrainState("family", peer_weights=[1 / family.peers] * family.peers), 0.0
     teacher, loss = teacher_of(prepared, config, device), math.nan
-    try:
-        fit(
-            family, make_optimizer(family, config), data, config, METHODS[config.method], state, device, teacher,
-            spending, lambda _: None, lambda *_: advance(1),
-        )  # fmt: skip
-    except InputError:
-        pass
-    else:
-        cut = recalibrated(family, config)
-        macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device, RECALIBRATED))
-        held_out = data.held_out_batch(HELD_OUT, 0)
-        loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())
+    with in_step(family, config, device):
+        try:
+            fit(
+                family, make_optimizer(family, config), data, config, METHODS[config.method], state, device, teacher,
+                spending, lambda _: None, lambda *_: advance(1),
+            )  # fmt: skip
+        except InputError:
+            macs = spending.until(state.step) - state.training_macs  # of the epoch that it broke off in, too
+        else:
+            cut = recalibrated(family, config)
+            macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device, RECALIBRATED))
+            held_out = data.held_out_batch(HELD_OUT, 0)
+            loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())
     return RateTrial(
         lr=config.lr, steps=config.steps or 0, held_out_loss=loss if math.isfinite(loss) else None,
         training_macs=macs + state.training_macs, seconds=round(time.perf_counter() - start, 1),

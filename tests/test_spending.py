@@ -13,6 +13,7 @@ import safetensors.torch
 from test_teacher import from_start
 from training import SMALL
 
+from wmlc.compress import rate
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
 from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
@@ -240,3 +241,17 @@ def test_a_family_that_the_other_method_cannot_have_is_refused() -> None:
 def test_steps_and_epochs_that_were_asked_for_stay() -> None:
     assert plan(method="prune-finetune", steps=3).config.steps == 3
     assert plan(method="prune-finetune", finetune_epochs=2).config.steps is None
+
+
+def test_a_rate_is_found_at_the_runs_own_cost_and_one_that_diverges_counts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate, "LEAST", 2)
+    monkeypatch.setattr(rate, "RATES", (1e-6, 0.05, 1e30))
+    own = plan(method="kd", start=str(run.root), ratios=(0.5,), epochs=5, lr_auto=True)
+    found, trials = rate.find_rate(own.config, own.prepared, own.data, CPU)
+    assert [trial.lr for trial in trials if trial.held_out_loss is None] == [1e30] and found.lr == 0.05
+    spending = spending_of(trained_peers(own.prepared.family, own.config), own.prepared, own.config, own.data)
+    assert trials[2].training_macs == spending.until(2)
+    left = spending.until(5 * STEPS) - sum(trial.training_macs for trial in trials)
+    assert found.steps == spending.affordable(left)

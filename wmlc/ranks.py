@@ -153,14 +153,18 @@ SOLO = Ranks()
 
 def launched() -> Ranks:
     """This process among those that torchrun started; alone without it."""
-    if not all(os.environ.get(name) for name in LAUNCHED):
+    if not _is_launched():
         return SOLO
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def launch() -> str | None:
     """What all processes have in common that one torchrun starts, also when it starts them again; None without it."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}" if launched() != SOLO else None
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}" if _is_launched() else None
+
+
+def _is_launched() -> bool:
+    return all(os.environ.get(name) for name in LAUNCHED)
 
 
 @contextlib.contextmanager

@@ -191,7 +191,8 @@ class TrainConfig:
     feature_loss: str | None = setting(
         None, "Let the stages of the frozen start, or else of the largest peer, teach too: by FitNets' hints, by "
         "attention transfer, or by the channels that a peer was cut from.",
-        role="method", group=TEACHING, shown="channels for wml and wml-p from a frozen start, else none",
+        role="method", group=TEACHING,
+        shown="channels for wml and wml-p from a frozen start, none with --reuse-teacher; else none",
     )  # fmt: skip
     feature_weight: float | None = setting(
         None,
