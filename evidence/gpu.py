@@ -5,8 +5,8 @@
     evidence/gpu.py OUT steps latency section   # some parts
     evidence/gpu.py OUT --dry                   # all parts at toy size on a CPU, to see that they run
 
-Nothing is fetched. A part that something is missing for writes what, and the others go on. `train` needs CIFAR-10 as an
-image folder (DATA=DIR, with cifar10-png/ or the like in it).
+Nothing is fetched. What is measured is written at once, so that a part that is ended keeps it; a part that something is
+missing for writes what, and the others go on. `train` needs CIFAR-10 as an image folder (DATA=DIR with cifar10-png/).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wmlc.cli import main as wmlc
+import wmlc
+from wmlc.cli import main as command
+from wmlc.files import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "benchmarks"))
 import training_cost
@@ -37,7 +39,11 @@ PRECISIONS = {
     "bf16, compiled": ["--precision", "bf16", "--compile"],
 }  # fmt: skip
 METHODS = ("wml", "kd", "prune-finetune")
-ENGINES = {"torch": "torch", "torch-compile": "torch", "ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
+ENGINES = {"ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
+GOALS = {"cost": 0.5, "reweigh_share": 0.05}  # of a family of four: over separate networks, and what ω may take of it
+TURNS = 20  # of each network in torch by turns with the whole one
+
+Cells = Iterator[tuple[str, Any]]  # what a part finds, one after another
 
 
 @dataclass(frozen=True)
@@ -46,54 +52,53 @@ class Scale:
 
     device: str
     steps: tuple[tuple[str, int, int, int], ...]  # network, side, batch, rounds
-    start: tuple[str, int, int]  # network, epochs of the start, epochs of each method
+    start: tuple[str, int, float]  # network, epochs of the start, seconds for all methods together
     latency: tuple[str, int, tuple[int, ...], float]  # network, side, batches, seconds a network
 
 
-REAL = Scale(
-    "cuda", (("resnet18", 32, 512, 20), ("resnet50", 224, 128, 8)), ("resnet18", 12, 6), ("resnet50", 224, (1, 32), 1.0)
-)
-DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 1), ("resnet20", 16, (1,), 0.01))
+STEPS = (("resnet18", 32, 512, 20), ("resnet50", 224, 128, 8))
+REAL = Scale("cuda", STEPS, ("resnet18", 8, 75.0), ("resnet50", 224, (1, 32), 1.0))
+DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 0.0), ("resnet20", 16, (1,), 0.01))
 
 
 class Missing(Exception):
     """What a part cannot do without."""
 
 
-def tests(scale: Scale, out: Path) -> dict[str, Any]:
+def tests(scale: Scale, out: Path) -> Cells:
     """The tests that need a GPU."""
     if importlib.util.find_spec("pytest") is None:
         raise Missing("pytest")
     if scale is DRY:
-        return {"said": "not run at toy size"}
+        yield "said", "not run at toy size"
+        return
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines() or [done.stderr[-300:]]
-    return {"said": lines[-1], "rc": done.returncode}
+    yield "rc", done.returncode
+    yield "said", lines[-1]
 
 
-def steps(scale: Scale, out: Path) -> dict[str, Any]:
-    """A training step: plain networks, a family of four with ω, separate networks; by precision."""
-    found: dict[str, Any] = {}
+def steps(scale: Scale, out: Path) -> Cells:
+    """A training step: plain networks, a family of four with ω, separate networks; the quick precisions first."""
     precisions = PRECISIONS if scale is REAL else {"fp32": PRECISIONS["fp32"]}
-    for arch, side, batch, rounds in scale.steps:
-        for name, options in precisions.items():
+    for name, options in precisions.items():
+        for arch, side, batch, rounds in scale.steps:
             file = out / "step.json"
             words = [
                 "--arch", arch, "--image-size", str(side), "--batch", str(batch), "--rounds", str(rounds),
                 "--peers", "4", "--device", scale.device, "--json", str(file), *options,
             ]  # fmt: skip
             called(training_cost.main, words)
-            found[f"{arch}, {side} pixels, batch {batch}, {name}"] = json.loads(file.read_text())["4 peers"]
+            yield f"{arch}, {side} pixels, batch {batch}, {name}", json.loads(file.read_text())["4 peers"]
             file.unlink()
-    return found
 
 
-def train(scale: Scale, out: Path) -> dict[str, Any]:
-    """A family on CIFAR-10 by three methods, from one and the same start, as long as wml."""
-    arch, start_epochs, epochs = scale.start
+def train(scale: Scale, out: Path) -> Cells:
+    """A family on CIFAR-10 by three methods, from one and the same start, as long as wml; for as many epochs as fit."""
+    arch, start_epochs, seconds = scale.start
     data = ["--data", "digits", "--train-images", "80", "--batch-size", "32"]
     if scale is REAL:
         root = Path(os.environ.get("DATA", "")) / "cifar10-png"
@@ -105,8 +110,10 @@ def train(scale: Scale, out: Path) -> dict[str, Any]:
         *base, "--method", "independent", "--ratios", "0", "--no-baseline", "--epochs", str(start_epochs),
         "--out", str(out / "start"),
     ])  # fmt: skip
-    found: dict[str, Any] = {}
-    for method in METHODS if scale is REAL else METHODS[:1]:
+    family = json.loads((out / "start" / "family.json").read_text())
+    an_epoch = 2.5 * family["seconds"] / start_epochs  # of a family, over one of the start: two peers and a teacher
+    epochs = max(1, int(seconds / len(METHODS) / an_epoch))
+    for method in METHODS:
         run = out / method
         longer = ["--as-long-as", "wml"] if method == "kd" else []
         run_wmlc([
@@ -114,15 +121,14 @@ def train(scale: Scale, out: Path) -> dict[str, Any]:
             "--ratio-of", "macs", "--epochs", str(epochs), "--lr", "0.05", "--out", str(run),
         ])  # fmt: skip
         family = json.loads((run / "family.json").read_text())
-        found[method] = {
+        yield method, {
             "top1": [peer["top1"] for peer in family["peers"]], "start": family["baseline"]["top1"],
             "macs": [peer["macs"] for peer in family["peers"]], "seconds": family["seconds"],
-            "training_macs": family["training_macs"],
+            "training_macs": family["training_macs"], "epochs": epochs,
         }  # fmt: skip
-    return found
 
 
-def latency(scale: Scale, out: Path) -> dict[str, Any]:
+def latency(scale: Scale, out: Path) -> Cells:
     """A network and its peers in each engine that is here; of random weights, so that accuracy says nothing."""
     arch, side, batches, seconds = scale.latency
     images, run = out / "noise", out / "latency"
@@ -140,10 +146,12 @@ def latency(scale: Scale, out: Path) -> dict[str, Any]:
     ])  # fmt: skip
     there = {name: importlib.util.find_spec(package) is not None for name, package in ENGINES.items()}
     if importlib.util.find_spec("onnxscript") is None:  # nothing can be exported
-        there = {name: own and ENGINES[name] == "torch" for name, own in there.items()}
-    found: dict[str, Any] = {"missing": [name for name, own in there.items() if not own]}
-    for engine in [name for name, own in there.items() if own] if scale is REAL else ["torch"]:
-        for precision in ("fp32", "fp16") if scale is REAL and engine in ("ort", "trt") else ("fp32",):
+        there = dict.fromkeys(there, False)
+    yield "missing", [name for name, own in there.items() if not own]
+    precisions = ("fp32", "fp16") if scale is REAL else ("fp32",)
+    yield from in_torch(scale, run, ("eager", "CUDA graph") if scale is REAL else ("eager",), precisions)
+    for engine in [name for name, own in there.items() if own and (scale is REAL or name == "ort")]:
+        for precision in precisions:
             file = out / "bench.json"
             try:
                 run_wmlc([
@@ -152,34 +160,92 @@ def latency(scale: Scale, out: Path) -> dict[str, Any]:
                     "4" if scale is REAL else "2", "--no-accuracy", "--out", str(file), "--force",
                 ])  # fmt: skip
             except Exception as error:  # one engine fails, the next is asked
-                found[f"{engine}, {precision}"] = {"failed": str(error)[:300]}
+                yield f"{engine}, {precision}", {"failed": str(error)[:300]}
                 continue
             rows = json.loads(file.read_text())["rows"]
-            found[f"{engine}, {precision}"] = [
-                {key: row.get(key) for key in ("peer", "batch", "latency_ms", "speedup", "macs", "notes")}
+            yield f"{engine}, {precision}", [
+                {
+                    "peer": row["peer"], "batch": row["batch"], "p50": (row["latency_ms"] or {}).get("p50"),
+                    "speedup": (row["speedup"] or {}).get("median"),
+                }
                 for row in rows
-            ]
+            ]  # fmt: skip
             file.unlink()
-    return found
+    if scale is REAL:  # the slowest to make
+        yield from in_torch(scale, run, ("compiled",), precisions)
 
 
-PARTS: dict[str, Callable[[Scale, Path], dict[str, Any]]] = {
+def in_torch(scale: Scale, run: Path, kinds: Sequence[str], precisions: Sequence[str]) -> Cells:
+    """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one."""
+    _, side, batches, _ = scale.latency
+    places = [run / "baseline", *sorted((run / "peers").iterdir())]
+    for precision in precisions:
+        kind_of_number = torch.float16 if precision == "fp16" else torch.float32
+        for kind in kinds:
+            rows = []
+            try:
+                for batch in batches:
+                    images = torch.randn(batch, 3, side, side, device=scale.device, dtype=kind_of_number)
+                    images = images.to(memory_format=torch.channels_last)
+                    calls = []
+                    for place in places:
+                        network = wmlc.load(place).to(scale.device, kind_of_number, memory_format=torch.channels_last)
+                        calls.append(ready(network, images, kind))
+                    ms = np.array([[timed(call, scale.device) for call in calls] for _ in range(TURNS)])
+                    for peer, own in enumerate(ms.T):
+                        speedup = None if peer == 0 else float(np.median(ms[:, 0] / own))
+                        rows.append({"peer": peer, "batch": batch, "p50": float(np.median(own)), "speedup": speedup})
+            except Exception as error:
+                yield f"torch {kind}, {precision}", {"failed": str(error)[:300]}
+                continue
+            yield f"torch {kind}, {precision}", rows
+
+
+@torch.inference_mode()
+def ready(network: torch.nn.Module, images: torch.Tensor, kind: str) -> Callable[[], Any]:
+    """A call of `network` that has been made before: eager, compiled, or replayed from a CUDA graph."""
+    forward = torch.compile(network, fullgraph=True) if kind == "compiled" else network
+    for _ in range(3):
+        forward(images)
+    if kind != "CUDA graph":
+        return lambda: forward(images)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forward(images)
+    return graph.replay
+
+
+@torch.inference_mode()
+def timed(call: Callable[[], Any], device: str, calls: int = 10) -> float:
+    """Milliseconds of a call, over ten that follow one another."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start) / calls
+
+
+PARTS: dict[str, Callable[[Scale, Path], Cells]] = {
     "tests": tests, "steps": steps, "train": train, "latency": latency
 }  # fmt: skip
 
 
-def called(command: Callable[[], Any], words: Sequence[str]) -> None:
+def called(script: Callable[[], Any], words: Sequence[str]) -> None:
     """A script's `main` with these words."""
-    before, sys.argv = sys.argv, [command.__module__, *words]
+    before, sys.argv = sys.argv, [script.__module__, *words]
     try:
-        command()
+        script()
     finally:
         sys.argv = before
 
 
 def run_wmlc(words: Sequence[str]) -> None:
     print("$ wmlc", *words, flush=True)
-    wmlc.main(list(words), prog_name="wmlc", standalone_mode=False)
+    command.main(list(words), prog_name="wmlc", standalone_mode=False)
 
 
 def section(out: Path) -> str:
@@ -190,7 +256,8 @@ def section(out: Path) -> str:
     for name in PARTS:
         own = read.get(name)
         if own is None or "missing part" in own:
-            lines += [f"- `{name}`: not measured ({own['missing part'] if own else 'it did not run'})"]
+            what = "broke off" if own and len(own) > 1 else "not measured"
+            lines += [f"- `{name}`: {what} ({own['missing part'] if own else 'it did not run'})"]
     if "tests" in read and "said" in read["tests"]:
         lines += [f"- GPU tests: {read['tests']['said']}"]
     if own := _good(read, "steps"):
@@ -200,8 +267,11 @@ def section(out: Path) -> str:
             ms = cell["median_ms"]
             plain, together = f"{ms['peer 4 alone']:.1f}", f"{ms['family']:.1f}"
             lines.append(f"| {what} | {plain} | {together} | {cell['cost']:.2f} | {cell['reweigh_share']:.1%} |")
+        lines += ["", *(_goal(own, *goal) for goal in GOALS.items())]
     if own := _good(read, "train"):
-        lines += ["", *_head(["from one start", "peers, top-1", "start", "s"])]
+        epochs = next((cell["epochs"] for cell in own.values()), 0)
+        lines += ["", f"CIFAR-10, at the MACs of `wml` for {epochs} epochs:", ""]
+        lines += _head(["from one start", "peers, top-1", "start", "s"])
         for method, cell in own.items():
             tops = ", ".join(f"{top1:.2f}" for top1 in cell["top1"])
             lines.append(f"| `{method}` | {tops} | {cell['start']:.2f} | {cell['seconds']:.0f} |")
@@ -210,11 +280,12 @@ def section(out: Path) -> str:
         for engine, rows in own.items():
             for row in rows if isinstance(rows, list) and engine != "missing" else []:
                 lines.append(
-                    f"| {engine} | {row['batch']} | {row['peer'] or 'whole'} | {_p50(row)} | {_speedup(row)} |"
+                    f"| {engine} | {row['batch']} | {row['peer'] or 'whole'} | {_number(row['p50'], 3)} "
+                    f"| {_number(row['speedup'], 2)} |"
                 )
         lines += [f"- {engine}: {rows['failed']}" for engine, rows in own.items() if isinstance(rows, dict)]
-        if own["missing"]:
-            lines += [f"- not importable there: {', '.join(own['missing'])}"]
+        if missing := own.get("missing"):
+            lines += [f"- not importable there: {', '.join(missing)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -222,17 +293,18 @@ def _head(columns: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(columns)} |", f"| --- |{' --: |' * (len(columns) - 1)}"]
 
 
-def _good(read: dict[str, Any], name: str) -> dict[str, Any] | None:
-    own = read.get(name)
-    return own if own and "missing part" not in own else None
+def _good(read: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in read.get(name, {}).items() if key != "missing part"}
 
 
-def _p50(row: dict[str, Any]) -> str:
-    return f"{row['latency_ms']['p50']:.3f}" if row["latency_ms"] else "-"
+def _goal(own: dict[str, Any], name: str, most: float) -> str:
+    what = {"cost": "a family over separate networks", "reweigh_share": "ω's share of a step"}[name]
+    missed = [cell for cell, its in own.items() if its[name] > most]
+    return f"- goal, {what} at most {most:g}: {'missed by ' + '; '.join(missed) if missed else 'met by all'}"
 
 
-def _speedup(row: dict[str, Any]) -> str:
-    return f"{row['speedup']['median']:.2f}" if row["speedup"] else "-"
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> int:
@@ -257,13 +329,17 @@ def main() -> int:
             print(text)
             continue
         start = time.monotonic()
+        file, found = asked.out / f"{name}.json", dict[str, Any]()
+        file.unlink(missing_ok=True)
         try:
-            found = PARTS[name](scale, asked.out)
+            for key, value in PARTS[name](scale, asked.out):
+                found[key] = value
+                write_json(file, found)  # at once, as the part may be ended
         except Missing as error:
-            found = {"missing part": str(error)}
+            found["missing part"] = str(error)
         except Exception as error:  # a part that breaks is told, and the others go on
-            found = {"missing part": f"{type(error).__name__}: {error}"[:500]}
-        (asked.out / f"{name}.json").write_text(json.dumps(found, indent=1))
+            found["missing part"] = f"{type(error).__name__}: {error}"[:500]
+        write_json(file, found)
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from measured import InProcess
@@ -35,10 +40,12 @@ def test_all_parts_run_at_toy_size(gpu: ModuleType, tmp_path: Path, monkeypatch:
     assert not [own for own in found.values() if "missing part" in own], found
     (step,) = found["steps"].values()
     assert set(step["median_ms"]) == {"family", "reweigh", *(f"peer {peer} alone" for peer in range(1, 5))}
-    assert set(found["train"]) == {"wml"}
-    assert [row["peer"] for row in found["latency"]["torch, fp32"]] == [0, 1]
+    assert set(found["train"]) == {"wml", "kd", "prune-finetune"}
+    for engine in ("torch eager, fp32", "ort, fp32"):
+        assert [row["peer"] for row in found["latency"][engine]] == [0, 1]
     text = (tmp_path / "out" / "section.md").read_text()
-    assert "| `wml` |" in text and "| torch, fp32 | 1 | whole |" in text and "not measured" not in text
+    assert "| `wml` |" in text and "| torch eager, fp32 | 1 | whole |" in text and "not measured" not in text
+    assert re.search(r"- goal, a family over separate networks at most 0\.5: (missed by|met by all)", text)
 
 
 def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
@@ -50,3 +57,37 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
                   "- ort, fp32: no CUDA", "not importable there: trt"):  # fmt: skip
         assert words in text
+
+
+def test_what_a_part_found_before_it_broke_off_is_kept(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def latency(scale: Any, out: Path) -> Iterator[tuple[str, Any]]:
+        yield "torch eager, fp32", [{"peer": 1, "batch": 1, "p50": 2.0, "speedup": 1.5}]
+        assert json.loads((out / "latency.json").read_text()), "it is written before the next is measured"
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.PARTS, "latency", latency)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path), "latency", "section", "--dry"])
+    assert gpu.main() == 0
+    text = (tmp_path / "section.md").read_text()
+    assert "- `latency`: broke off (RuntimeError: out of memory)" in text
+    assert "| torch eager, fp32 | 1 | 1 | 2.000 | 1.50 |" in text
+
+
+def test_the_command_runs_the_parts_one_after_another_each_within_its_time(tmp_path: Path) -> None:
+    """With a Python that only notes what it is asked; `latency` never ends."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ntest "$3" != latency || exec sleep 60\n')
+    python.chmod(0o755)
+    script = tmp_path / "evidence" / "gpu.sh"
+    script.parent.mkdir()
+    script.write_text(SCRIPT.with_suffix(".sh").read_text().replace("latency:150", "latency:0.2"))
+    done = subprocess.run(
+        ["bash", str(script)], env=os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(python), "DRY": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [own[2] for own in asked] == ["tests", "latency", "steps", "train", "section"]
+    assert {own[3] for own in asked} == {"--dry"}
+    assert "evidence/gpu.sh: latency ended early" in done.stdout
