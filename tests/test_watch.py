@@ -18,6 +18,7 @@ from wmlc.compress.learn import watch
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.watch import Watch
 from wmlc.errors import InputError
+from wmlc.run import Run
 
 CPU = Device("cpu", bf16=False)
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
@@ -46,24 +47,31 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("start", [False, True], ids=["from nothing", "from a start"])
 def test_two_hundred_steps_read_the_device_four_times(
-    now_and_then: int, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: bool, run: Run, now_and_then: int, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With peer weights by the bilevel problem; what is read at an epoch's end, after them, does not count."""
-    in_steps, fit, evaluate = list[list[str]](), loop.fit, loop.evaluate
+    """With weights by the bilevel problem; what is read before the first step, or at an epoch's end, does not count.
 
-    def from_here(*args: Any) -> None:
+    From a start its answers and its channels teach, and the gradient is clipped.
+    """
+    in_steps, objective, evaluate = list[list[str]](), loop.objective, loop.evaluate
+
+    def from_here(*args: Any) -> Any:
         reads.clear()
-        fit(*args)
+        return objective(*args)
 
     def first_evaluation(*args: Any) -> Any:
         in_steps.append(list(reads))
         return evaluate(*args)
 
-    monkeypatch.setattr("wmlc.compress.phase.fit", from_here)
+    monkeypatch.setattr(loop, "objective", from_here)
     monkeypatch.setattr(loop, "evaluate", first_evaluation)
-    settings = {"batch_size": 4, "train_images": round(STEPS * 4 / 0.9), "epochs": 1, "reweigh_every": 20}
-    train(tmp_path / "run", ratios=(0.5, 0.0), baseline=False, warmup_epochs=0.5, **settings)
+    settings: dict[str, Any] = {"batch_size": 2, "train_images": round(STEPS * 2 / 0.9), "epochs": 1}
+    own: dict[str, Any] = (
+        {"start": str(run.root), "ratios": (0.5, 0.3), "clip": 1.0} if start else {"ratios": (0.5, 0.0)}
+    )
+    train(tmp_path / "run", baseline=start, reweigh_every=20, warmup_epochs=0.5, **settings, **own)
     assert in_steps[0] == ["tolist"] * (STEPS // now_and_then)
 
 
