@@ -17,6 +17,7 @@ from wmlc.records import Latency, WarmUp
 
 BURST_MS = 20.0
 MIN_CALLS = 100  # of each engine, however long they take
+MIN_ROUNDS = 2  # of a launch: of one alone there is no interval
 WINDOW_S = 0.1
 SETTLED = 0.02  # successive medians this near to each other, relatively
 
@@ -74,15 +75,17 @@ def interleave(
 ) -> tuple[dict[Key, list[np.ndarray]], dict[Key, str]]:
     """Time all engines by turns: in a round each runs one burst, in an order drawn anew.
 
-    Goes on for `seconds` an engine, and until each was called `least_calls` times. Args: the calls to a burst
-    of each engine. Returns each engine's bursts [R][calls] in milliseconds, and the reasons of those
+    Goes on for `seconds` an engine, and until each was called `least_calls` times, in two rounds or more. Args: the
+    calls to a burst of each engine. Returns each engine's bursts [R][calls] in milliseconds, and the reasons of those
     that failed on the way and have none.
     """
     draw, live, failures = np.random.default_rng(seed), list(engines), dict[Key, str]()
     bursts: dict[Key, list[np.ndarray]] = {key: [] for key in live}
     start, rounds = time.perf_counter(), 0
     while live and (
-        time.perf_counter() - start < seconds * len(live) or rounds * min(calls[key] for key in live) < least_calls
+        time.perf_counter() - start < seconds * len(live)
+        or rounds * min(calls[key] for key in live) < least_calls
+        or rounds < MIN_ROUNDS
     ):
         for place in draw.permutation(len(live)):
             key = live[place]

@@ -16,27 +16,28 @@ from wmlc.records import Bench, Profile, Row
 from wmlc.run import Run
 
 Item = TypeVar("Item")
+ENGINES = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt")  # packages whose version times depend on
 
 
 def with_former(new: Bench, path: Path, run: Run) -> Bench:
     """The record to be written at `path`: `new`, and of the one that is there the rows of other cells.
 
-    A row stays only while the file that it was measured of does. A bench of another machine or of other test images is
-    moved beside, as its rows are nothing to compare with.
+    A row stays only while the file that it was measured of does. A bench whose rows are nothing to compare with, as it
+    is of another machine, of other test images or by another version of an engine, is moved beside.
     """
     try:
         old = records.read(path, Bench, "bench", "bench again")
     except InputError:  # none, or one that nobody can read
         return new
-    if not _comparable(old, new):
+    if apart := _apart(old, new):
         beside = path.with_name(f"{path.stem}-{old.environment.time.replace(':', '')}{path.suffix}")
         path.replace(beside)
-        note(f"the former bench is of another machine or of other test images; it is {beside} now")
+        note(f"the former bench is of {apart}, so nothing to compare with; it is {beside} now")
         return new
     again = {_cell(row) for row in new.rows}
     others = [row for row in old.rows if _cell(row) not in again]
     there = {sha256(file) for file in _files(run)} if others else set()
-    kept = [row for row in others if row.file_sha256 in there]
+    kept = [replace(row, time=row.time or old.environment.time) for row in others if row.file_sha256 in there]
     if not kept:
         return new
     rows, fronts = pareto([*new.rows, *kept])
@@ -57,16 +58,31 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
         plan_machine=new.environment.plan_machine or old.environment.plan_machine,
     )
     note(f"{len(kept)} rows of other cells, measured at {old.environment.time}, stay in {path}")
+    of = f"of {old.environment.time}: "
+    former = [each if each.startswith("of ") else of + each for each in old.notes]
     return replace(
         new, rows=rows, pareto=fronts, profiles=[*new.profiles, *profiles], settings=settings, environment=environment,
-        notes=[*new.notes, f"{len(kept)} rows are of {old.environment.time}"],
+        notes=[*new.notes, *(each for each in former if each not in new.notes)],
     )  # fmt: skip
 
 
-def _comparable(old: Bench, new: Bench) -> bool:
-    """By the same machine and test images; a GPU is named only where something ran on it."""
+def _apart(old: Bench, new: Bench) -> str | None:
+    """Why rows of one are nothing to compare with the other's; a GPU is named only where something ran on it."""
     then, now = old.environment, new.environment
-    return (then.cpu, old.data) == (now.cpu, new.data) and (None in (then.gpu, now.gpu) or then.gpu == now.gpu)
+    if then.cpu != now.cpu or (then.gpu != now.gpu and None not in (then.gpu, now.gpu)):
+        return "another machine"
+    if old.data != new.data:
+        return "other test images"
+    if changed := [name for name in ENGINES if then.versions.get(name) != now.versions.get(name)]:
+        return f"another version of {', '.join(changed)}"
+    if moved := [name for name, device in now.devices.items() if then.devices.get(name, device) != device]:
+        return f"another device of {', '.join(moved)}"
+    first, mine = (own.settings.precisions[0] for own in (old, new))
+    if first != mine:  # of the baseline that speed-ups and drops are over
+        return f"another baseline, in {first} (--precision {first},{mine} measures both against that one)"
+    if "int8" in {*old.settings.precisions} & {*new.settings.precisions} and old.settings.target != new.settings.target:
+        return "int8 for another target"
+    return None
 
 
 def _cell(row: Row) -> tuple[str, str, int, int, str, int]:

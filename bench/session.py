@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def bench_run(
             note(f"{engine} runs the networks as they were trained, in fp32 only")
     plan = read_family(run).latency
     record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
-    _write(out, with_former(record, out, run) if keep else record, record)
+    _write(out, (lambda: with_former(record, out, run)) if keep else (lambda: record), record)
     return record
 
 
@@ -82,7 +82,7 @@ def bench_files(
     subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
     shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
     record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
-    _write(out, record, record)
+    _write(out, lambda: record, record)
     return record
 
 
@@ -112,10 +112,10 @@ def _check_out(out: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def _write(out: Path, kept: Bench, record: Bench) -> None:
+def _write(out: Path, kept: Callable[[], Bench], record: Bench) -> None:
     """Write what is `kept`; where that fails the error has the `record`, so that it can be shown all the same."""
     try:
-        records.write(out, kept)
+        records.write(out, kept())
     except (InputError, OSError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise Unwritten(f"cannot write {out}: {why}; what was measured stands above", record) from error
@@ -141,6 +141,8 @@ def _bench(
     settings, environment = BenchSettings(**vars(config)), read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
+    if len(config.threads) > 1 and (gpu := [name for name, device in devices.items() if device != "cpu"]):
+        note(f"threads are a CPU's: {', '.join(gpu)} is measured once, with {config.threads[0]}")
     pixels_NHWC = first_pixels(data, first[0], max(config.batches))
     classes = len(data.record.class_names) if data and classes is None else classes
     images = Images(pixels_NHWC=pixels_NHWC, data=data, classes=classes or 0)

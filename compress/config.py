@@ -167,6 +167,8 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     if own["feature_loss"] in FEATURE_TERMS and (method.temperature is None or method.features):
         why = "teaches nobody" if method.temperature is None else "has a feature term of its own"
         raise InputError(f"{config.method} {why}; leave out feature_loss, got {config.feature_loss!r}")
+    if own["feature_loss"] in FEATURE_TERMS and len(ratios) == 1 and own["teacher"] != "frozen":
+        raise InputError("feature_loss lets another's stages teach, and there is one peer; pass two ratios or more")
     term = feature_term(method, own["feature_loss"])
     if term and term.of_start and own["teacher"] != "frozen":
         raise InputError(
@@ -238,6 +240,14 @@ def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) 
     if config.weight_lr is None:
         own["weight_lr"] = 0.4 if weigh == "sources" else 0.1
     return own
+
+
+def without_teacher(config: TrainConfig) -> TrainConfig:
+    """`config` where the start's head is new: the start teaches nothing, and the peer of ratio 0 is trained."""
+    teacher = "trained" if 0 in config.ratios and not METHODS[config.method].cuts_trained else "none"
+    features = "none" if config.teacher == "frozen" else config.feature_loss
+    weight = config.feature_weight if features == config.feature_loss else None
+    return dataclasses.replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features, feature_weight=weight)
 
 
 def _check_bounds(config: TrainConfig) -> None:

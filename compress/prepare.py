@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import sharing, trained_ratios, trains_uncut
+from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
@@ -156,10 +156,7 @@ def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:
                 f"{config.method} learns from the start, and its head for these classes is new; train that first "
                 "(wmlc train with --ratios 0), and start from its run"
             )
-        teacher = "trained" if 0 in config.ratios and not METHODS[config.method].cuts_trained else "none"
-        features = "none" if config.teacher == "frozen" else config.feature_loss
-        weight = config.feature_weight if features == config.feature_loss else None
-        config = replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features, feature_weight=weight)
+        config = without_teacher(config)
     if config.epochs and not trains_uncut(config) and not any(config.ratios):
         raise InputError(
             "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"

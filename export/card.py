@@ -100,10 +100,10 @@ def model_card(manifest: Manifest) -> str:
         f"| top-1 | {accuracy.top1:.2f} % of {accuracy.test_images:,} test images, through {accuracy.engine} |"
         if accuracy.top1 is not None
         else "| top-1 | not measured |",
-        f"| drop against the baseline | {accuracy.top1_drop:.2f} points |"
+        f"| drop against {_baseline(manifest)} | {accuracy.top1_drop:.2f} points |"
         if accuracy.top1_drop is not None
         else "| drop against the baseline | not measured |",
-        *_latency_lines(manifest.latency, manifest.sha256),
+        *_latency_lines(manifest),
         "",
         "## How to call it",
         "",
@@ -137,14 +137,21 @@ def _which(network: ShippedNetwork) -> str:
     return f"peer {network.peer} of a family, pruned by {network.ratio:.0%} of its {network.ratio_of}{got}"
 
 
-def _latency_lines(latency: ShippedLatency | None, sha256_of_file: str) -> list[str]:
+def _baseline(manifest: Manifest) -> str:
+    """What it is compared with; without a precision that of all of them, fp32."""
+    precision = manifest.accuracy.baseline_precision
+    return "the baseline" if precision == "fp32" else f"the baseline in {precision}"
+
+
+def _latency_lines(manifest: Manifest) -> list[str]:
+    latency, sha256_of_file = manifest.latency, manifest.sha256
     if latency is None:
         return ["| latency | not measured |"]
     times, speedup = latency.ms, latency.speedup
     other = "" if latency.of_sha256 == sha256_of_file else ", of the same network without preprocessing inside"
     where = f"{latency.provider} on {latency.machine}, {latency.threads} thread(s)"
     faster = (
-        f"| speed-up over the baseline | {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] |"
+        f"| speed-up over {_baseline(manifest)} | {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] |"
         if speedup
         else "| speed-up over the baseline | not measured |"
     )

@@ -254,6 +254,10 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
     if not out.suffix and (config.precision != "fp32" or config.with_preprocess):
         asked = "--with-preprocess" if config.with_preprocess else f"--precision {config.precision}"
         raise InputError(f"{asked} goes into an ONNX file or a plan; give --out a name ending in .onnx, got {out}")
+    if not out.suffix and config.data_root:
+        raise InputError(
+            f"--data-root is for what is measured of an ONNX file or a plan; {out} is a copy, leave it out"
+        )
     of_plans = [f"--{name.replace('_', '-')}" for name in changed(config, OF_PLANS)]
     if of_plans and out.suffix not in PLAN_SUFFIXES:
         raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
@@ -302,11 +306,14 @@ class OnnxFile:
             self._session = open_as_written(path) if as_written else _open(path)
         except Exception as error:  # ONNX Runtime has no class of its own for them
             raise InputError(f"ONNX Runtime cannot open {path} ({one_line(str(error))}); extract it again") from None
-        self._spec, self._with_preprocess = spec, config.with_preprocess
+        self._path, self._spec, self._with_preprocess = path, spec, config.with_preprocess
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         fed = fed_pixels(torch.from_numpy(pixels_BHWC), self._spec, self._with_preprocess)
-        return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
+        try:
+            return np.asarray(self._session.run([OUTPUT], {INPUT: fed})[0])
+        except Exception as error:  # as above
+            raise InputError(f"ONNX Runtime cannot run {self._path} ({one_line(str(error))})") from None
 
 
 def _open(path: Path) -> onnxruntime.InferenceSession:

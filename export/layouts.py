@@ -90,7 +90,7 @@ def _ovms_config(out: Path) -> dict[str, Any]:
     """OpenVINO Model Server's list of models: the one that is there, with an entry for each model that wmlc shipped.
 
     Others' entries and settings stay, also in entries of ours that somebody has changed; an entry just as we
-    write it goes with its model.
+    write it goes when there is nothing left of its model.
     """
     file, names = out / OVMS_CONFIG, [model.name for model in models_in(out)]
     ours = {name: {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names}
@@ -108,7 +108,11 @@ def _ovms_config(out: Path) -> dict[str, Any]:
         name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
         if name in ours and place.rstrip("/") != f"{OVMS_ROOT}/{name}":
             raise InputError(f"{file} has a model {one_line(name)} at {one_line(place)} already; {ELSEWHERE}")
-    kept = [entry for entry in entries if entry["config"]["name"] in ours or not _as_written(entry)]
+    kept = [
+        entry
+        for entry in entries
+        if (name := entry["config"]["name"]) in ours or not _as_written(entry) or (out / name).exists()
+    ]
     listed = {entry["config"]["name"] for entry in kept}
     added = [entry for name, entry in ours.items() if name not in listed]
     return there | {"model_config_list": kept + added}

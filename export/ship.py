@@ -51,6 +51,7 @@ class Benched:
     machine: str | None  # the GPU or the CPU that it ran on
     time: str
     test_images: int
+    against: str  # the precision of the baseline that it is compared with
 
 
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
@@ -77,6 +78,8 @@ def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path
     if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
     measures = config.with_preprocess or config.ensemble  # what the bench has not seen
+    if config.data_root and not measures:
+        raise InputError("--data-root is for --ensemble and --with-preprocess, which are measured anew; leave it out")
     data = open_run_data(run, config.data_root) if measures else None
     root_files(out, config, on_gpu=False)  # refused now, where somebody else wrote one
     with staging_beside(out) as staging:
@@ -145,8 +148,9 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> Benched:
         row=row,
         latency=row.latency_ms,
         machine=bench.environment.gpu if row.device == "cuda" else bench.environment.cpu,
-        time=bench.environment.time,
+        time=row.time or bench.environment.time,
         test_images=bench.data.test_images,
+        against=bench.settings.precisions[0],
     )
 
 
@@ -171,7 +175,11 @@ def _stage_peer(
     if spec.about.peer != peer or spec.about.ratio is None:
         raise InputError(f"{run.network(peer) / SPEC_FILE} is damaged: it is not about {peer_name(peer)}; train again")
     accuracy = ShippedAccuracy(
-        top1=row.top1, top1_drop=row.top1_drop, test_images=benched.test_images, engine=row.engine
+        top1=row.top1,
+        top1_drop=row.top1_drop,
+        test_images=benched.test_images,
+        engine=row.engine,
+        baseline_precision=benched.against,
     )
     if config.with_preprocess:  # another file than the benched one: its answers and its accuracy are measured here
         assert data is not None

@@ -104,7 +104,10 @@ def _speed(run: TrainedRun, peer: int, joint: str) -> str:
     if row.speedup is None:
         return f". Its speed-up was not measured: {'; '.join(row.notes) or f'{command} measures it'}."
     low, high = row.speedup.low, row.speedup.high
-    times = f"{row.speedup.median:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}; {cell_of(row).words})"
+    in_what = "" if row.precision == "fp32" else f", both in {row.precision}"
+    times = (
+        f"{row.speedup.median:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}; {cell_of(row).words}{in_what})"
+    )
     if low > 1:
         return f"{joint}{times}."
     if high < 1:

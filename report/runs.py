@@ -154,13 +154,15 @@ def configuration(run: TrainedRun, apart_from: Collection[str] = ()) -> dict[str
     """What makes a run what it is, by setting, without what is unset; `share` as it came out.
 
     What a run found for itself is not part of it, as it may differ from seed to seed: the rate that `--lr auto` chose,
-    and the steps that cost as much as another method would.
+    the shares that budgets in milliseconds came to, and the steps that cost as much as another method would.
     """
     settings = {**vars(run.settings), "share": run.family.share, "lr_auto": None}
     if settings["share"] == "none":
         settings["join"] = None  # nothing joins
     if run.settings.lr_auto:
         settings |= {"lr": "auto", "finetune_lr": None}
+    if settings["max_latency_ms"]:  # what they came to
+        settings["ratios"] = None
     if settings["as_long_as"] is not None:
         settings |= {"steps": None, "finetune_epochs": None}
     of_it = [name for name in settings if name in OF_A_CONFIGURATION and name not in apart_from]

@@ -170,20 +170,53 @@ def test_a_second_bench_keeps_the_rows_of_other_cells(tmp_path: Path) -> None:
     there = sha256(tmp_path / "a.onnx")
     environment = read_environment({"ort": "cpu"}, (1,))
 
-    def made(precision: str, *rows: Row) -> Bench:
-        return Bench(command="", environment=environment, settings=BenchSettings(precisions=(precision,)), data=None,
+    def made(precisions: tuple[str, ...], *rows: Row) -> Bench:
+        return Bench(command="", environment=environment, settings=BenchSettings(precisions=precisions), data=None,
                      notes=[], rows=list(rows), pareto=[], profiles=[])  # fmt: skip
 
     old = made(
-        "int8", made_row(1, precision="int8", file_sha256=there), made_row(2, precision="int8"), made_row(1, 9.0)
+        ("fp32", "int8"),
+        made_row(1, precision="int8", file_sha256=there),
+        made_row(2, precision="int8"),
+        made_row(1, 9.0),
     )
+    old = replace(old, notes=["peers 1 and 2 cannot be told apart"])
     records.write(run.bench, old)
-    new = made("fp32", made_row(1, 1.0, file_sha256=there))
+    new = made(("fp32",), made_row(1, 1.0, file_sha256=there))
     both = with_former(new, run.bench, run)
     assert [(row.precision, row.peer, times(row).p50) for row in both.rows] == [("fp32", 1, 1.0), ("int8", 1, 1.0)]
-    assert both.settings.precisions == ("fp32", "int8") and both.pareto and both.notes[-1].startswith("1 rows are of ")
+    assert both.settings.precisions == ("fp32", "int8") and both.pareto
+    assert [row.time for row in both.rows] == [None, environment.time]
+    assert both.notes == [f"of {environment.time}: peers 1 and 2 cannot be told apart"]
     records.write(run.bench, both)
+    assert with_former(new, run.bench, run).notes == both.notes, "no more of them each time"
     other = replace(new, environment=replace(environment, cpu="another"))
     assert with_former(other, run.bench, run) == other and not run.bench.exists()
     assert records.read(next(tmp_path.glob("bench-*.json")), Bench, "bench", "bench again") == both
     assert with_former(new, run.bench, run) == new
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "why"),
+    [
+        ({"versions": {"onnxruntime-gpu": "2.0"}}, {}, "another version of onnxruntime-gpu"),
+        ({"devices": {"ort": "cuda"}}, {}, "another device of ort"),
+        (
+            {},
+            {"precisions": ("int8", "fp32")},
+            "another baseline, in fp32 (--precision fp32,int8 measures both against",
+        ),
+        ({}, {"precisions": ("fp32", "int8"), "target": "gpu"}, "int8 for another target"),
+    ],
+)
+def test_a_bench_that_is_nothing_to_compare_with_is_moved_beside(
+    environment: dict[str, Any], settings: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, here = Run(tmp_path), replace(read_environment({"ort": "cpu"}, (1,)), versions={"onnxruntime-gpu": "1.0"})
+    old = Bench(command="", environment=here, settings=BenchSettings(precisions=("fp32", "int8")), data=None,
+                notes=[], rows=[], pareto=[], profiles=[])  # fmt: skip
+    records.write(run.bench, old)
+    new = replace(old, environment=replace(here, **environment), settings=replace(old.settings, **settings))
+    assert with_former(new, run.bench, run) == new and not run.bench.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the former bench is of {why}" in said and len(list(tmp_path.glob("bench-*.json"))) == 1

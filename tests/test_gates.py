@@ -96,3 +96,10 @@ def test_a_bench_that_was_stopped_is_said_before_its_gates() -> None:
     settings = BenchSettings(batches=(1, 2, 8), threads=(1, 2), min_speedup=100.0)
     with pytest.raises(InputError, match=r"^stopped after 2 of 6 cells; out\.json has what was measured$"):
         enforce(bench_of([ROW, replace(ROW, batch=2)], settings), Path("out.json"))
+
+
+def test_a_drop_that_one_batch_size_told_is_told() -> None:
+    """A file of a fixed batch has no top-1 at another one."""
+    rows = [made_row(1, batch=1, top1=None, top1_drop=None), made_row(1, batch=8, top1=90.0, top1_drop=0.2)]
+    assert missed_gates(rows, BenchSettings(max_drop=1.0, batches=(1, 8))) == []
+    assert len(missed_gates(rows, BenchSettings(max_drop=0.1, batches=(1, 8)))) == 1

@@ -118,11 +118,15 @@ def test_entries_of_others_stay_in_a_servers_configuration(tmp_path: Path, made:
     out.mkdir()
     theirs = {"config": {"name": "theirs", "base_path": "/models/theirs", "nireq": 4}}
     gone = {"config": {"name": "gone", "base_path": "/models/gone"}}  # as we write it, of a model that is no more
-    there = {"monitoring": {"metrics": {"enable": True}}, "model_config_list": [theirs, gone]}
+    like_ours = {"config": {"name": "like-ours", "base_path": "/models/like-ours"}}
+    (out / "like-ours" / "1").mkdir(parents=True)
+    there = {"monitoring": {"metrics": {"enable": True}}, "model_config_list": [theirs, gone, like_ours]}
     (out / "config.json").write_text(json.dumps(there))
     assert ship(made, "ovms", out).exit_code == 0
     mine = {"config": {"name": MODEL, "base_path": f"/models/{MODEL}"}}
-    assert json.loads((out / "config.json").read_text()) == {**there, "model_config_list": [theirs, mine]}
+    assert json.loads((out / "config.json").read_text()) == {
+        **there, "model_config_list": [theirs, like_ours, mine],
+    }  # fmt: skip
     changed = {"config": {**mine["config"], "nireq": 2}}
     (out / "config.json").write_text(json.dumps({"model_config_list": [changed]}))
     assert ship(made, "ovms", out).exit_code == 0, "version 2"

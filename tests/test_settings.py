@@ -69,6 +69,7 @@ def test_nothing_given_is_the_papers_method() -> None:
         ({"method": "dml", "weigh": "sources"}, "dml has no weights of sources; leave out weigh, or choose one of wml, wml-p, kd"),
         ({"reuse_teacher": 2}, "reuse_teacher keeps what a frozen teacher says; pass --teacher frozen with it"),
         ({"start": "x", "reuse_teacher": 2, "feature_loss": "channels"}, "reuse_teacher keeps logits alone, and feature_loss looks at stages; leave out one of them"),
+        ({"ratios": [0.5], "feature_loss": "hints"}, "feature_loss lets another's stages teach, and there is one peer; pass two ratios or more"),
         ({"feature_loss": "channels"}, "feature_loss channels holds peers against a frozen start; pass --teacher frozen"),
         ({"as_long_as": "wml"}, "as_long_as wml is the method itself; leave it out, or name another one"),
         ({"method": "prune-finetune", "steps": 3, "finetune_epochs": 2}, "steps and finetune_epochs say each how long to train; pass one of them"),

@@ -23,10 +23,11 @@ from click.testing import CliRunner
 from training import sweep
 
 from wmlc.cli import main
-from wmlc.compress.config import settle
+from wmlc.compress.config import settle, without_teacher
 from wmlc.compress.sweep import engines
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, local_engine, train_job
 from wmlc.compress.sweep.grid import read_grid
+from wmlc.compress.sweep.session import _compared, _differing
 from wmlc.errors import InputError
 from wmlc.run import Run, read_config, read_epochs, read_family
 
@@ -191,6 +192,23 @@ def test_a_sweep_that_is_ended_ends_its_runs_and_goes_on_with_them(
     assert f"resumed {goes_on.name}" in said
     assert "resuming the family after epoch " in (tmp_path / ".sweep" / f"{goes_on.name}.log").read_text()
     assert [epoch.epoch for epoch in read_epochs(Run(goes_on), "family")] == list(range(1, done + 2))
+
+
+def test_what_a_run_found_out_for_itself_is_no_other_setting() -> None:
+    """That its start cannot teach, and what shares its budgets in milliseconds came to."""
+    taught = settle({"start": "x", "reuse_teacher": 0})
+    assert taught.teacher == "frozen" and _differing(_compared(without_teacher(taught)), taught) == []
+    timed = settle({"max_latency_ms": [20.0, 12.0]})
+    assert _differing(_compared(dataclasses.replace(timed, ratios=(0.61, 0.3211))), timed) == []
+    shares = settle({"ratio_of": "latency", "ratios": [1 / 3]})
+    assert _differing(_compared(dataclasses.replace(shares, ratios=(0.3333,))), shares) == []
+    for config in (taught, timed):
+        assert _differing(_compared(dataclasses.replace(config, epochs=3)), config) == [
+            f"epochs 3 there, {config.epochs} here"
+        ]
+    assert _differing(_compared(dataclasses.replace(taught, teacher="none")), taught) == [
+        "teacher none there, frozen here"
+    ]
 
 
 def a_job(root: Path, **changes: Any) -> Job:

@@ -122,7 +122,7 @@ class Worker:
 
     def warm_up(self, most_s: float) -> WarmUp:
         """Run the images given to `first` until the times settle."""
-        return self._ask("warm_up", most_s)
+        return self._ask("warm_up", most_s, timeout_s=max(self._timeout_s, 2 * most_s))
 
     def burst(self, calls: int) -> np.ndarray:
         """The milliseconds of each of `calls` calls, after one that is not timed; `warm_up` comes first."""

@@ -217,7 +217,9 @@ METHODS = {
     "one": Method(  # on-the-fly native ensemble
         _gated, ratios=EQUAL, share="branches", temperature=3.0, join="sum", gated=True
     ),
-    "cl": Method(_collaborative, ratios=EQUAL, alpha=0.5, temperature=2.0),  # collaborative learning
+    "cl": Method(  # collaborative learning
+        _collaborative, ratios=EQUAL, alpha=0.5, temperature=2.0, start_share="none"
+    ),
     "self-distillation": Method(  # the exits of one network
         _self_distilled, ratios=(), share="exits", alpha=0.1, temperature=3.0,
         features=FeatureTerm(1e-4, _exit_features), join="sum", exits=True,

@@ -68,7 +68,7 @@ def parse_set(text: str) -> tuple[str, list[Any]]:
     key, parts = key.strip().replace("-", "_"), [part.strip() for part in listed.split(",")]
     if not key or not all(parts):
         raise InputError(f"--set takes KEY=VALUE,VALUE,…, like seed=0,1,2, and no empty value; got {text!r}")
-    if key == "ratios" and len(parts) > 1 and not any(":" in part for part in parts):
+    if key in ("ratios", "max_latency_ms") and len(parts) > 1 and not any(":" in part for part in parts):
         one = f"{key}={':'.join(parts)}"
         raise InputError(
             f"--set {text} would be {len(parts)} families of one peer; for one of {len(parts)} write {one}"

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from wmlc.compress.config import SweepConfig, settle, with_absolute_paths
+from wmlc.compress.budgets import LATENCY
+from wmlc.compress.config import SweepConfig, settle, with_absolute_paths, without_teacher
 from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
 from wmlc.compress.sweep.grid import Point, read_grid
 from wmlc.console import UNKNOWN, say, say_exactly
@@ -31,6 +32,7 @@ from wmlc.table import Table
 
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
 UNFINISHED, TO_DO, REFUSED = "unfinished", "to do", "refused"  # how far a run is, besides FINISHED
+OF_A_TEACHER = ("teacher", "reuse_teacher", "feature_loss", "feature_weight")
 OF_A_START = ("normalise", "interpolation", "crop", "image_size")  # a start says how it wants its pixels
 
 
@@ -119,18 +121,29 @@ def _entry(point: Point, run: Run) -> Entry:
         held = _compared(settle(vars(read_config(run).settings), str(run.config)))
     except InputError as error:
         return Entry(point, run, REFUSED, str(error))
-    wanted = _compared(point.config)
-    # what a run finds out itself where it was not asked for, and records
-    found = ["steps", *(OF_A_START if point.config.start is not None else ())]
-    wanted = {name: value for name, value in wanted.items() if value is not None or name not in found}
-    for name in ("lr", "finetune_lr", "steps") if point.config.lr_auto else ():
-        wanted.pop(name, None)
-    if differing := [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]:
+    if differing := _differing(held, point.config):
         return Entry(point, run, REFUSED, f"{run.root} has other settings ({'; '.join(differing)}); {remedy}")
     with contextlib.suppress(InputError):
         read_family(run)
         return Entry(point, run, FINISHED)
     return Entry(point, run, UNFINISHED)
+
+
+def _differing(held: dict[str, Any], config: TrainConfig) -> list[str]:
+    """The settings in which what a run holds is not what `config` asks for, but for what the run found out itself."""
+    found = ["steps", *(OF_A_START if config.start is not None else ())]
+    wanted = {name: value for name, value in _compared(config).items() if value is not None or name not in found}
+    for name in ("lr", "finetune_lr", "steps") if config.lr_auto else ():
+        wanted.pop(name, None)
+    if config.max_latency_ms:  # it holds what they came to
+        wanted.pop("ratios")
+    elif config.ratio_of == LATENCY:
+        wanted["ratios"] = tuple(round(ratio, 4) for ratio in config.ratios)
+    if config.start is not None:  # whether that can teach
+        alone = vars(without_teacher(config))
+        if all(held[name] == alone[name] for name in OF_A_TEACHER):
+            wanted |= {name: alone[name] for name in OF_A_TEACHER}
+    return [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:

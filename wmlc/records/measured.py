@@ -111,6 +111,7 @@ class Row(Record):
     logits_apart: Amount | None
     on_front: bool | None
     notes: list[str]
+    time: str | None = None  # of a row that is of an earlier bench: when that was
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 MOST_FAULTS, LONGEST_VALUE = 12, 60  # that a message lists, and letters of what came
-MOST_VALUES = 200_000  # of a record; a checker keeps hundreds of bytes for each one that is wrong
+MOST_VALUES = 500_000  # of a record; a checker keeps hundreds of bytes for each one that is wrong
 # What would reach a terminal as a command, raw or as JSON writes it; a line break or a tab is text
 CONTROL = re.compile(
     r"[\x7f-\x9f]|(?<!\\)(?:\\\\)*\\(?:[bfr]|u00(?:0[0-8bcef]|1[\da-f]|7f|[89][\da-f]))", re.IGNORECASE

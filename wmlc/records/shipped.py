@@ -122,6 +122,7 @@ class ShippedAccuracy(Record):
     top1_drop: Points | None
     test_images: Count
     engine: str
+    baseline_precision: str = "fp32"  # of what the drop and the speed-up are over
 
 
 @dataclass(frozen=True, kw_only=True)
