@@ -29,6 +29,8 @@ from wmlc.compress.latency import units_of
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.prepare import prepare, resizable_of
 from wmlc.export.for_latency import onnx_writer
+from wmlc.models.factory import named_by_caller
+from wmlc.models.foreign import needs_caller
 from wmlc.settings import TrainConfig
 
 KINDS = {"uniform": {"budget": "uniform"}, "macs": {"budget": "taylor"}}
@@ -41,6 +43,8 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     own = {key: int(value) if key in ("batch_size", "workers", "divisor") else value for key, value in given.items()}
     asked = {"ratio_of": "latency", "ratios": (ratio,), "epochs": 1, "seed": 0, **own}
     config = settle(asked)
+    if needs_caller(config.arch):
+        named_by_caller(config.arch)
     device = choose_device("cpu", "fp32")
     config, data = open_for_start(config, device)
     clock_config = LatencyConfig(precision=config.latency_precision)
