@@ -55,7 +55,7 @@ def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
         network = row.peer, row.precision, row.engine
         if settings.max_drop is not None and network not in dropped:
             dropped.add(network)  # top-1 is the same at every batch size, where it can be measured
-            of_it = [own for own in rows if (own.peer, own.precision, own.engine) == network]
+            of_it = (own for own in rows if (own.peer, own.precision, own.engine) == network)
             told = next((own for own in of_it if own.top1_drop is not None), row)
             missed += _missed_drop(told, settings, settings.max_drop)
         if settings.min_speedup is not None and row.achieved_ratio != 0:  # an unpruned peer is as fast as it was

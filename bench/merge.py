@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from wmlc import records
 from wmlc.bench.choose import pareto
+from wmlc.bench.engines import PACKAGES
 from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import sha256
@@ -16,7 +18,6 @@ from wmlc.records import Bench, Profile, Row
 from wmlc.run import Run
 
 Item = TypeVar("Item")
-ENGINES = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt")  # packages whose version times depend on
 
 
 def with_former(new: Bench, path: Path, run: Run) -> Bench:
@@ -73,7 +74,8 @@ def _apart(old: Bench, new: Bench) -> str | None:
         return "another machine"
     if old.data != new.data:
         return "other test images"
-    if changed := [name for name in ENGINES if then.versions.get(name) != now.versions.get(name)]:
+    packages = dict.fromkeys(itertools.chain.from_iterable(PACKAGES.values()))
+    if changed := [name for name in packages if then.versions.get(name) != now.versions.get(name)]:
         return f"another version of {', '.join(changed)}"
     if moved := [name for name, device in now.devices.items() if then.devices.get(name, device) != device]:
         return f"another device of {', '.join(moved)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def bench_run(
             note(f"{engine} runs the networks as they were trained, in fp32 only")
     plan = read_family(run).latency
     record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
-    _write(out, (lambda: with_former(record, out, run)) if keep else (lambda: record), record)
+    _write(out, record, run if keep else None)
     return record
 
 
@@ -82,7 +82,7 @@ def bench_files(
     subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
     shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
     record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
-    _write(out, lambda: record, record)
+    _write(out, record)
     return record
 
 
@@ -112,10 +112,13 @@ def _check_out(out: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def _write(out: Path, kept: Callable[[], Bench], record: Bench) -> None:
-    """Write what is `kept`; where that fails the error has the `record`, so that it can be shown all the same."""
+def _write(out: Path, record: Bench, beside: Run | None = None) -> None:
+    """Write the `record`, with what is there of other cells where it stands `beside` a former one of a run.
+
+    Where that fails the error has the `record`, so that it can be shown all the same.
+    """
     try:
-        records.write(out, kept())
+        records.write(out, with_former(record, out, beside) if beside else record)
     except (InputError, OSError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise Unwritten(f"cannot write {out}: {why}; what was measured stands above", record) from error

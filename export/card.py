@@ -144,11 +144,11 @@ def _baseline(manifest: Manifest) -> str:
 
 
 def _latency_lines(manifest: Manifest) -> list[str]:
-    latency, sha256_of_file = manifest.latency, manifest.sha256
+    latency = manifest.latency
     if latency is None:
         return ["| latency | not measured |"]
     times, speedup = latency.ms, latency.speedup
-    other = "" if latency.of_sha256 == sha256_of_file else ", of the same network without preprocessing inside"
+    other = "" if latency.of_sha256 == manifest.sha256 else ", of the same network without preprocessing inside"
     where = f"{latency.provider} on {latency.machine}, {latency.threads} thread(s)"
     faster = (
         f"| speed-up over {_baseline(manifest)} | {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] |"

@@ -189,7 +189,8 @@ def _stage_peer(
         expected = OnnxFile(plain, spec, replace(_export_config(config), with_preprocess=False))
         _check_equal(file, expected.logits(pixels_NHWC), pixels_NHWC, spec, config, "the benched file")
         baseline_top1 = None if row.top1 is None or row.top1_drop is None else row.top1 + row.top1_drop
-        accuracy = _measure(file, spec, data, config, peer_name(peer), baseline_top1)
+        again = _measure(file, spec, data, config, peer_name(peer), baseline_top1)
+        accuracy = replace(again, baseline_precision=benched.against)
     latency = ShippedLatency(
         ms=benched.latency,
         batch=row.batch,

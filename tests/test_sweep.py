@@ -311,9 +311,10 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 @needs_ray
 def test_ray_trains_the_baseline_once_and_a_machine_that_it_loses_loses_no_run(tmp_path: Path) -> None:
-    """A grid over two nodes of one cluster: the first run trains the baseline for all, then the others run side by
+    """A grid over two nodes of one cluster. Takes 50 s.
 
-    side, and one node is killed when both have a checkpoint. Takes 40 s.
+    The first run trains the baseline for all. Then the others run side by side, and one node is killed when both have a
+    checkpoint.
     """
     settings = {**RECIPE, "train_images": 128, "epochs": 20}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))

@@ -28,6 +28,14 @@ ENGINES = {  # name → file in this room and class
     "openvino": "openvino_engine.OpenVinoEngine",
     "trt": "trt_engine.TrtEngine",
 }
+PACKAGES = {  # whose version an engine's times belong to, the first that is installed
+    "torch": ("torch",),
+    "torch-compile": ("torch",),
+    "ort": ("onnxruntime-gpu", "onnxruntime"),
+    "ort-trt": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt",),
+}
 Nodes = list[tuple[str, str, float]]  # (node, operator, milliseconds), in order of execution
 NETWORK, ONNX, PLAN = "network", "onnx", "plan"  # what an engine opens: a network's directory, an ONNX file, a plan
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from wmlc import records
-from wmlc.bench.engines import engine_class
+from wmlc.bench.engines import PACKAGES, engine_class
 from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.engines.worker import Seat
 from wmlc.bench.intervals import times_interval
@@ -38,12 +38,6 @@ LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
 SAVED = 10.0  # seconds between two writes of what is measured
 REMEDY = "delete it, and it is measured anew"
-PACKAGES = {
-    "ort": ("onnxruntime-gpu", "onnxruntime"),
-    "ort-trt": ("onnxruntime-gpu",),
-    "openvino": ("openvino",),
-    "trt": ("tensorrt",),
-}
 
 
 class EngineClock:
@@ -64,7 +58,7 @@ class EngineClock:
         self._stack = contextlib.ExitStack()
         device = engine_class(config.engine).choose_device(config.device)
         here = read_environment({config.engine: device}, [config.threads])
-        versions = [here.versions[name] for name in PACKAGES.get(config.engine, ("torch",)) if name in here.versions]
+        versions = [here.versions[name] for name in PACKAGES[config.engine] if name in here.versions]
         self.at = EngineAt(
             engine=config.engine, version=versions[0] if versions else "unknown", precision=config.precision,
             threads=config.threads, batch=config.batch, device=device, cpu=here.cpu, gpu=here.gpu,
@@ -117,24 +111,24 @@ class EngineClock:
     def _read(self, file: Path) -> LatencyTable:
         """A table of this machine and engine; `InputError` for one of another."""
         table = records.read(file, LatencyTable, "latency table", REMEDY)
-        if table.at != self.at:
-            raise InputError(f"{file} was measured elsewhere: {self._apart(table.at)}; {REMEDY}")
+        if apart := self._apart(table.at):
+            raise InputError(f"{file} was measured elsewhere: {'; '.join(apart.values())}; {REMEDY}")
         return table
 
     def _say_elsewhere(self, file: Path) -> None:
         """A note where the directory has the table that is wanted of another machine or another version."""
         for other in sorted(self._directory.glob(f"*/{file.name}")):
             with contextlib.suppress(InputError):
-                at = records.read(other, LatencyTable, "latency table", REMEDY).at
-                if other != file and replace(at, version="", cpu="", gpu=None) == replace(
-                    self.at, version="", cpu="", gpu=None
-                ):
-                    note(f"{other} was measured elsewhere: {self._apart(at)}; measuring anew")
+                apart = self._apart(records.read(other, LatencyTable, "latency table", REMEDY).at)
+                if apart and apart.keys() <= {"version", "cpu", "gpu"}:
+                    note(f"{other} was measured elsewhere: {'; '.join(apart.values())}; measuring anew")
 
-    def _apart(self, at: EngineAt) -> str:
+    def _apart(self, at: EngineAt) -> dict[str, str]:
+        """What differs between a table's conditions and these, by field, in words."""
         mine, theirs = vars(self.at), vars(at)
-        differing = [name for name in mine if mine[name] != theirs[name]]
-        return "; ".join(f"{name} {theirs[name]!r} there, {mine[name]!r} here" for name in differing)
+        return {
+            name: f"{name} {theirs[name]!r} there, {mine[name]!r} here" for name in mine if mine[name] != theirs[name]
+        }
 
     def _network_files(self, network: Resizable) -> NetworkFiles:
         """The files of a network, exported once."""

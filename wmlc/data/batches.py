@@ -6,6 +6,7 @@ N images, B batch, H height, W width, C channels
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Own = TypeVar("Own", bound="Batches")  # typing.Self, from Python 3.11 on
 
 
-class Batches:
+class Batches(ABC):
     """The part of `wmlc.data.Data` that does not ask how large images are."""
 
     def __init__(self, parts: Parts, device: torch.device | str) -> None:
@@ -38,8 +39,8 @@ class Batches:
         return self._parts.config
 
     @property
-    def statistics(self) -> Normalisation:
-        raise NotImplementedError
+    @abstractmethod
+    def statistics(self) -> Normalisation: ...
 
     def shared(self: Own, ranks: Ranks) -> Own:
         other = copy.copy(self)
@@ -57,8 +58,8 @@ class Batches:
     def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._epoch(batch_size, self.train_steps(batch_size), epoch)  # refused now, not at the first batch
 
-    def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)

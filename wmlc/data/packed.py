@@ -12,7 +12,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ def read_shards(config: DataConfig, train: bool) -> Part:
     """
     samples = _listed(config.folder, train)
     labels = [label for _, label in samples]
-    trained_on = labels if train else [label for _, label in _listed(config.folder, True)]
-    return _part([name for name, _ in samples], labels, _class_names(config.folder, trained_on), config.folder)
+    names = _class_names(config.folder, lambda: [label for _, label in _listed(config.folder, True)])
+    return _part([name for name, _ in samples], labels, names, config.folder)
 
 
 def read_tables(config: DataConfig, train: bool) -> Part:
@@ -51,7 +51,9 @@ def read_tables(config: DataConfig, train: bool) -> Part:
     root, which = config.folder, "train" if train else "test"
     table, image, label = _table(str(root), train)
     labels = _labels_of(root, train)
-    names = list(getattr(table.features[label], "names", None) or []) or _class_names(root, _labels_of(root, True))
+    names = list(getattr(table.features[label], "names", None) or []) or _class_names(
+        root, lambda: _labels_of(root, True)
+    )
     return _part([BETWEEN.join((str(root), which, image, str(row))) for row in range(len(table))], labels, names, root)
 
 
@@ -247,19 +249,21 @@ def _is_picture(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
-def _class_names(root: Path, labels: Sequence[int]) -> list[str]:
-    """Names by a file beside the data, else the numbers of the classes that are trained on."""
+def _class_names(root: Path, trained_on: Callable[[], Sequence[int]]) -> list[str]:
+    """Names by a file beside the data, else the numbers of the classes that are `trained_on`, asked only then."""
     found = next((file for name in CLASS_FILES if (file := _above(root) / name).is_file()), None)
     if found is None:
-        return [str(label) for label in range(max(labels, default=-1) + 1)]
+        return [str(label) for label in range(max(trained_on(), default=-1) + 1)]
     names = read_text(found, "list of class names", "give a name a line, in the order of the labels").splitlines()
+    seen = set[str]()
     for number, name in enumerate(names):
-        if not name.strip() or unfit_letters(name) or name in names[:number]:
-            what = "no name" if not name.strip() else f"{shown(name)} again" if name in names[:number] else shown(name)
+        if not name.strip() or unfit_letters(name) or name in seen:
+            what = "no name" if not name.strip() else f"{shown(name)} again" if name in seen else shown(name)
             raise InputError(
                 f"{found} has {what} for class {number}; give each a name of its own, a line each, without control "
                 f"characters"
             )
+        seen.add(name)
     return names
 
 
