@@ -31,7 +31,9 @@ import wmlc
 from wmlc.cli import main as command
 from wmlc.files import write_json
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "benchmarks"))
+import gpu_section
 import training_cost
 
 PRECISIONS = {
@@ -40,7 +42,6 @@ PRECISIONS = {
 }  # fmt: skip
 METHODS = ("wml", "kd", "prune-finetune")
 ENGINES = {"ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
-GOALS = {"cost": ("a family over separate networks", 0.5), "reweigh_share": ("ω's share of a step", 0.05)}  # at most
 TURNS = 20  # of each network in torch by turns with the whole one
 
 Cells = Iterator[tuple[str, Any]]  # what a part finds, one after another
@@ -73,12 +74,16 @@ def tests(scale: Scale, out: Path) -> Cells:
         yield "said", "not run at toy size"
         return
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"],
-        capture_output=True, text=True, check=False,
+        [
+            sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
+            "--continue-on-collection-errors",  # of tests that want packages which are not here
+        ],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines() or [done.stderr[-300:]]
     yield "rc", done.returncode
-    yield "said", lines[-1]
+    yield "said", lines[-1].strip("= ")
+    yield "failed", [line for line in lines if line.startswith(("FAILED", "ERROR"))]
 
 
 def steps(scale: Scale, out: Path) -> Cells:
@@ -176,7 +181,11 @@ def latency(scale: Scale, out: Path) -> Cells:
 
 
 def in_torch(scale: Scale, run: Path, kinds: Sequence[str], precisions: Sequence[str]) -> Cells:
-    """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one."""
+    """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one.
+
+    In float32 throughout where the precision is fp32, and not in TF32, as torch's convolutions are by default.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _, side, batches, _ = scale.latency
     places = [run / "baseline", *sorted((run / "peers").iterdir())]
     for precision in precisions:
@@ -213,7 +222,12 @@ def ready(network: torch.nn.Module, images: torch.Tensor, kind: str) -> Callable
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         forward(images)
-    return graph.replay
+    kept = network, images  # whose memory the graph reads
+
+    def replay() -> Any:
+        return graph.replay() or kept
+
+    return replay
 
 
 @torch.inference_mode()
@@ -248,64 +262,6 @@ def run_wmlc(words: Sequence[str]) -> None:
     command.main(list(words), prog_name="wmlc", standalone_mode=False)
 
 
-def section(out: Path) -> str:
-    """What the parts found, as Markdown."""
-    machine = json.loads((out / "machine.json").read_text())
-    lines = [f"On {machine['device']}, torch {machine['torch']}, {machine['date']}, `evidence/gpu.sh`.", ""]
-    read = {name: json.loads((out / f"{name}.json").read_text()) for name in PARTS if (out / f"{name}.json").exists()}
-    for name in PARTS:
-        own = read.get(name)
-        if own is None or "missing part" in own:
-            what = "broke off" if own and len(own) > 1 else "not measured"
-            lines += [f"- `{name}`: {what} ({own['missing part'] if own else 'it did not run'})"]
-    if "tests" in read and "said" in read["tests"]:
-        lines += [f"- GPU tests: {read['tests']['said']}"]
-    if own := _good(read, "steps"):
-        heads = ["a training step", "largest alone, ms", "family of four, ms", "of the separate ones", "ω"]
-        lines += ["", *_head(heads)]
-        for what, cell in own.items():
-            ms = cell["median_ms"]
-            plain, together = f"{ms['peer 4 alone']:.1f}", f"{ms['family']:.1f}"
-            lines.append(f"| {what} | {plain} | {together} | {cell['cost']:.2f} | {cell['reweigh_share']:.1%} |")
-        lines += ["", *(_goal(own, name, *goal) for name, goal in GOALS.items())]
-    if own := _good(read, "train"):
-        epochs = next((cell["epochs"] for cell in own.values()), 0)
-        lines += ["", f"CIFAR-10, at the MACs of `wml` for {epochs} epochs:", ""]
-        lines += _head(["from one start", "peers, top-1", "start", "s"])
-        for method, cell in own.items():
-            tops = ", ".join(f"{top1:.2f}" for top1 in cell["top1"])
-            lines.append(f"| `{method}` | {tops} | {cell['start']:.2f} | {cell['seconds']:.0f} |")
-    if own := _good(read, "latency"):
-        lines += ["", *_head(["engine", "batch", "peer", "p50, ms", "speed-up"])]
-        for engine, rows in own.items():
-            for row in rows if isinstance(rows, list) and engine != "missing" else []:
-                lines.append(
-                    f"| {engine} | {row['batch']} | {row['peer'] or 'whole'} | {_number(row['p50'], 3)} "
-                    f"| {_number(row['speedup'], 2)} |"
-                )
-        lines += [f"- {engine}: {rows['failed']}" for engine, rows in own.items() if isinstance(rows, dict)]
-        if missing := own.get("missing"):
-            lines += [f"- not importable there: {', '.join(missing)}"]
-    return "\n".join(lines) + "\n"
-
-
-def _head(columns: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", f"| --- |{' --: |' * (len(columns) - 1)}"]
-
-
-def _good(read: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in read.get(name, {}).items() if key != "missing part"}
-
-
-def _goal(own: dict[str, Any], name: str, what: str, most: float) -> str:
-    missed = [cell for cell, its in own.items() if its[name] > most]
-    return f"- goal, {what} at most {most:g}: {'missed by ' + '; '.join(missed) if missed else 'met by all'}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -323,7 +279,7 @@ def main() -> int:
     (asked.out / "machine.json").write_text(json.dumps(machine))
     for name in asked.parts or [*PARTS, "section"]:
         if name == "section":
-            text = section(asked.out)
+            text = gpu_section.section(asked.out, list(PARTS))
             (asked.out / "section.md").write_text(text)
             print(text)
             continue

@@ -10,8 +10,8 @@ set -uo pipefail
 : "${OUT:?where to write; it need not exist}"
 PYTHON=${PYTHON:-python3} DRY=${DRY:-}
 cd "$(dirname "$0")/.."
-limits=(tests:90 latency:150 steps:150 train:130) # seconds of each part, the surest first; what takes longer is ended
-for each in "${limits[@]}"; do
+LIMITS=${LIMITS:-tests:90 latency:150 steps:150 train:130} # seconds of each part, the surest first; what takes longer is ended
+for each in $LIMITS; do
     part=${each%:*}
     # shellcheck disable=SC2086  # no word where it is not set
     timeout "${each#*:}" "$PYTHON" evidence/gpu.py "$OUT" "$part" ${DRY:+--dry} 2>&1 | tee -a "$OUT.log" | grep -v '^$' | tail -40 \

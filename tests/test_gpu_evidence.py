@@ -53,7 +53,7 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "tests.json").write_text('{"said": "3 passed", "rc": 0}')
     (tmp_path / "train.json").write_text('{"missing part": "DATA=DIR"}')
     (tmp_path / "latency.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
-    text = gpu.section(tmp_path)
+    text = gpu.gpu_section.section(tmp_path, list(gpu.PARTS))
     for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
                   "- ort, fp32: no CUDA", "not importable there: trt"):  # fmt: skip
         assert words in text
@@ -82,9 +82,10 @@ def test_the_command_runs_the_parts_one_after_another_each_within_its_time(tmp_p
     python.chmod(0o755)
     script = tmp_path / "evidence" / "gpu.sh"
     script.parent.mkdir()
-    script.write_text(SCRIPT.with_suffix(".sh").read_text().replace("latency:150", "latency:0.2"))
+    script.write_text(SCRIPT.with_suffix(".sh").read_text())
+    limits = "tests:9 latency:0.2 steps:9 train:9"
     done = subprocess.run(
-        ["bash", str(script)], env=os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(python), "DRY": "1"},
+        ["bash", str(script)], env=os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(python), "DRY": "1", "LIMITS": limits},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MEETING = timedelta(minutes=5)  # for all processes to have started
 PATIENCE = timedelta(minutes=30)  # for a process that is still at something, as the table of a latency
+BACKENDS = "cpu:gloo,cuda:nccl"  # where there is a GPU
 BUCKET = 25 * 2**20  # bytes that are reduced at once
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")  # that torchrun sets
 
@@ -189,7 +190,7 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(_local_rank() % gpus)  # until a run says where it trains: `take_gpu`
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo", store=_own_store(ranks), rank=ranks.rank, world_size=ranks.count,
+            BACKENDS if gpus else "gloo", store=_own_store(ranks), rank=ranks.rank, world_size=ranks.count,
             timeout=MEETING,
         )  # fmt: skip
         dist.all_reduce(torch.zeros(1))  # connects them, where that has not been done yet
