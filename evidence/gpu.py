@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "benchmar
 import gpu_section
 import training_cost
 
-PRECISIONS = {
+WAYS = {
     "fp32": ["--precision", "fp32"], "bf16": ["--precision", "bf16"],
+    "bf16, sharing to stage2": ["--precision", "bf16", "--share", "stage2"],
     "bf16, compiled": ["--precision", "bf16", "--compile"],
 }  # fmt: skip
 METHODS = ("wml", "kd", "prune-finetune")
@@ -58,7 +59,7 @@ class Scale:
 
 
 STEPS = (("resnet18", 32, 512, 20), ("resnet50", 224, 128, 8))
-REAL = Scale("cuda", STEPS, ("resnet18", 8, 75.0), ("resnet50", 224, (1, 32), 1.0))
+REAL = Scale("cuda", STEPS, ("resnet18", 8, 50.0), ("resnet50", 224, (1, 32), 0.5))
 DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 0.0), ("resnet20", 16, (1,), 0.01))
 
 
@@ -75,7 +76,7 @@ def tests(scale: Scale, out: Path) -> Cells:
         return
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
+            sys.executable, "-m", "pytest", "-q", "-rfE", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider",
             "--continue-on-collection-errors",  # of tests that want packages which are not here
         ],
         cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=False,
@@ -88,8 +89,7 @@ def tests(scale: Scale, out: Path) -> Cells:
 
 def steps(scale: Scale, out: Path) -> Cells:
     """A training step: plain networks, a family of four with ω, separate networks; the quick precisions first."""
-    precisions = PRECISIONS if scale is REAL else {"fp32": PRECISIONS["fp32"]}
-    for name, options in precisions.items():
+    for name, options in WAYS.items() if scale is REAL else [("fp32", WAYS["fp32"])]:
         for arch, side, batch, rounds in scale.steps:
             file = out / "step.json"
             words = [
@@ -134,35 +134,33 @@ def train(scale: Scale, out: Path) -> Cells:
 
 
 def latency(scale: Scale, out: Path) -> Cells:
-    """A network and its peers in each engine that is here; of random weights, so that accuracy says nothing."""
-    arch, side, batches, seconds = scale.latency
-    images, run = out / "noise", out / "latency"
-    draw = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (images / part / name).mkdir(parents=True, exist_ok=True)
-            for number in range(8):
-                pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(images / part / name / f"{number}.png")
-    run_wmlc([
-        "train", "--arch", arch, "--data", "imagefolder", "--data-root", str(images), "--image-size", str(side),
-        "--batch-size", "4", "--steps", "1", "--workers", "0", "--device", scale.device, "--out", str(run), "--force",
-        "--ratio-of", "macs", "--ratios", "0.7,0.5,0.3" if scale is REAL else "0.5", "--share", "none",
-    ])  # fmt: skip
+    """A network and its peers in torch alone; the quick ways first."""
+    run = cut_network(scale, out)
+    precisions = ("fp32", "fp16") if scale is REAL else ("fp32",)
+    for kind in ("eager", "CUDA graph") if scale is REAL else ("eager",):
+        for precision in precisions:
+            yield from in_torch(scale, run, kind, precision)
+    if scale is REAL:
+        yield from in_torch(scale, run, "compiled", "fp16")
+        yield from in_torch(scale, run, "compiled", "fp32")
+
+
+def engines(scale: Scale, out: Path) -> Cells:
+    """The same networks in each engine that is here, by `wmlc bench`."""
     there = {name: importlib.util.find_spec(package) is not None for name, package in ENGINES.items()}
     if importlib.util.find_spec("onnxscript") is None:  # nothing can be exported
         there = dict.fromkeys(there, False)
     yield "missing", [name for name, own in there.items() if not own]
-    precisions = ("fp32", "fp16") if scale is REAL else ("fp32",)
-    yield from in_torch(scale, run, ("eager", "CUDA graph") if scale is REAL else ("eager",), precisions)
-    for engine in [name for name, own in there.items() if own and (scale is REAL or name == "ort")]:
-        for precision in precisions:
+    run = cut_network(scale, out)
+    _, _, batches, seconds = scale.latency
+    for precision in ("fp32", "fp16") if scale is REAL else ("fp32",):
+        for engine in [name for name, own in there.items() if own and (scale is REAL or name == "ort")]:
             file = out / "bench.json"
             try:
                 run_wmlc([
                     "bench", "--run", str(run), "--engine", engine, "--precision", precision, "--device", scale.device,
-                    "--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--launches",
-                    "4" if scale is REAL else "2", "--no-accuracy", "--out", str(file), "--force",
+                    "--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--launches", "2",
+                    "--no-accuracy", "--out", str(file), "--force",
                 ])  # fmt: skip
             except Exception as error:  # one engine fails, the next is asked
                 yield f"{engine}, {precision}", {"failed": str(error)[:300]}
@@ -176,11 +174,31 @@ def latency(scale: Scale, out: Path) -> Cells:
                 for row in rows
             ]  # fmt: skip
             file.unlink()
-    if scale is REAL:  # the slowest to make
-        yield from in_torch(scale, run, ("compiled",), precisions)
 
 
-def in_torch(scale: Scale, run: Path, kinds: Sequence[str], precisions: Sequence[str]) -> Cells:
+def cut_network(scale: Scale, out: Path) -> Path:
+    """A run of a network and its peers; of random weights, so that accuracy says nothing."""
+    arch, side, _, _ = scale.latency
+    images, run = out / "noise", out / "cut"
+    if (run / "family.json").exists():
+        return run
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (images / part / name).mkdir(parents=True, exist_ok=True)
+            for number in range(8):
+                pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(images / part / name / f"{number}.png")
+    run_wmlc([
+        "train", "--arch", arch, "--data", "imagefolder", "--data-root", str(images), "--image-size", str(side),
+        "--batch-size", "4", "--steps", "1", "--workers", "0", "--device", scale.device, "--out", str(run), "--force",
+        "--ratio-of", "macs", "--ratios", "0.7,0.5,0.3" if scale is REAL else "0.5", "--share", "none",
+        "--budget", "uniform",
+    ])  # fmt: skip
+    return run
+
+
+def in_torch(scale: Scale, run: Path, kind: str, precision: str) -> Cells:
     """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one.
 
     In float32 throughout where the precision is fp32, and not in TF32, as torch's convolutions are by default.
@@ -188,26 +206,23 @@ def in_torch(scale: Scale, run: Path, kinds: Sequence[str], precisions: Sequence
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _, side, batches, _ = scale.latency
     places = [run / "baseline", *sorted((run / "peers").iterdir())]
-    for precision in precisions:
-        kind_of_number = torch.float16 if precision == "fp16" else torch.float32
-        for kind in kinds:
-            rows = []
-            try:
-                for batch in batches:
-                    images = torch.randn(batch, 3, side, side, device=scale.device, dtype=kind_of_number)
-                    images = images.to(memory_format=torch.channels_last)
-                    calls = []
-                    for place in places:
-                        network = wmlc.load(place).to(scale.device, kind_of_number, memory_format=torch.channels_last)
-                        calls.append(ready(network, images, kind))
-                    ms = np.array([[timed(call, scale.device) for call in calls] for _ in range(TURNS)])
-                    for peer, own in enumerate(ms.T):
-                        speedup = None if peer == 0 else float(np.median(ms[:, 0] / own))
-                        rows.append({"peer": peer, "batch": batch, "p50": float(np.median(own)), "speedup": speedup})
-            except Exception as error:
-                yield f"torch {kind}, {precision}", {"failed": str(error)[:300]}
-                continue
-            yield f"torch {kind}, {precision}", rows
+    kind_of_number, rows = torch.float16 if precision == "fp16" else torch.float32, list[dict[str, Any]]()
+    for batch in batches:
+        images = torch.randn(batch, 3, side, side, device=scale.device, dtype=kind_of_number)
+        images = images.to(memory_format=torch.channels_last)
+        calls = []
+        try:
+            for place in places:
+                network = wmlc.load(place).to(scale.device, kind_of_number, memory_format=torch.channels_last)
+                calls.append(ready(network, images, kind))
+            ms = np.array([[timed(call, scale.device) for call in calls] for _ in range(TURNS)])
+        except Exception as error:
+            yield f"torch {kind}, {precision}", {"failed": f"at batch {batch}: {error}"[:300]}
+            return
+        for peer, own in enumerate(ms.T):
+            speedup = None if peer == 0 else float(np.median(ms[:, 0] / own))
+            rows.append({"peer": peer, "batch": batch, "p50": float(np.median(own)), "speedup": speedup})
+        yield f"torch {kind}, {precision}", rows
 
 
 @torch.inference_mode()
@@ -244,7 +259,7 @@ def timed(call: Callable[[], Any], device: str, calls: int = 10) -> float:
 
 
 PARTS: dict[str, Callable[[Scale, Path], Cells]] = {
-    "tests": tests, "steps": steps, "train": train, "latency": latency
+    "tests": tests, "steps": steps, "train": train, "latency": latency, "engines": engines
 }  # fmt: skip
 
 

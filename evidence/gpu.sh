@@ -10,7 +10,7 @@ set -uo pipefail
 : "${OUT:?where to write; it need not exist}"
 PYTHON=${PYTHON:-python3} DRY=${DRY:-}
 cd "$(dirname "$0")/.."
-LIMITS=${LIMITS:-tests:90 latency:150 steps:150 train:130} # seconds of each part, the surest first; what takes longer is ended
+LIMITS=${LIMITS:-tests:60 train:110 steps:160 latency:100 engines:100} # seconds of each part, the surest first; what takes longer is ended
 for each in $LIMITS; do
     part=${each%:*}
     # shellcheck disable=SC2086  # no word where it is not set

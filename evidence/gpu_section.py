@@ -47,7 +47,7 @@ def section(out: Path, parts: Sequence[str]) -> str:
         for method, cell in own.items():
             tops = ", ".join(f"{top1:.2f}" for top1 in cell["top1"])
             lines.append(f"| `{method}` | {tops} | {cell['start']:.2f} | {cell['seconds']:.0f} |")
-    if own := _good(read, "latency"):
+    if own := _good(read, "latency") | _good(read, "engines"):
         lines += ["", *_head(["engine", "batch", "peer", "p50, ms", "speed-up"])]
         for engine, rows in own.items():
             for row in rows if isinstance(rows, list) and engine != "missing" else []:

@@ -41,8 +41,8 @@ def test_all_parts_run_at_toy_size(gpu: ModuleType, tmp_path: Path, monkeypatch:
     (step,) = found["steps"].values()
     assert set(step["median_ms"]) == {"family", "reweigh", *(f"peer {peer} alone" for peer in range(1, 5))}
     assert set(found["train"]) == {"wml", "kd", "prune-finetune"}
-    for engine in ("torch eager, fp32", "ort, fp32"):
-        assert [row["peer"] for row in found["latency"][engine]] == [0, 1]
+    for part, engine in (("latency", "torch eager, fp32"), ("engines", "ort, fp32")):
+        assert [row["peer"] for row in found[part][engine]] == [0, 1]
     text = (tmp_path / "out" / "section.md").read_text()
     assert "| `wml` |" in text and "| torch eager, fp32 | 1 | whole |" in text and "not measured" not in text
     assert re.search(r"- goal, a family over separate networks at most 0\.5: (missed by|met by all)", text)
@@ -52,7 +52,7 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "machine.json").write_text('{"device": "a GPU", "torch": "2.9", "date": "2026-11-26"}')
     (tmp_path / "tests.json").write_text('{"said": "3 passed", "rc": 0}')
     (tmp_path / "train.json").write_text('{"missing part": "DATA=DIR"}')
-    (tmp_path / "latency.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
+    (tmp_path / "engines.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
     text = gpu.gpu_section.section(tmp_path, list(gpu.PARTS))
     for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
                   "- ort, fp32: no CUDA", "not importable there: trt"):  # fmt: skip
@@ -83,12 +83,12 @@ def test_the_command_runs_the_parts_one_after_another_each_within_its_time(tmp_p
     script = tmp_path / "evidence" / "gpu.sh"
     script.parent.mkdir()
     script.write_text(SCRIPT.with_suffix(".sh").read_text())
-    limits = "tests:9 latency:0.2 steps:9 train:9"
+    limits = "tests:9 latency:0.2 engines:9"
     done = subprocess.run(
         ["bash", str(script)], env=os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(python), "DRY": "1", "LIMITS": limits},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-    assert [own[2] for own in asked] == ["tests", "latency", "steps", "train", "section"]
+    assert [own[2] for own in asked] == ["tests", "latency", "engines", "section"]
     assert {own[3] for own in asked} == {"--dry"}
     assert "evidence/gpu.sh: latency ended early" in done.stdout

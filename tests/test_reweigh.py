@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from networks import with_lived_in_statistics
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
+from wmlc.compress.learn.norm_tangent import FusedTangents
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
 
 ALPHA, INNER_LR = 0.1, 0.05
@@ -216,3 +220,29 @@ def test_no_gradient_or_the_same_for_all_leaves_the_weights() -> None:
 def test_no_step_leaves_the_weights_and_a_lone_peer_keeps_all() -> None:
     torch.testing.assert_close(mirror_step(WEIGHT_P, torch.randn(4).double(), 0.0), WEIGHT_P)
     assert mirror_step(torch.ones(1), torch.tensor([3.0]), 0.1).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("moving", ["weight", "0.weight", "1.weight", "1.bias", "3."])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norms_fused_tangent_is_torchs(moving: str, training: bool) -> None:
+    """Of a network whose named parameters move, and the others stay."""
+    torch.manual_seed(0)
+    norms = nn.BatchNorm2d(4), nn.BatchNorm1d(3)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.Flatten(), nn.Linear(64, 3), norms[1]).double()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    network.train(training)
+    images, buffers = torch.randn(5, 2, 6, 6, dtype=torch.float64), dict(network.named_buffers())
+    tangents = {name: torch.randn_like(own) for name, own in network.named_parameters() if moving in name}
+
+    def tangent(fused: bool) -> tuple[Tensor, Tensor]:
+        at = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        own = {name: buffer.clone() for name, buffer in buffers.items()}
+        with forward_ad.dual_level(), torch.no_grad(), FusedTangents() if fused else contextlib.nullcontext():
+            at |= {name: forward_ad.make_dual(at[name], along) for name, along in tangents.items()}
+            found = forward_ad.unpack_dual(functional_call(network, (at, own), (images,))).tangent
+        assert found is not None
+        return found, own["1.running_var"]
+
+    for fused, plain in zip(tangent(True), tangent(False), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10)

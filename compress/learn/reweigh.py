@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
+from wmlc.compress.learn.norm_tangent import FusedTangents
 from wmlc.ranks import SOLO, Ranks
 
 STEP = 1e-5  # of the parameters' length: how far central differences go, where float32 still tells losses apart
@@ -164,7 +165,8 @@ def _along(
         with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore", FutureWarning)  # torch loads its own rules for a JVP by the old torch.jit
             duals = {name: forward_ad.make_dual(tensor, direction[name]) for name, tensor in at.items()}
-            plain_PBC, tangent_PBC = forward_ad.unpack_dual(logits(duals))
+            with FusedTangents():
+                plain_PBC, tangent_PBC = forward_ad.unpack_dual(logits(duals))
         assert tangent_PBC is not None
         return plain_PBC, tangent_PBC
     except NotImplementedError:

@@ -41,15 +41,15 @@ CLASSES = 10
 RATIOS = {4: (0.7, 0.5, 0.3, 0.0), 8: (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)}
 
 
-def make_family(arch: str, ratios: tuple[float, ...], shape: tuple[int, int, int]) -> PeerFamily:
-    """The family under the default tree and divisor, from seed 0, on the CPU."""
+def make_family(arch: str, ratios: tuple[float, ...], shape: tuple[int, int, int], share: str = "tree") -> PeerFamily:
+    """The family under the default divisor, from seed 0, on the CPU."""
     torch.manual_seed(0)
     full = build_network(arch, CLASSES, shape)
     stages, images = list(dict(full.named_children())), 32 if shape[1] <= 64 else 4
     scores = parameter_saliency(full, torch.randn(images, *shape), torch.randint(CLASSES, (images,)), "snip")
     scored = score_channels(read_channels(full, shape), scores, "snip", stages)
-    widths = choose_widths(scored, Asked(ratios, "tree", "params", TrainConfig.divisor))
-    family = build_family(full, scored.graph.groups, widths, sharing_tree(len(ratios), stages, "tree"))
+    widths = choose_widths(scored, Asked(ratios, share, "params", TrainConfig.divisor))
+    family = build_family(full, scored.graph.groups, widths, sharing_tree(len(ratios), stages, share))
     return family.to(memory_format=torch.channels_last).train()
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--peers", default="4,8")
+    parser.add_argument("--share", default="tree", help="as of wmlc train")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -132,7 +133,9 @@ def main() -> None:
     }  # fmt: skip
     shape = (3, arguments.image_size, arguments.image_size)
     for peers in map(int, arguments.peers.split(",")):
-        steps = steps_of(make_family(arguments.arch, RATIOS[peers], shape), shape, arguments.batch, config, device)
+        steps = steps_of(
+            make_family(arguments.arch, RATIOS[peers], shape, arguments.share), shape, arguments.batch, config, device
+        )
         times = time_steps(steps, arguments.rounds, device)
         median = {name: float(np.median(ms)) for name, ms in times.items()}
         for name, ms in times.items():
