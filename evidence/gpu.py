@@ -39,7 +39,6 @@ import training_cost
 WAYS = {
     "fp32": ["--precision", "fp32"], "bf16": ["--precision", "bf16"],
     "bf16, sharing to stage2": ["--precision", "bf16", "--share", "stage2"],
-    "bf16, compiled": ["--precision", "bf16", "--compile"],
 }  # fmt: skip
 METHODS = ("wml", "kd", "prune-finetune")
 ENGINES = {"ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
@@ -88,17 +87,33 @@ def tests(scale: Scale, out: Path) -> Cells:
 
 
 def steps(scale: Scale, out: Path) -> Cells:
-    """A training step: plain networks, a family of four with ω, separate networks; the quick precisions first."""
+    """A training step: plain networks, a family of four with ω, separate networks."""
     for name, options in WAYS.items() if scale is REAL else [("fp32", WAYS["fp32"])]:
-        for arch, side, batch, rounds in scale.steps:
-            file = out / "step.json"
-            words = [
-                "--arch", arch, "--image-size", str(side), "--batch", str(batch), "--rounds", str(rounds),
-                "--peers", "4", "--device", scale.device, "--json", str(file), *options,
-            ]  # fmt: skip
-            called(training_cost.main, words)
-            yield f"{arch}, {side} pixels, batch {batch}, {name}", json.loads(file.read_text())["4 peers"]
-            file.unlink()
+        for size in scale.steps:
+            yield from one_step(scale, out, size, name, options)
+
+
+def one_step(scale: Scale, out: Path, size: tuple[str, int, int, int], name: str, options: Sequence[str]) -> Cells:
+    """What a step of this network, side, batch takes, in so many rounds."""
+    arch, side, batch, rounds = size
+    file = out / "step.json"
+    words = [
+        "--arch", arch, "--image-size", str(side), "--batch", str(batch), "--rounds", str(rounds),
+        "--peers", "4", "--device", scale.device, "--json", str(file), *options,
+    ]  # fmt: skip
+    called(training_cost.main, words)
+    yield f"{arch}, {side} pixels, batch {batch}, {name}", json.loads(file.read_text())["4 peers"]
+    file.unlink()
+
+
+def compiled(scale: Scale, out: Path) -> Cells:
+    """The step of the first network, and the latency of another and its smallest peer, by torch.compile."""
+    if scale is DRY:
+        yield "said", "nothing is compiled at toy size"
+        return
+    yield from in_torch(scale, cut_network(scale, out), "compiled", "fp16", only=2)
+    yield from one_step(scale, out, scale.steps[0], "bf16, compiled", ["--precision", "bf16", "--compile"])
+    yield from in_torch(scale, cut_network(scale, out), "compiled", "fp32", only=2)
 
 
 def train(scale: Scale, out: Path) -> Cells:
@@ -134,15 +149,12 @@ def train(scale: Scale, out: Path) -> Cells:
 
 
 def latency(scale: Scale, out: Path) -> Cells:
-    """A network and its peers in torch alone; the quick ways first."""
+    """A network and its peers in torch alone."""
     run = cut_network(scale, out)
     precisions = ("fp32", "fp16") if scale is REAL else ("fp32",)
     for kind in ("eager", "CUDA graph") if scale is REAL else ("eager",):
         for precision in precisions:
             yield from in_torch(scale, run, kind, precision)
-    if scale is REAL:
-        yield from in_torch(scale, run, "compiled", "fp16")
-        yield from in_torch(scale, run, "compiled", "fp32")
 
 
 def engines(scale: Scale, out: Path) -> Cells:
@@ -198,14 +210,16 @@ def cut_network(scale: Scale, out: Path) -> Path:
     return run
 
 
-def in_torch(scale: Scale, run: Path, kind: str, precision: str) -> Cells:
+def in_torch(scale: Scale, run: Path, kind: str, precision: str, only: int | None = None) -> Cells:
     """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one.
+
+    Args: how many of them, the whole one first, then the smallest; all by default.
 
     In float32 throughout where the precision is fp32, and not in TF32, as torch's convolutions are by default.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _, side, batches, _ = scale.latency
-    places = [run / "baseline", *sorted((run / "peers").iterdir())]
+    places = [run / "baseline", *sorted((run / "peers").iterdir())][:only]
     kind_of_number, rows = torch.float16 if precision == "fp16" else torch.float32, list[dict[str, Any]]()
     for batch in batches:
         images = torch.randn(batch, 3, side, side, device=scale.device, dtype=kind_of_number)
@@ -259,7 +273,8 @@ def timed(call: Callable[[], Any], device: str, calls: int = 10) -> float:
 
 
 PARTS: dict[str, Callable[[Scale, Path], Cells]] = {
-    "tests": tests, "steps": steps, "train": train, "latency": latency, "engines": engines
+    "tests": tests, "steps": steps, "train": train, "latency": latency, "engines": engines,
+    "compiled": compiled,
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ set -uo pipefail
 : "${OUT:?where to write; it need not exist}"
 PYTHON=${PYTHON:-python3} DRY=${DRY:-}
 cd "$(dirname "$0")/.."
-LIMITS=${LIMITS:-tests:60 train:110 steps:160 latency:100 engines:100} # seconds of each part, the surest first; what takes longer is ended
+# Seconds of each part, the surest first; what takes longer is ended.
+LIMITS=${LIMITS:-tests:50 train:125 steps:100 latency:45 engines:100 compiled:110}
 for each in $LIMITS; do
     part=${each%:*}
     # shellcheck disable=SC2086  # no word where it is not set

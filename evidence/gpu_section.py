@@ -22,7 +22,8 @@ def section(out: Path, parts: Sequence[str]) -> str:
             lines += [f"- `{name}`: {what} ({own['missing part'] if own else 'it did not run'})"]
     if "tests" in read and "said" in read["tests"]:
         lines += [f"- GPU tests: {read['tests']['said']}", *(f"  - {one}" for one in read["tests"].get("failed", []))]
-    if own := _good(read, "steps"):
+    own = _good(read, "steps") | {name: cell for name, cell in _good(read, "compiled").items() if "cost" in cell}
+    if own:
         heads = [
             "a training step", "largest alone, ms", "four separate, ms", "family of four, ms",
             "with ω, of the separate ones", "ω of a step",
@@ -47,7 +48,8 @@ def section(out: Path, parts: Sequence[str]) -> str:
         for method, cell in own.items():
             tops = ", ".join(f"{top1:.2f}" for top1 in cell["top1"])
             lines.append(f"| `{method}` | {tops} | {cell['start']:.2f} | {cell['seconds']:.0f} |")
-    if own := _good(read, "latency") | _good(read, "engines"):
+    compiled = {name: rows for name, rows in _good(read, "compiled").items() if name.startswith("torch")}
+    if own := _good(read, "latency") | _good(read, "engines") | compiled:
         lines += ["", *_head(["engine", "batch", "peer", "p50, ms", "speed-up"])]
         for engine, rows in own.items():
             for row in rows if isinstance(rows, list) and engine != "missing" else []:

@@ -53,9 +53,10 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "tests.json").write_text('{"said": "3 passed", "rc": 0}')
     (tmp_path / "train.json").write_text('{"missing part": "DATA=DIR"}')
     (tmp_path / "engines.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
+    (tmp_path / "compiled.json").write_text('{"torch compiled, fp16": {"failed": "no Triton"}}')
     text = gpu.gpu_section.section(tmp_path, list(gpu.PARTS))
     for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
-                  "- ort, fp32: no CUDA", "not importable there: trt"):  # fmt: skip
+                  "- ort, fp32: no CUDA", "- torch compiled, fp16: no Triton", "not importable there: trt"):  # fmt: skip
         assert words in text
 
 

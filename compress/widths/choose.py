@@ -20,7 +20,7 @@ from wmlc.errors import InputError
 
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
-WORTH_OF_MACS = 10.0  # of all, beside a mean over layers: of widths as even, those that compute more in the time
+EVENNESS = 4  # the power of full / kept that a layer loses: at 1 some layers give nearly all, at 8 all give alike
 TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was asked for
 
 
@@ -236,23 +236,24 @@ def _counts_for_latency(
     assert scored.priced is not None
     full_ms = scored.priced.ms(scored.graph.full)
     counts_G, least_ms = choose_for_latency(
-        scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full_ms, WORTH_OF_MACS
+        scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full_ms
     )
     return counts_G, 1 - least_ms / full_ms
 
 
 def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
-    """What each group is worth at each of its levels [K]: every layer that makes it loses full / kept − 1.
+    """What each group is worth at each of its levels [K]: every layer that makes it loses (full / kept)^4 − 1.
 
-    So what is left of a layer is worth the more the less that is. Layers count by their importance, or all alike where
-    the budgets are `uniform`; the mean over them is of the size of 1.
+    So what is left of a layer is worth the more the less that is, and no layer gives much more than the others for a
+    little of the time. Layers count by their importance, or all alike where the budgets are `uniform`; the mean over
+    them is of the size of 1.
     """
     assert scored.priced is not None
     graph = scored.graph
     importance_L = np.ones(len(graph.layers)) if uniform else scored.layer_importance
     worth_G = importance_L @ (graph.rows > 0)
     return [
-        worth / worth_G.sum() * (1 - group.units / np.array(levels, dtype=float))
+        worth / worth_G.sum() * (1 - (group.units / np.array(levels, dtype=float)) ** EVENNESS)
         for worth, group, levels in zip(worth_G, graph.groups, scored.priced.levels, strict=True)
     ]
 

@@ -68,17 +68,15 @@ class Priced:
 
 
 def choose_for_latency(
-    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float,
-    worth_of_macs: float = 0.0,
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
 
     Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
     what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
-    chosen, or of all if that is within the budget; what all MACs of the full network are worth, a part of them as much
-    less.
+    chosen, or of all if that is within the budget.
     """
-    search = _Search(priced, worth, start_G, free_G, worth_of_macs)
+    search = _Search(priced, worth, start_G, free_G)
     lowest_G = search.narrowest()
     if search.ms(lowest_G) > budget_ms:
         lowest_G = search.fastest(lowest_G)
@@ -100,12 +98,8 @@ def choose_for_latency(
 class _Search:
     """Places of the free groups; the others stay as they are."""
 
-    def __init__(
-        self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray,
-        worth_of_macs: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray) -> None:
         self.priced, self.worth, self.start_G = priced, worth, start_G
-        self.each_mac = worth_of_macs / priced.graph.macs
         self.free = [int(group) for group in np.flatnonzero(free_G)]
         self.last_G = np.array([len(own) - 1 for own in priced.levels])
         self.linked_GG = linked_groups(priced.graph.rows, priced.graph.columns)
@@ -132,10 +126,7 @@ class _Search:
         return self.priced.ms(self.counts(place_G))
 
     def value(self, place_G: np.ndarray) -> float:
-        worth = sum(float(self.worth[group][place_G[group]]) for group in self.free)
-        if self.each_mac:
-            worth += self.each_mac * float(self.priced.graph.size(self.counts(place_G), "macs"))
-        return worth
+        return sum(float(self.worth[group][place_G[group]]) for group in self.free)
 
     def better(self, place_G: np.ndarray, than_G: np.ndarray, budget_ms: float) -> bool:
         """Worth more, and within the budget and the cap."""
