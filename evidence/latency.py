@@ -43,6 +43,9 @@ def main() -> int:
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--random", type=int, default=RANDOM, help="networks that the table is held against; 0: budgets"
+    )
     parser.add_argument("--show", action="store_true", help="measure nothing")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -50,13 +53,15 @@ def main() -> int:
     for name in () if asked.show else asked.names:
         file = asked.out / f"{name}-{config.engine}-{config.precision}-{config.threads}.json"
         if not file.exists():
-            file.write_text(json.dumps(measured(name, config, asked.out / "tables"), indent=1), encoding="utf-8")
+            file.write_text(
+                json.dumps(measured(name, config, asked.out / "tables", asked.random), indent=1), encoding="utf-8"
+            )
     for file in sorted(asked.out.glob("*.json")):
         show(file.stem, json.loads(file.read_text(encoding="utf-8")))
     return 0
 
 
-def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object]:
+def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dict[str, object]:
     """All that is measured of a network."""
     side, classes = NETWORKS[name]
     network = network_named(name, "", side, classes, 8)
@@ -67,7 +72,7 @@ def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object
         table = clock.table(sizes)
         seconds, model = time.monotonic() - start, LatencyModel(table)
         draw = np.random.default_rng(1)
-        counts = [np.array([own[draw.integers(len(own))] for own in sizes.levels]) for _ in range(RANDOM)]
+        counts = [np.array([own[draw.integers(len(own))] for own in sizes.levels]) for _ in range(random)]
         errors = [
             model.total(sizes.layers, sizes.channels(own)) / took.ms - 1
             for own, took in zip(counts, clock.time(sizes, counts), strict=True)
@@ -105,10 +110,10 @@ def measured(name: str, config: LatencyConfig, tables: Path) -> dict[str, object
 def show(name: str, found: dict[str, object]) -> None:
     """What was measured of a network, as lines of a table."""
     errors = np.abs(np.array(found["errors"]))
-    print(
-        f"{name}: whole {found['full_ms']:.3g} ms, table in {found['table_s']:.0f} s; predicted over measured of "
-        f"{len(errors)}: off by {np.median(errors):.1%} (median), {errors.max():.1%} (worst)"
-    )
+    print(f"{name}: whole {found['full_ms']:.3g} ms, table in {found['table_s']:.0f} s")
+    if len(errors):
+        middle, worst = np.median(errors), errors.max()
+        print(f"  predicted over measured of {len(errors)}: off by {middle:.1%} (median), {worst:.1%} (worst)")
     for words in found.get("refused", ()):
         print(f"  refused: {words}")
     for own in found["budgets"]:
