@@ -42,6 +42,7 @@ WAYS = {
 }  # fmt: skip
 METHODS = ("wml", "kd", "prune-finetune")
 ENGINES = {"ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
+ENDED = {"missing part": "it was ended before it was done"}  # unless it is done
 TURNS = 20  # of each network in torch by turns with the whole one
 
 Cells = Iterator[tuple[str, Any]]  # what a part finds, one after another
@@ -315,11 +316,11 @@ def main() -> int:
             continue
         start = time.monotonic()
         file, found = asked.out / f"{name}.json", dict[str, Any]()
-        file.unlink(missing_ok=True)
+        write_json(file, ENDED)
         try:
             for key, value in PARTS[name](scale, asked.out):
                 found[key] = value
-                write_json(file, found)  # at once, as the part may be ended
+                write_json(file, found | ENDED)  # at once, as the part may be ended
         except Missing as error:
             found["missing part"] = str(error)
         except Exception as error:  # a part that breaks is told, and the others go on
