@@ -24,7 +24,7 @@ from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import EngineClock
 from wmlc.compress.begin import open_for_start
-from wmlc.compress.config import settle
+from wmlc.compress.config import ENGINE_SETTINGS, settle
 from wmlc.compress.latency import units_of
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.prepare import prepare, resizable_of
@@ -40,9 +40,14 @@ NEAR, TRIES = 0.02, 6  # of the latency that is wanted
 def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     """Write OUT/NAME.json: the options of each kind, and what the cut networks take."""
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
+    engine = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}  # of latencies alone
+    engine_words = [word for name, value in engine.items() for word in (f"--{name.replace('_', '-')}", value)]
+    start_words = [
+        word for at in range(0, len(words), 2) if words[at] not in engine_words for word in words[at : at + 2]
+    ]
     own = {key: int(value) if key in ("batch_size", "workers", "divisor") else value for key, value in given.items()}
     asked = {"ratio_of": "latency", "ratios": (ratio,), "epochs": 1, "seed": 0, **own}
-    config = settle(asked)
+    config = settle(asked | engine)
     if needs_caller(config.arch):
         named_by_caller(config.arch)
     device = choose_device("cpu", "fp32")
@@ -57,9 +62,9 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
         chosen = units_of(prepared.plan.peers[0], graph)
         (took,) = clock.time(network, [chosen])
         found = {
-            "start": words, "full_ms": prepared.plan.full_ms, "at": vars(clock.at),
+            "start": start_words, "full_ms": prepared.plan.full_ms, "at": vars(clock.at),
             "latency": {
-                "options": ["--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables")],
+                "options": ["--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables"), *engine_words],
                 "ms": took.ms, "low": took.low, "high": took.high, "macs": graph.size(chosen, "macs") / graph.macs,
             },
         }  # fmt: skip
