@@ -24,7 +24,8 @@ from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import EngineClock
 from wmlc.compress.begin import open_for_start
-from wmlc.compress.config import ENGINE_SETTINGS, settle
+from wmlc.compress.budgets import ENGINE_SETTINGS
+from wmlc.compress.config import settle
 from wmlc.compress.latency import units_of
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.prepare import prepare, resizable_of
@@ -64,7 +65,10 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
         found = {
             "start": start_words, "full_ms": prepared.plan.full_ms, "at": vars(clock.at),
             "latency": {
-                "options": ["--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables"), *engine_words],
+                "options": [
+                    "--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables"),
+                    *engine_words,
+                ],
                 "ms": took.ms, "low": took.low, "high": took.high, "macs": graph.size(chosen, "macs") / graph.macs,
             },
         }  # fmt: skip
