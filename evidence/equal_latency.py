@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -41,11 +42,13 @@ NEAR, TRIES = 0.02, 6  # of the latency that is wanted
 def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     """Write OUT/NAME.json: the options of each kind, and what the cut networks take."""
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
-    engine = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}  # of latencies alone
-    engine_words = [word for name, value in engine.items() for word in (f"--{name.replace('_', '-')}", value)]
-    start_words = [
-        word for at in range(0, len(words), 2) if words[at] not in engine_words for word in words[at : at + 2]
-    ]
+    engine: dict[str, Any] = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}
+    engine.pop("latency_tables", None)  # OUT has them
+    start_words, engine_words = (
+        [word for name, value in some.items() for word in (f"--{name.replace('_', '-')}", value)]
+        for some in (given, engine)
+    )
+    engine |= {name: int(engine[name]) for name in ("threads", "batch") if name in engine}
     own = {key: int(value) if key in ("batch_size", "workers", "divisor") else value for key, value in given.items()}
     asked = {"ratio_of": "latency", "ratios": (ratio,), "epochs": 1, "seed": 0, **own}
     config = settle(asked | engine)
@@ -53,7 +56,10 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
         named_by_caller(config.arch)
     device = choose_device("cpu", "fp32")
     config, data = open_for_start(config, device)
-    clock_config = LatencyConfig(precision=config.latency_precision)
+    clock_config = LatencyConfig(
+        engine=config.engine, precision=config.latency_precision, threads=config.threads, batch=config.batch,
+        device=config.latency_device,
+    )  # fmt: skip
     writers = Writers(onnx_writer(clock_config.precision, clock_config.engine))
     with EngineClock(clock_config, writers, out / "tables") as clock:
         prepared = prepare(config, data, device, clock)

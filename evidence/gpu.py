@@ -113,7 +113,9 @@ def compiled(scale: Scale, out: Path) -> Cells:
         yield "said", "nothing is compiled at toy size"
         return
     yield from in_torch(scale, cut_network(scale, out), "compiled", "fp16", only=2)
+    torch._dynamo.reset()  # it compiles a module's code for no more than eight others
     yield from one_step(scale, out, scale.steps[0], "bf16, compiled", ["--precision", "bf16", "--compile"])
+    torch._dynamo.reset()
     yield from in_torch(scale, cut_network(scale, out), "compiled", "fp32", only=2)
 
 
@@ -192,7 +194,7 @@ def engines(scale: Scale, out: Path) -> Cells:
 def cut_network(scale: Scale, out: Path) -> Path:
     """A run of a network and its peers; of random weights, so that accuracy says nothing."""
     arch, side, _, _ = scale.latency
-    images, run = out / "noise", out / "cut"
+    images, run = out / "noise", out / f"cut-{arch}-{side}"
     if (run / "family.json").exists():
         return run
     draw = np.random.default_rng(0)
@@ -218,7 +220,7 @@ def in_torch(scale: Scale, run: Path, kind: str, precision: str, only: int | Non
 
     In float32 throughout where the precision is fp32, and not in TF32, as torch's convolutions are by default.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # matrix products have it off anyway
     _, side, batches, _ = scale.latency
     places = [run / "baseline", *sorted((run / "peers").iterdir())][:only]
     kind_of_number, rows = torch.float16 if precision == "fp16" else torch.float32, list[dict[str, Any]]()
@@ -232,12 +234,13 @@ def in_torch(scale: Scale, run: Path, kind: str, precision: str, only: int | Non
                 calls.append(ready(network, images, kind))
             ms = np.array([[timed(call, scale.device) for call in calls] for _ in range(TURNS)])
         except Exception as error:
-            yield f"torch {kind}, {precision}", {"failed": f"at batch {batch}: {error}"[:300]}
-            return
+            yield f"torch {kind}, {precision}, batch {batch}", {"failed": str(error)[:300]}
+            continue
         for peer, own in enumerate(ms.T):
             speedup = None if peer == 0 else float(np.median(ms[:, 0] / own))
             rows.append({"peer": peer, "batch": batch, "p50": float(np.median(own)), "speedup": speedup})
         yield f"torch {kind}, {precision}", rows
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ set -uo pipefail
 PYTHON=${PYTHON:-python3} DRY=${DRY:-}
 cd "$(dirname "$0")/.."
 # Seconds of each part, the surest first; what takes longer is ended.
-LIMITS=${LIMITS:-tests:45 train:120 steps:95 latency:40 engines:140 compiled:95}
+LIMITS=${LIMITS:-tests:45 train:120 steps:95 latency:40 engines:135 compiled:85}
 for each in $LIMITS; do
     part=${each%:*}
     # shellcheck disable=SC2086  # no word where it is not set

@@ -51,7 +51,8 @@ def main() -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     config = LatencyConfig(engine=asked.engine, precision=asked.precision, threads=asked.threads)
     for name in () if asked.show else asked.names:
-        file = asked.out / f"{name}-{config.engine}-{config.precision}-{config.threads}.json"
+        held = "" if asked.random == RANDOM else f"-{asked.random}-random"
+        file = asked.out / f"{name}-{config.engine}-{config.precision}-{config.threads}{held}.json"
         if not file.exists():
             file.write_text(
                 json.dumps(measured(name, config, asked.out / "tables", asked.random), indent=1), encoding="utf-8"

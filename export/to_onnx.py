@@ -218,7 +218,7 @@ def _out_of_place(network: nn.Module, example: Tensor) -> Iterator[None]:
     def set_all(inplace: bool) -> Tensor:
         for module in own:
             module.inplace = inplace  # type: ignore[assignment]
-        with torch.inference_mode():
+        with torch.no_grad():
             return network(images)
 
     try:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from measured import classifier, flatten_file
@@ -159,7 +158,7 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("engine", ["ort", "torch"])
 def test_a_gpu_computes_what_the_cpu_does(run: Run, tmp_path, engine):
-    if engine == "ort" and OrtEngine.on_gpu not in onnxruntime.get_available_providers():
+    if engine == "ort" and OrtEngine.on_gpu not in pytest.importorskip("onnxruntime").get_available_providers():
         pytest.skip("this onnxruntime has no CUDA provider: pip install onnxruntime-gpu")
     source = classifier(tmp_path / "a.onnx", 8) if engine == "ort" else run.network(1)
     images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)

@@ -11,6 +11,7 @@ import pytest
 from resizables import LayerMs, chain, graph_like, linked_by, table_by
 
 from wmlc.compress.widths.budget import P_UP
+from wmlc.compress.widths.choose import EVENNESS
 from wmlc.compress.widths.milliseconds import Priced, choose_for_latency, knapsack
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
@@ -63,7 +64,7 @@ def instance(network: Resizable, layer_ms: LayerMs, worth: list[np.ndarray]) -> 
 
 def falling(makers: float) -> np.ndarray:
     """What a group of eight levels is worth, as `choose.py` says: the more so the less is left."""
-    return makers * (1 - 8 / np.array(LEVELS))
+    return makers * (1 - (LEVELS[-1] / np.array(LEVELS)) ** EVENNESS)
 
 
 @functools.cache

@@ -245,8 +245,7 @@ def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
     """What each group is worth at each of its levels [K]: every layer that makes it loses (full / kept)^4 − 1.
 
     So what is left of a layer is worth the more the less that is, and no layer gives much more than the others for a
-    little of the time. Layers count by their importance, or all alike where the budgets are `uniform`; the mean over
-    them is of the size of 1.
+    little of the time. Layers count by their importance, or all alike where the budgets are `uniform`.
     """
     assert scored.priced is not None
     graph = scored.graph
