@@ -23,6 +23,7 @@ from wmlc.table import Table
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
 AIM = 0.985  # of a budget, so that what is measured next time is within it too
+GIFTS = (0.01, 0.02, 0.03)  # of what a peer aims at, that it may give for one that shares its stages
 LEAST = 0.95  # of a budget, that a peer takes unless its widths allow no nearer
 
 
@@ -111,8 +112,9 @@ def _counts_within(
 ) -> list[np.ndarray]:
     """The units of peers for a little less than their budgets, or the fastest ones, where those are within them.
 
-    Args: what a network takes, over what the table says of it, for each peer; what the whole network takes. Raises
-    `OutOfReachError` in these milliseconds.
+    Where a stage that peers share, cut for the largest of them, leaves a smaller one out of reach, the larger ones give
+    of their time what their budgets do not miss. Args: what a network takes, over what the table says of it, for each
+    peer; what the whole network takes. Raises `OutOfReachError` in these milliseconds.
     """
     full_ms = scored.size(scored.graph.full, LATENCY)
     asked_ms = [
@@ -120,18 +122,29 @@ def _counts_within(
         for budget_ms, factor in zip(budgets_ms, factors, strict=True)
     ]
     ratios = [max(0.0, 1 - own_ms / full_ms) for own_ms in asked_ms]
-    for _ in range(1 + len(ratios)):
+    gifts = [] if asked.share == "none" else list(GIFTS)
+    refused: OutOfReachError | None = None
+    for _ in range((1 + len(ratios)) * (1 + len(GIFTS))):
         try:
             return counts_of_peers(scored, replace(asked, ratios=tuple(ratios)), advise=False)
         except OutOfReachError as error:
             last, index = error, error.peer - 1
             least_ms = (1 - error.reach) * full_ms * factors[index]
-            if least_ms > budgets_ms[index]:
+            if least_ms <= budgets_ms[index]:
+                ratios[index] = error.reach
+                continue
+            if refused is None:
                 like = replace(asked, ratios=tuple(ratios))
                 words = too_slow(scored, like, error.peer, budgets_ms[index], least_ms, precision=precision)
-                raise OutOfReachError(words, error.peer, error.reach) from None
-            ratios[index] = error.reach
-    raise last
+                refused = OutOfReachError(words, error.peer, error.reach)
+            if not gifts:
+                raise refused from None
+            left = 1 - gifts.pop(0)
+            ratios = [
+                max(ratio, 1 - left * own_ms / full_ms) if larger > index and own_ms < full_ms else ratio
+                for larger, (ratio, own_ms) in enumerate(zip(ratios, asked_ms, strict=True))
+            ]
+    raise refused or last
 
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
