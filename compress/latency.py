@@ -123,28 +123,30 @@ def _counts_within(
     ]
     ratios = [max(0.0, 1 - own_ms / full_ms) for own_ms in asked_ms]
     gifts = [] if asked.share == "none" else list(GIFTS)
-    refused: OutOfReachError | None = None
+    refused: tuple[OutOfReachError, Asked, float] | None = None  # first, what was asked then, and how low it went
     for _ in range((1 + len(ratios)) * (1 + len(GIFTS))):
+        like = replace(asked, ratios=tuple(ratios))
         try:
-            return counts_of_peers(scored, replace(asked, ratios=tuple(ratios)), advise=False)
+            return counts_of_peers(scored, like, advise=False)
         except OutOfReachError as error:
             last, index = error, error.peer - 1
-            least_ms = (1 - error.reach) * full_ms * factors[index]
-            if least_ms <= budgets_ms[index]:
-                ratios[index] = error.reach
-                continue
-            if refused is None:
-                like = replace(asked, ratios=tuple(ratios))
-                words = too_slow(scored, like, error.peer, budgets_ms[index], least_ms, precision=precision)
-                refused = OutOfReachError(words, error.peer, error.reach)
-            if not gifts:
-                raise refused from None
-            left = 1 - gifts.pop(0)
-            ratios = [
-                max(ratio, 1 - left * own_ms / full_ms) if larger > index and own_ms < full_ms else ratio
-                for larger, (ratio, own_ms) in enumerate(zip(ratios, asked_ms, strict=True))
-            ]
-    raise refused or last
+        least_ms = (1 - last.reach) * full_ms * factors[index]
+        if least_ms <= budgets_ms[index]:
+            ratios[index] = last.reach
+            continue
+        refused = refused or (last, like, least_ms)
+        if not gifts:
+            break
+        left = 1 - gifts.pop(0)
+        ratios = [
+            max(ratio, 1 - left * own_ms / full_ms) if larger > index and own_ms < full_ms else ratio
+            for larger, (ratio, own_ms) in enumerate(zip(ratios, asked_ms, strict=True))
+        ]
+    if refused is None:
+        raise last
+    first, like, least_ms = refused
+    words = too_slow(scored, like, first.peer, budgets_ms[first.peer - 1], least_ms, precision=precision)
+    raise OutOfReachError(words, first.peer, first.reach)
 
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:

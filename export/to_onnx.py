@@ -215,21 +215,20 @@ def _out_of_place(network: nn.Module, example: Tensor) -> Iterator[None]:
     own = [module for module in network.modules() if getattr(module, "inplace", None) is True]
     images = torch.randint(0, 256, example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
 
-    def set_all(inplace: bool) -> Tensor:
+    def put(inplace: bool) -> None:
         for module in own:
             module.inplace = inplace  # type: ignore[assignment]
-        with torch.no_grad():
-            return network(images)
 
     try:
-        if own and not torch.equal(set_all(False), set_all(True)):
-            own = []
-        for module in own:
-            module.inplace = False  # type: ignore[assignment]
+        if own:
+            with torch.no_grad():
+                put(False)  # first, as one in place may write into the images
+                apart = network(images)
+                put(True)
+                put(not torch.equal(apart, network(images)))
         yield
     finally:
-        for module in own:
-            module.inplace = True  # type: ignore[assignment]
+        put(True)
 
 
 @contextlib.contextmanager

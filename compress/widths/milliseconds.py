@@ -200,8 +200,7 @@ class _Search:
             near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
             at = [self._with(place_G, group, level) for level in near]
             prices = [self.priced.change_ms(counts_G, self.counts(moved_G)) for moved_G in at]
-            values = [self.value(moved_G) for moved_G in at]
-            choices.append((list(near), np.array(prices), np.array(values)))
+            choices.append((list(near), np.array(prices), self.worth[group][near]))
         least = sum(float(prices.min()) for _, prices, _ in choices)
         room = budget_ms - self.priced.ms(counts_G) - least
         if room < 0:
