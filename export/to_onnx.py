@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.export.about import write_about
+from wmlc.export.lighter import folded, out_of_place
 from wmlc.files import new_file
 from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.cost import total_cost
@@ -83,7 +84,8 @@ def _write(
     module = WithPreprocess(network, spec.mean, spec.std).eval() if with_preprocess else network
     shape = (2, height, width, channels) if with_preprocess else (2, channels, height, width)
     example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
-    with _quiet(), _out_of_place(module, example):
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    with _quiet(), out_of_place(module, images), folded(module, images):
         program = torch.onnx.export(
             module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
             output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -158,7 +160,7 @@ def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        # a folded batch norm leaves `weight_bias`, a bias of the layer's own is `bias`
+        # a batch norm that was folded leaves `bias`, as a layer's own is called, or of the exporter's `weight_bias`
         expected = {f"{name}.weight": list(module.weight.shape)}
         expected |= {key: [len(module.weight)] for key in (f"{name}.weight_bias", f"{name}.bias") if key in shapes}
         computed = f"{name}.weight" not in shapes and not nameless.isdisjoint(
@@ -204,31 +206,6 @@ def wrong_logits(got_NC: np.ndarray, expected_NC: np.ndarray) -> str | None:
     if changed := int(((got_NC.argmax(1) != expected_NC.argmax(1)) & clear_N).sum()):
         return f"ONNX Runtime gives another class than torch for {changed} of {len(got_NC)} images"
     return None
-
-
-@contextlib.contextmanager
-def _out_of_place(network: nn.Module, example: Tensor) -> Iterator[None]:
-    """Activations give new tensors meanwhile, which the exporter takes apart in up to a third less time.
-
-    But not where the network's answer hangs on what they leave in the tensor that they got.
-    """
-    own = [module for module in network.modules() if getattr(module, "inplace", None) is True]
-    images = torch.randint(0, 256, example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-
-    def put(inplace: bool) -> None:
-        for module in own:
-            module.inplace = inplace  # type: ignore[assignment]
-
-    try:
-        if own:
-            with torch.no_grad():
-                put(False)  # first, as one in place may write into the images
-                apart = network(images)
-                put(True)
-                put(not torch.equal(apart, network(images)))
-        yield
-    finally:
-        put(True)
 
 
 @contextlib.contextmanager

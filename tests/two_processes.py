@@ -169,7 +169,8 @@ def interrupt() -> None:
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    settings, root = {"epochs": 3, "sync_bn": True}, tmp_path / "run"
+    settings = {"epochs": 3, "sync_bn": True, "train_images": 140, "reweigh_every": 2}  # two steps an epoch
+    root = tmp_path / "run"
     whole = train(tmp_path / "whole", **{**TINY, **settings})
     first = on_two(lambda _: stopping_after(1, lambda: together(root, **settings), interrupt))
     assert "stopped; go on with" in first[0] and "another process of this run has ended" in first[1]
