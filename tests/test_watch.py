@@ -71,7 +71,7 @@ def test_two_hundred_steps_read_the_device_four_times(
     own: dict[str, Any] = (
         {"start": str(run.root), "ratios": (0.5, 0.3), "clip": 1.0} if start else {"ratios": (0.5, 0.0)}
     )
-    train(tmp_path / "run", baseline=start, reweigh_every=20, warmup_epochs=0.5, **settings, **own)
+    train(tmp_path / "run", baseline=start, reweigh_every=40, warmup_epochs=0.5, **settings, **own)
     assert in_steps[0] == ["tolist"] * (STEPS // now_and_then)
 
 
