@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +24,15 @@ def folded(network: nn.Module, images: Tensor) -> Iterator[None]:
     """
     with contextlib.ExitStack() as undo:
         with torch.no_grad():
-            if pairs := _norms_after_convolutions(network, images):
-                before = network(images)
-                try:
-                    for convolution, norm in pairs:
-                        _fold(network, convolution, norm, undo)
-                    after = network(images)
-                except (AttributeError, TypeError):  # its forward looks into a batch norm, which is gone
-                    after = torch.full_like(before, torch.nan)
-                if not (after - before).abs().max() <= ROUNDING * before.abs().max():
-                    undo.close()
+            pairs, before = _norms_after_convolutions(network, images)
+            try:
+                for convolution, norm in pairs:
+                    _fold(network, convolution, norm, undo)
+                after = network(images.clone()) if pairs else before
+            except (AttributeError, TypeError):  # its forward looks into a batch norm, which is gone
+                after = torch.full_like(before, torch.nan)
+            if not (after - before).abs().max() <= ROUNDING * before.abs().max():
+                undo.close()
         yield
 
 
@@ -62,28 +60,23 @@ def out_of_place(network: nn.Module, images: Tensor) -> Iterator[None]:
         put(True)
 
 
-@dataclass
-class _Given:
-    """What a convolution gave: its tensor as it then was."""
-
-    convolution: nn.Conv2d
-    tensor: Tensor
-    version: int  # goes up where something is written into the tensor
-
-
-def _norms_after_convolutions(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Each batch norm that takes, once, just what one convolution gave, once."""
-    given: dict[int, _Given] = {}  # by the tensor's identity, which it has as long as it is kept here
+def _norms_after_convolutions(
+    network: nn.Module, images: Tensor
+) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Each batch norm that takes, once, just what one convolution gave, once; and the network's answer."""
+    # What convolutions gave, by the tensor's identity, which it has as long as it is kept here, and its version, which
+    # goes up where something is written into it.
+    given: dict[tuple[int, int], tuple[nn.Conv2d, Tensor]] = {}
     pairs, calls = list[tuple[nn.Conv2d, nn.BatchNorm2d]](), dict[nn.Module, int]()
 
     def look(module: nn.Module, taken: tuple[Tensor, ...], out: Tensor) -> None:
         calls[module] = calls.get(module, 0) + 1
         if isinstance(module, nn.Conv2d):
-            given[id(out)] = _Given(module, out, out._version)
+            given[id(out), out._version] = (module, out)
             return
         assert isinstance(module, nn.BatchNorm2d)
-        if taken and (came := given.get(id(taken[0]))) and came.version == taken[0]._version and _is_fixed(module):
-            pairs.append((came.convolution, module))
+        if taken and _is_fixed(module) and (came := given.get((id(taken[0]), taken[0]._version))):
+            pairs.append((came[0], module))
 
     hooks = [
         module.register_forward_hook(look)
@@ -91,11 +84,11 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> list[tuple[
         if type(module) is nn.BatchNorm2d or (isinstance(module, nn.Conv2d) and "weight" in module._parameters)
     ]
     try:
-        network(images.clone())
+        answer = network(images.clone())
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in pairs if all(calls[module] == 1 for module in pair)]
+    return [pair for pair in pairs if all(calls[module] == 1 for module in pair)], answer
 
 
 def _is_fixed(norm: nn.BatchNorm2d) -> bool:

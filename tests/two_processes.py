@@ -62,7 +62,7 @@ def assert_near(one: Run, other: Run) -> None:
 
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     """With every image's statistics in every batch norm; ω too."""
-    settings = {"epochs": 1, "sync_bn": True, "train_images": 140}  # two steps, and ω after each
+    settings = {"epochs": 1, "sync_bn": True, "train_images": 150}  # two steps, and ω after each
     alone = train(tmp_path / "alone", **{**TINY, **settings})
     assert on_two(lambda _: together(tmp_path / "two", **settings)) == [None, None]
     assert_near(Run(tmp_path / "two"), alone)
@@ -170,7 +170,7 @@ def interrupt() -> None:
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    settings = {"epochs": 3, "sync_bn": True, "train_images": 140, "reweigh_every": 2}  # two steps an epoch
+    settings = {"epochs": 3, "sync_bn": True, "train_images": 150, "reweigh_every": 2}  # two steps an epoch
     root = tmp_path / "run"
     whole = train(tmp_path / "whole", **{**TINY, **settings})
     first = on_two(lambda _: stopping_after(1, lambda: together(root, **settings), interrupt))
