@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from wmlc.compress.budgets import LATENCY
+from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.milliseconds import Priced
@@ -22,9 +23,8 @@ from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
-AIM = 0.985  # of a budget, so that what is measured next time is within it too
+CANDIDATES = 3  # that a correction measures, of a peer that is not near its budget
 GIFTS = (0.01, 0.02, 0.03)  # of what a peer aims at, that it may give for one that shares its stages
-LEAST = 0.95  # of a budget, that a peer takes unless its widths allow no nearer
 
 
 class Clock(Protocol):
@@ -42,15 +42,6 @@ class Clock(Protocol):
 
 
 Clocks = Callable[[TrainConfig], AbstractContextManager[Clock]]  # that which settings ask for
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """Widths of a peer, and what the whole network took."""
-
-    counts_G: np.ndarray
-    predicted_ms: float
-    took: WholeTime
 
 
 def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
@@ -75,19 +66,7 @@ def plan_for_latency(
                 f"peer {peer} may take {budget_ms:.3g} ms, and the whole network takes {full.ms:.3g} ms here: nothing "
                 "has to be cut; ask for less"
             )
-    model = scored.priced
-    assert model is not None
-    factors = [1.0] * len(budgets_ms)
-    tries = list[list[_Tried]]()
-    for _ in range(1 + CORRECTIONS):
-        counts = _counts_within(scored, asked, budgets_ms, factors, full.ms, _files_in(clock.at))
-        timed = clock.time(network, counts)
-        predicted = [factor * model.ms(counts_G) for factor, counts_G in zip(factors, counts, strict=True)]
-        tries.append([_Tried(*own) for own in zip(counts, predicted, timed, strict=True)])
-        if all(_is_near(own, budget_ms) for own, budget_ms in zip(tries[-1], budgets_ms, strict=True)):
-            break
-        factors = [own.took.ms / model.ms(own.counts_G) for own in tries[-1]]
-    chosen = _best(tries, budgets_ms, apart=asked.share == "none")
+    chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
     alone = _cut_by_macs(scored, asked, network, clock, [1 - budget_ms / full.ms for budget_ms in budgets_ms])
     return LatencyPlan(
         at=clock.at, full_ms=full.ms,
@@ -102,24 +81,53 @@ def plan_for_latency(
     )  # fmt: skip
 
 
+def _trials(
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], whole_ms: float
+) -> Trials:
+    """Plans by what the table says, measured, and then by what was off, until all peers are near their budgets."""
+    assert scored.priced is not None
+    trials = Trials(budgets_ms, asked.share == "none", [])
+    for _ in range(1 + CORRECTIONS):
+        plans = list[tuple[list[float], list[np.ndarray]]]()
+        for beside in BESIDE if trials.plans else BESIDE[:1]:
+            aims_ms = trials.next_aims_ms(beside)
+            try:
+                counts = _counts_within(scored, asked, budgets_ms, aims_ms, whole_ms, _files_in(clock.at))
+            except OutOfReachError:
+                if not beside and not trials.are_within():
+                    raise
+                continue
+            if not trials.know(counts) and len(plans) < CANDIDATES:
+                plans.append((aims_ms, counts))
+        took = iter(clock.time(network, [counts_G for _, counts in plans for counts_G in counts]))
+        measured = list[list[Tried]]()
+        for aims_ms, counts in plans:
+            costs = [scored.priced.ms(counts_G) for counts_G in counts]
+            guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
+            measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
+        trials = replace(trials, plans=[*trials.plans, *measured])
+        if trials.are_near():
+            break
+    return trials
+
+
 def _files_in(at: EngineAt) -> str:
     """The precision of what an engine opens; "" of torch's, which take a network as it is trained."""
     return "" if at.engine.startswith("torch") else at.precision
 
 
 def _counts_within(
-    scored: Scored, asked: Asked, budgets_ms: Sequence[float], factors: Sequence[float], whole_ms: float, precision: str
+    scored: Scored, asked: Asked, budgets_ms: Sequence[float], aims_ms: Sequence[float], whole_ms: float, precision: str
 ) -> list[np.ndarray]:
-    """The units of peers for a little less than their budgets, or the fastest ones, where those are within them.
+    """The units of peers of which the table says at most these aims, or the fastest, where those are within budgets.
 
     Where a stage that peers share, cut for the largest of them, leaves a smaller one out of reach, the larger ones give
-    of their time what their budgets do not miss. Args: what a network takes, over what the table says of it, for each
-    peer; what the whole network takes. Raises `OutOfReachError` in these milliseconds.
+    of their time what their budgets do not miss. Args: what the whole network takes. Raises `OutOfReachError` in
+    milliseconds of budgets, of which aims are a little less.
     """
     full_ms = scored.size(scored.graph.full, LATENCY)
     asked_ms = [
-        full_ms if budget_ms == whole_ms else AIM * budget_ms / factor
-        for budget_ms, factor in zip(budgets_ms, factors, strict=True)
+        full_ms if budget_ms == whole_ms else own_ms for budget_ms, own_ms in zip(budgets_ms, aims_ms, strict=True)
     ]
     ratios = [max(0.0, 1 - own_ms / full_ms) for own_ms in asked_ms]
     gifts = [] if asked.share == "none" else list(GIFTS)
@@ -130,7 +138,7 @@ def _counts_within(
             return counts_of_peers(scored, like, advise=False)
         except OutOfReachError as error:
             last, index = error, error.peer - 1
-        least_ms = (1 - last.reach) * full_ms * factors[index]
+        least_ms = (1 - last.reach) * full_ms * AIM * budgets_ms[index] / aims_ms[index]
         if least_ms <= budgets_ms[index]:
             ratios[index] = last.reach
             continue
@@ -164,28 +172,6 @@ def units_of(planned: PeerLatency, graph: ChannelGraph) -> np.ndarray:
 def ratios_of(plan: LatencyPlan) -> tuple[float, ...]:
     """The share of the whole network's milliseconds that each peer shall lose."""
     return tuple(round(max(0.0, 1 - own.budget_ms / plan.full_ms), 4) for own in plan.peers)
-
-
-def _is_near(own: _Tried, budget_ms: float) -> bool:
-    return LEAST * budget_ms <= own.took.ms <= budget_ms
-
-
-def _best(tries: Sequence[Sequence[_Tried]], budgets_ms: Sequence[float], apart: bool) -> Sequence[_Tried]:
-    """Of each peer the slowest widths within its budget; where there are none, the fastest.
-
-    Together where peers share stages.
-    """
-
-    def miss(own: _Tried, budget_ms: float) -> float:
-        over = own.took.ms / budget_ms - 1
-        return 1 + over if over > 0 else -over
-
-    if apart:
-        return [
-            min((each[peer] for each in tries), key=lambda own: miss(own, budget_ms))
-            for peer, budget_ms in enumerate(budgets_ms)
-        ]
-    return min(tries, key=lambda each: max(map(miss, each, budgets_ms)))
 
 
 def _cut_by_macs(

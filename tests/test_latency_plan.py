@@ -13,15 +13,13 @@ from resizables import AT, FakeClock, chain, graph_like
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.latency import (
     CORRECTIONS,
-    LEAST,
-    _best,
-    _Tried,
     as_planned,
     plan_for_latency,
     priced,
     print_plan,
     ratios_of,
 )
+from wmlc.compress.trials import LEAST, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
 from wmlc.errors import InputError
 from wmlc.records import LatencyPlan, WholeTime
@@ -251,12 +249,12 @@ def test_a_plan_is_printed_with_what_misses_its_budget(capsys: pytest.CaptureFix
 
 
 def test_widths_within_a_budget_come_before_nearer_ones_that_are_over_it() -> None:
-    def took(*ms: float) -> list[_Tried]:
+    def took(*ms: float) -> list[Tried]:
         return [
-            _Tried(np.array([8]), own, WholeTime(counts=[8], ms=own, low=own, high=own, full_ms=9, launches=6))
+            Tried(own, np.array([8]), own, own, WholeTime(counts=[8], ms=own, low=own, high=own, full_ms=9, launches=6))
             for own in ms
         ]
 
     tries = [took(4.6, 2.1), took(5.01, 2.02), took(4.7, 2.5)]
-    assert [own.took.ms for own in _best(tries, [5, 2], apart=True)] == [4.7, 2.02]
-    assert [own.took.ms for own in _best(tries, [5, 2], apart=False)] == [5.01, 2.02], "together: the least over"
+    assert [own.took.ms for own in Trials([5, 2], True, tries).best()] == [4.7, 2.02]
+    assert [own.took.ms for own in Trials([5, 2], False, tries).best()] == [5.01, 2.02], "together: the least over"
