@@ -23,7 +23,7 @@ from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
-CANDIDATES = 3  # that a correction measures, of a peer that is not near its budget
+CANDIDATES = 3  # plans that a correction measures
 GIFTS = (0.01, 0.02, 0.03)  # of what a peer aims at, that it may give for one that shares its stages
 
 
@@ -88,17 +88,7 @@ def _trials(
     assert scored.priced is not None
     trials = Trials(budgets_ms, asked.share == "none", [])
     for _ in range(1 + CORRECTIONS):
-        plans = list[tuple[list[float], list[np.ndarray]]]()
-        for beside in BESIDE if trials.plans else BESIDE[:1]:
-            aims_ms = trials.next_aims_ms(beside)
-            try:
-                counts = _counts_within(scored, asked, budgets_ms, aims_ms, whole_ms, _files_in(clock.at))
-            except OutOfReachError:
-                if not beside and not trials.are_within():
-                    raise
-                continue
-            if not trials.know(counts) and len(plans) < CANDIDATES:
-                plans.append((aims_ms, counts))
+        plans = _candidates(scored, asked, trials, whole_ms, _files_in(clock.at))
         took = iter(clock.time(network, [counts_G for _, counts in plans for counts_G in counts]))
         measured = list[list[Tried]]()
         for aims_ms, counts in plans:
@@ -106,9 +96,32 @@ def _trials(
             guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
             measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
         trials = replace(trials, plans=[*trials.plans, *measured])
-        if trials.are_near():
+        if trials.are_near() or not plans:
             break
     return trials
+
+
+def _candidates(
+    scored: Scored, asked: Asked, trials: Trials, whole_ms: float, precision: str
+) -> list[tuple[list[float], list[np.ndarray]]]:
+    """The next plans to measure, none of which was: what the table shall say at most, and the units, of all peers.
+
+    At first one. Raises `OutOfReachError` where the likeliest is out of reach, and nothing is known that would do.
+    """
+    found = list[tuple[list[float], list[np.ndarray]]]()
+    for beside in BESIDE:
+        aims_ms = trials.next_aims_ms(beside)
+        try:
+            counts = _counts_within(scored, asked, trials.budgets_ms, aims_ms, whole_ms, precision)
+        except OutOfReachError:
+            if not beside and not trials.are_within():
+                raise
+            continue
+        if not trials.know(counts):
+            found.append((aims_ms, counts))
+        if len(found) == (CANDIDATES if trials.plans else 1):
+            break
+    return found
 
 
 def _files_in(at: EngineAt) -> str:

@@ -71,7 +71,8 @@ def in_this_process() -> Iterator[Started]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(visits, "Worker", Counted)
-        patch.setattr(visits, "VISIT_MS", 1e-3)
+        for name in ("VISIT_MS", "BURST_MS", "TURNS_MS"):
+            patch.setattr(visits, name, 1e-3)
         patch.setattr(session, "SCALE_NETWORKS", FEW)
         patch.setattr(visits.Visitor, "visit", counted)
         yield started
@@ -102,8 +103,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """The table that tests leave as it is, or copy."""
     directory = tmp_path_factory.mktemp("tables")
     with in_this_process() as own, clock_in(directory) as clock:
-        table = clock.table(NETWORK)
-        return Measured(directory, clock.file_of(NETWORK), table, own.workers)
+        return Measured(directory, clock.file_of(NETWORK), clock.table(NETWORK), own.workers)
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ from wmlc.bench.engines.torch_engine import CompiledEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.layout import has_blocks
+from wmlc.bench.measure import BURST_MS
 from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
 FEWEST, MOST = 5, 400  # calls of a visit
-TURNS = 3  # of two networks in a launch
+TURNS_MS = 1000.0  # of two networks in a launch, a turn being a burst of each
+FEWEST_TURNS = 3
 
 
 def feed_of(channels: int) -> Feed:
@@ -58,9 +60,9 @@ class Visitor:
         """Open the network at `path`, of that number in the design, and time it."""
         self._worker.reopen(path)
         first_ms = self._worker.first(self._pixels)
-        times_ms = self._worker.burst(calls_in(first_ms))
+        times_ms = self._worker.burst(calls_in(VISIT_MS, first_ms))
         ms = float(np.median(times_ms))
-        nodes = self._worker.profile(calls_in(ms)) if self._shapes else None
+        nodes = self._worker.profile(calls_in(VISIT_MS, ms)) if self._shapes else None
         if nodes is None or self._shapes is None:  # what the layers take has to be told from many whole networks
             return Visit(design, ms, [], 0.0)
         spent, other_ms = self._shapes.spent(nodes)
@@ -70,9 +72,9 @@ class Visitor:
         return Visit(design, ms, layers, other_ms, blocked)
 
 
-def calls_in(ms: float) -> int:
-    """How many calls of so many milliseconds a visit makes."""
-    return min(MOST, max(FEWEST, round(VISIT_MS / max(ms, 1e-3))))
+def calls_in(ms: float, of_ms: float) -> int:
+    """How many calls of `of_ms` milliseconds fill so many."""
+    return min(MOST, max(FEWEST, round(ms / max(of_ms, 1e-3))))
 
 
 @contextmanager
@@ -89,8 +91,9 @@ def time_by_turns(
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Whole networks, each by turns with the first: that one's bursts [L][R] in ms, and the others' over it [N][L][R].
 
-    What slows the machine for seconds slows both halves of a turn. Args: where they run, but for their paths; what to
-    call after a launch.
+    What slows the machine slows both halves of a turn, which is short for that reason: in as many seconds, turns of
+    2 × 20 ms leave half the spread between launches that turns of 2 × 60 ms do. Args: where they run, but for their
+    paths; what to call after a launch.
     """
     first_LR, ratios = list[np.ndarray](), [list[np.ndarray]() for _ in paths[1:]]
     for launch in range(launches):
@@ -98,16 +101,16 @@ def time_by_turns(
         with Worker(replace(seat, path=paths[0])) as first, Worker(replace(seat, path=paths[0])) as other:
             for worker in (first, other):
                 worker.ready()
-            calls = calls_in(first.first(pixels_NHWC))
-            first.burst(calls)
+            first_ms = _warmed(first, pixels_NHWC)
+            calls = calls_in(BURST_MS, first_ms)
             found: dict[int, np.ndarray] = {}
             for index in draw.permutation(len(paths) - 1):
                 other.reopen(paths[1 + index])
-                own_calls = calls_in(other.first(pixels_NHWC))
-                other.burst(own_calls)
+                own_ms = _warmed(other, pixels_NHWC)
+                own_calls = calls_in(BURST_MS, own_ms)
                 turns = [
                     (float(np.median(first.burst(calls))), float(np.median(other.burst(own_calls))))
-                    for _ in range(TURNS)
+                    for _ in range(max(FEWEST_TURNS, round(TURNS_MS / (calls * first_ms + own_calls * own_ms))))
                 ]
                 first_R += [ms for ms, _ in turns]
                 found[int(index)] = np.array([own_ms / ms for ms, own_ms in turns])
@@ -116,3 +119,8 @@ def time_by_turns(
             ratios[index].append(ratio_R)
         advance(1)
     return first_LR, ratios
+
+
+def _warmed(worker: Worker, pixels_NHWC: np.ndarray) -> float:
+    """The milliseconds of a call, after as many as a visit has."""
+    return float(np.median(worker.burst(calls_in(VISIT_MS, worker.first(pixels_NHWC)))))
