@@ -107,17 +107,20 @@ class Labels:
             if meeting - labelled:
                 self.freeze([plane])
 
-    def units(self) -> list[dict[tuple[str, int], list[int]]]:
-        """What is tied, as {(tensor name, dimension): positions}, without what cannot be cut."""
+    def roots(self) -> np.ndarray:
+        """For each label the least one that it is tied to; of what cannot be cut FIXED."""
         ties = torch.cat([torch.zeros(0, dtype=torch.int64), *self.ties]).unique().numpy()
-        roots = _components(self.count, ties // PAIR, ties % PAIR)
+        return _components(self.count, ties // PAIR, ties % PAIR)
+
+    def units(self, roots: np.ndarray) -> dict[int, dict[tuple[str, int], list[int]]]:
+        """By its root what is tied, as {(tensor name, dimension): positions}, without what cannot be cut."""
         units: dict[int, dict[tuple[str, int], list[int]]] = {}
         ends = [*(start for start, _, _ in self.places[1:]), self.count]
         for (start, name, dim), end in zip(self.places, ends, strict=True):
             for position, root in enumerate(roots[start:end].tolist()):
                 if root != FIXED:
                     units.setdefault(root, {}).setdefault((name, dim), []).append(position)
-        return list(units.values())
+        return units
 
     def weight_of(self, planes: Sequence[Tensor]) -> str | None:
         """The parameter whose rows and columns these planes are, if they are."""

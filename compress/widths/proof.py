@@ -70,6 +70,7 @@ class Prover:
         _draw_weights(self.network, self.draw)
         self.images = _images(self.network, example, self.draw)
         self.copies: dict[str, bool] = {}  # of a proven group, whether copies stood in its place, or zeros
+        self.together: list[set[str]] = []  # groups that were exact together
 
     def prove(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[LeftWhole]]:
         """The groups that can be cut, each and together, and the others with the reason."""
@@ -84,8 +85,11 @@ class Prover:
         reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(failed)}
         left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in failed if group.root not in done]
         proven.sort(key=lambda group: order[group.root])
-        while proven and (why := self._trial(proven, SHARES[1])):  # each is exact, but not all together
-            left.append(LeftWhole(proven.pop().makers, why))
+        while proven and _roots(proven) not in self.together:
+            why = self._trial(proven, SHARES[1])
+            if why is None:
+                break
+            left.append(LeftWhole(proven.pop().makers, why))  # each is exact, but not all together
         return proven, left
 
     def _split(self, groups: list[ChannelGroup], copies: bool) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
@@ -152,13 +156,17 @@ class Prover:
         return self._trial([group], SHARES[0]) or self._trial([group], SHARES[1]) or "it is not exact"
 
     def _exact(self, groups: Sequence[ChannelGroup]) -> bool:
-        return not any(self._trial(groups, shares) for shares in SHARES)
+        if any(self._trial(groups, shares) for shares in SHARES):
+            return False
+        self.together.append(_roots(groups))
+        return True
 
     def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
         """Why a cut of all these groups is not exact; None where it is."""
         kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
         try:
-            cut = cut_in_place(copy.deepcopy(self.network), groups, kept)
+            parameters = {id(own): own for own in self.network.parameters()}  # that a cut replaces, and none changes
+            cut = cut_in_place(copy.deepcopy(self.network, dict(parameters)), groups, kept)
             with torch.no_grad():
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
@@ -198,6 +206,10 @@ def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tenso
         except Exception:  # it is of one size only
             return large
     return small if logits.ndim == 2 and bool(logits.isfinite().all()) else large
+
+
+def _roots(groups: Sequence[ChannelGroup]) -> set[str]:
+    return {group.root for group in groups}
 
 
 def _likeness(group: ChannelGroup) -> tuple[str, ...]:
@@ -245,7 +257,7 @@ def _parents(name: str) -> list[str]:
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
     def normal(tensor: Tensor, size: float) -> Tensor:
-        return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * size
+        return torch.randn(tensor.shape, generator=draw) * size  # in float32, which is quicker
 
     with torch.no_grad():
         for name, parameter in network.named_parameters():

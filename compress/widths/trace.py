@@ -11,6 +11,7 @@ whole, and so is what ends in the network's output.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,13 @@ def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     mode = _OnLabels(network)
     with own_modes(network), torch.no_grad(), without_fast_attention(), mode:
         output = network.eval()(example)
-    with_outputs = mode.labels.units()
-    for tensor in (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
-        mode.labels.freeze(mode.labels.planes(tensor))
-    units = mode.labels.units()
-    return Traced(units, mode.macs, mode.other_macs, list(mode.unknown), _made(with_outputs) - _made(units))
+    roots = mode.labels.roots()
+    units = mode.labels.units(roots)
+    planes = [plane for leaf in tree_leaves(output) if isinstance(leaf, Tensor) for plane in mode.labels.planes(leaf)]
+    whole = torch.cat([torch.zeros(0, dtype=torch.int64), *(plane.flatten() for plane in planes)]).tolist()
+    outputs = {root: units.pop(root) for root in {int(roots[label]) for label in whole} & units.keys()}
+    ends = _made(outputs.values()) - _made(units.values())
+    return Traced(list(units.values()), mode.macs, mode.other_macs, list(mode.unknown), ends)
 
 
 def labels_of_outputs(network: nn.Sequential, example: Tensor) -> tuple[Labels, dict[str, Tensor]]:
@@ -64,7 +67,7 @@ def labels_of_outputs(network: nn.Sequential, example: Tensor) -> tuple[Labels, 
     return mode.labels, outputs
 
 
-def _made(units: list[dict[tuple[str, int], list[int]]]) -> frozenset[str]:
+def _made(units: Iterable[dict[tuple[str, int], list[int]]]) -> frozenset[str]:
     """The parameters that some units are rows of."""
     return frozenset(name for unit in units for name, dim in unit if dim == 0)
 
