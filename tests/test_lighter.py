@@ -9,8 +9,10 @@ import torch
 from conftest import settle_norms
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.onnx._internal.exporter import _registration
 
-from wmlc.export.lighter import folded, out_of_place
+from wmlc.export import lighter
+from wmlc.export.lighter import folded, operators_read_once, out_of_place
 from wmlc.models.zoo import build_network
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,3 +100,33 @@ def test_activations_are_out_of_place_where_that_changes_nothing(leans: bool) ->
     with out_of_place(network, IMAGES):
         assert network.act.inplace is leans
     assert network.act.inplace is True
+
+
+def test_the_table_of_operators_is_read_once_and_what_is_not_there_is_done_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[int]()
+
+    class Registry:
+        @classmethod
+        def from_torchlib(cls, opset_version: int) -> str:
+            asked.append(opset_version)
+            return f"{cls.__name__} {opset_version}"
+
+    before = vars(Registry)["from_torchlib"]
+    monkeypatch.setattr(lighter, "_OPERATORS", {})
+    monkeypatch.setattr("torch.onnx._internal.exporter._registration.ONNXRegistry", Registry)
+    for _ in range(2):
+        with operators_read_once():
+            assert [Registry().from_torchlib(opset_version=own) for own in (20, 18, 20)] == [
+                "Registry 20", "Registry 18", "Registry 20"
+            ]  # fmt: skip
+        assert vars(Registry)["from_torchlib"] is before
+    assert asked == [20, 18]
+    monkeypatch.delattr("torch.onnx._internal.exporter._registration.ONNXRegistry")
+    with operators_read_once():
+        pass
+
+
+def test_the_exporter_of_this_torch_makes_its_table_where_we_look_for_it() -> None:
+    assert "from_torchlib" in vars(_registration.ONNXRegistry)
