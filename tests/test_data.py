@@ -61,6 +61,14 @@ def test_digits_are_read_whole_and_every_fifth_is_for_testing():
     assert np.array_equal(labels.numpy(), digits.target[4::5])
 
 
+def test_digits_come_from_scikit_learns_loader_where_their_file_is_elsewhere(monkeypatch):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    from_file = all_of(open_data(DataConfig()).test_pixels(100))
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    for own, other in zip(from_file, all_of(open_data(DataConfig()).test_pixels(100)), strict=True):
+        assert torch.equal(own, other)
+
+
 def test_digits_are_shifted_by_a_pixel_at_most_and_never_mirrored():
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     data = open_data(DataConfig(train_images=40))

@@ -71,8 +71,8 @@ def in_this_process() -> Iterator[Started]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(visits, "Worker", Counted)
-        for name in ("VISIT_MS", "BURST_MS", "TURNS_MS"):
-            patch.setattr(visits, name, 1e-3)
+        for name in ("latency.visits.VISIT_MS", "latency.visits.TURNS_MS", "measure.BURST_MS"):
+            patch.setattr(f"wmlc.bench.{name}", 1e-3)
         patch.setattr(session, "SCALE_NETWORKS", FEW)
         patch.setattr(visits.Visitor, "visit", counted)
         yield started

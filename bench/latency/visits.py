@@ -16,11 +16,11 @@ from wmlc.bench.engines.torch_engine import CompiledEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.layout import has_blocks
-from wmlc.bench.measure import BURST_MS
+from wmlc.bench.measure import burst_calls
 from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
-FEWEST, MOST = 5, 400  # calls of a visit
+FEWEST, MOST = 5, 400  # calls of a visit; a burst has no fewer
 TURNS_MS = 1000.0  # of two networks in a launch, a turn being a burst of each
 FEWEST_TURNS = 3
 
@@ -59,10 +59,8 @@ class Visitor:
     def visit(self, design: int, path: Path) -> Visit:
         """Open the network at `path`, of that number in the design, and time it."""
         self._worker.reopen(path)
-        first_ms = self._worker.first(self._pixels)
-        times_ms = self._worker.burst(calls_in(VISIT_MS, first_ms))
-        ms = float(np.median(times_ms))
-        nodes = self._worker.profile(calls_in(VISIT_MS, ms)) if self._shapes else None
+        ms = _warmed(self._worker, self._pixels)
+        nodes = self._worker.profile(calls_in(ms)) if self._shapes else None
         if nodes is None or self._shapes is None:  # what the layers take has to be told from many whole networks
             return Visit(design, ms, [], 0.0)
         spent, other_ms = self._shapes.spent(nodes)
@@ -72,9 +70,9 @@ class Visitor:
         return Visit(design, ms, layers, other_ms, blocked)
 
 
-def calls_in(ms: float, of_ms: float) -> int:
-    """How many calls of `of_ms` milliseconds fill so many."""
-    return min(MOST, max(FEWEST, round(ms / max(of_ms, 1e-3))))
+def calls_in(ms: float) -> int:
+    """How many calls of so many milliseconds a visit makes."""
+    return min(MOST, max(FEWEST, round(VISIT_MS / max(ms, 1e-3))))
 
 
 @contextmanager
@@ -102,12 +100,12 @@ def time_by_turns(
             for worker in (first, other):
                 worker.ready()
             first_ms = _warmed(first, pixels_NHWC)
-            calls = calls_in(BURST_MS, first_ms)
+            calls = max(FEWEST, burst_calls(first_ms))
             found: dict[int, np.ndarray] = {}
             for index in draw.permutation(len(paths) - 1):
                 other.reopen(paths[1 + index])
                 own_ms = _warmed(other, pixels_NHWC)
-                own_calls = calls_in(BURST_MS, own_ms)
+                own_calls = max(FEWEST, burst_calls(own_ms))
                 turns = [
                     (float(np.median(first.burst(calls))), float(np.median(other.burst(own_calls))))
                     for _ in range(max(FEWEST_TURNS, round(TURNS_MS / (calls * first_ms + own_calls * own_ms))))
@@ -122,5 +120,5 @@ def time_by_turns(
 
 
 def _warmed(worker: Worker, pixels_NHWC: np.ndarray) -> float:
-    """The milliseconds of a call, after as many as a visit has."""
-    return float(np.median(worker.burst(calls_in(VISIT_MS, worker.first(pixels_NHWC)))))
+    """The milliseconds of a call, by as many as a visit has."""
+    return float(np.median(worker.burst(calls_in(worker.first(pixels_NHWC)))))

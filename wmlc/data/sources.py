@@ -124,11 +124,13 @@ def _digits() -> tuple[Any, Any]:
     import numpy as np
 
     spec = importlib.util.find_spec("sklearn")
-    file = Path((spec.origin if spec else "") or "").parent / "datasets" / "data" / "digits.csv.gz"
+    assert spec and spec.origin, "which _check_digits looks for"
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not file.is_file():  # a release that keeps it elsewhere
         from sklearn.datasets import load_digits
 
-        return load_digits().images, load_digits().target
+        digits = load_digits()
+        return digits.images, digits.target
     rows = np.loadtxt(file, delimiter=",")  # 64 pixels and the label
     return rows[:, :64].reshape(-1, 8, 8), rows[:, 64].astype(int)
 
