@@ -15,6 +15,7 @@ import pytest
 import torch
 from processes import on_two
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributed import TCPStore
 from training import SMALL, train, weights
 
@@ -124,6 +125,27 @@ def gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
 
 def test_gradients_of_two_processes_are_those_of_one_in_float64() -> None:
     on_both(gradients, rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch loads its own rules for a JVP by the old torch.jit
+def test_so_are_those_of_a_norm_without_a_gain_and_of_a_plain_mean_over_batches() -> None:
+    """And their tangents; of numbers far from zero, where a difference of squares would leave nothing in float32."""
+    whole = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0)) + 1e4
+
+    def normed(ranks: Ranks) -> dict[str, torch.Tensor]:
+        norm = nn.BatchNorm1d(3, affine=False, momentum=None)
+        own = ranks.own(whole).requires_grad_()
+        with synced(norm, ranks):
+            y = norm(own)
+            (y * own.detach().sin()).sum().backward()
+            with forward_ad.dual_level():
+                dual = norm(forward_ad.make_dual(own.detach(), own.detach().cos()))
+                tangent = forward_ad.unpack_dual(dual).tangent
+        assert own.grad is not None and tangent is not None and norm.running_var is not None
+        sums = {"y": y.detach().square(), "by x": own.grad.square(), "tangent": tangent.square()}
+        return {"variance": norm.running_var} | {name: ranks.sum_(each.sum()) for name, each in sums.items()}
+
+    on_both(normed, rel=1e-4)
 
 
 def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
@@ -247,7 +269,7 @@ def test_started_again_they_do_not_look_for_the_dead(tmp_path: Path) -> None:
 
 
 def test_a_process_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlc.ranks.MEETING", timedelta(seconds=2))
+    monkeypatch.setattr("wmlc.ranks.MEETING", timedelta(seconds=0.5))
     _, said = on_two(lambda rank: rank == 0 or together(tmp_path / "run"))
     assert said.startswith("rank 1: the 2 processes did not meet (") and "GLOO_SOCKET_IFNAME" in said
 

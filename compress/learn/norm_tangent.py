@@ -37,19 +37,30 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, x: Tensor | None, gain_C: Tensor | None, bias_C: Tensor | None, *_: Any) -> Tensor:
         at, own_gain_C, mean_C, rate_C, eps = ctx.of
-        shape = [1, -1] + [1] * (at.ndim - 2)
         if x is None:
             out = torch.zeros_like(at)
         else:
             out, _, _ = torch.ops.aten.native_batch_norm_backward(
                 x, at, own_gain_C, None, None, mean_C, rate_C, True, eps, [True, False, False]
             )
-        shift_C = torch.zeros_like(mean_C) if bias_C is None else bias_C
-        if gain_C is not None:
-            slope_C = gain_C * rate_C
-            shift_C = shift_C - slope_C * mean_C
-            out = torch.addcmul(out, at, slope_C.view(shape).to(at.dtype))
-        return out.add_(shift_C.view(shape).to(at.dtype))
+        return add_affine_tangents(out, at, mean_C, rate_C, gain_C, bias_C)
+
+
+def add_affine_tangents(
+    out: Tensor, x: Tensor, mean_C: Tensor, rate_C: Tensor, gain_C: Tensor | None, bias_C: Tensor | None
+) -> Tensor:
+    """`out`, y's tangent by x's, with what the tangents of γ and β make of it; changed in place."""
+    shift_C = torch.zeros_like(mean_C) if bias_C is None else bias_C
+    if gain_C is not None:
+        slope_C = gain_C * rate_C
+        shift_C = shift_C - slope_C * mean_C
+        out.addcmul_(x, by_channel(slope_C, x).to(x.dtype))
+    return out.add_(by_channel(shift_C, x).to(x.dtype))
+
+
+def by_channel(each_C: Tensor, x: Tensor) -> Tensor:
+    """[C] as what goes with x [N, C, …]."""
+    return each_C.view([1, -1] + [1] * (x.ndim - 2))
 
 
 class FusedTangents(TorchFunctionMode):

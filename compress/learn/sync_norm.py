@@ -12,62 +12,87 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wmlc.compress.learn.norm_tangent import add_affine_tangents, by_channel
 from wmlc.errors import InputError
 from wmlc.ranks import Ranks
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over processes, whose gradient and whose tangent are sums over processes too."""
+class _Normed(torch.autograd.Function):
+    """Batch norm by the mean and the variance that N numbers a channel have, of which a process holds its own.
+
+        y = γ x̂ + β,  x̂ = (x − μ) r,  ∂y/∂x = γ r (I − 1 1ᵀ / N − x̂ x̂ᵀ / N)
+
+    It is symmetric, as a single process's is (`norm_tangent.py`): what takes a gradient back takes a tangent forward.
+    """
 
     @staticmethod
-    def forward(own: Tensor) -> Tensor:
-        return _summed(own)
+    def forward(
+        ctx: Any, x: Tensor, gain_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, count: int, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, gain_C, mean_C, variance_C)
+        ctx.save_for_forward(x, gain_C, mean_C, variance_C)
+        ctx.count, ctx.eps = count, eps
+        y, _, _ = torch.native_batch_norm(x, gain_C, bias_C, mean_C, variance_C, False, 0.0, eps)
+        return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *_through(ctx, gradient), None, None, None, None
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return _summed(tangent)
+    def jvp(ctx: Any, x: Tensor | None, gain_C: Tensor | None, bias_C: Tensor | None, *_: Any) -> Tensor:
+        at, _, mean_C, variance_C = ctx.saved_tensors
+        out = torch.zeros_like(at) if x is None else _through(ctx, x)[0]
+        return add_affine_tangents(out, at, mean_C, torch.rsqrt(variance_C + ctx.eps), gain_C, bias_C)
 
 
-def _summed(own: Tensor) -> Tensor:
-    import torch.distributed as dist
+def _through(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """∂y/∂x times what is given for all processes' x or y; and the own numbers' Σ x̂ · given and Σ given, [C]."""
+    x, gain_C, mean_C, variance_C = ctx.saved_tensors
+    out, along_C, sum_C = torch.ops.aten.native_batch_norm_backward(
+        given, x, gain_C, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
+    )
+    all_along_C, all_sum_C = _summed(torch.stack([along_C, sum_C])) / ctx.count
+    rate_C = torch.rsqrt(variance_C + ctx.eps)
+    tilt_C = gain_C * rate_C * rate_C * all_along_C
+    out.addcmul_(x, by_channel(-tilt_C, x)).add_(by_channel(tilt_C * mean_C - gain_C * rate_C * all_sum_C, x))
+    return out, along_C, sum_C
 
-    total = own.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+
+def _summed(total: Tensor) -> Tensor:
+    torch.distributed.all_reduce(total)
     return total
 
 
+def _gathered(own_2C: Tensor, processes: int) -> Tensor:
+    """What each process has, [R, 2, C], as a sum with nothing in the others' places."""
+    all_R2C = own_2C.new_zeros(processes, *own_2C.shape)
+    all_R2C[torch.distributed.get_rank()] = own_2C
+    return _summed(all_R2C)
+
+
 class _Synced(_BatchNorm):
-    """Batch norm that in training takes mean and deviation over all processes' images; as many on each."""
+    """Batch norm that in training takes mean and deviation over all processes' images; as many on each.
+
+    One message a layer forward, and one back.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        dims = [dim for dim in range(input.ndim) if dim != 1]
-        shape = [1, -1] + [1] * (input.ndim - 2)
         now = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        count = now.numel() // now.shape[1] * torch.distributed.get_world_size()
-        mean_C = _Sum.apply(now.sum(dims)) / count
-        away = now - mean_C.view(shape)
-        variance_C = _Sum.apply(away.square().sum(dims)) / count
+        processes = torch.distributed.get_world_size()
+        count = now.numel() // now.shape[1] * processes
+        mean_C, variance_C = _mean_and_variance(now.detach(), processes)
         if self.track_running_stats:
-            self._learn(mean_C.detach(), variance_C.detach() * (count / max(count - 1, 1)))
-        scale_C = torch.rsqrt(variance_C + self.eps)
-        if self.weight is not None:
-            scale_C = scale_C * self.weight
-        out = away * scale_C.view(shape)
-        if self.bias is not None:
-            out = out + self.bias.view(shape)
-        return out.to(input.dtype)
+            self._learn(mean_C, variance_C * (count / max(count - 1, 1)))
+        gain_C = torch.ones_like(mean_C) if self.weight is None else self.weight
+        bias_C = torch.zeros_like(mean_C) if self.bias is None else self.bias
+        return _Normed.apply(now, gain_C, bias_C, mean_C, variance_C, count, self.eps).to(input.dtype)
 
     @torch.no_grad()
     def _learn(self, mean_C: Tensor, variance_C: Tensor) -> None:
@@ -77,6 +102,16 @@ class _Synced(_BatchNorm):
         share = 1 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
         self.running_mean.add_(share * (mean_C - self.running_mean))
         self.running_var.add_(share * (variance_C - self.running_var))
+
+
+def _mean_and_variance(own: Tensor, processes: int) -> tuple[Tensor, Tensor]:
+    """Of all processes' numbers, a channel, [C]: within the processes, and between their means."""
+    dims = [dim for dim in range(own.ndim) if dim != 1]
+    own_mean_C = own.mean(dims)
+    own_variance_C = (own - by_channel(own_mean_C, own)).square_().mean(dims)
+    mean_RC, variance_RC = _gathered(torch.stack([own_mean_C, own_variance_C]), processes).unbind(1)
+    mean_C = mean_RC.mean(0)
+    return mean_C, variance_RC.mean(0) + (mean_RC - mean_C).square().mean(0)
 
 
 class _Synced1d(_Synced, nn.BatchNorm1d):
