@@ -14,7 +14,7 @@ from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.milliseconds import Priced
-from wmlc.console import digits, say
+from wmlc.console import digits, say, say_aside
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
@@ -64,7 +64,7 @@ def plan_for_latency(
         if budget_ms > full.ms:
             raise InputError(
                 f"peer {peer} may take {budget_ms:.3g} ms, and the whole network takes {full.ms:.3g} ms here: nothing "
-                "has to be cut; ask for less"
+                "has to be cut; allow less than that"
             )
     chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
     alone = _cut_by_macs(scored, asked, network, clock, [1 - budget_ms / full.ms for budget_ms in budgets_ms])
@@ -96,9 +96,16 @@ def _trials(
             guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
             measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
         trials = replace(trials, plans=[*trials.plans, *measured])
+        _tell(trials)
         if trials.are_near() or not plans:
             break
     return trials
+
+
+def _tell(trials: Trials) -> None:
+    """How near the best plan is so far."""
+    took = [f"{digits(own.took.ms)} of {digits(ms)}" for own, ms in zip(trials.best(), trials.budgets_ms, strict=True)]
+    say_aside(f"plans timed as whole networks: {len(trials.plans)}; ms of budget, the best so far: {', '.join(took)}")
 
 
 def _candidates(
@@ -112,7 +119,7 @@ def _candidates(
     for beside in BESIDE:
         aims_ms = trials.next_aims_ms(beside)
         try:
-            counts = _counts_within(scored, asked, trials.budgets_ms, aims_ms, whole_ms, precision)
+            counts = _counts_within(scored, asked, trials, aims_ms, whole_ms, precision)
         except OutOfReachError:
             if not beside and not trials.are_within():
                 raise
@@ -130,7 +137,7 @@ def _files_in(at: EngineAt) -> str:
 
 
 def _counts_within(
-    scored: Scored, asked: Asked, budgets_ms: Sequence[float], aims_ms: Sequence[float], whole_ms: float, precision: str
+    scored: Scored, asked: Asked, trials: Trials, aims_ms: Sequence[float], whole_ms: float, precision: str
 ) -> list[np.ndarray]:
     """The units of peers of which the table says at most these aims, or the fastest, where those are within budgets.
 
@@ -138,7 +145,7 @@ def _counts_within(
     of their time what their budgets do not miss. Args: what the whole network takes. Raises `OutOfReachError` in
     milliseconds of budgets, of which aims are a little less.
     """
-    full_ms = scored.size(scored.graph.full, LATENCY)
+    budgets_ms, full_ms = trials.budgets_ms, scored.size(scored.graph.full, LATENCY)
     asked_ms = [
         full_ms if budget_ms == whole_ms else own_ms for budget_ms, own_ms in zip(budgets_ms, aims_ms, strict=True)
     ]
@@ -166,7 +173,8 @@ def _counts_within(
     if refused is None:
         raise last
     first, like, least_ms = refused
-    words = too_slow(scored, like, first.peer, budgets_ms[first.peer - 1], least_ms, precision=precision)
+    by = "what was measured" if trials.plans else "the table"
+    words = too_slow(scored, like, first.peer, budgets_ms[first.peer - 1], least_ms, precision=precision, by=by)
     raise OutOfReachError(words, first.peer, first.reach)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from wmlc import run as runs
 from wmlc.compress.begin import check_epochs, check_free, make_run, open_for_start, print_start, together
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import settle
+from wmlc.compress.config import settle, trained_ratios
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
@@ -30,6 +30,7 @@ from wmlc.compress.latency import Clock, Clocks, print_plan, ratios_of
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
+from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
 from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare, settle_teacher, trained_peers
 from wmlc.compress.rate import find_rate
@@ -91,7 +92,11 @@ def _train_as_asked(
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
     if {"ratios", "max_latency_ms"} <= asked.keys():
         raise InputError("--ratios and --max-latency-ms say each how small peers shall be; pass one of them")
+    if asked.get("ratio_of", LATENCY) != LATENCY and "max_latency_ms" in asked:
+        raise InputError("--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them")
     config = choose_config(recipe, asked)
+    for words in _without_effect(asked, config, ranks):
+        note(words)
     if needs_caller(config.arch):
         named_by_caller(config.arch)
     if wanted.dry_run:
@@ -103,6 +108,16 @@ def _train_as_asked(
         resume_run(Run(root), ranks)
     else:
         start_run(config, root, wanted.force, command, clocks, ranks)
+
+
+def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks) -> list[str]:
+    """What was asked for in so many words, and changes nothing in this run."""
+    learned = reweighs(METHODS[config.method], len(trained_ratios(config)), config.teacher == "frozen")
+    idle = [f"--{name.replace('_', '-')}" for name in ("weight_lr", "reweigh_every") if name in asked and not learned]
+    said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
+    if asked.get("sync_bn") and ranks.count == 1:
+        said.append("--sync-bn without effect: there is one process")
+    return said
 
 
 def _begun_by_this_launch(root: Path) -> bool:

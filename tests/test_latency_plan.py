@@ -131,7 +131,7 @@ def test_a_budget_above_the_whole_network_is_refused() -> None:
     full_ms = clock.true_ms(NETWORK, NETWORK.full)
     assert str(refused.value) == (
         f"peer 2 may take {1.1 * full_ms:.3g} ms, and the whole network takes {full_ms:.3g} ms here: nothing has to be "
-        "cut; ask for less"
+        "cut; allow less than that"
     )
 
 
@@ -150,8 +150,8 @@ def test_out_of_reach_says_how_low_it_goes_and_what_would_do() -> None:
     with pytest.raises(OutOfReachError) as refused:
         planned(clock, (0.5 * least_ms / full_ms, 0.9))
     assert str(refused.value) == (
-        f"peer 1 cannot come down to {0.5 * least_ms:.3g} ms under --share none: it takes {least_ms:.3g} ms at the least "
-        "(no layer may lose more than 90%); ask for less; narrower widths (--divisor 2) or other arithmetic "
+        f"peer 1 cannot come down to {0.5 * least_ms:.3g} ms under --share none: it takes {least_ms:.3g} ms at the least, "
+        "by the table (no layer may lose more than 90%); allow more; narrower widths (--divisor 2) or other arithmetic "
         "(--latency-precision int8) may do, measured apart"
     )
 
@@ -162,7 +162,7 @@ def test_another_share_is_named_where_that_would_do() -> None:
         planned(clock, (0.3, 0.95), share="layer2")
     said = str(refused.value)
     assert said.startswith("peer 1 cannot come down to ") and "under --share layer2: it takes " in said
-    assert "ask for less, or pass " in said and "--share none" in said
+    assert "allow more, or pass " in said and "--share none" in said
     assert "\n" not in said
     assert planned(clock, (0.3, 0.95), share="none").peers, "and it does"
 
@@ -170,7 +170,7 @@ def test_another_share_is_named_where_that_would_do() -> None:
 @pytest.mark.parametrize("divisor, precision, ways", [
     (1, "fp32", "; other arithmetic (--latency-precision int8) may do, measured apart"),
     (4, "int8", "; narrower widths (--divisor 2) may do, measured apart"),
-    (1, "int8", "ask for less"),
+    (1, "int8", "allow more"),
 ])  # fmt: skip
 def test_what_is_in_force_already_is_not_advised(divisor: int, precision: str, ways: str) -> None:
     clock = FakeClock(layer_ms, as_the_table, replace(AT, precision=precision))
@@ -186,7 +186,7 @@ def test_out_of_reach_counts_in_measured_milliseconds() -> None:
     with pytest.raises(OutOfReachError) as refused:
         plan_for_latency(scored_by(clock), asked(1), NETWORK, clock, [1.1 * least_ms])
     assert f"to {1.1 * least_ms:.3g} ms" in str(refused.value)
-    assert f"it takes {1.2 * least_ms:.3g} ms at the least" in str(refused.value)
+    assert f"it takes {1.2 * least_ms:.3g} ms at the least, by what was measured" in str(refused.value)
 
 
 def test_a_budget_just_above_the_least_is_met() -> None:

@@ -178,6 +178,10 @@ def test_a_dry_run_of_what_is_out_of_reach_is_one_line(monkeypatch: pytest.Monke
             ["--max-latency-ms", "3", "--ratios", "0.5"],
             "--ratios and --max-latency-ms say each how small peers shall be; pass one of them",
         ),
+        (
+            ["--max-latency-ms", "3", "--ratio-of", "macs"],
+            "--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them",
+        ),
         (["--max-latency-ms", "0"], "max_latency_ms must be 1 to 8 numbers of milliseconds above 0, got [0.0]"),
         (
             ["--max-latency-ms", "3,-1"],

@@ -20,6 +20,7 @@ from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.models.zoo import build_network
+from wmlc.ranks import SOLO, Ranks
 from wmlc.run import Run, data_config, read_config, read_epochs, read_family
 
 
@@ -152,3 +153,14 @@ def test_prune_finetune_chooses_its_steps_by_what_they_cost(tmp_path: Path) -> N
     assert sum(epoch.training_macs for epoch in read_epochs(run, "family")) == 3 * 64 * settings.steps * cut
     assert unpruned.training_macs == 3 * 64 * an_epoch * full  # for the epochs that were asked for
     assert len(read_epochs(run, "family")) == -(-settings.steps // an_epoch)
+
+
+def test_what_changes_nothing_in_this_run_is_said() -> None:
+    asked = {"method": "independent", "weight_lr": 0.5, "reweigh_every": 5, "sync_bn": True}
+    assert session._without_effect(asked, settle(asked), SOLO) == [
+        "--weight-lr and --reweigh-every without effect: independent learns no weights here",
+        "--sync-bn without effect: there is one process",
+    ]
+    asked["method"] = "wml"
+    assert session._without_effect(asked, settle(asked), Ranks(0, 2)) == []
+    assert session._without_effect({}, settle({"method": "independent"}), SOLO) == []

@@ -43,7 +43,7 @@ def choose_torch_device(device: str) -> str:
 
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
-        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu, or a GPU machine")
+        raise InputError("cuda was asked for, but torch sees no CUDA GPU; choose cpu, or a GPU machine")
     return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 

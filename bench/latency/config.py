@@ -60,7 +60,7 @@ class LatencyConfig:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if engine_class(self.engine).takes == NETWORK and self.precision != "fp32":
             raise InputError(
-                f"the engine {self.engine} runs networks as they are trained, in fp32; leave out precision"
+                f"the engine {self.engine} runs networks as they are trained, in fp32, and not in {self.precision}"
             )
         cpus = len(allowed_cpus())
         check_sizes("threads", [self.threads], cpus, f"the {cpus} CPUs there are")

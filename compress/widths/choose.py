@@ -269,18 +269,18 @@ def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, achieved: float)
 
 def too_slow(
     scored: Scored, asked: Asked, peer: int, wanted_ms: float, least_ms: float, advise: bool = True,
-    precision: str = "fp32",
+    precision: str = "fp32", by: str = "the table",
 ) -> str:  # fmt: skip
     """That a latency is out of reach, how low it goes, and what would do.
 
-    Args: the `precision` of the files that are timed, "" where the engine runs no files.
+    Args: the `precision` of the files that are timed, "" where the engine runs no files; what the lowest is known `by`.
     """
     ways = [f"narrower widths (--divisor {asked.divisor // 2})"] * (asked.divisor > 1)
     ways += ["other arithmetic (--latency-precision int8)"] * (precision not in ("int8", ""))
     return (
         f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes {least_ms:.3g} ms "
-        f"at the least (no layer may lose more than {P_UP:.0%}); "
-        + (_advice(scored, asked) if advise else "ask for less")
+        f"at the least, by {by} (no layer may lose more than {P_UP:.0%}); "
+        + (_advice(scored, asked) if advise else "allow more")
         + f"; {' or '.join(ways)} may do, measured apart" * (advise and bool(ways))
     )
 
@@ -300,4 +300,5 @@ def _advice(scored: Scored, asked: Asked) -> str:
         ways += [f"--trunk-ratio {trunk:g}"] if trunk else []
     if asked.share != "none":
         ways += [f"--share {s}" for s in share_choices(scored.stages) if s != asked.share and works(share=s)]
-    return f"ask for less, or pass {' or '.join(ways)}" if ways else "ask for less"
+    less = "allow more" if asked.ratio_of == LATENCY else "ask for less"
+    return f"{less}, or pass {' or '.join(ways)}" if ways else less
