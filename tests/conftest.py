@@ -230,14 +230,16 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return copy
 
 
-def pytest_collection_finish() -> None:
+def pytest_configure() -> None:
     """Let Python's garbage collector leave alone what is imported: half a million objects that stay to the end.
 
     It went through them anew every few tests, a twentieth of the time that all take; a forked process copied them.
     """
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
