@@ -14,7 +14,7 @@ from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.milliseconds import Priced
-from wmlc.console import digits, say, say_aside
+from wmlc.console import digits, note, say
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
@@ -105,7 +105,7 @@ def _trials(
 def _tell(trials: Trials) -> None:
     """How near the best plan is so far."""
     took = [f"{digits(own.took.ms)} of {digits(ms)}" for own, ms in zip(trials.best(), trials.budgets_ms, strict=True)]
-    say_aside(f"plans timed as whole networks: {len(trials.plans)}; ms of budget, the best so far: {', '.join(took)}")
+    note(f"plans timed as whole networks: {len(trials.plans)}; ms of budget, the best so far: {', '.join(took)}")
 
 
 def _candidates(

@@ -42,12 +42,16 @@ def macs_of(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """Parameters and MACs of the whole network for one image [C, H, W]; nothing is computed, on the meta device."""
+    with torch.no_grad(), without_fast_attention(), _NormsAsTheyCome(), MacCounter() as counter:
+        on_meta(network)(torch.empty(1, *input_shape, device="meta"))
+    return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode on the meta device; no weight is copied for it."""
     memo: dict[int, Any] = {id(own): nn.Parameter(own.to("meta"), False) for own in network.parameters()}
     memo |= {id(own): own.to("meta") for own in network.buffers()}
-    walked = copy.deepcopy(network, memo).eval()
-    with torch.no_grad(), without_fast_attention(), _NormsAsTheyCome(), MacCounter() as counter:
-        walked(torch.empty(1, *input_shape, device="meta"))
-    return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)
+    return copy.deepcopy(network, memo).eval()
 
 
 class _NormsAsTheyCome(TorchFunctionMode):

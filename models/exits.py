@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 from wmlc.errors import InputError
+from wmlc.models.cost import on_meta
 from wmlc.models.flow import CLASSIFIER, FEATURES
 
 MARK = "-exit"  # resnet20-exit1 is a resnet20 that ends after its stage1
@@ -74,7 +74,7 @@ def _output_sizes(network: nn.Sequential, input_shape: tuple[int, int, int]) -> 
     now, sizes = torch.empty(1, *input_shape, device="meta"), {}
     with torch.no_grad():
         for name, stage in network.named_children():
-            parts = copy.deepcopy(stage).to("meta").eval()
+            parts = on_meta(stage)
             *layers, last = parts.children() if name == "head" else [parts]
             for layer in layers:
                 now = layer(now)

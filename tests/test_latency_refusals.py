@@ -38,7 +38,9 @@ def test_what_cannot_be_measured_is_one_line(option: str, value: str, said: str,
 
 
 def test_torch_runs_what_was_trained() -> None:
-    with pytest.raises(InputError, match="the engine torch runs networks as they are trained, in fp32, and not in"):
+    with pytest.raises(
+        InputError, match="the engine torch runs networks as they are trained, in fp32, and not in int8"
+    ):
         LatencyConfig(engine="torch", precision="int8")
 
 

@@ -261,7 +261,7 @@ def test_a_table_of_other_widths_is_measured_anew(
     with clock_in(copied) as clock:
         assert clock.table(NETWORK).levels == measured.table.levels
     assert len(started.visited) == ROUNDS * WIDTHS
-    assert "measuring anew measuring " in " ".join(capsys.readouterr().err.split())
+    assert "is of other widths; measuring anew measuring " in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_another_network_has_shown_is_not_measured_again(

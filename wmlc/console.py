@@ -47,11 +47,6 @@ def say(text: str, style: str = "") -> None:
     out.print(visible(text), markup=False, style=style or None)
 
 
-def say_aside(text: str) -> None:
-    """What is being done, to standard error: standard output may be JSON's."""
-    err.print(visible(text), markup=False)
-
-
 def say_exactly(text: str) -> None:
     """JSON or CSV to standard output, letter by letter, for another program."""
     print(_HALVES.sub(lambda found: ascii(found[0])[1:-1], text), file=out.file)

@@ -24,7 +24,7 @@ from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.latency.table import widest_interval, with_points
 from wmlc.bench.latency.visits import seat_for, tells_layers, time_by_turns, visitor
 from wmlc.bench.pictures import made_up_pixels
-from wmlc.console import note, progress, say_aside
+from wmlc.console import note, progress
 from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.files import user_cache
 from wmlc.models.resizable import Resizable
@@ -151,9 +151,7 @@ class EngineClock:
             classes=network.classes, input_shape=network.input_shape, divisor=network.divisor,
             levels=_levels(network), layers=list(network.layers), **vars(provenance()),
         )  # fmt: skip
-        say_aside(
-            f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}"
-        )
+        note(f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}")
         wanted, before, start = _wanted(network, designs_DG, shapes, known), table.seconds, time.monotonic()
         written = start
         try:
