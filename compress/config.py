@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlc.compress.budgets import LATENCY, with_budgets
+from wmlc.compress.budgets import LATENCY, SENSITIVITY, with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS, kind_and_place
@@ -26,7 +26,7 @@ CHOICES = {
     "feature_loss": ("none", *FEATURE_TERMS),
     "saliency": ("snip", "synflow", "grasp"),
     "rank": ("magnitude", "taylor", "random"),
-    "budget": ("snip", "synflow", "grasp", "taylor", "uniform"),
+    "budget": ("snip", "synflow", "grasp", "taylor", "uniform", SENSITIVITY),
     "teacher": ("frozen", "trained", "none"),
     "as_long_as": tuple(METHODS),
     "weigh": ("peers", "sources"),

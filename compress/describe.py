@@ -13,10 +13,11 @@ from torch import nn
 from wmlc.compress.config import sharing, trained_ratios
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
-from wmlc.compress.prepare import Prepared, asked_of, budget_of, rank_of
+from wmlc.compress.prepare import Prepared, asked_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
+from wmlc.compress.worth import budget_of, rank_of
 from wmlc.console import UNKNOWN, say
 from wmlc.models.stages import whole_name
 from wmlc.records import Epoch, Phase

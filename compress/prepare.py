@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_teacher
@@ -22,18 +18,13 @@ from wmlc.compress.widths.choose import (
     Asked,
     PeerWidths,
     Scored,
-    budgeted_by,
     choose_widths,
-    ranked_by,
-    score_channels,
 )
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
-from wmlc.compress.widths.proof import read_channels
-from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.resizable import resizable
-from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.tree import Partition, sharing_tree
+from wmlc.compress.worth import Images, budget_of, measure_sensitivity, rank, score
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import is_foreign
@@ -43,17 +34,6 @@ from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
 from wmlc.records import Branch, DataRecord, LatencyPlan
 from wmlc.settings import TrainConfig
-
-TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024
-
-
-class Images(Protocol):
-    """The part of a data set that a family is prepared from."""
-
-    @property
-    def record(self) -> DataRecord: ...
-
-    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -97,14 +77,14 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
     config = settle_teacher(config, made)
-    scored = device.ranks.of_first(lambda: _scored(made, config, data))
+    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None))
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
         return Prepared(made.network, scored, widths, family, made)
-    scored, plan = _ranked(scored, made.network, config, data, made.fitted is not None, device), None
+    scored, plan = rank(scored, made.network, config, data, made.fitted is not None, device), None
     if config.ratio_of == LATENCY:
-        scored, plan = _planned(made, scored, config, record, latency, device)
+        scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     if method.cuts_trained:
         return replace(_cut_apart(made, scored, config), plan=plan)
@@ -112,14 +92,13 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
 
 
 def _planned(
-    made: Made, scored: Scored, config: TrainConfig, record: DataRecord, latency: Clock | LatencyPlan | None,
-    device: Device,
+    made: Made, scored: Scored, config: TrainConfig, data: Images, latency: Clock | LatencyPlan | None, device: Device
 ) -> tuple[Scored, LatencyPlan]:  # fmt: skip
     """`scored` with the widths that `config` asks latencies of: as planned before, or chosen and measured now.
 
     Rank 0 measures.
     """
-    asked, unpriced = asked_of(config), scored
+    asked, unpriced, record = asked_of(config), scored, data.record
 
     def planned() -> tuple[Scored, LatencyPlan]:
         if isinstance(latency, LatencyPlan):
@@ -128,6 +107,7 @@ def _planned(
             raise InputError("ratios of a latency need an engine to measure it in; train with 'wmlc train'")
         network = resizable_of(made, unpriced.graph, config, record.input_shape, len(record.class_names))
         with_prices = priced(unpriced, network, latency.table(network))
+        with_prices = measure_sensitivity(with_prices, made.network, config, data)
         return with_prices, plan_for_latency(with_prices, asked, network, latency, config.max_latency_ms)
 
     scored, plan = device.ranks.of_first(planned)
@@ -245,7 +225,7 @@ def make_full(
 def cut_anew(prepared: Prepared, trained: nn.Sequential, config: TrainConfig, data: Images, device: Device) -> Prepared:
     """`prepared` with the peers cut from its full network as it is once `trained`: of the same widths."""
     made = replace(prepared.made, network=trained)
-    return _cut_apart(made, _ranked(prepared.scored, trained, config, data, True, device), config)
+    return _cut_apart(made, rank(prepared.scored, trained, config, data, True, device), config)
 
 
 def _cut_apart(made: Made, scored: Scored, config: TrainConfig) -> Prepared:
@@ -262,69 +242,6 @@ def asked_of(config: TrainConfig) -> Asked:
         uniform=budget_of(config) == "uniform",
         near=config.start is not None,  # published runs without a start were rounded without
     )  # fmt: skip
-
-
-def budget_of(config: TrainConfig) -> str:
-    """The value of `--budget` in force."""
-    trained = config.start is not None or METHODS[config.method].cuts_trained
-    return config.budget or ("uniform" if trained else config.saliency)
-
-
-def rank_of(config: TrainConfig) -> str:
-    """The value of `--rank` in force; a saliency's name where weights are random and none was asked for."""
-    trained = config.start is not None or METHODS[config.method].cuts_trained
-    return config.rank or ("magnitude" if trained else config.saliency)
-
-
-def _scored(made: Made, config: TrainConfig, data: Images) -> Scored:
-    """The channel graph of the full network, with what its layers are worth to the budget in force.
-
-    The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
-    saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
-    """
-    full, stages, small = made.network, list(dict(made.network.named_children())), data.record.small
-    graph, budget = read_channels(full, data.record.input_shape), budget_of(config)
-    if config.start is not None and budget == "uniform":
-        return Scored(graph, np.ones(len(graph.layers)), [], stages)
-    images, labels = next(iter(data.train_batches(min(config.batch_size, 128 if small else 32), epoch=0)))
-
-    def by_saliency(kind: str) -> Scored:
-        return score_channels(graph, parameter_saliency(full, images, labels, kind), kind, stages)
-
-    scored = by_saliency(config.saliency)
-    if budget == "taylor":
-        return budgeted_by(scored, _taylor(graph, full, config, data, made.fitted is not None))
-    if budget in (config.saliency, "uniform"):
-        return scored
-    return replace(scored, layer_importance=by_saliency(budget).layer_importance)
-
-
-def _ranked(
-    scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool, device: Device
-) -> Scored:
-    """`scored`, its channels in the order of the rank in force, by the weights of `network`, `trained` or not.
-
-    As rank 0 finds it: all that widths follow from is the same in each process then.
-    """
-    ranked = device.ranks.of_first(lambda: _in_order(scored, network, config, data, trained).channel_rank)
-    return replace(scored, channel_rank=ranked)
-
-
-def _in_order(scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> Scored:
-    graph, rank = scored.graph, rank_of(config)
-    if rank == "magnitude":
-        return ranked_by(scored, group_magnitude(network, graph))
-    if rank == "taylor":
-        return ranked_by(scored, _taylor(graph, network, config, data, trained))
-    if rank == "random":
-        return ranked_by(scored, random_scores(graph, torch.Generator().manual_seed(config.seed)))
-    return scored
-
-
-def _taylor(graph: ChannelGraph, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> list[Tensor]:
-    """First-order Taylor of each unit over a few training batches, the same for every call."""
-    batches = data.train_batches(min(config.batch_size, 128 if data.record.small else 32), epoch=0)
-    return group_taylor(network, graph, itertools.islice(batches, TAYLOR_BATCHES), trained)
 
 
 def family_of_one(full: nn.Sequential) -> PeerFamily:

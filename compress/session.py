@@ -32,10 +32,11 @@ from wmlc.compress.learn.place import Device, check_compiler, choose_device
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
-from wmlc.compress.prepare import Images, Prepared, family_of_one, prepare, settle_teacher, trained_peers
+from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teacher, trained_peers
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
+from wmlc.compress.worth import Images
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in

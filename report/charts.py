@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wmlc.report.palette import ALARM, DASHES, GREY
-from wmlc.report.series import LayerRow, Lines, Point, ScenarioBar, WidthBar
+from wmlc.report.series import GroupBar, LayerRow, Lines, Point, ScenarioBar, WidthBar
 from wmlc.stats import pareto_front
 
 Spec = dict[str, Any]
@@ -127,6 +127,23 @@ def widths_chart(bars: Sequence[WidthBar], domain: Sequence[str]) -> Spec:
         "xOffset": {"field": "who", "type": "nominal", "sort": present, "scale": {"paddingInner": 0.08}},
     }
     return {**_frame(290), "data": {"values": [vars(bar) for bar in bars]}, "encoding": shared, "layer": layers}
+
+
+def sensitivity_chart(bars: Sequence[GroupBar]) -> Spec:
+    """A bar a channel group: what the answers lose by about half of it; at its end, what the peers keep."""
+    order, most = [bar.group for bar in bars], max(bar.nats for bar in bars)
+    y = {"field": "group", "type": "nominal", "sort": order, "title": None, "axis": {"ticks": False, "labelLimit": 190}}
+    x = {"field": "nats", "type": "quantitative", "title": "nats an image", "scale": {"domainMax": 1.25 * most or 1}}
+    tips = [_tip("group", "channel group"), _tip("nats", "nats", ".3f"), _tip("kept", "kept by the peers")]
+    layers: list[Spec] = [
+        {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": {"x": x, "tooltip": tips}},
+        {
+            "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11},
+            "encoding": {"x": x, "text": {"field": "kept"}},
+        },
+    ]
+    data = {"values": [vars(bar) for bar in bars]}
+    return {**_frame(20 * len(bars)), "data": data, "encoding": {"y": y}, "layer": layers}
 
 
 def profile_chart(layers: Sequence[LayerRow], name: str, domain: Sequence[str], who: str) -> Spec:

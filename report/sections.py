@@ -190,10 +190,16 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
 def widths_section(runs: Sequence[TrainedRun]) -> Section:
     """Channels a stage as bars for each network."""
     caption = "Mean over a stage's layers; the line spans its narrowest to its widest."
+    lost = "KL divergence by about half of a channel group alone; beside it, what each peer keeps, the smallest first."
     shown = [
         Chart(f"widths{key}", f"{name}Channels a stage", {"": charts.widths_chart(bars, network_names(run))}, caption)
         for run, key, name in _keyed(runs)
         if (bars := series.width_bars(run))
+    ]
+    shown += [
+        Chart(f"sensitivity{key}", f"{name}What the start's answers lose", {"": charts.sensitivity_chart(groups)}, lost)
+        for run, key, name in _keyed(runs)
+        if (groups := series.group_bars(run))
     ]
     return Section("widths", "Widths", charts=shown)
 

@@ -74,6 +74,15 @@ class WidthBar:
 
 
 @dataclass(frozen=True)
+class GroupBar:
+    """What a start's answers lose by about half of a channel group, and what peers keep of it."""
+
+    group: str
+    nats: float
+    kept: str
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """A layer's two times, and in words what stands beside them."""
 
@@ -236,6 +245,21 @@ def width_bars(run: TrainedRun) -> list[WidthBar]:
         for peer in run.family.peers
         for stage, channels in peer.stage_channels.items()
         if channels
+    ]
+
+
+def group_bars(run: TrainedRun) -> list[GroupBar]:
+    """A bar a channel group of a run whose widths were chosen by its start's answers, in the network's order."""
+    plan = run.family.latency
+    if plan is None:
+        return []
+    return [
+        GroupBar(
+            group=own.group,
+            nats=own.by_half,
+            kept=f"{', '.join(str(peer.counts[own.group]) for peer in plan.peers)} of {own.units[-1]}",
+        )
+        for own in plan.sensitivity
     ]
 
 

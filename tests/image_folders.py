@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from wmlc.data import Data, DataConfig, open_data
@@ -26,3 +27,19 @@ def make_folder(root: Path, train: int = 10, test: int = 3, size: tuple[int, int
 
 def open_folder(root: Path, **options: Any) -> Data:
     return open_data(DataConfig(root=root, **{"name": "imagefolder", "workers": 0, **options}))
+
+
+def read_part(folder: Path) -> torch.Tensor:
+    """uint8 [N, H, W, C] in the order of sorted paths."""
+    arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def to_pixels(images_NCHW: torch.Tensor, data: Data) -> torch.Tensor:
+    """Undo `normalise`: uint8 [N, H, W, C]."""
+    mean, std = torch.tensor(data.record.mean), torch.tensor(data.record.std)
+    return ((images_NCHW.permute(0, 2, 3, 1) * std + mean) * 255).round().to(torch.uint8)
+
+
+def rows(pixels_NHWC: torch.Tensor) -> set[bytes]:
+    return {pixels.numpy().tobytes() for pixels in pixels_NHWC}

@@ -22,7 +22,7 @@ from wmlc.bench.engines.machine import read_environment
 from wmlc.bench.rows import make_rows
 from wmlc.cli import main
 from wmlc.errors import InputError
-from wmlc.records import Bench, Environment, Interval, LatencyPlan, Row
+from wmlc.records import Bench, Environment, Interval, LatencyPlan, Row, Sensitivity
 from wmlc.report.compare import compare_runs
 from wmlc.report.headline import headline
 from wmlc.report.listing import print_runs
@@ -198,6 +198,18 @@ def test_the_page_has_the_plan(tmp_path: Path) -> None:
         "of the budget": "99.0%", "speed-up": "1.68", "MACs": "400", "of all MACs": "40.0%", "cut by MACs, ms": "0.720",
     }  # fmt: skip
     assert (table[1]["budget, ms"], table[1]["of the budget"]) == ("none", "–")
+
+
+def test_the_page_draws_what_the_starts_answers_lose(tmp_path: Path) -> None:
+    def charts_of(plan: LatencyPlan) -> dict[str, Any]:
+        (run,) = read_runs([run_with(tmp_path / f"run{len(plan.sensitivity)}", plan)], with_bench=False)
+        shown = {section.key: section for section in all_sections([run])}
+        return {chart.key: chart.choices[""] for chart in shown["widths"].charts}
+
+    assert "sensitivity" not in charts_of(made_plan((0.6, 0.8)))
+    lost = [Sensitivity(group="stem", units=[4, 8, 12, 16], nats=[0.9, 0.5, 0.1, 0.0])]
+    chart = charts_of(replace(made_plan((0.6, 0.8)), sensitivity=lost))["sensitivity"]
+    assert chart["data"]["values"] == [{"group": "stem", "nats": 0.5, "kept": "8, 8 of 16"}]
 
 
 def test_the_page_says_whether_the_bench_found_budgets_met(tmp_path: Path) -> None:

@@ -13,30 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_folders import make_folder, open_folder
+from image_folders import make_folder, open_folder, read_part, rows, to_pixels
 from PIL import Image
 
-from wmlc.data import Data, DataConfig, normalise, open_data, room
+from wmlc.data import DataConfig, normalise, open_data, room
 from wmlc.data.files import FileData
 from wmlc.data.memory import MemoryData
 from wmlc.errors import InputError
 from wmlc.ranks import Ranks
-
-
-def read_part(folder: Path) -> torch.Tensor:
-    """uint8 [N, H, W, C] in the order of sorted paths."""
-    arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
-    return torch.from_numpy(np.stack(arrays))
-
-
-def to_pixels(images_NCHW: torch.Tensor, data: Data) -> torch.Tensor:
-    """Undo `normalise`: uint8 [N, H, W, C]."""
-    mean, std = torch.tensor(data.record.mean), torch.tensor(data.record.std)
-    return ((images_NCHW.permute(0, 2, 3, 1) * std + mean) * 255).round().to(torch.uint8)
-
-
-def rows(pixels_NHWC: torch.Tensor) -> set[bytes]:
-    return {pixels.numpy().tobytes() for pixels in pixels_NHWC}
 
 
 def all_of(batches: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,6 +144,25 @@ def test_train_images_takes_the_same_subset_for_the_same_seed(tmp_path):
     assert first.record.train + first.record.held_out == 10
     assert torch.equal(first.train_pixels(9), again.train_pixels(9))
     assert rows(first.train_pixels(9)) != rows(other.train_pixels(9))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 70)], ids=["in memory", "from files"])
+def test_a_sample_is_spread_over_all_images_and_the_same_for_every_seed(tmp_path: Path, size: tuple[int, int]) -> None:
+    make_folder(tmp_path, size=size)  # twenty, of two classes one after the other
+    first, other = (open_folder(tmp_path, seed=seed, held_out=0.3) for seed in (0, 1))
+    assert rows(first.train_pixels(14)) != rows(other.train_pixels(14))
+    batches = [to_pixels(own, first) for own in first.sample_batches(4, 2)]
+    again = [to_pixels(own, other) for own in other.sample_batches(4, 2)]
+    assert [len(own) for own in batches] == [4, 4]
+    assert all(torch.equal(own, one) for own, one in zip(batches, again, strict=True))
+    if size == (8, 8):
+        part = read_part(tmp_path / "train")
+        wanted = [part[[0, 5, 10, 15]], part[[2, 7, 12, 17]]]
+        assert all(torch.equal(own, one) for own, one in zip(batches, wanted, strict=True))
+    assert [len(own) for own in first.sample_batches(16, 2)] == [20], "too few for two batches"
+    few = open_folder(tmp_path, train_images=10, seed=0, held_out=0.3)
+    sampled = rows(to_pixels(torch.cat(list(few.sample_batches(5, 9))), few))
+    assert len(sampled) == 10 and rows(few.train_pixels(7)) <= sampled
 
 
 def test_held_out_walk_visits_all_once_a_pass_and_depends_on_its_arguments_only(tmp_path):

@@ -53,3 +53,16 @@ def test_an_engine_that_nothing_is_measured_in_is_no_setting(other: dict[str, An
         f"give max_latency_ms or ratio_of latency" + ("; images a step are batch_size" if "batch" in other else "")
     )
     assert settle({**other, "ratio_of": "latency"})
+
+
+@pytest.mark.parametrize(
+    "other", [{"start": "net.pt"}, {"ratio_of": "latency"}, {"ratio_of": "macs", "start": "net.pt"}]
+)
+def test_sensitivity_is_of_a_start_and_for_milliseconds(other: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as refused:
+        settle({**other, "budget": "sensitivity"})
+    assert str(refused.value) == (
+        "budget sensitivity is by what the answers of a start lose, for milliseconds; give a start, and max_latency_ms "
+        "or ratio_of latency, or choose another budget"
+    )
+    settle({"start": "net.pt", "max_latency_ms": (2.0,), "budget": "sensitivity"})

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 import wmlc
 from wmlc.cli import main
+from wmlc.compress.budgets import SENSITIVITY
 from wmlc.compress.config import CHOICES, settle
 from wmlc.compress.learn.place import Device
-from wmlc.compress.prepare import TAYLOR_BATCHES, Prepared, budget_of, cut_anew, prepare, rank_of
+from wmlc.compress.prepare import Prepared, cut_anew, prepare
 from wmlc.compress.widths.budget import NEAR, choose_counts
 from wmlc.compress.widths.choose import Asked, Scored, budgeted_by, choose_widths
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
+from wmlc.compress.worth import TAYLOR_BATCHES, budget_of, rank_of
 from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.models.zoo import build_network
@@ -237,6 +239,8 @@ def test_random_channels_of_a_network_at_hand_follow_torchs_seed() -> None:
 def test_what_is_in_force_by_default(start: str) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({}, "snip", "snip"), ({"saliency": "grasp"}, "grasp", "grasp"), ({"start": start}, "magnitude", "uniform"),
+        ({"start": start, "ratio_of": "latency"}, "magnitude", SENSITIVITY), ({"ratio_of": "latency"}, "snip", "snip"),
+        ({"start": start, "max_latency_ms": (1.0,), "budget": "uniform"}, "magnitude", "uniform"),
         ({"method": "prune-finetune"}, "magnitude", "uniform"), ({"budget": "taylor"}, "snip", "taylor"),
         ({"rank": "random", "start": start, "budget": "snip"}, "random", "snip"),
     ]  # fmt: skip
@@ -248,7 +252,7 @@ def test_what_is_in_force_by_default(start: str) -> None:
 # Budgets
 
 
-@pytest.mark.parametrize("budget", CHOICES["budget"])
+@pytest.mark.parametrize("budget", sorted(set(CHOICES["budget"]) - {SENSITIVITY}))  # which is of milliseconds
 def test_every_budget_reaches_the_ratios_and_leaves_the_order_of_channels(budget: str, start: str) -> None:
     usual = prepared(start=start, ratios=(0.6, 0.3), share="none", divisor=1)
     net = prepared(start=start, ratios=(0.6, 0.3), share="none", divisor=1, budget=budget)

@@ -143,9 +143,11 @@ class TrainConfig:
         role="family", group=FAMILY, shown="magnitude of trained weights, the saliency of random ones",
     )  # fmt: skip
     budget: str | None = setting(
-        None, "How much each layer loses: the more, the less its snip, synflow, grasp or taylor scores add up to; or "
-        "uniform, every layer the same share.",
-        role="family", group=FAMILY, shown="uniform of trained weights, the saliency's of random ones",
+        None, "How much each layer loses: the more, the less its snip, synflow, grasp or taylor scores add up to; "
+        "uniform, every layer the same share; or sensitivity, the more, the less a start's answers lose by it, within "
+        "milliseconds.",
+        role="family", group=FAMILY,
+        shown="sensitivity of a start for milliseconds, else uniform of trained weights, the saliency's of random ones",
     )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",

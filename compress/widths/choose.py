@@ -21,6 +21,7 @@ from wmlc.errors import InputError
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
 EVENNESS = 4  # the power of full / kept that a layer loses: at 1 some layers give nearly all, at 8 all give alike
+TIE = 1e-5  # of evenness beside sensitivity: enough to choose between groups that lose nothing
 TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was asked for
 
 
@@ -45,6 +46,7 @@ class Scored:
     stages: list[str]
     priced: Priced | None = None  # what widths cost in milliseconds, where ratios are of those
     planned: Planned | None = None  # widths that were chosen before
+    sensitivity: list[np.ndarray] | None = None  # per group, what answers lose at each of the levels of `priced` [K]
 
     def size(self, counts_G: np.ndarray, unit: str) -> float:
         """Parameters, MACs or, by a table, milliseconds of the network when the groups keep these counts."""
@@ -245,16 +247,20 @@ def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
     """What each group is worth at each of its levels [K]: every layer that makes it loses (full / kept)^4 − 1.
 
     So what is left of a layer is worth the more the less that is, and no layer gives much more than the others for a
-    little of the time. Layers count by their importance, or all alike where the budgets are `uniform`.
+    little of the time. Layers count by their importance, or all alike where the budgets are `uniform`. Where it was
+    measured what answers lose by narrower groups, that is what they are worth, and the above but breaks ties.
     """
     assert scored.priced is not None
     graph = scored.graph
     importance_L = np.ones(len(graph.layers)) if uniform else scored.layer_importance
     worth_G = importance_L @ (graph.rows > 0)
-    return [
+    even = [
         worth / worth_G.sum() * (1 - (group.units / np.array(levels, dtype=float)) ** EVENNESS)
         for worth, group, levels in zip(worth_G, graph.groups, scored.priced.levels, strict=True)
     ]
+    if scored.sensitivity is None or not (most := sum(float(lost_K.max()) for lost_K in scored.sensitivity)):
+        return even
+    return [TIE * own_K - lost_K / most for own_K, lost_K in zip(even, scored.sensitivity, strict=True)]
 
 
 def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, achieved: float) -> PeerWidths:

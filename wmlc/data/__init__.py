@@ -58,6 +58,12 @@ class Data(Protocol):
     def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch, shuffled and augmented: a pure function of the config's seed and `epoch`."""
 
+    def sample_batches(self, batch_size: int, count: int) -> Iterator[Tensor]:
+        """Up to `count` batches of images that are not for testing, each evenly spread over all of them, not augmented.
+
+        The same for every seed, unless `train_images` draws some by it. Without labels; in each process all of them.
+        """
+
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images in order, not augmented, the last partial batch included."""
 

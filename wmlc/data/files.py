@@ -42,6 +42,11 @@ class FileData(Batches):
         for pixels_BHWC, labels_B in self._train_decoder.batches(places, batch_size):
             yield self._finish(pixels_BHWC, labels_B)
 
+    def sample_batches(self, batch_size: int, count: int) -> Iterator[Tensor]:
+        for places in self._parts.spread(batch_size, count):
+            for pixels_BHWC, labels_B in self._train_decoder.batches(places.tolist(), len(places)):
+                yield self._finish(pixels_BHWC, labels_B)[0]
+
     def held_out_batch(self, batch_size: int, index: int) -> tuple[Tensor, Tensor]:
         chosen = self._parts.split[1][self._ranks.own_of_batch(self._parts.held_out_order(batch_size, index))]
         # Threads, as large images decode outside Python's lock, and workers would be started for one batch.

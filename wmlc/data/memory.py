@@ -32,6 +32,11 @@ class MemoryData(Batches):
     def statistics(self) -> Normalisation:
         return self._parts.statistics(self._train[0].split(1024))
 
+    def sample_batches(self, batch_size: int, count: int) -> Iterator[Tensor]:
+        train = self._parts.train
+        for places in self._parts.spread(batch_size, count):
+            yield self._finish(self._pixels(train, places, self._home), train.labels_N[places])[0]
+
     def held_out_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._in_order(*self._held_out, batch_size)
 

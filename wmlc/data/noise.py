@@ -5,6 +5,7 @@ B batch, C channels, H height, W width
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ class NoiseData:
             labels_B = torch.randint(len(self.record.class_names), (count,), generator=draw)
             channels_last = images_BCHW.contiguous(memory_format=torch.channels_last)
             yield channels_last.to(self._device), labels_B.to(self._device)
+
+    def sample_batches(self, batch_size: int, count: int) -> Iterator[Tensor]:
+        """The first `count` of `train_batches`, without their classes."""
+        for images_BCHW, _ in itertools.islice(self.train_batches(batch_size, epoch=0), count):
+            yield images_BCHW
 
 
 def stand_in(config: DataConfig, device: torch.device | str) -> NoiseData | None:

@@ -16,7 +16,7 @@ import torch
 
 from wmlc.console import note
 from wmlc.data.broken import without_broken
-from wmlc.data.decode import Layout, own_layout, read_layout
+from wmlc.data.decode import Layout, own_layout, read_layout, spread
 from wmlc.data.normalisation import Normalisation, for_channels
 from wmlc.data.sources import SETS, DataConfig, Part, refuse_empty_classes
 from wmlc.errors import InputError
@@ -96,6 +96,16 @@ class Parts:
         if count > len(self.split[0]):
             have = len(self.split[0])
             raise InputError(f"{count} training images were asked for, there are {have}; ask for fewer")
+
+    def spread(self, batch_size: int, count: int) -> list[Tensor]:
+        """Places in train of up to `count` batches, each evenly spread over the images trained on and held out.
+
+        Of fewer images than a batch has, all are one.
+        """
+        either = torch.cat(self.split).sort().values
+        places = either[spread(len(either), batch_size * count)]
+        batches = max(1, len(places) // batch_size)
+        return [places[place::batches] for place in range(batches)]
 
     def held_out_order(self, batch_size: int, index: int) -> Tensor:
         """Which of the held-out images make the `index`-th batch of an endless walk, reshuffled at each pass."""

@@ -112,12 +112,27 @@ class PeerLatency(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sensitivity(Record):
+    """What a trained network's answers lose where one channel group alone keeps so many units."""
+
+    group: str
+    units: list[Size]  # ascending; the last are all
+    nats: list[Amount]  # an image, at each of them
+
+    @property
+    def by_half(self) -> float:
+        """Nats that are lost where about half of the units stay."""
+        return self.nats[min(range(len(self.units)), key=lambda k: abs(2 * self.units[k] - self.units[-1]))]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyPlan(Record):
     """Peers chosen for a latency."""
 
     at: EngineAt
     full_ms: Positive  # the unpruned network's
     peers: list[PeerLatency]
+    sensitivity: list[Sensitivity] = field(default_factory=list)  # if widths were chosen by it
 
     @property
     def budgets_ms(self) -> dict[int, float]:

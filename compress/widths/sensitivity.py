@@ -1,0 +1,112 @@
+"""What a trained network's answers lose where one channel group is narrower: measured group by group.
+
+Weights and gradients do not tell it: what a residual block adds to its stream is often small, and all of it can go,
+while a block that halves the images has no way around it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmlc.compress.widths.choose import Scored
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.console import note, progress
+
+EVERY = 2  # levels of a group, the narrowest first, of which one is measured
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[Tensor]) -> Scored:
+    """`scored`, each group worth what the answers of the trained `network` lose where it is narrower.
+
+        s_g(k) = max(0, E_x KL(p(x) ‖ p_gk(x)) − E_x KL(p(x) ‖ p_full(x)))      nats an image
+
+    p are the network's answers, p_gk those with the first k units of group g by rank and all of the others, p_full
+    those of all units. Batch norm of the latter two takes the batch's own means and deviations: its running ones are of
+    channels that are gone, and a few steps of training mend that first (Li et al., EagleEye, ECCV 2020). Every second
+    level is measured, those between are interpolated over log(full / k), and no narrower level loses less. Sensitivity
+    of layers one by one is Li et al.'s (ICLR 2017, section 3.2), who measure top-1.
+
+    Args: `scored` has the prices whose levels are measured; `batches` of images float32 [B, C, H, W], normalised.
+    """
+    assert scored.priced is not None
+    graph, levels, losses = scored.graph, scored.priced.levels, []
+    measured = [own[:-1:EVERY] for own in levels]
+    count = sum(map(len, measured))
+    note(
+        f"sensitivity: what {sum(map(len, batches))} images' answers lose by {len(levels)} channel groups, each at "
+        f"up to {max(map(len, measured), default=0)} narrower widths"
+    )
+    answers = _Answers(network, scored.stages, batches)
+    with progress("sensitivity", count, "networks") as advance:
+        for place, (group, tried) in enumerate(zip(graph.groups, measured, strict=True)):
+            found = {levels[place][-1]: 0.0}
+            for units in tried:
+                kept = {own.root: rank for own, rank in zip(graph.groups, scored.channel_rank, strict=True)}
+                kept[group.root] = kept[group.root][:units].sort().values
+                cut = cut_channels(network, graph.groups, kept)
+                found[units] = answers.lost_by(cut, min(map(scored.stages.index, group.stages)))
+                advance(1)
+            losses.append(_curve(found, levels[place]))
+    return replace(scored, sensitivity=losses)
+
+
+def _curve(found: dict[int, float], levels: Sequence[int]) -> np.ndarray:
+    """The loss at all `levels` [K] by that at some of them, the last among these; falling."""
+    known = sorted(found)
+    rising = np.maximum.accumulate([max(0.0, found[units]) for units in reversed(known)])
+    narrowed = np.log(levels[-1] / np.array(known[::-1], dtype=float))
+    return np.interp(np.log(levels[-1] / np.array(levels, dtype=float)), narrowed, rising)
+
+
+class _Answers:
+    """A network's answers to a few images, and what comes to each of its stages where batch norm goes by the batch."""
+
+    def __init__(self, network: nn.Sequential, stages: Sequence[str], batches: Sequence[Tensor]) -> None:
+        own = copy.deepcopy(network).eval()
+        self.log_probabilities = [own(images).log_softmax(1) for images in batches]
+        self.inputs: list[list[Tensor]] = []  # of each batch, of each stage
+        self.stages, whole = list(stages), list[Tensor]()
+        _by_the_batch(own)
+        for images in batches:
+            inputs, at = list[Tensor](), images
+            for stage in self.stages:
+                inputs.append(at)
+                at = own.get_submodule(stage)(copy.deepcopy(at))
+            self.inputs.append(inputs)
+            whole.append(at)
+        self.unchanged = self._divergence(whole)
+
+    def lost_by(self, cut: nn.Module, first: int) -> float:
+        """By how much more its answers differ than those of all units do; it is cut from its `first` stage on."""
+        _by_the_batch(cut.eval())
+        found = []
+        for inputs in self.inputs:
+            at = copy.deepcopy(inputs[first])  # whose stage may work in place
+            for stage in self.stages[first:]:
+                at = cut.get_submodule(stage)(at)
+            found.append(at)
+        return self._divergence(found) - self.unchanged
+
+    def _divergence(self, answers: Sequence[Tensor]) -> float:
+        """The mean KL divergence from the network's own answers, in nats."""
+        total = sum(
+            float(F.kl_div(found.log_softmax(1), own, log_target=True, reduction="sum"))
+            for found, own in zip(answers, self.log_probabilities, strict=True)
+        )
+        return total / sum(map(len, answers))
+
+
+def _by_the_batch(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, _Norm):
+            module.train()

@@ -1,0 +1,116 @@
+"""What layers and channels are worth to the choice of widths: `--budget`, `--rank` and `--saliency`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wmlc.compress.budgets import LATENCY, SENSITIVITY
+from wmlc.compress.learn.methods import METHODS
+from wmlc.compress.learn.place import Device
+from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
+from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
+from wmlc.compress.widths.saliency import parameter_saliency
+from wmlc.compress.widths.sensitivity import with_sensitivity
+from wmlc.records import DataRecord
+from wmlc.settings import TrainConfig
+
+SENSITIVITY_BATCHES = 2  # whose answers are compared where groups are narrower: of small images 256, else 64
+TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024
+
+
+class Images(Protocol):
+    """The part of a data set that a family is prepared from."""
+
+    @property
+    def record(self) -> DataRecord: ...
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def sample_batches(self, batch_size: int, count: int) -> Iterator[Tensor]: ...
+
+
+def budget_of(config: TrainConfig) -> str:
+    """The value of `--budget` in force."""
+    if config.budget is None and config.start is not None and config.ratio_of == LATENCY:
+        return SENSITIVITY
+    trained = config.start is not None or METHODS[config.method].cuts_trained
+    return config.budget or ("uniform" if trained else config.saliency)
+
+
+def rank_of(config: TrainConfig) -> str:
+    """The value of `--rank` in force; a saliency's name where weights are random and none was asked for."""
+    trained = config.start is not None or METHODS[config.method].cuts_trained
+    return config.rank or ("magnitude" if trained else config.saliency)
+
+
+def score(full: nn.Sequential, config: TrainConfig, data: Images, trained: bool) -> Scored:
+    """The channel graph of the full network, `trained` or not, with what its layers are worth to the budget in force.
+
+    The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
+    saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
+    """
+    stages = list(dict(full.named_children()))
+    graph, budget = read_channels(full, data.record.input_shape), budget_of(config)
+    if config.start is not None and budget in ("uniform", SENSITIVITY):
+        return Scored(graph, np.ones(len(graph.layers)), [], stages)
+    images, labels = next(iter(data.train_batches(_batch_size(config, data), epoch=0)))
+
+    def by_saliency(kind: str) -> Scored:
+        return score_channels(graph, parameter_saliency(full, images, labels, kind), kind, stages)
+
+    scored = by_saliency(config.saliency)
+    if budget == "taylor":
+        return budgeted_by(scored, _taylor(graph, full, config, data, trained))
+    if budget in (config.saliency, "uniform"):
+        return scored
+    return replace(scored, layer_importance=by_saliency(budget).layer_importance)
+
+
+def rank(
+    scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool, device: Device
+) -> Scored:
+    """`scored`, its channels in the order of the rank in force, by the weights of `network`, `trained` or not.
+
+    As rank 0 finds it: all that widths follow from is the same in each process then.
+    """
+    ranked = device.ranks.of_first(lambda: _in_order(scored, network, config, data, trained).channel_rank)
+    return replace(scored, channel_rank=ranked)
+
+
+def _in_order(scored: Scored, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> Scored:
+    graph, kind = scored.graph, rank_of(config)
+    if kind == "magnitude":
+        return ranked_by(scored, group_magnitude(network, graph))
+    if kind == "taylor":
+        return ranked_by(scored, _taylor(graph, network, config, data, trained))
+    if kind == "random":
+        return ranked_by(scored, random_scores(graph, torch.Generator().manual_seed(config.seed)))
+    return scored
+
+
+def _taylor(graph: ChannelGraph, network: nn.Module, config: TrainConfig, data: Images, trained: bool) -> list[Tensor]:
+    """First-order Taylor of each unit over a few training batches, the same for every call."""
+    batches = data.train_batches(_batch_size(config, data), epoch=0)
+    return group_taylor(network, graph, itertools.islice(batches, TAYLOR_BATCHES), trained)
+
+
+def _batch_size(config: TrainConfig, data: Images) -> int:
+    """Of the batches that tell what something is worth: of small images 128, else 32."""
+    return min(config.batch_size, 128 if data.record.small else 32)
+
+
+def measure_sensitivity(scored: Scored, network: nn.Sequential, config: TrainConfig, data: Images) -> Scored:
+    """`scored` with what the answers of the full network lose by narrower groups, if that is the budget in force."""
+    if budget_of(config) != SENSITIVITY:
+        return scored
+    batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)
+    return with_sensitivity(scored, network, list(batches))

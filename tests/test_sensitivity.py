@@ -1,0 +1,147 @@
+"""Widths by what a trained network's answers lose, group by group, against whole cut networks. Takes 5 s."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hand_networks import conv
+from resizables import FakeClock
+from torch import Tensor, nn
+
+from wmlc.compress.budgets import LATENCY
+from wmlc.compress.latency import plan_for_latency, priced, print_plan
+from wmlc.compress.widths.choose import Asked, Scored
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude
+from wmlc.compress.widths.resizable import resizable
+from wmlc.compress.widths.sensitivity import EVERY, with_sensitivity
+from wmlc.models.resizable import Resizable
+
+SHAPE, CLASSES, WIDTH = (3, 8, 8), 5, 16
+
+
+class Block(nn.Module):
+    """What a residual block adds, which is nothing where it is `idle`; begins in place, and has dropout."""
+
+    def __init__(self, idle: bool) -> None:
+        super().__init__()
+        self.begin, self.one, self.norm = nn.ReLU(inplace=True), conv(WIDTH, WIDTH), nn.BatchNorm2d(WIDTH)
+        self.two, self.last, self.drop = conv(WIDTH, WIDTH), nn.BatchNorm2d(WIDTH), nn.Dropout(0.5)
+        if idle:
+            nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.begin(x)
+        return x + self.last(self.two(self.drop(F.relu(self.norm(self.one(x))))))
+
+
+def network(norms: bool = True) -> nn.Sequential:
+    """Four stages, whose batch norms keep something else than what a batch has."""
+    torch.manual_seed(0)
+    made = nn.Sequential()
+    made.add_module("stem", nn.Sequential(conv(3, WIDTH), nn.BatchNorm2d(WIDTH)))
+    made.add_module("busy", Block(idle=False))
+    made.add_module("idle", Block(idle=True))
+    made.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, CLASSES)))
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, 0, 0.3)
+            module.running_mean = 0.3 * torch.randn(WIDTH)
+            module.running_var = 0.5 + torch.rand(WIDTH)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 1)
+    return made.eval()
+
+
+BATCHES = [torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+CLOCK = FakeClock(lambda place, into, out: 0.01 + 1e-3 * into * out, lambda counts_G, ms: ms)
+
+
+def scored(made: nn.Sequential) -> tuple[Scored, Resizable]:
+    graph = read_channels(made, SHAPE)
+    sizes = resizable(made, graph, SHAPE, CLASSES, 2, "own")
+    ranks = [own.argsort(descending=True) for own in group_magnitude(made, graph)]
+    plain = Scored(graph, np.ones(len(graph.layers)), ranks, list(dict(made.named_children())))
+    return priced(plain, sizes, CLOCK.table(sizes)), sizes
+
+
+def by_the_batch(made: nn.Module) -> nn.Module:
+    for module in made.modules():
+        module.train(isinstance(module, nn.BatchNorm2d))
+    return made
+
+
+@torch.no_grad()
+def divergence(found: nn.Module, true: nn.Module) -> float:
+    """The mean of Σ p log(p / q), as it is written."""
+    each = []
+    for images in BATCHES:
+        p, q = true(images.clone()).softmax(1).double(), found(images.clone()).softmax(1).double()
+        each.append((p * (p / q).log()).sum(1))
+    return float(torch.cat(each).mean())
+
+
+def test_losses_are_those_of_whole_cut_networks() -> None:
+    made = network()
+    before = copy.deepcopy(made.state_dict())
+    own, _ = scored(made)
+    own = with_sensitivity(own, made, BATCHES)
+    unchanged = divergence(by_the_batch(copy.deepcopy(made)), made)
+    assert unchanged > 0.01 and own.priced is not None and own.sensitivity is not None
+    for place, (group, levels) in enumerate(zip(own.graph.groups, own.priced.levels, strict=True)):
+        rising = 0.0
+        for units in reversed(levels[:-1:EVERY]):
+            counts = [len(rank) for rank in own.channel_rank]
+            counts[place] = units
+            kept = {
+                each.root: rank[:count].sort().values
+                for each, rank, count in zip(own.graph.groups, own.channel_rank, counts, strict=True)
+            }
+            cut = by_the_batch(cut_channels(made, own.graph.groups, kept))
+            rising = max(rising, divergence(cut, made) - unchanged)
+            assert own.sensitivity[place][levels.index(units)] == pytest.approx(rising, abs=1e-5), (group.root, units)
+        losses_K = own.sensitivity[place]
+        assert losses_K[-1] == 0 and (np.diff(losses_K) <= 0).all()
+        assert losses_K[1] <= (losses_K[0] + losses_K[2]) / 2 + 1e-12  # between them over log(full / k): convex
+    assert not any(module.training for module in made.modules())
+    assert all(torch.equal(before[name], now) for name, now in made.state_dict().items())
+
+
+def test_what_a_block_does_not_add_goes_first_and_the_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    made = network()
+    even, sizes = scored(made)
+    own = with_sensitivity(even, made, BATCHES)
+    (full,) = CLOCK.time(sizes, [sizes.full])
+    asked = Asked((0.4,), "none", LATENCY, divisor=2, uniform=True)
+    alike, by_answers = (plan_for_latency(each, asked, sizes, CLOCK, [0.6 * full.ms]) for each in (even, own))
+    assert not alike.sensitivity
+    (before,), (now,) = alike.peers, by_answers.peers
+    assert before.counts["busy.one"] - before.counts["idle.one"] in (-2, 0, 2)
+    assert now.counts["idle.one"] == 2 and now.counts["busy.one"] >= before.counts["busy.one"]
+    assert now.counts["stem.0"] > before.counts["stem.0"]
+    lost = {each.group: each for each in by_answers.sensitivity}
+    assert lost["idle.one"].nats == [0.0] * 8 and lost["idle.one"].units == list(sizes.levels[2])
+    assert min(lost["busy.one"].nats[0], lost["stem.0"].nats[0]) > 0.01
+    capsys.readouterr()
+    print_plan(by_answers, own.graph)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "by about half of a group's channels: most stem.0 " in said and said.endswith("; least idle.one 0")
+    print_plan(alike, own.graph)
+    assert "nats" not in capsys.readouterr().out
+
+
+def test_a_network_whose_answers_never_change_is_cut_evenly() -> None:
+    made = network()
+    nn.init.zeros_(made.get_parameter("head.2.weight"))  # as some make the head for new classes
+    even, sizes = scored(made)
+    own = with_sensitivity(even, made, BATCHES)
+    assert own.sensitivity is not None and not any(losses_K.any() for losses_K in own.sensitivity)
+    (full,) = CLOCK.time(sizes, [sizes.full])
+    asked = Asked((0.4,), "none", LATENCY, divisor=2, uniform=True)
+    plans = [plan_for_latency(each, asked, sizes, CLOCK, [0.6 * full.ms]) for each in (even, own)]
+    assert plans[0].peers == plans[1].peers
