@@ -17,11 +17,10 @@ ENGINE_SETTINGS = ("engine", "latency_precision", "latency_device", "threads", "
 
 def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
     """`config` with a ratio for each latency that peers may have, the smallest first; what they are is told later."""
-    if config.budget == SENSITIVITY and not (config.start and (config.ratio_of == LATENCY or config.max_latency_ms)):
-        raise InputError(
-            "budget sensitivity is by what the answers of a start lose, for milliseconds; give a start, and "
-            "max_latency_ms or ratio_of latency, or choose another budget"
-        )
+    if config.budget == SENSITIVITY and not config.start:
+        raise InputError("budget sensitivity is by what the answers of a start lose; give a start, or another budget")
+    if config.budget == SENSITIVITY and config.trunk_ratio:
+        raise InputError("trunk_ratio is cut before anything is measured; leave it out, or choose another budget")
     if config.ratio_of != LATENCY and not config.max_latency_ms:
         if idle := [name for name in ENGINE_SETTINGS if getattr(config, name) != getattr(TrainConfig, name)]:
             meant = "; images a step are batch_size" if "batch" in idle else ""

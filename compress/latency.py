@@ -13,7 +13,7 @@ from wmlc.compress.budgets import LATENCY
 from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.compress.widths.milliseconds import Priced
+from wmlc.compress.widths.knapsack import Timed
 from wmlc.console import digits, note, say
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
@@ -47,7 +47,7 @@ Clocks = Callable[[TrainConfig], AbstractContextManager[Clock]]  # that which se
 
 def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
     """`scored` with what widths cost by the table."""
-    return replace(scored, priced=Priced(scored.graph, network.levels, LatencyModel(table)))
+    return replace(scored, priced=Timed(scored.graph, network.levels, LatencyModel(table)))
 
 
 def plan_for_latency(
@@ -97,7 +97,7 @@ def _trials(
         took = iter(clock.time(network, [counts_G for _, counts in plans for counts_G in counts]))
         measured = list[list[Tried]]()
         for aims_ms, counts in plans:
-            costs = [scored.priced.ms(counts_G) for counts_G in counts]
+            costs = [scored.priced.cost(counts_G) for counts_G in counts]
             guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
             measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
         trials = replace(trials, plans=[*trials.plans, *measured])

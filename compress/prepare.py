@@ -86,6 +86,8 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
     if config.ratio_of == LATENCY:
         scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
+    else:
+        scored = device.ranks.of_first(lambda: measure_sensitivity(scored, made.network, config, data))
     if method.cuts_trained:
         return replace(_cut_apart(made, scored, config), plan=plan)
     return replace(cut_before_training(made, scored, config, record, device), plan=plan)

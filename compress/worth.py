@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
+from wmlc.compress.budgets import SENSITIVITY
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
 from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.compress.widths.knapsack import Counted
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
+from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.sensitivity import with_sensitivity
 from wmlc.records import DataRecord
@@ -40,10 +42,11 @@ class Images(Protocol):
 
 def budget_of(config: TrainConfig) -> str:
     """The value of `--budget` in force."""
-    if config.budget is None and config.start is not None and config.ratio_of == LATENCY:
-        return SENSITIVITY
-    trained = config.start is not None or METHODS[config.method].cuts_trained
-    return config.budget or ("uniform" if trained else config.saliency)
+    if config.budget is not None:
+        return config.budget
+    if config.start is not None and not METHODS[config.method].exits:
+        return "uniform" if config.trunk_ratio else SENSITIVITY
+    return "uniform" if METHODS[config.method].cuts_trained else config.saliency
 
 
 def rank_of(config: TrainConfig) -> str:
@@ -109,8 +112,14 @@ def _batch_size(config: TrainConfig, data: Images) -> int:
 
 
 def measure_sensitivity(scored: Scored, network: nn.Sequential, config: TrainConfig, data: Images) -> Scored:
-    """`scored` with what the answers of the full network lose by narrower groups, if that is the budget in force."""
+    """`scored` with what the answers of the full network lose by narrower groups, if that is the budget in force.
+
+    What has no prices yet is priced in what its ratios are of.
+    """
     if budget_of(config) != SENSITIVITY:
         return scored
+    if scored.priced is None:
+        levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
+        scored = replace(scored, priced=Counted(scored.graph, levels, config.ratio_of))
     batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)
     return with_sensitivity(scored, network, list(batches))

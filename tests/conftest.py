@@ -78,6 +78,16 @@ def score_network(arch: str, pixels: int = 8, saliency: str = "snip") -> ScoredN
     return ScoredNetwork(arch, full, shape, score_channels(graph, scores, saliency, list(dict(full.named_children()))))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept on this machine for the next time stays out of the user's cache, and nothing is found there."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """An engine opened in this process sets torch's threads; the next test computes with as many as before."""

@@ -141,7 +141,7 @@ def least_of(clock: FakeClock) -> float:
     assert scored.priced is not None
     with pytest.raises(OutOfReachError) as refused:
         choose_widths(scored, asked(1, ratios=(0.99,)), advise=False)
-    return (1 - refused.value.reach) * scored.priced.ms(scored.graph.full)
+    return (1 - refused.value.reach) * scored.priced.cost(scored.graph.full)
 
 
 def test_out_of_reach_says_how_low_it_goes_and_what_would_do() -> None:

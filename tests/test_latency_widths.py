@@ -12,7 +12,7 @@ from resizables import LayerMs, chain, graph_like, linked_by, table_by
 
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import EVENNESS
-from wmlc.compress.widths.milliseconds import Priced, choose_for_latency, knapsack
+from wmlc.compress.widths.knapsack import Priced, Timed, choose_within, knapsack
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 
@@ -38,7 +38,7 @@ class Instance:
 
     def chosen(self, budget_ms: float, free: tuple[int, ...] | None = None) -> tuple[np.ndarray, float]:
         free_G = np.ones(len(self.full_G), dtype=bool) if free is None else np.isin(np.arange(len(self.full_G)), free)
-        return choose_for_latency(self.priced, self.worth, self.full_G, free_G, budget_ms)
+        return choose_within(self.priced, self.worth, self.full_G, free_G, budget_ms)
 
     def value(self, counts_G: np.ndarray) -> float:
         return sum(float(own[count - 1]) for own, count in zip(self.worth, counts_G, strict=True))
@@ -53,11 +53,11 @@ class Instance:
 
 def instance(network: Resizable, layer_ms: LayerMs, worth: list[np.ndarray]) -> Instance:
     table = table_by(network, layer_ms, overhead_ms=0.1, scale=1.1)
-    priced = Priced(graph_like(network), network.levels, LatencyModel(table))
+    priced = Timed(graph_like(network), network.levels, LatencyModel(table))
     all_NG = np.array(list(itertools.product(*network.levels)))
     worth_N = np.array([sum(own[count - 1] for own, count in zip(worth, each, strict=True)) for each in all_NG])
     return Instance(
-        priced, worth, all_NG, np.array([priced.ms(each) for each in all_NG]), worth_N,
+        priced, worth, all_NG, np.array([priced.cost(each) for each in all_NG]), worth_N,
         np.array([priced.fits(each) for each in all_NG]),
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def test_no_widths_are_worth_more(seed: int, coupled: bool) -> None:
     one = drawn(seed, coupled)
     for share, budget_ms in zip(SHARES, one.budgets(), strict=True):
         counts_G, _ = one.chosen(budget_ms)
-        assert one.priced.ms(counts_G) <= budget_ms and one.priced.fits(counts_G)
+        assert one.priced.cost(counts_G) <= budget_ms and one.priced.fits(counts_G)
         missing, most = one.best(budget_ms) - one.value(counts_G), -one.worth_N.min()
         assert missing <= (1e-9 if share >= TIGHT else LITTLE * most), share
 
@@ -138,10 +138,10 @@ def test_the_least_is_the_least_there_is(seed: int, coupled: bool) -> None:
     """Also where a dear group could only be narrower if a cheap one beside it were wider, for the cap's sake."""
     one = drawn(seed, coupled)
     counts_G, least_ms = one.chosen(0.0)
-    assert one.priced.ms(counts_G) == pytest.approx(least_ms) and one.priced.fits(counts_G)
+    assert one.priced.cost(counts_G) == pytest.approx(least_ms) and one.priced.fits(counts_G)
     assert least_ms == pytest.approx(one.ms_N[one.fits_N].min())
     counts_G, least_ms = one.chosen(least_ms * (1 + 1e-12))
-    assert one.priced.ms(counts_G) == pytest.approx(least_ms), "a budget of just that is met"
+    assert one.priced.cost(counts_G) == pytest.approx(least_ms), "a budget of just that is met"
 
 
 def test_no_layer_loses_more_than_the_cap() -> None:
@@ -159,11 +159,11 @@ def test_groups_that_are_not_free_stay_as_they_are(free: tuple[int, ...]) -> Non
     free_G = np.isin(np.arange(4), free)
     of_these_N = (one.all_NG[:, ~free_G] == start_G[~free_G]).all(1) & one.fits_N
     for budget_ms in np.quantile(one.ms_N[of_these_N], [0.0, 0.3, 0.6, 1.0]):
-        counts_G, _ = choose_for_latency(one.priced, one.worth, start_G, free_G, float(budget_ms))
+        counts_G, _ = choose_within(one.priced, one.worth, start_G, free_G, float(budget_ms))
         assert counts_G[~free_G].tolist() == start_G[~free_G].tolist()
         best = one.worth_N[of_these_N & (one.ms_N <= budget_ms)].max()
-        assert one.value(counts_G) == pytest.approx(best) and one.priced.ms(counts_G) <= budget_ms + 1e-12
-    _, least_ms = choose_for_latency(one.priced, one.worth, start_G, free_G, 0.0)
+        assert one.value(counts_G) == pytest.approx(best) and one.priced.cost(counts_G) <= budget_ms + 1e-12
+    _, least_ms = choose_within(one.priced, one.worth, start_G, free_G, 0.0)
     assert least_ms == pytest.approx(one.ms_N[of_these_N].min())
 
 
@@ -190,7 +190,7 @@ def test_a_concatenation_is_chosen_as_well() -> None:
     one = instance(network, layer_ms, [falling(1), falling(2), falling(1)])
     for budget_ms in one.budgets():
         counts_G, _ = one.chosen(budget_ms)
-        assert one.priced.ms(counts_G) <= budget_ms and one.priced.fits(counts_G)
+        assert one.priced.cost(counts_G) <= budget_ms and one.priced.fits(counts_G)
         assert one.value(counts_G) == pytest.approx(one.best(budget_ms))
 
 
@@ -200,5 +200,5 @@ def test_what_a_group_changes_is_the_difference_of_two_networks() -> None:
     for group, units in itertools.product(range(4), (1, 4, 8)):
         moved_G = counts_G.copy()
         moved_G[group] = units
-        expected = one.priced.ms(moved_G) - one.priced.ms(counts_G)
-        assert one.priced.change_ms(counts_G, moved_G) == pytest.approx(expected)
+        expected = one.priced.cost(moved_G) - one.priced.cost(counts_G)
+        assert one.priced.change(counts_G, moved_G) == pytest.approx(expected)

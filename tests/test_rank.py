@@ -185,7 +185,7 @@ def best(scores: list[Tensor], kept: dict[str, Tensor]) -> list[list[int]]:
 def test_the_best_channels_by_each_rank_stay(start: str) -> None:
     chosen, widths = {}, []
     for rank in CHOICES["rank"]:
-        net = prepared(start=start, ratios=(0.6, 0.3), share="none", rank=rank, divisor=1, seed=7)
+        net = prepared(start=start, ratios=(0.6, 0.3), share="none", rank=rank, budget="uniform", divisor=1, seed=7)
         data = open_data(data_config(settle({"data": "digits", "seed": 7})))
         batches = [batch for batch, _ in zip(data.train_batches(128, epoch=0), range(TAYLOR_BATCHES), strict=False)]
         scores = {
@@ -238,7 +238,8 @@ def test_random_channels_of_a_network_at_hand_follow_torchs_seed() -> None:
 
 def test_what_is_in_force_by_default(start: str) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
-        ({}, "snip", "snip"), ({"saliency": "grasp"}, "grasp", "grasp"), ({"start": start}, "magnitude", "uniform"),
+        ({}, "snip", "snip"), ({"saliency": "grasp"}, "grasp", "grasp"), ({"start": start}, "magnitude", SENSITIVITY),
+        ({"start": start, "trunk_ratio": 0.1, "share": "stage2"}, "magnitude", "uniform"),
         ({"start": start, "ratio_of": "latency"}, "magnitude", SENSITIVITY), ({"ratio_of": "latency"}, "snip", "snip"),
         ({"start": start, "max_latency_ms": (1.0,), "budget": "uniform"}, "magnitude", "uniform"),
         ({"method": "prune-finetune"}, "magnitude", "uniform"), ({"budget": "taylor"}, "snip", "taylor"),
@@ -252,13 +253,13 @@ def test_what_is_in_force_by_default(start: str) -> None:
 # Budgets
 
 
-@pytest.mark.parametrize("budget", sorted(set(CHOICES["budget"]) - {SENSITIVITY}))  # which is of milliseconds
+@pytest.mark.parametrize("budget", CHOICES["budget"])
 def test_every_budget_reaches_the_ratios_and_leaves_the_order_of_channels(budget: str, start: str) -> None:
     usual = prepared(start=start, ratios=(0.6, 0.3), share="none", divisor=1)
     net = prepared(start=start, ratios=(0.6, 0.3), share="none", divisor=1, budget=budget)
     for own in net.widths:
         assert own.achieved_ratio == pytest.approx(own.ratio, abs=0.01)
-    assert (counts(net) == counts(usual)) == (budget == "uniform")
+    assert (counts(net) == counts(usual)) == (budget == SENSITIVITY)
     torch.testing.assert_close(net.scored.channel_rank, usual.scored.channel_rank, rtol=0, atol=0)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.latency import plan_for_latency, priced, print_plan
+from wmlc.compress.widths import sensitivity
 from wmlc.compress.widths.choose import Asked, Scored
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.proof import read_channels
@@ -133,6 +137,42 @@ def test_what_a_block_does_not_add_goes_first_and_the_plan_says_so(capsys: pytes
     assert "by about half of a group's channels: most stem.0 " in said and said.endswith("; least idle.one 0")
     print_plan(alike, own.graph)
     assert "nats" not in capsys.readouterr().out
+
+
+def test_losses_are_measured_once_and_for_these_weights_images_and_channels_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def counted(*args: Any) -> list[np.ndarray]:
+        measured.append(args)
+        return true(*args)
+
+    true = sensitivity._measured
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sensitivity, "_measured", counted)
+
+    def lost(made: nn.Sequential, batches: list[Tensor] = BATCHES, worst_first: bool = False) -> list[list[float]]:
+        own, _ = scored(made)
+        if worst_first:
+            own = replace(own, channel_rank=[rank.flip(0) for rank in own.channel_rank])
+        found = with_sensitivity(own, made, batches).sensitivity
+        assert found is not None
+        return [losses_K.tolist() for losses_K in found]
+
+    first = lost(network())
+    assert lost(network()) == first and len(measured) == 1
+    (file,) = (tmp_path / "wmlc" / "sensitivity").iterdir()
+    file.write_text(file.read_text()[:20])
+    assert lost(network()) == first and len(measured) == 2, "damaged, and made anew"
+    other = network()
+    other.get_parameter("stem.0.weight").data[0, 0, 0, 0] += 1e-3
+    hard = network()  # the same weights, another forward pass
+    hard.get_submodule("busy").begin = nn.Hardtanh(0, 0.5, inplace=True)  # type: ignore[assignment]
+    for again in (lambda: lost(other), lambda: lost(hard), lambda: lost(network(), BATCHES[:1]),
+                  lambda: lost(network(), worst_first=True)):  # fmt: skip
+        before = len(measured)
+        assert again() != first and len(measured) == before + 1
 
 
 def test_a_network_whose_answers_never_change_is_cut_evenly() -> None:

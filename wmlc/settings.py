@@ -144,10 +144,9 @@ class TrainConfig:
     )  # fmt: skip
     budget: str | None = setting(
         None, "How much each layer loses: the more, the less its snip, synflow, grasp or taylor scores add up to; "
-        "uniform, every layer the same share; or sensitivity, the more, the less a start's answers lose by it, within "
-        "milliseconds.",
+        "uniform, every layer the same share; sensitivity, the more, the less a start's answers are measured to lose.",
         role="family", group=FAMILY,
-        shown="sensitivity of a start for milliseconds, else uniform of trained weights, the saliency's of random ones",
+        shown="sensitivity of a start, uniform of what prune-finetune trains, the saliency's of random weights",
     )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",

@@ -13,7 +13,7 @@ from torch import Tensor
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance
-from wmlc.compress.widths.milliseconds import Priced, choose_for_latency
+from wmlc.compress.widths.knapsack import Priced, choose_within
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -44,7 +44,7 @@ class Scored:
     layer_importance: np.ndarray  # [L], positive, relative; what budgets fall with, unless they are uniform
     channel_rank: list[Tensor]  # per group, units from most to least important
     stages: list[str]
-    priced: Priced | None = None  # what widths cost in milliseconds, where ratios are of those
+    priced: Priced | None = None  # what widths cost, where they are chosen by a knapsack
     planned: Planned | None = None  # widths that were chosen before
     sensitivity: list[np.ndarray] | None = None  # per group, what answers lose at each of the levels of `priced` [K]
 
@@ -53,7 +53,7 @@ class Scored:
         if unit != LATENCY:
             return round(float(self.graph.size(counts_G, unit)))
         assert self.priced is not None
-        return self.priced.ms(counts_G)
+        return self.priced.cost(counts_G)
 
     def fitting(self, asked: Asked) -> Planned | None:
         """What is planned of the peers asked for, where that is for the same sharing; not of peers that are not cut."""
@@ -205,8 +205,8 @@ def _counts_of_one(
         trunk_G[g] = bool(group.stages & shared)
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
-    if unit == LATENCY:
-        return _counts_for_latency(scored, counts_G, free_G, ratio, asked.uniform)
+    if unit == LATENCY or (scored.sensitivity is not None and not asked.uniform):
+        return _counts_within(scored, counts_G, free_G, ratio, asked.uniform)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -229,18 +229,16 @@ def _counts_of_one(
     return counts_G, 1 - least / full
 
 
-def _counts_for_latency(
+def _counts_within(
     scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool
 ) -> tuple[np.ndarray, float]:
-    """`_counts_of_one` where a ratio is of milliseconds."""
+    """`_counts_of_one` by a knapsack, where a ratio is of milliseconds or sensitivity was measured."""
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
         return counts_G, ratio
     assert scored.priced is not None
-    full_ms = scored.priced.ms(scored.graph.full)
-    counts_G, least_ms = choose_for_latency(
-        scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full_ms
-    )
-    return counts_G, 1 - least_ms / full_ms
+    full = scored.priced.cost(scored.graph.full)
+    counts_G, least = choose_within(scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full)
+    return counts_G, 1 - least / full
 
 
 def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ while a block that halves the images has no way around it.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from wmlc.compress.widths.choose import Scored
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.console import note, progress
+from wmlc.files import found_once, user_cache
 
+FORM = 1  # of what is kept
 EVERY = 2  # levels of a group, the narrowest first, of which one is measured
 
 _Norm = nn.modules.batchnorm._BatchNorm
@@ -34,19 +37,28 @@ def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[T
     those of all units. Batch norm of the latter two takes the batch's own means and deviations: its running ones are of
     channels that are gone, and a few steps of training mend that first (Li et al., EagleEye, ECCV 2020). Every second
     level is measured, those between are interpolated over log(full / k), and no narrower level loses less. Sensitivity
-    of layers one by one is Li et al.'s (ICLR 2017, section 3.2), who measure top-1.
+    of layers one by one is Li et al.'s (ICLR 2017, section 3.2), who measure top-1. What was measured is kept in the
+    user's cache, for the same weights, images and channels.
 
     Args: `scored` has the prices whose levels are measured; `batches` of images float32 [B, C, H, W], normalised.
     """
+    assert scored.priced is not None
+    answers = _Answers(network, scored.stages, batches)
+    file = user_cache() / "sensitivity" / f"{answers.digest(scored)}.json"
+    lost = found_once(file, lambda: [own.tolist() for own in _measured(scored, network, answers)])
+    return replace(scored, sensitivity=[np.array(own) for own in lost])
+
+
+def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list[np.ndarray]:
+    """The losses of each group at its levels [K]."""
     assert scored.priced is not None
     graph, levels, losses = scored.graph, scored.priced.levels, []
     measured = [own[:-1:EVERY] for own in levels]
     count = sum(map(len, measured))
     note(
-        f"sensitivity: what {sum(map(len, batches))} images' answers lose by {len(levels)} channel groups, each at "
+        f"sensitivity: what {answers.images} images' answers lose by {len(levels)} channel groups, each at "
         f"up to {max(map(len, measured), default=0)} narrower widths"
     )
-    answers = _Answers(network, scored.stages, batches)
     with progress("sensitivity", count, "networks") as advance:
         for place, (group, tried) in enumerate(zip(graph.groups, measured, strict=True)):
             found = {levels[place][-1]: 0.0}
@@ -57,7 +69,7 @@ def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[T
                 found[units] = answers.lost_by(cut, min(map(scored.stages.index, group.stages)))
                 advance(1)
             losses.append(_curve(found, levels[place]))
-    return replace(scored, sensitivity=losses)
+    return losses
 
 
 def _curve(found: dict[int, float], levels: Sequence[int]) -> np.ndarray:
@@ -73,7 +85,9 @@ class _Answers:
 
     def __init__(self, network: nn.Sequential, stages: Sequence[str], batches: Sequence[Tensor]) -> None:
         own = copy.deepcopy(network).eval()
+        self.images = sum(map(len, batches))
         self.log_probabilities = [own(images).log_softmax(1) for images in batches]
+        self.weights = list(network.state_dict().values())
         self.inputs: list[list[Tensor]] = []  # of each batch, of each stage
         self.stages, whole = list(stages), list[Tensor]()
         _by_the_batch(own)
@@ -103,7 +117,16 @@ class _Answers:
             float(F.kl_div(found.log_softmax(1), own, log_target=True, reduction="sum"))
             for found, own in zip(answers, self.log_probabilities, strict=True)
         )
-        return total / sum(map(len, answers))
+        return total / self.images
+
+    def digest(self, scored: Scored) -> str:
+        """Of all that losses hang on: the network's weights and answers, the images, the channels and their order."""
+        assert scored.priced is not None
+        digest = hashlib.sha256(repr((FORM, scored.priced.levels, [own.root for own in scored.graph.groups])).encode())
+        nats = [own.mul(100).round() for own in self.log_probabilities]  # which tell another forward pass
+        for own in (*self.weights, *(inputs[0] for inputs in self.inputs), *nats, *scored.channel_rank):
+            digest.update(own.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
 def _by_the_batch(network: nn.Module) -> None:

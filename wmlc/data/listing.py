@@ -12,7 +12,7 @@ from typing import Any
 
 from wmlc.data.folders import Found, find_pictures
 from wmlc.data.pictures import BETWEEN
-from wmlc.files import new_file, user_cache
+from wmlc.files import found_once, new_file, user_cache
 
 MANY = 20_000  # files, below which a walk is as quick as reading what was kept
 SETTLED_NS = 2 * 10**9  # a folder that changed later than so long before the walk may have changed again since
@@ -67,13 +67,7 @@ class Kept:
 
     def found(self, find_out: Callable[[], Any]) -> Any:
         """What was found out, as JSON holds it; `find_out` anew where nothing is kept, or what is kept is damaged."""
-        try:
-            return json.loads(self._file.read_text(encoding="utf-8", errors="surrogatepass"))
-        except (OSError, ValueError):
-            found = find_out()
-        with contextlib.suppress(OSError), new_file(self._file) as aside:
-            aside.write_text(json.dumps(found), encoding="utf-8", errors="surrogatepass")
-        return found
+        return found_once(self._file, find_out)
 
 
 def _place(kind: str, of: str) -> Path:

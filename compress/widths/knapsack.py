@@ -1,6 +1,6 @@
-"""Widths of all groups that keep the most within a latency: a knapsack over groups, by dynamic programming.
+"""Widths of all groups that keep the most within a budget: a knapsack over groups, by dynamic programming.
 
-A layer's time hangs on the widths of two groups or more, so that no group has a price of its own. The knapsack is
+What a layer costs hangs on the widths of two groups or more, so that no group has a price of its own. The knapsack is
 solved at the prices that hold where it stands, no group going far, and again from there, until nothing is gained; then
 exact exchanges of single steps. With prices that do not hang on each other the first pass is the optimum.
 
@@ -9,6 +9,7 @@ Shape legend: G channel groups, K levels of a group, L layers. A place [G] says 
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,23 +30,53 @@ TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Priced:
-    """A channel graph whose groups have a few levels each, and what any of them cost in milliseconds."""
+class Priced(abc.ABC):
+    """A channel graph whose groups have a few levels each, and what any of them cost."""
 
     graph: ChannelGraph
     levels: tuple[tuple[int, ...], ...]  # units, ascending
-    model: LatencyModel
+
+    @abc.abstractmethod
+    def cost(self, counts_G: np.ndarray) -> float:
+        """Of the whole network at these units."""
+
+    @abc.abstractmethod
+    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
+        """By how much the cost at `moved_G` units is more than at `counts_G`."""
 
     def counts(self, place_G: np.ndarray) -> np.ndarray:
         """Units of a place."""
         return np.array([own[place] for own, place in zip(self.levels, place_G, strict=True)], dtype=int)
 
-    def ms(self, counts_G: np.ndarray) -> float:
-        """The whole network's milliseconds at these units."""
+    def fits(self, counts_G: np.ndarray) -> bool:
+        """Whether every layer keeps what the cap leaves it."""
+        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY
+        return bool((self.graph.layer_sizes(counts_G, "params") >= least_L).all())
+
+
+@dataclass(frozen=True)
+class Counted(Priced):
+    """Priced in parameters or MACs."""
+
+    unit: str  # "params" or "macs"
+
+    def cost(self, counts_G: np.ndarray) -> float:
+        return float(self.graph.size(counts_G, self.unit))
+
+    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
+        return self.cost(moved_G) - self.cost(counts_G)
+
+
+@dataclass(frozen=True)
+class Timed(Priced):
+    """Priced in milliseconds, by a table."""
+
+    model: LatencyModel
+
+    def cost(self, counts_G: np.ndarray) -> float:
         return self.model.whole(sum(self._layers_ms(range(len(self.graph.layers)), counts_G)))
 
-    def change_ms(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
-        """By how much the milliseconds at `moved_G` units are more than at `counts_G`."""
+    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
         changed_G = counts_G != moved_G
         layers = np.flatnonzero(((self.graph.rows != 0) | (self.graph.columns != 0))[:, changed_G].any(1))
         return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
@@ -61,16 +92,11 @@ class Priced:
             for layer in layers
         ]
 
-    def fits(self, counts_G: np.ndarray) -> bool:
-        """Whether every layer keeps what the cap leaves it."""
-        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY
-        return bool((self.graph.layer_sizes(counts_G, "params") >= least_L).all())
 
-
-def choose_for_latency(
-    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget_ms: float
+def choose_within(
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget: float
 ) -> tuple[np.ndarray, float]:  # fmt: skip
-    """The units [G] that are worth most within `budget_ms`, and the least milliseconds that were found.
+    """The units [G] that are worth most within `budget`, and the least cost that was found.
 
     Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
     what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
@@ -78,21 +104,21 @@ def choose_for_latency(
     """
     search = _Search(priced, worth, start_G, free_G)
     lowest_G = search.narrowest()
-    if search.ms(lowest_G) > budget_ms:
+    if search.cost(lowest_G) > budget:
         lowest_G = search.fastest(lowest_G)
-    least_ms = search.ms(lowest_G)
-    place_G = search.evenly(budget_ms, lowest_G)
-    if search.ms(place_G) > budget_ms:
-        return search.counts(lowest_G), least_ms
+    least = search.cost(lowest_G)
+    place_G = search.evenly(budget, lowest_G)
+    if search.cost(place_G) > budget:
+        return search.counts(lowest_G), least
     for _ in range(PASSES):
         for reach in REACHES:
-            moved_G = search.knapsack(place_G, budget_ms, reach)
-            if search.better(moved_G, place_G, budget_ms):
+            moved_G = search.knapsack(place_G, budget, reach)
+            if search.better(moved_G, place_G, budget):
                 place_G = moved_G
                 break
         else:
             break
-    return search.counts(search.exchanged(place_G, budget_ms)), least_ms
+    return search.counts(search.exchanged(place_G, budget)), least
 
 
 class _Search:
@@ -122,15 +148,15 @@ class _Search:
         counts_G[self.free] = self.priced.counts(place_G)[self.free]
         return counts_G
 
-    def ms(self, place_G: np.ndarray) -> float:
-        return self.priced.ms(self.counts(place_G))
+    def cost(self, place_G: np.ndarray) -> float:
+        return self.priced.cost(self.counts(place_G))
 
     def value(self, place_G: np.ndarray) -> float:
         return sum(float(self.worth[group][place_G[group]]) for group in self.free)
 
-    def better(self, place_G: np.ndarray, than_G: np.ndarray, budget_ms: float) -> bool:
+    def better(self, place_G: np.ndarray, than_G: np.ndarray, budget: float) -> bool:
         """Worth more, and within the budget and the cap."""
-        if self.value(place_G) <= self.value(than_G) + TINY or self.ms(place_G) > budget_ms:
+        if self.value(place_G) <= self.value(than_G) + TINY or self.cost(place_G) > budget:
             return False
         return self.priced.fits(self.counts(place_G))
 
@@ -139,11 +165,11 @@ class _Search:
         return self._fitting(np.where(np.isin(np.arange(len(self.last_G)), self.free), 0, self.last_G))
 
     def fastest(self, place_G: np.ndarray) -> np.ndarray:
-        """The place of the least milliseconds, from one on: a group changes, and those beside it give way or follow.
+        """The place of the least cost, from one on: a group changes, and those beside it give way or follow.
 
         The narrowest is not it where the cap holds a dear group's layer by a cheap one, or a kernel dislikes a width.
         """
-        best_ms, changed = self.ms(place_G), True
+        least, changed = self.cost(place_G), True
         while changed:
             changed = False
             for group, level in [(own, level) for own in self.free for level in range(self.last_G[own] + 1)]:
@@ -151,19 +177,19 @@ class _Search:
                 for other in self.free:
                     if self.linked_GG[group, other]:
                         moved_G[other] = self._fastest_level(moved_G, other)
-                if (ms := self.ms(moved_G)) < best_ms - TINY and self.priced.fits(self.counts(moved_G)):
-                    place_G, best_ms, changed = moved_G, ms, True
+                if (cost := self.cost(moved_G)) < least - TINY and self.priced.fits(self.counts(moved_G)):
+                    place_G, least, changed = moved_G, cost, True
         return place_G
 
     def _fastest_level(self, place_G: np.ndarray, group: int) -> int:
         """Of the levels of a group at which the cap holds the one that takes the least; this one if none."""
-        counts_G, best_ms, best = self.counts(place_G), 0.0, int(place_G[group])
+        counts_G, least, best = self.counts(place_G), 0.0, int(place_G[group])
         for level, units in enumerate(self.priced.levels[group]):
             moved_G = counts_G.copy()
             moved_G[group] = units
-            change_ms = self.priced.change_ms(counts_G, moved_G)
-            if change_ms < best_ms - TINY and self.priced.fits(moved_G):
-                best_ms, best = change_ms, level
+            change = self.priced.change(counts_G, moved_G)
+            if change < least - TINY and self.priced.fits(moved_G):
+                least, best = change, level
         return best
 
     def _fitting(self, place_G: np.ndarray, held: int | None = None) -> np.ndarray:
@@ -180,7 +206,7 @@ class _Search:
                 return place_G
             place_G[min(growable, key=lambda g: counts_G[g] / graph.full[g])] += 1
 
-    def evenly(self, budget_ms: float, lowest_G: np.ndarray) -> np.ndarray:
+    def evenly(self, budget: float, lowest_G: np.ndarray) -> np.ndarray:
         """All free groups at about one share of their units, as large as the budget allows; else the lowest."""
         full_G = self.priced.graph.full
         for share in np.linspace(1, 0, 65):
@@ -189,20 +215,20 @@ class _Search:
                 levels = np.array(self.priced.levels[group])
                 wanted = int(np.flatnonzero(levels <= max(share * full_G[group], levels[0]))[-1])
                 place_G[group] = max(wanted, lowest_G[group])
-            if self.ms(place_G) <= budget_ms and self.priced.fits(self.counts(place_G)):
+            if self.cost(place_G) <= budget and self.priced.fits(self.counts(place_G)):
                 return place_G
         return lowest_G
 
-    def knapsack(self, place_G: np.ndarray, budget_ms: float, reach: int) -> np.ndarray:
+    def knapsack(self, place_G: np.ndarray, budget: float, reach: int) -> np.ndarray:
         """The place worth most within `reach` levels of this one, at the prices that hold here."""
         counts_G, choices = self.counts(place_G), []
         for group in self.free:
             near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
             at = [self._with(place_G, group, level) for level in near]
-            prices = [self.priced.change_ms(counts_G, self.counts(moved_G)) for moved_G in at]
+            prices = [self.priced.change(counts_G, self.counts(moved_G)) for moved_G in at]
             choices.append((list(near), np.array(prices), self.worth[group][near]))
         least = sum(float(prices.min()) for _, prices, _ in choices)
-        room = budget_ms - self.priced.ms(counts_G) - least
+        room = budget - self.priced.cost(counts_G) - least
         if room < 0:
             return place_G
         chosen = knapsack([(prices - prices.min(), worths) for _, prices, worths in choices], room)
@@ -211,14 +237,14 @@ class _Search:
             moved_G[group] = levels[index]
         return moved_G
 
-    def exchanged(self, place_G: np.ndarray, budget_ms: float) -> np.ndarray:
+    def exchanged(self, place_G: np.ndarray, budget: float) -> np.ndarray:
         """The place after one group wider, and one wider for another narrower, while any of that gains."""
         pairs = list(itertools.permutations(self.free, 2)) if len(self.free) <= EXCHANGES else []
         moves: list[tuple[tuple[int, int], ...]] = []
         moves += [((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)]
         moves += [((up, a), (down, -b)) for up, down in pairs for a in STEPS for b in STEPS]
         while True:
-            gains, counts_G, ms, value = [], self.counts(place_G), self.ms(place_G), self.value(place_G)
+            gains, counts_G, cost, value = [], self.counts(place_G), self.cost(place_G), self.value(place_G)
             for move in moves:
                 if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in move):
                     moved_G = self._moved(place_G, move)
@@ -226,8 +252,8 @@ class _Search:
                     gains += [(gain, moved_G)] if gain > TINY else []
             for _, moved_G in sorted(gains, key=lambda found: -found[0]):
                 moved_counts_G = self.counts(moved_G)
-                within = ms + self.priced.change_ms(counts_G, moved_counts_G) <= budget_ms
-                if within and self.better(moved_G, place_G, budget_ms):
+                within = cost + self.priced.change(counts_G, moved_counts_G) <= budget
+                if within and self.better(moved_G, place_G, budget):
                     place_G = moved_G
                     break
             else:
