@@ -94,6 +94,8 @@ def _trials(
     trials = Trials(budgets_ms, asked.share == "none", [])
     for _ in range(1 + CORRECTIONS):
         plans = _candidates(scored, asked, trials, whole_ms, _files_in(clock.at))
+        if not plans:
+            break
         took = iter(clock.time(network, [counts_G for _, counts in plans for counts_G in counts]))
         measured = list[list[Tried]]()
         for aims_ms, counts in plans:
@@ -102,7 +104,7 @@ def _trials(
             measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
         trials = replace(trials, plans=[*trials.plans, *measured])
         _tell(trials)
-        if trials.are_near() or not plans:
+        if trials.are_near():
             break
     return trials
 

