@@ -20,14 +20,14 @@ from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scor
 from wmlc.compress.worth import budget_of, rank_of
 from wmlc.console import UNKNOWN, say
 from wmlc.models.stages import whole_name
-from wmlc.records import Epoch, Phase
+from wmlc.records import Epoch, Phase, Sensitivity
 from wmlc.run import peer_name
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.
 SUITED = (("fp32 on AVX2 CPUs", 8), ("fp16 on GPUs", 8), ("fp32 on AVX-512 CPUs", 16), ("int8 on CPUs and GPUs", 32))
-MOST_NAMED = 3  # layers that a line names
+MOST_NAMED = 3  # layers or groups that a line names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,19 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
     )
     Table(["peer", "asked", "got", "params", "MACs", "of full", *stages], rows).show()
     say("channels a stage (* shared): narrowest-widest layer")
+    print_losses(scored.losses)
     for note in family_notes(peers, config):
         say(f"note: {note}")
+
+
+def print_losses(losses: Sequence[Sensitivity]) -> None:
+    """Whose channels matter most and least to a start's answers, if that was measured."""
+    if not losses:
+        return
+    ranked = [f"{own.group} {own.by_half:.2g}" for own in sorted(losses, key=lambda own: own.by_half)]
+    count = max(1, min(MOST_NAMED, len(ranked) // 2))
+    most, least = ", ".join(ranked[: -count - 1 : -1]), ", ".join(ranked[:count])
+    say(f"nats that the start's answers lose by about half of a group's channels: most {most}; least {least}")
 
 
 def print_stages(prepared: Prepared) -> None:

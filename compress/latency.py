@@ -18,13 +18,12 @@ from wmlc.console import digits, note, say
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
-from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, Sensitivity, WholeTime
+from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, WholeTime
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
 CANDIDATES = 3  # plans that a correction measures
-ENDS = 3  # groups that are named, of those whose channels matter most and least
 GIFTS = (0.01, 0.02, 0.03)  # of what a peer aims at, that it may give for one that shares its stages
 
 
@@ -79,10 +78,7 @@ def plan_for_latency(
             )
             for peer, (budget_ms, own, by_macs) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
         ],
-        sensitivity=[
-            Sensitivity(group=group, units=list(units), nats=lost_K.tolist())
-            for group, units, lost_K in zip(network.groups, network.levels, scored.sensitivity or (), strict=False)
-        ],
+        sensitivity=scored.losses,
     )  # fmt: skip
 
 
@@ -228,11 +224,6 @@ def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
     say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
     Table(["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "cut by MACs"], rows).show()
     say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
-    if plan.sensitivity:
-        ranked = [f"{own.group} {own.by_half:.2g}" for own in sorted(plan.sensitivity, key=lambda own: own.by_half)]
-        count = max(1, min(ENDS, len(ranked) // 2))
-        most, least = ", ".join(ranked[: -count - 1 : -1]), ", ".join(ranked[:count])
-        say(f"nats that the start's answers lose by about half of a group's channels: most {most}; least {least}")
     for own in plan.peers:
         if own.ms > own.budget_ms:
             say(f"note: peer {own.peer} takes {own.ms / own.budget_ms - 1:.1%} more than its budget")

@@ -162,6 +162,8 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         }
         if prepared.plan is not None:
             record["latency"] = asdict(prepared.plan)
+        elif prepared.scored.losses:
+            record["sensitivity"] = [asdict(own) for own in prepared.scored.losses]
         say_exactly(json.dumps(record, indent=2))
         return
     print_plan(prepared.plan, prepared.scored.graph)

@@ -17,6 +17,7 @@ from wmlc.compress.widths.knapsack import Priced, choose_within
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
+from wmlc.records import Sensitivity
 
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
@@ -47,6 +48,16 @@ class Scored:
     priced: Priced | None = None  # what widths cost, where they are chosen by a knapsack
     planned: Planned | None = None  # widths that were chosen before
     sensitivity: list[np.ndarray] | None = None  # per group, what answers lose at each of the levels of `priced` [K]
+
+    @property
+    def losses(self) -> list[Sensitivity]:
+        """`sensitivity` as it is recorded; of nothing that was measured nothing."""
+        if self.sensitivity is None or self.priced is None:
+            return []
+        return [
+            Sensitivity(group=group.root, units=list(units), nats=lost_K.tolist())
+            for group, units, lost_K in zip(self.graph.groups, self.priced.levels, self.sensitivity, strict=True)
+        ]
 
     def size(self, counts_G: np.ndarray, unit: str) -> float:
         """Parameters, MACs or, by a table, milliseconds of the network when the groups keep these counts."""
