@@ -124,6 +124,7 @@ def make_run(
     baseline = None if other is None else _matching_baseline(settings, Path(other), data)
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
+        sensitivity=[] if prepared.plan else prepared.scored.losses,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
         processes=device.ranks.count, launch=launch(), **vars(runs.provenance()),
     )  # fmt: skip

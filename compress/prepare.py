@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +33,7 @@ from wmlc.models.resizable import Resizable
 from wmlc.models.stages import Staged, split
 from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
-from wmlc.records import Branch, DataRecord, LatencyPlan
+from wmlc.records import Branch, DataRecord, LatencyPlan, Sensitivity
 from wmlc.settings import TrainConfig
 
 
@@ -67,12 +68,15 @@ class Made:
         return self.fitted is not None and self.fitted.head != "new"
 
 
-def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None) -> Prepared:
+def prepare(
+    config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None,
+    losses: Sequence[Sensitivity] = (),
+) -> Prepared:  # fmt: skip
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
     A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
     that it starts with; which channels stay is chosen after training (`cut_anew`). Args: where a latency is asked for,
-    what measures it, or what was planned before.
+    what measures it, or what was planned before; the `losses` of narrower groups, if they were measured before.
     """
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
@@ -87,7 +91,7 @@ def prepare(config: TrainConfig, data: Images, device: Device, latency: Clock | 
         scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     else:
-        scored = device.ranks.of_first(lambda: measure_sensitivity(scored, made.network, config, data))
+        scored = device.ranks.of_first(lambda: measure_sensitivity(scored, made.network, config, data, losses))
     if method.cuts_trained:
         return replace(_cut_apart(made, scored, config), plan=plan)
     return replace(cut_before_training(made, scored, config, record, device), plan=plan)

@@ -248,7 +248,7 @@ def _resume(run: Run, ranks: Ranks) -> Run:
     device = ranks.of_each(lambda: choose_device(config.device, config.precision, ranks))
     data = ranks.of_each(lambda: open_data(data_config(config), device.name))
     together(data, ranks)
-    prepared = prepare(config, data, device, record.latency)
+    prepared = prepare(config, data, device, record.latency, record.sensitivity)
     return _train_stoppable(run, config, data.shared(ranks), prepared, device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scor
 from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.sensitivity import with_sensitivity
-from wmlc.records import DataRecord
+from wmlc.records import DataRecord, Sensitivity
 from wmlc.settings import TrainConfig
 
 SENSITIVITY_BATCHES = 2  # whose answers are compared where groups are narrower: of small images 256, else 64
@@ -111,15 +111,22 @@ def _batch_size(config: TrainConfig, data: Images) -> int:
     return min(config.batch_size, 128 if data.record.small else 32)
 
 
-def measure_sensitivity(scored: Scored, network: nn.Sequential, config: TrainConfig, data: Images) -> Scored:
+def measure_sensitivity(
+    scored: Scored, network: nn.Sequential, config: TrainConfig, data: Images, known: Sequence[Sensitivity] = ()
+) -> Scored:
     """`scored` with what the answers of the full network lose by narrower groups, if that is the budget in force.
 
-    What has no prices yet is priced in what its ratios are of.
+    What has no prices yet is priced in what its ratios are of. Args: what is `known` of a run that goes on, whose
+    widths must not hang on the last digits of another machine.
     """
     if budget_of(config) != SENSITIVITY:
         return scored
-    if scored.priced is None:
+    priced = scored.priced
+    if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
-        scored = replace(scored, priced=Counted(scored.graph, levels, config.ratio_of))
+        priced = Counted(scored.graph, levels, config.ratio_of)
+        scored = replace(scored, priced=priced)
+    if known and [tuple(own.units) for own in known] == list(priced.levels):
+        return replace(scored, sensitivity=[np.array(own.nats) for own in known])
     batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)
     return with_sensitivity(scored, network, list(batches))

@@ -1,4 +1,4 @@
-"""Widths by what a trained network's answers lose, group by group, against whole cut networks. Takes 5 s."""
+"""Widths by what a trained network's answers lose, group by group, against whole cut networks. Takes 10 s."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from hand_networks import conv
 from resizables import FakeClock
 from torch import Tensor, nn
+from training import train
 
+from wmlc.compress import session
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.describe import print_losses
 from wmlc.compress.latency import plan_for_latency, priced
@@ -25,7 +27,9 @@ from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.resizable import resizable
 from wmlc.compress.widths.sensitivity import EVERY, with_sensitivity
+from wmlc.errors import Stopped
 from wmlc.models.resizable import Resizable
+from wmlc.run import Run, read_config, read_family
 
 SHAPE, CLASSES, WIDTH = (3, 8, 8), 5, 16
 
@@ -185,3 +189,25 @@ def test_a_network_whose_answers_never_change_is_cut_evenly() -> None:
     asked = Asked((0.4,), "none", LATENCY, divisor=2, uniform=True)
     plans = [plan_for_latency(each, asked, sizes, CLOCK, [0.6 * full.ms]) for each in (even, own)]
     assert plans[0].peers == plans[1].peers
+
+
+def test_a_run_goes_on_with_what_was_measured_when_it_began(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose cache has nothing of it, and whose last digits may be others."""
+
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train_phase", stopped)
+        with pytest.raises(Stopped, match="--resume"):
+            train(tmp_path / "run", start=str(run.root), ratios=(0.5,), epochs=1)
+    began = Run(tmp_path / "run")
+    own = read_config(began).sensitivity
+    assert len(own) == 12 and own[0].group == "stem.conv" and own[0].nats[-1] == 0 < own[0].nats[0]
+    monkeypatch.setattr(sensitivity, "_measured", stopped)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    session.resume_run(began)
+    (peer,) = read_family(began).peers
+    assert peer.achieved_ratio == pytest.approx(0.5, abs=0.05)

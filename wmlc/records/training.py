@@ -25,7 +25,7 @@ from wmlc.records.common import (
     Version,
     Weight,
 )
-from wmlc.records.latency import LatencyPlan
+from wmlc.records.latency import LatencyPlan, Sensitivity
 from wmlc.settings import TrainConfig
 
 Phase = Literal["family", "baseline"]  # of a run
@@ -138,6 +138,7 @@ class RunRecord(Provenance):
     settings: TrainConfig
     rate_trials: list[RateTrial] = field(default_factory=list)  # whose cost is part of the run's
     latency: LatencyPlan | None = None  # what the peers were chosen for, if for a latency
+    sensitivity: list[Sensitivity] = field(default_factory=list)  # by which they were, if for parameters or MACs
     device: DeviceRecord
     threads: Size
     processes: Size = 1  # that trained together, when it began
