@@ -1,4 +1,4 @@
-"""Settings that ask for milliseconds instead of ratios. Free of torch."""
+"""Settings that ask for what is measured: milliseconds instead of ratios, and budgets by sensitivity. Free of torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ ENGINE_SETTINGS = ("engine", "latency_precision", "latency_device", "threads", "
 
 def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
     """`config` with a ratio for each latency that peers may have, the smallest first; what they are is told later."""
-    if config.budget == SENSITIVITY and not config.start:
-        raise InputError("budget sensitivity is by what the answers of a start lose; give a start, or another budget")
-    if config.budget == SENSITIVITY and config.trunk_ratio:
-        raise InputError("trunk_ratio is cut before anything is measured; leave it out, or choose another budget")
+    _check_sensitivity(config)
     if config.ratio_of != LATENCY and not config.max_latency_ms:
         if idle := [name for name in ENGINE_SETTINGS if getattr(config, name) != getattr(TrainConfig, name)]:
             meant = "; images a step are batch_size" if "batch" in idle else ""
@@ -43,3 +40,13 @@ def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
     if len(ratios) != len(budgets) or not all(ratios):
         ratios = tuple(1 - (place + 1) / (len(budgets) + 1) for place in range(len(budgets)))
     return dataclasses.replace(config, max_latency_ms=budgets, ratio_of=LATENCY, ratios=ratios)
+
+
+def _check_sensitivity(config: TrainConfig) -> None:
+    """Raise `InputError` where sensitivity is asked for, and cannot be measured."""
+    if config.budget != SENSITIVITY:
+        return
+    if not config.start:
+        raise InputError("budget sensitivity is by what the answers of a start lose; give a start, or another budget")
+    if config.trunk_ratio:
+        raise InputError("trunk_ratio is cut before anything is measured; leave it out, or choose another budget")

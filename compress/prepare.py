@@ -15,12 +15,7 @@ from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pa
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device
-from wmlc.compress.widths.choose import (
-    Asked,
-    PeerWidths,
-    Scored,
-    choose_widths,
-)
+from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.resizable import resizable

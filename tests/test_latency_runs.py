@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from resizables import FakeClock
-from training import train
+from training import stopping, train
 
 from wmlc import run as runs
 from wmlc.cli import main
@@ -95,16 +95,9 @@ def test_its_peers_have_the_widths_of_the_plan(planned: Run) -> None:
 
 
 @pytest.mark.parametrize("share", ["none", "stage1"])
-def test_a_stopped_run_keeps_its_widths_without_any_clock(
-    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "train_phase", stopped)
-        with pytest.raises(Stopped, match="--resume"):
-            start(tmp_path / "run", max_latency_ms=budgets(0.7, 0.8), share=share)
+def test_a_stopped_run_keeps_its_widths_without_any_clock(share: str, tmp_path: Path) -> None:
+    with stopping(session, "train_phase"), pytest.raises(Stopped, match="--resume"):
+        start(tmp_path / "run", max_latency_ms=budgets(0.7, 0.8), share=share)
     before = plan_of(Run(tmp_path / "run"))
     run = resume_run(Run(tmp_path / "run"))
     assert plan_of(run) == before
@@ -118,18 +111,12 @@ def test_prune_finetune_keeps_the_widths_that_were_planned(tmp_path: Path) -> No
     assert_peers_have_the_widths(run)
 
 
-def test_from_a_start_an_uncut_peer_stays_and_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_a_start_an_uncut_peer_stays_and_a_run_goes_on(tmp_path: Path) -> None:
     """Ratios of a latency with 0 among them: the uncut peer is asked for alone, of a run that has no prices any more."""
     first = train(tmp_path / "first", **{**TINY, "ratios": (0.0,), "baseline": True, "share": None})
     own = {**TINY, "start": str(first.root / "baseline"), "ratio_of": "latency", "ratios": (0.4, 0.0)}
-
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "train_phase", stopped)
-        with pytest.raises(Stopped, match="--resume"):
-            start(tmp_path / "run", **own)
+    with stopping(session, "train_phase"), pytest.raises(Stopped, match="--resume"):
+        start(tmp_path / "run", **own)
     run = resume_run(Run(tmp_path / "run"))
     assert_peers_have_the_widths(run)
     assert runs.read_family(run).peers[1].achieved_ratio == 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from training import SMALL, assert_same_weights, train, weights
+from training import SMALL, assert_same_weights, stopping, train, weights
 
 import wmlc
 from wmlc.compress import session
@@ -126,16 +125,9 @@ def test_prune_finetune_takes_another_runs_baseline(exits: Run, tmp_path: Path) 
     assert kept["head.fc.weight"].shape[1] < trained["head.fc.weight"].shape[1]
 
 
-def test_prune_finetune_goes_on_after_a_kill_between_its_halves(
-    finetuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "cut_trained", killed)
-        with pytest.raises(InputError, match="stopped; go on with"):
-            train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
+def test_prune_finetune_goes_on_after_a_kill_between_its_halves(finetuned: Run, tmp_path: Path) -> None:
+    with stopping(session, "cut_trained"), pytest.raises(InputError, match="stopped; go on with"):
+        train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
     run = session.resume_run(Run(tmp_path / "run"))
     for peer in (0, 1, 2, 3):
         assert_same_weights(run.network(peer), finetuned.network(peer))

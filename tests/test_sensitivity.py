@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hand_networks import conv
 from resizables import FakeClock
 from torch import Tensor, nn
-from training import train
+from training import stopping, train
 
 from wmlc.compress import session
 from wmlc.compress.budgets import LATENCY
@@ -195,19 +195,13 @@ def test_a_run_goes_on_with_what_was_measured_when_it_began(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine whose cache has nothing of it, and whose last digits may be others."""
-
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "train_phase", stopped)
-        with pytest.raises(Stopped, match="--resume"):
-            train(tmp_path / "run", start=str(run.root), ratios=(0.5,), epochs=1)
+    with stopping(session, "train_phase"), pytest.raises(Stopped, match="--resume"):
+        train(tmp_path / "run", start=str(run.root), ratios=(0.5,), epochs=1)
     began = Run(tmp_path / "run")
     own = read_config(began).sensitivity
     assert len(own) == 12 and own[0].group == "stem.conv" and own[0].nats[-1] == 0 < own[0].nats[0]
-    monkeypatch.setattr(sensitivity, "_measured", stopped)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    session.resume_run(began)
+    with stopping(sensitivity, "_measured"):
+        session.resume_run(began)
     (peer,) = read_family(began).peers
     assert peer.achieved_ratio == pytest.approx(0.5, abs=0.05)

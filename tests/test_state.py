@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
-from training import SMALL, train
+from training import SMALL, stopping, train
 
 from wmlc.compress import session
 from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
@@ -162,13 +162,8 @@ def test_tensors_that_are_none_of_the_runs_are_refused(
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was stopped after its family's epochs."""
-
-    def stop(*args: Any) -> None:
-        raise KeyboardInterrupt
-
     root = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError):
-        patch.setattr(session, "save_peers", stop)
+    with stopping(session, "save_peers"), pytest.raises(InputError):
         train(root, ratios=(0.5, 0.0), baseline=False)
     return Run(root)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training import SMALL, assert_same_weights, train
+from training import SMALL, assert_same_weights, stopping, train
 
 import wmlc
 from wmlc.compress import session
@@ -99,16 +99,10 @@ def test_killed_and_resumed_ends_bit_identical(tmp_path: Path, capsys: pytest.Ca
         assert first == second and len(first) == 3
 
 
-def test_stopped_in_the_baseline_goes_on_in_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_the_baseline_goes_on_in_the_baseline(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", ratios=(0.5, 0.0))
-
-    def stop(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "save_baseline", stop)
-        with pytest.raises(InputError, match="stopped; go on with"):
-            train(tmp_path / "stopped", ratios=(0.5, 0.0))
+    with stopping(session, "save_baseline"), pytest.raises(InputError, match="stopped; go on with"):
+        train(tmp_path / "stopped", ratios=(0.5, 0.0))
     run = session.resume_run(Run(tmp_path / "stopped"))
     for peer in (0, 1, 2):
         assert_same_weights(whole.network(peer), run.network(peer))

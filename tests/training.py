@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
 from made import made_framing
@@ -23,6 +26,18 @@ SMALL = {"train_images": 260, "epochs": 2, "batch_size": 64, "reweigh_every": 2,
 def train(root: Path, **settings: Any) -> Run:
     """A run on a few digits, with `settings` over the small ones."""
     return session.start_run(settle({**SMALL, **settings}), root, force=False)
+
+
+@contextlib.contextmanager
+def stopping(module: ModuleType, name: str) -> Iterator[None]:
+    """Ctrl-C where `module` calls its function `name`."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, stop)
+        yield
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

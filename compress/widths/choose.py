@@ -217,7 +217,7 @@ def _counts_of_one(
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
     if unit == LATENCY or (scored.sensitivity is not None and not asked.uniform):
-        return _counts_within(scored, counts_G, free_G, ratio, asked.uniform)
+        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -240,10 +240,10 @@ def _counts_of_one(
     return counts_G, 1 - least / full
 
 
-def _counts_within(
+def _counts_by_knapsack(
     scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool
 ) -> tuple[np.ndarray, float]:
-    """`_counts_of_one` by a knapsack, where a ratio is of milliseconds or sensitivity was measured."""
+    """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured."""
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
         return counts_G, ratio
     assert scored.priced is not None

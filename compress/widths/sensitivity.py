@@ -54,6 +54,7 @@ def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list
     assert scored.priced is not None
     graph, levels, losses = scored.graph, scored.priced.levels, []
     measured = [own[:-1:EVERY] for own in levels]
+    whole = {own.root: rank for own, rank in zip(graph.groups, scored.channel_rank, strict=True)}
     count = sum(map(len, measured))
     note(
         f"sensitivity: what {answers.images} images' answers lose by {len(levels)} channel groups, each at "
@@ -63,9 +64,8 @@ def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list
         for place, (group, tried) in enumerate(zip(graph.groups, measured, strict=True)):
             found = {levels[place][-1]: 0.0}
             for units in tried:
-                kept = {own.root: rank for own, rank in zip(graph.groups, scored.channel_rank, strict=True)}
-                kept[group.root] = kept[group.root][:units].sort().values
-                cut = cut_channels(network, graph.groups, kept)
+                kept = whole[group.root][:units].sort().values
+                cut = cut_channels(network, graph.groups, {**whole, group.root: kept})
                 found[units] = answers.lost_by(cut, min(map(scored.stages.index, group.stages)))
                 advance(1)
             losses.append(_curve(found, levels[place]))
