@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -39,6 +39,7 @@ class PeerFacts:
     achieved_ratio: float
     params: int
     macs: int
+    left_out: list[str]  # residual blocks
     stage_channels: dict[str, list[int]]  # each convolution's, by stage
     shared_with: dict[str, list[int]]  # stage → the peers that share it, this one among them
 
@@ -67,6 +68,7 @@ def peer_facts(family: PeerFamily, widths: list[PeerWidths]) -> list[PeerFacts]:
     return [
         PeerFacts(
             peer=peer, ratio=own.ratio, achieved_ratio=own.achieved_ratio, params=own.params, macs=own.macs,
+            left_out=list(own.left_out),
             stage_channels={
                 name: _channels(stage, linear=name != "head") for name, stage in family.peer(peer).named_children()
             },
@@ -93,19 +95,33 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
     )
     Table(["peer", "asked", "got", "params", "MACs", "of full", *stages], rows).show()
     say("channels a stage (* shared): narrowest-widest layer")
+    blocks = len(scored.graph.blocks)
+    for peer in peers:
+        if peer.left_out:
+            names = ", ".join(peer.left_out)
+            say(f"peer {peer.peer} is without {len(peer.left_out)} of {blocks} residual blocks: {names}")
     print_losses(scored.losses)
     for note in family_notes(peers, config):
         say(f"note: {note}")
 
 
 def print_losses(losses: Sequence[Sensitivity]) -> None:
-    """Whose channels matter most and least to a start's answers, if that was measured."""
-    if not losses:
+    """Whose channels, and which blocks, matter most and least to a start's answers, if that was measured."""
+    blocks: dict[str, float] = {}
+    for own in losses:
+        if not own.units[0]:
+            blocks[own.block] = blocks.get(own.block, 0.0) + own.nats[0]
+    _print_extremes("by about half of a group's channels", {own.group: own.by_half for own in losses})
+    _print_extremes("without a residual block", blocks)
+
+
+def _print_extremes(how: str, nats: Mapping[str, float]) -> None:
+    if not nats:
         return
-    ranked = [f"{own.group} {own.by_half:.2g}" for own in sorted(losses, key=lambda own: own.by_half)]
+    ranked = [f"{name} {lost:.2g}" for name, lost in sorted(nats.items(), key=lambda own: own[1])]
     count = max(1, min(MOST_NAMED, len(ranked) // 2))
     most, least = ", ".join(ranked[: -count - 1 : -1]), ", ".join(ranked[:count])
-    say(f"nats that the start's answers lose by about half of a group's channels: most {most}; least {least}")
+    say(f"nats that the start's answers lose {how}: most {most}; least {least}")
 
 
 def print_stages(prepared: Prepared) -> None:
@@ -120,7 +136,8 @@ def print_stages(prepared: Prepared) -> None:
         say(f"note: {note}")
     if staged is not None:
         whole = sum(len(left.layers) for left in graph.left_whole)
-        say(f"channels: {len(graph.groups)} groups, each proven exact before it is cut; {whole} layers left whole")
+        said = f"channels: {len(graph.groups)} groups, each proven exact before it is cut; {whole} layers left whole"
+        say(said + f"; {len(graph.blocks)} residual blocks can be left out" * (prepared.scored.sensitivity is not None))
 
 
 def left_whole_notes(prepared: Prepared) -> list[str]:

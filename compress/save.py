@@ -20,6 +20,7 @@ from wmlc.data import Data
 from wmlc.files import new_directory
 from wmlc.models.checkpoint import read_spec, save_network, save_stages
 from wmlc.models.exits import exit_name
+from wmlc.models.residual import left_out
 from wmlc.models.stages import whole_name
 from wmlc.models.start import start_name
 from wmlc.models.widths import difference
@@ -46,7 +47,8 @@ def save_peers(
     )  # fmt: skip
     with new_directory(run.root / "peers") as aside:
         for facts, accuracy in zip(peers, top1, strict=True):
-            about = dataclasses.replace(_about(config, data), **vars(facts), top1=accuracy, family=together)
+            known = {name: value for name, value in vars(facts).items() if name != "left_out"}  # the record has it
+            about = dataclasses.replace(_about(config, data), **known, top1=accuracy, family=together)
             network, directory = family.peer(facts.peer), aside / str(facts.peer)
             directory.mkdir()
             spec = _spec(network, prepared, config, data, about)
@@ -105,9 +107,10 @@ def _about(config: TrainConfig, data: Data) -> About:
 
 def _spec(network: nn.Module, prepared: Prepared, config: TrainConfig, data: Data, about: About) -> NetworkSpec:
     record, staged = data.record, prepared.made.staged
+    named = str if staged is None else whole_name
     return NetworkSpec(
         arch=config.arch, arch_args=config.arch_args, class_names=record.class_names, input_shape=record.input_shape,
         mean=record.mean, std=record.std, about=about, framing=record.framing,
-        widths=difference(prepared.full, network, str if staged is None else whole_name),
+        widths=difference(prepared.full, network, named), left_out=left_out(prepared.full, network, named),
         stages=None if staged is None else staged.cuts, unused=[] if staged is None else staged.unused,
     )  # fmt: skip

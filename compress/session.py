@@ -13,7 +13,7 @@ from typing import Any
 
 from wmlc import run as runs
 from wmlc.compress.begin import check_epochs, check_free, make_run, open_for_start, print_start, together
-from wmlc.compress.budgets import LATENCY
+from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios
 from wmlc.compress.describe import (
     family_notes,
@@ -36,7 +36,7 @@ from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teach
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
-from wmlc.compress.worth import Images
+from wmlc.compress.worth import Images, budget_of
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
@@ -118,6 +118,8 @@ def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks)
     said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
     if "saliency" in asked and config.start is not None:
         said.append("--saliency without effect: a start's channels go by --rank, and how many by --budget")
+    if asked.get("blocks") is False and budget_of(config) != SENSITIVITY:
+        said.append(f"--keep-blocks without effect: budget {budget_of(config)} leaves none out")
     if asked.get("warmup_epochs") and config.schedule == "one-cycle":
         said.append("--warmup-epochs without effect: one-cycle has a warm-up of its own")
     if asked.get("sync_bn") and ranks.count == 1:

@@ -16,7 +16,7 @@ from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
 from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.compress.widths.knapsack import Counted
+from wmlc.compress.widths.knapsack import Counted, without_blocks
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.resizable import levels_of
@@ -125,7 +125,9 @@ def measure_sensitivity(
     if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
         priced = Counted(scored.graph, levels, config.ratio_of)
-        scored = replace(scored, priced=priced)
+    if config.blocks:
+        priced = without_blocks(priced)
+    scored = replace(scored, priced=priced)
     if known and [tuple(own.units) for own in known] == list(priced.levels):
         return replace(scored, sensitivity=[np.array(own.nats) for own in known])
     batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)

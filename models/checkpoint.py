@@ -16,6 +16,7 @@ from wmlc import records
 from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.foreign import needs_caller
+from wmlc.models.residual import leave_out
 from wmlc.models.stages import split, whole_name
 from wmlc.models.widths import check_runs, cut_to
 from wmlc.models.zoo import build_network
@@ -74,7 +75,7 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     except InputError as error:
         raise InputError(f"{directory} cannot be rebuilt: {error}") from None
     try:
-        cut_to(network, spec.widths)
+        cut_to(leave_out(network, spec.left_out), spec.widths)
         check_runs(network, classes, spec.input_shape, spec.unused)
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None

@@ -163,6 +163,11 @@ class Flow:
             chosen[FEATURES] = features
         return chosen
 
+    def inside(self, name: str) -> list[int]:
+        """The steps of the module of that name, which is opened."""
+        stacks = [node.meta.get("nn_module_stack", {}) for node in self.nodes]
+        return [k for k, stack in enumerate(stacks) if any(own == name for own, _ in stack.values())]
+
     def cut_names(self) -> set[str]:
         return set(self.names.values())
 
@@ -235,14 +240,25 @@ def fine_enough(network: nn.Module, example: Tensor, flow: Flow) -> Flow:
     return flow
 
 
-def needed_modules(opened: Iterable[str], flow: Flow, steps: Iterable[int]) -> set[str]:
-    """The opened modules that a cut lies in: some of their steps come before it, and some after."""
-    needed = {""}
-    for name in opened:
-        inside = [
-            k for k, node in enumerate(flow.nodes)
-            if node.op in ("call_module", "get_attr") and str(node.target).startswith(f"{name}.")
-        ]  # fmt: skip
-        if inside and any(inside[0] <= step < inside[-1] for step in steps):
-            needed.add(name)
-    return needed
+def closed_again(
+    network: nn.Module, example: Tensor, flow: Flow, chosen: dict[str, int]
+) -> tuple[Flow, dict[str, int]]:  # fmt: skip
+    """The flow with what was opened for nothing closed, and in it the steps that are `chosen` of this one.
+
+    A module is needed open if a cut lies in it: some of its steps come before the cut, and some after. Where one ends
+    with a cut, that is named after the module. As it was, where a cut would be lost.
+    """
+    inside = {name: flow.inside(name) for name in flow.opened if name}
+    needed = {""} | {
+        name for name, own in inside.items() if own and any(own[0] <= step < own[-1] for step in chosen.values())
+    }
+    closed = Flow.of(network, example, needed)
+    steps = {str(node.target): node.name for node in closed.nodes if node.op == "call_module"}
+    names = {}
+    for stage, step in chosen.items():
+        made = flow.nodes.index(flow.cuts[step])
+        ended = [name for name, own in inside.items() if name not in needed and own and own[-1] == made]
+        names[stage] = steps.get(min(ended, key=len, default=""), flow.names[step])
+    if all(name in closed.cut_names() for name in names.values()):
+        return closed, closed.named(names)
+    return flow, chosen

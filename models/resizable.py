@@ -66,12 +66,14 @@ def linked_groups(rows_LG: np.ndarray, columns_LG: np.ndarray) -> np.ndarray:
 
 def untrained_spec(
     arch: str, arch_args: str, classes: int, input_shape: tuple[int, int, int], *,
-    widths: Difference | None = None, stages: StageCuts | None = None, unused: Sequence[str] = (),
+    widths: Difference | None = None, left_out: Sequence[str] = (), stages: StageCuts | None = None,
+    unused: Sequence[str] = (),
 ) -> NetworkSpec:  # fmt: skip
     """The record of a network that has not seen any data yet."""
     channels, height, width = input_shape
     return NetworkSpec(
         arch=arch, arch_args=arch_args, class_names=[str(index) for index in range(classes)], input_shape=input_shape,
         mean=[0.5] * channels, std=[0.25] * channels, widths=widths or {}, stages=stages, unused=list(unused),
+        left_out=list(left_out),
         framing=Framing(shorter_side=None, size=(height, width), interpolation="bilinear"),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from wmlc.errors import InputError
-from wmlc.models.flow import CLASSIFIER, FEATURES, HEAD, Flow, NotTraceable, fine_enough, needed_modules
+from wmlc.models.flow import CLASSIFIER, FEATURES, HEAD, Flow, NotTraceable, closed_again, fine_enough
 from wmlc.models.head import own_modes
 from wmlc.records import StageCuts
 
@@ -78,11 +78,7 @@ def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Stage
     if not chosen:
         return _in_one(network, "all data flows through one tensor nowhere in the network")
     if cuts is None:  # what was opened for nothing is closed again
-        opened = needed_modules(flow.opened, flow, chosen.values())
-        closed = Flow.of(network, example, opened)
-        names = {stage: flow.names[k] for stage, k in chosen.items()}
-        if all(name in closed.cut_names() for name in names.values()):
-            flow, chosen = closed, closed.named(names)
+        flow, chosen = closed_again(network, example, flow, chosen)
     return _staged(flow, network, example, chosen)
 
 

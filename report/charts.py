@@ -130,18 +130,34 @@ def widths_chart(bars: Sequence[WidthBar], domain: Sequence[str]) -> Spec:
 
 
 def sensitivity_chart(bars: Sequence[GroupBar]) -> Spec:
-    """A bar a channel group: what the answers lose by about half of it; at its end, what the peers keep."""
-    order, most = [bar.group for bar in bars], max(bar.nats for bar in bars)
+    """A bar a channel group: what the answers lose by about half of it; at its end, what the peers keep.
+
+    A diamond: what they lose without its residual block.
+    """
+    order, most = [bar.group for bar in bars], max(max(bar.nats, bar.without or 0.0) for bar in bars)
     y = {"field": "group", "type": "nominal", "sort": order, "title": None, "axis": {"ticks": False, "labelLimit": 190}}
     x = {"field": "nats", "type": "quantitative", "title": "nats an image", "scale": {"domainMax": 1.25 * most or 1}}
     tips = [_tip("group", "channel group"), _tip("nats", "nats", ".3f"), _tip("kept", "kept by the peers")]
+    end = {"calculate": "max(datum.nats, datum.without || 0)", "as": "end"}
     layers: list[Spec] = [
         {"mark": {"type": "bar", "height": {"band": 0.7}}, "encoding": {"x": x, "tooltip": tips}},
         {
-            "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11},
-            "encoding": {"x": x, "text": {"field": "kept"}},
+            "transform": [end],
+            "mark": {"type": "text", "align": "left", "dx": 9, "fontSize": 11},
+            "encoding": {"x": {**x, "field": "end"}, "text": {"field": "kept"}},
         },
     ]
+    if any(bar.without is not None for bar in bars):
+        layers.append(
+            {
+                "transform": [{"filter": "isValid(datum.without)"}],
+                "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 60, "color": ALARM},
+                "encoding": {
+                    "x": {**x, "field": "without"},
+                    "tooltip": [_tip("group", "block of"), _tip("without", "nats without it", ".3f")],
+                },
+            }
+        )
     data = {"values": [vars(bar) for bar in bars]}
     return {**_frame(20 * len(bars)), "data": data, "encoding": {"y": y}, "layer": layers}
 

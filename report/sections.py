@@ -190,7 +190,16 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
 def widths_section(runs: Sequence[TrainedRun]) -> Section:
     """Channels a stage as bars for each network."""
     caption = "Mean over a stage's layers; the line spans its narrowest to its widest."
-    lost = "KL divergence by about half of a channel group alone; beside it, what each peer keeps, the smallest first."
+    lost = (
+        "KL divergence by about half of a channel group alone (a diamond: without its residual block); beside it, what "
+        "each peer keeps, the smallest first; 0: it is without the block."
+    )
+    words = [
+        f"{name}Peer {peer.peer} is without the residual blocks {', '.join(peer.left_out)}."
+        for run, _, name in _keyed(runs)
+        for peer in run.family.peers
+        if peer.left_out
+    ]
     shown = [
         Chart(f"widths{key}", f"{name}Channels a stage", {"": charts.widths_chart(bars, network_names(run))}, caption)
         for run, key, name in _keyed(runs)
@@ -201,7 +210,7 @@ def widths_section(runs: Sequence[TrainedRun]) -> Section:
         for run, key, name in _keyed(runs)
         if (groups := series.group_bars(run))
     ]
-    return Section("widths", "Widths", charts=shown)
+    return Section("widths", "Widths", words, shown)
 
 
 def layers_section(runs: Sequence[TrainedRun]) -> Section:

@@ -80,6 +80,7 @@ class GroupBar:
     group: str
     nats: float
     kept: str
+    without: float | None  # nats that are lost without its residual block, at the block's first group
 
 
 @dataclass(frozen=True)
@@ -253,11 +254,16 @@ def group_bars(run: TrainedRun) -> list[GroupBar]:
     plan = run.family.latency
     if plan is None:
         return []
+    blocks: dict[str, float] = {}
+    for own in reversed(plan.sensitivity):
+        if not own.units[0]:
+            blocks[own.block] = blocks.get(own.block, 0.0) + own.nats[0]
     return [
         GroupBar(
             group=own.group,
             nats=own.by_half,
             kept=f"{', '.join(str(peer.counts[own.group]) for peer in plan.peers)} of {own.units[-1]}",
+            without=blocks.pop(own.block, None),
         )
         for own in plan.sensitivity
     ]

@@ -196,7 +196,8 @@ class FakeClock:
 
     def true_ms(self, network: Resizable, counts_G: np.ndarray) -> float:
         model = LatencyModel(table_by(network, self._layer_ms, overhead_ms=0.05))
-        return self._truth(counts_G, model.total(network.layers, network.channels(counts_G)))
+        there = [own for own in zip(network.layers, network.channels(counts_G), strict=True) if own[1].all()]
+        return self._truth(counts_G, model.total([name for name, _ in there], np.array([own for _, own in there])))
 
     def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         self.timed.append([tuple(map(int, own)) for own in counts])

@@ -98,3 +98,13 @@ def test_layers_of_one_shape_take_the_same() -> None:
     (own,) = table.shapes
     model = LatencyModel(replace(table, shapes=[replace(own, layers=["layer0", "layer1"])]))
     assert model.layer_ms("layer0", 5, 5) == model.layer_ms("layer1", 5, 5) > 0
+
+
+def test_an_overhead_below_0_goes_with_the_layers_that_a_network_has() -> None:
+    """It is what the profiler added to each of them."""
+    table = two_layers()
+    (own,) = table.shapes
+    model = LatencyModel(replace(table, shapes=[replace(own, layers=["layer0", "layer1"])], overhead_ms=-0.01))
+    places = np.array([[5, 5], [6, 6]])
+    assert model.total(["layer0", "layer1"], places) == pytest.approx(2 * (bilinear(5, 5) + bilinear(6, 6)) - 0.01)
+    assert model.total(["layer1"], places[1:]) == pytest.approx(2 * bilinear(6, 6) - 0.005)

@@ -28,6 +28,7 @@ from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.resizable import resizable
 from wmlc.compress.widths.sensitivity import EVERY, with_sensitivity
 from wmlc.errors import Stopped
+from wmlc.models.checkpoint import read_spec
 from wmlc.models.resizable import Resizable
 from wmlc.run import Run, read_config, read_family
 
@@ -205,3 +206,4 @@ def test_a_run_goes_on_with_what_was_measured_when_it_began(
         session.resume_run(began)
     (peer,) = read_family(began).peers
     assert peer.achieved_ratio == pytest.approx(0.5, abs=0.05)
+    assert peer.left_out == read_spec(began.network(1)).left_out

@@ -44,7 +44,10 @@ def _terms(places_P2: np.ndarray) -> np.ndarray:
 
 
 class LatencyModel:
-    """What a latency table says of its network at any widths."""
+    """What a latency table says of its network at any widths, and without some of its layers.
+
+    An overhead below zero is what the engine's profiler adds to each layer, and goes with the layers.
+    """
 
     def __init__(self, table: LatencyTable) -> None:
         by_layer: dict[str, Surface] = {}
@@ -52,12 +55,13 @@ class LatencyModel:
             surface = Surface(own.points)
             by_layer |= dict.fromkeys(own.layers, surface)
         self._by_layer: Mapping[str, Surface] = by_layer
-        self.overhead_ms, self.scale = table.overhead_ms, table.scale
+        self.overhead_ms, self.scale = max(0.0, table.overhead_ms), table.scale
+        self._each_ms = min(0.0, table.overhead_ms) / (table.scale * max(1, len(by_layer)))
 
     def layer_ms(self, layer: str, channels_in: int, channels_out: int) -> float:
         """The milliseconds of one layer; 0 where the table does not know it, as its time is in the overhead."""
         surface = self._by_layer.get(layer)
-        return surface.at(channels_in, channels_out) if surface else 0.0
+        return surface.at(channels_in, channels_out) + self._each_ms if surface else 0.0
 
     def layers_ms(self, layers: Sequence[str], channels_L2: np.ndarray) -> np.ndarray:
         """The milliseconds of each layer that takes and gives so many channels, [L]."""

@@ -69,7 +69,10 @@ class NetworkFiles:
                 self._network.save(counts_G, aside)
             return self._directory / name
         file = self._directory / f"{name}.onnx"
-        self._template.write(counts_G, file)
+        if (counts_G == 0).any():  # a block is left out, and the file has other steps than the template
+            self._writers.to_onnx(self._network.build(counts_G), self._network, file)
+        else:
+            self._template.write(counts_G, file)
         if self._takes == PLAN:
             assert self._writers.to_plan is not None
             return self._writers.to_plan(file, (self._batch,))

@@ -114,7 +114,7 @@ def numbered(visits: Sequence[Visit]) -> list[tuple[int, Visit]]:
 
 def _scaled(table: LatencyTable, channels_DL2: np.ndarray) -> LatencyTable:
     """`table` with the line that whole networks follow from their layers by, nearest to all in relative errors."""
-    model = LatencyModel(table)
+    model = LatencyModel(replace(table, overhead_ms=0.0))
     by_design: dict[int, list[float]] = {}
     for visit in table.visits:
         by_design.setdefault(visit.design, []).append(visit.ms)

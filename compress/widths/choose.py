@@ -35,6 +35,7 @@ class PeerWidths:
     macs: int
     ratio: float  # as asked
     achieved_ratio: float  # the share of params or macs (whichever the ratio is of) that went
+    left_out: tuple[str, ...] = ()  # residual blocks
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scored:
         if self.sensitivity is None or self.priced is None:
             return []
         return [
-            Sensitivity(group=group.root, units=list(units), nats=lost_K.tolist())
+            Sensitivity(group=group.root, block=group.block, units=list(units), nats=lost_K.tolist())
             for group, units, lost_K in zip(self.graph.groups, self.priced.levels, self.sensitivity, strict=True)
         ]
 
@@ -263,10 +264,11 @@ def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
     graph = scored.graph
     importance_L = np.ones(len(graph.layers)) if uniform else scored.layer_importance
     worth_G = importance_L @ (graph.rows > 0)
-    even = [
-        worth / worth_G.sum() * (1 - (group.units / np.array(levels, dtype=float)) ** EVENNESS)
-        for worth, group, levels in zip(worth_G, graph.groups, scored.priced.levels, strict=True)
+    narrowed = [  # where nothing is kept, as by half: what is gone is no narrow layer
+        group.units / np.where(own_K, own_K, group.units / 2)
+        for group, own_K in zip(graph.groups, map(np.array, scored.priced.levels), strict=True)
     ]
+    even = [worth / worth_G.sum() * (1 - own_K**EVENNESS) for worth, own_K in zip(worth_G, narrowed, strict=True)]
     if scored.sensitivity is None or not (most := sum(float(lost_K.max()) for lost_K in scored.sensitivity)):
         return even
     return [TIE * own_K - lost_K / most for own_K, lost_K in zip(even, scored.sensitivity, strict=True)]
@@ -279,7 +281,7 @@ def _widths(scored: Scored, counts_G: np.ndarray, ratio: float, achieved: float)
         for group, rank, count in zip(graph.groups, scored.channel_rank, counts_G, strict=True)
     }
     params, macs = (round(float(graph.size(counts_G, unit))) for unit in ("params", "macs"))
-    return PeerWidths(kept, params, macs, ratio, achieved)
+    return PeerWidths(kept, params, macs, ratio, achieved, tuple(graph.left_out(counts_G)))
 
 
 def too_slow(

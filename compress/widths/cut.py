@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.graph import ChannelGroup, Number
+from wmlc.models.residual import leave_out
 
 # Layers whose numbers follow their tensors, in `_set_widths`.
 KNOWN = (
@@ -20,7 +21,8 @@ KNOWN = (
 def cut_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """A dense copy of `network` that keeps, of each group (named by its root layer), the units `kept` [K], sorted.
 
-    Positions are those of the full network, so that nothing depends on an order.
+    Positions are those of the full network, so that nothing depends on an order. Where groups keep no unit, their block
+    is left out.
     """
     return cut_in_place(copy.deepcopy(network), groups, kept)
 
@@ -28,14 +30,22 @@ def cut_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
 def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """`network` itself, with no more than the units `kept` of each group."""
     gone: dict[tuple[str, int], list[Tensor]] = {}
+    blocks = {group.block for group in groups if not len(kept[group.root])}
+    leave_out(network, sorted(blocks))
+
+    def is_left(name: str) -> bool:
+        return not any(name == block or name.startswith(f"{block}.") for block in blocks)
+
     for group in groups:
         if len(kept[group.root]) == group.units:
             continue
         lost = group.lost(kept[group.root])
         for place in group.places:
-            gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
+            if is_left(place.tensor):
+                gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
         for number in group.attributes:
-            _shrink(network.get_submodule(number.module), number, int(lost.sum()))
+            if is_left(number.module):
+                _shrink(network.get_submodule(number.module), number, int(lost.sum()))
     changed: dict[str, None] = {}
     for (name, dim), positions in gone.items():
         owner_name, _, key = name.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from wmlc.compress.widths.trace import Traced
 from wmlc.records import Cost
+
+MOST_GROUPS = 3  # of a block that can be left out, as their widths are chosen together
 
 Counts = np.ndarray  # units that each group keeps, int [G], or of several networks [N, G]
 
@@ -51,6 +53,7 @@ class ChannelGroup:
     units: int
     places: tuple[Place, ...]
     attributes: tuple[Number, ...] = ()
+    block: str = ""  # the residual block that is left out where no unit is kept; none: some unit has to be
 
     @property
     def channels(self) -> int:
@@ -103,10 +106,22 @@ class LeftWhole:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A residual block that can be left out: its `groups` keep units, all of them, or none does."""
+
+    name: str
+    groups: tuple[int, ...]
+    layers: tuple[int, ...]
+    unit_params: np.ndarray  # its own besides those of layers, of each group's unit; [G]
+    fixed_params: int
+
+
+@dataclass(frozen=True)
 class ChannelGraph:
     """A full network's channel groups, the layers that they size, and what is left whole.
 
-    The rows of a layer's weight are `rows` [L, G] @ counts [G] + `fixed_rows` [L], its columns likewise.
+    The rows of a layer's weight are `rows` [L, G] @ counts [G] + `fixed_rows` [L], its columns likewise; a layer of a
+    block that is left out has neither.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -119,6 +134,7 @@ class ChannelGraph:
     fixed_params: int
     other_macs: int
     left_whole: tuple[LeftWhole, ...] = ()
+    blocks: tuple[Block, ...] = ()
 
     @property
     def cost(self) -> Cost:
@@ -143,6 +159,8 @@ class ChannelGraph:
     def layer_sizes(self, counts: Counts, unit: str) -> np.ndarray:
         """Each layer's parameters or MACs (`unit`) when the groups keep `counts`; float [L] or [N, L]."""
         rows, columns = counts @ self.rows.T + self.fixed_rows, counts @ self.columns.T + self.fixed_columns
+        for block in self.blocks:
+            rows[..., block.layers] *= ~self._without(block, counts)[..., None]
         if unit == "macs":
             return np.array([layer.unit_macs for layer in self.layers]) * rows * columns
         each = np.array([layer.unit_params for layer in self.layers]) * rows * columns
@@ -153,7 +171,24 @@ class ChannelGraph:
         total = self.layer_sizes(counts, unit).sum(-1)
         if unit == "macs":
             return total + self.other_macs
+        for block in self.blocks:
+            total = total - self._without(block, counts) * (counts @ block.unit_params + block.fixed_params)
         return total + counts @ self.unit_params + self.fixed_params
+
+    def left_out(self, counts: Counts) -> list[str]:
+        """The blocks that are left out when the groups keep `counts` [G]."""
+        return [block.name for block in self.blocks if self._without(block, counts)]
+
+    def allows(self, counts: Counts) -> bool:
+        """Whether at `counts` [G] only groups of blocks keep nothing, and of a block all or none."""
+        nothing = counts == 0
+        gone = [block.groups for block in self.blocks if nothing[list(block.groups)].all()]
+        return int(nothing.sum()) == sum(map(len, gone))
+
+    @staticmethod
+    def _without(block: Block, counts: Counts) -> np.ndarray:
+        """Whether the block is left out; bool, or [N]."""
+        return np.asarray(counts[..., block.groups[0]] == 0)
 
 
 def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
@@ -200,9 +235,10 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def graph_of(
-    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole] = ()
-) -> ChannelGraph:
-    """What `network` costs at any number of its `groups`' units."""
+    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole] = (),
+    blocks: Sequence[str] = (),
+) -> ChannelGraph:  # fmt: skip
+    """What `network` costs at any number of its `groups`' units. Args: its residual `blocks`."""
     parameters = dict(network.named_parameters())
     layers = []
     for name, macs in traced.macs.items():
@@ -215,25 +251,48 @@ def graph_of(
     index = {layer.tensor: k for k, layer in enumerate(layers)}
     biases = {f"{layer.name}.bias" for layer in layers if layer.row_params}
     sides = np.zeros((2, len(layers), len(groups)))
-    unit_params = np.zeros(len(groups))
     for g, group in enumerate(groups):
         for place in group.places:
             if place.tensor in index and place.dim < 2:
                 sides[place.dim, index[place.tensor], g] += place.positions.shape[1]
-            elif place.tensor in parameters and place.tensor not in biases:
+    shapes = np.array([parameters[layer.tensor].shape[:2] for layer in layers], dtype=float).reshape(len(layers), 2)
+    full_G = np.array([group.units for group in groups], dtype=int)
+    besides = {name: own for name, own in parameters.items() if name not in {*index, *biases}}
+    unit_params, fixed_params = _besides_layers(besides, groups)
+    macs_beside = {name: macs for name, macs in traced.macs.items() if name not in index}
+    named = [group.root for group in groups]
+    found = []
+    for block in blocks:
+        inside = [g for g, group in enumerate(groups) if all(_within(place.tensor, block) for place in group.places)]
+        own = [k for k, layer in enumerate(layers) if _within(layer.tensor, block)]
+        sized = (sides[0][np.ix_(own, inside)] + sides[1][np.ix_(own, inside)]).any(1)
+        if 0 < len(inside) <= MOST_GROUPS and sized.all() and not any(_within(name, block) for name in macs_beside):
+            mine = {name: tensor for name, tensor in besides.items() if _within(name, block)}
+            found.append(Block(block, tuple(inside), tuple(own), *_besides_layers(mine, groups)))
+    of = {named[g]: block.name for block in found for g in block.groups}
+    return ChannelGraph(
+        groups=tuple(replace(group, block=of.get(group.root, "")) for group in groups), layers=tuple(layers),
+        rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
+        columns=sides[1], fixed_columns=shapes[:, 1] - sides[1] @ full_G,
+        unit_params=unit_params, fixed_params=fixed_params, other_macs=traced.other_macs + sum(macs_beside.values()),
+        left_whole=tuple(left_whole), blocks=tuple(found),
+    )  # fmt: skip
+
+
+def _besides_layers(parameters: Mapping[str, Tensor], groups: Sequence[ChannelGroup]) -> tuple[np.ndarray, int]:
+    """Of `parameters` how many go with each group's unit [G], and how many with none."""
+    unit_params = np.zeros(len(groups))
+    for g, group in enumerate(groups):
+        for place in group.places:
+            if place.tensor in parameters:
                 tensor = parameters[place.tensor]
                 unit_params[g] += place.positions.shape[1] * tensor.numel() // tensor.shape[place.dim]
-    full_G = np.array([group.units for group in groups], dtype=int)
-    shapes = np.array([parameters[layer.tensor].shape[:2] for layer in layers], dtype=float).reshape(len(layers), 2)
-    others = sum(macs for name, macs in traced.macs.items() if name not in index)
-    counted = sum(parameters[name].numel() for name in [*index, *biases])
     params = sum(parameter.numel() for parameter in parameters.values())
-    return ChannelGraph(
-        groups=tuple(groups), layers=tuple(layers), rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
-        columns=sides[1], fixed_columns=shapes[:, 1] - sides[1] @ full_G, unit_params=unit_params,
-        fixed_params=params - counted - round(float(unit_params @ full_G)),
-        other_macs=traced.other_macs + others, left_whole=tuple(left_whole),
-    )  # fmt: skip
+    return unit_params, params - round(float(unit_params @ [group.units for group in groups]))
+
+
+def _within(name: str, block: str) -> bool:
+    return name.startswith(f"{block}.")
 
 
 def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ solved at the prices that hold where it stands, no group going far, and again fr
 exact exchanges of single steps. With prices that do not hang on each other the first pass is the optimum.
 
 Shape legend: G channel groups, K levels of a group, L layers. A place [G] says at which of its levels each group is.
+An item is what is chosen for together: the groups of a block, which keep units all or not at all, or one group.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from wmlc.models.resizable import linked_groups
 
 BINS = 2000  # that a budget is divided into
 PASSES = 30
-REACHES = (7, 3, 2, 1)  # levels that a group may go in a pass: all, then the fewer, the better its prices hold
+REACHES = (8, 3, 2, 1)  # levels that a group may go in a pass: all, then the fewer, the better its prices hold
 EXCHANGES = 40  # groups, above which exchanges of two are not tried
 STEPS = (1, 2)  # levels that either goes in an exchange
 TINY = 1e-9
@@ -49,9 +50,19 @@ class Priced(abc.ABC):
         return np.array([own[place] for own, place in zip(self.levels, place_G, strict=True)], dtype=int)
 
     def fits(self, counts_G: np.ndarray) -> bool:
-        """Whether every layer keeps what the cap leaves it."""
-        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY
-        return bool((self.graph.layer_sizes(counts_G, "params") >= least_L).all())
+        """Whether every layer keeps what the cap leaves it, or is left out with all of its block."""
+        return self.graph.allows(counts_G) and not self.short(counts_G).any()
+
+    def short(self, counts_G: np.ndarray) -> np.ndarray:
+        """The layers that keep less than the cap leaves them, bool [L]; not those of a block that is left out."""
+        size_L = self.graph.layer_sizes(counts_G, "params")
+        return (size_L < (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY) & (size_L > 0)
+
+
+def without_blocks(priced: Priced) -> Priced:
+    """`priced`, where residual blocks may be left out: their groups may keep nothing too."""
+    pairs = zip(priced.graph.groups, priced.levels, strict=True)
+    return replace(priced, levels=tuple((0, *own) if group.block and own[0] else own for group, own in pairs))
 
 
 @dataclass(frozen=True)
@@ -82,15 +93,14 @@ class Timed(Priced):
         return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
 
     def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
-        graph = self.graph
-        return [
-            self.model.layer_ms(
-                graph.layers[layer].name,
-                round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer])),
-                round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer])),
-            )
-            for layer in layers
-        ]
+        """Of each layer that is there: those of a block that is left out take or give nothing."""
+        graph, found = self.graph, []
+        for layer in layers:
+            taken = round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer]))
+            given = round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer]))
+            if taken and given:
+                found.append(self.model.layer_ms(graph.layers[layer].name, taken, given))
+        return found
 
 
 def choose_within(
@@ -107,18 +117,10 @@ def choose_within(
     if search.cost(lowest_G) > budget:
         lowest_G = search.fastest(lowest_G)
     least = search.cost(lowest_G)
-    place_G = search.evenly(budget, lowest_G)
-    if search.cost(place_G) > budget:
+    if least > budget:
         return search.counts(lowest_G), least
-    for _ in range(PASSES):
-        for reach in REACHES:
-            moved_G = search.knapsack(place_G, budget, reach)
-            if search.better(moved_G, place_G, budget):
-                place_G = moved_G
-                break
-        else:
-            break
-    return search.counts(search.exchanged(place_G, budget)), least
+    found = [search.from_here(place_G, budget) for place_G in search.starts(budget, lowest_G)]
+    return search.counts(max(found, key=search.value)), least
 
 
 class _Search:
@@ -129,11 +131,13 @@ class _Search:
         self.free = [int(group) for group in np.flatnonzero(free_G)]
         self.last_G = np.array([len(own) - 1 for own in priced.levels])
         self.linked_GG = linked_groups(priced.graph.rows, priced.graph.columns)
+        together = {group: block.groups for block in priced.graph.blocks for group in block.groups}
+        self.items = list(dict.fromkeys(together.get(group, (group,)) for group in self.free))
 
     @staticmethod
-    def _with(place_G: np.ndarray, group: int, level: int) -> np.ndarray:
+    def _put(place_G: np.ndarray, groups: Sequence[int], levels: Sequence[int]) -> np.ndarray:
         moved_G = place_G.copy()
-        moved_G[group] = level
+        moved_G[list(groups)] = levels
         return moved_G
 
     @staticmethod
@@ -173,7 +177,7 @@ class _Search:
         while changed:
             changed = False
             for group, level in [(own, level) for own in self.free for level in range(self.last_G[own] + 1)]:
-                moved_G = self._fitting(self._with(place_G, group, level), held=group)
+                moved_G = self._fitting(self._put(place_G, [group], [level]), held=group)
                 for other in self.free:
                     if self.linked_GG[group, other]:
                         moved_G[other] = self._fastest_level(moved_G, other)
@@ -195,25 +199,45 @@ class _Search:
     def _fitting(self, place_G: np.ndarray, held: int | None = None) -> np.ndarray:
         """The place with groups but the one `held` made wider, the relatively narrowest first, until the cap holds."""
         place_G, graph = place_G.copy(), self.priced.graph
-        least_L = (1 - P_UP) * graph.layer_sizes(graph.full, "params") - TINY
         growable_G = np.isin(np.arange(len(place_G)), self.free) & (np.arange(len(place_G)) != held)
         while True:
             counts_G = self.counts(place_G)
-            short_L = graph.layer_sizes(counts_G, "params") < least_L
+            short_L = self.priced.short(counts_G)
             sizes_G = (graph.rows[short_L] + graph.columns[short_L]).any(0)
             growable = np.flatnonzero(sizes_G & growable_G & (place_G < self.last_G))
             if not len(growable):
                 return place_G
             place_G[min(growable, key=lambda g: counts_G[g] / graph.full[g])] += 1
 
-    def evenly(self, budget: float, lowest_G: np.ndarray) -> np.ndarray:
-        """All free groups at about one share of their units, as large as the budget allows; else the lowest."""
+    def starts(self, budget: float, lowest_G: np.ndarray) -> list[np.ndarray]:
+        """Places within the budget to begin at: with all blocks, and without those that can be left out."""
+        out = [group for group in self.free if not self.priced.levels[group][0]]
+        found = [self._evenly(budget, lowest_G, self.free)]
+        if out:
+            without_G = self._put(lowest_G, out, [0] * len(out))
+            found.append(self._evenly(budget, without_G, [group for group in self.free if group not in out]))
+        return [place_G for place_G in found if self.cost(place_G) <= budget]
+
+    def from_here(self, place_G: np.ndarray, budget: float) -> np.ndarray:
+        """The place that is reached from one within the budget while anything gains."""
+        for _ in range(PASSES):
+            for reach in REACHES:
+                moved_G = self.knapsack(place_G, budget, reach)
+                if self.better(moved_G, place_G, budget):
+                    place_G = moved_G
+                    break
+            else:
+                break
+        return self.exchanged(place_G, budget)
+
+    def _evenly(self, budget: float, lowest_G: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+        """Groups at about one share of their units, as large as the budget allows; else the lowest."""
         full_G = self.priced.graph.full
         for share in np.linspace(1, 0, 65):
             place_G = lowest_G.copy()
-            for group in self.free:
+            for group in groups:
                 levels = np.array(self.priced.levels[group])
-                wanted = int(np.flatnonzero(levels <= max(share * full_G[group], levels[0]))[-1])
+                wanted = int(np.flatnonzero(levels <= max(share * full_G[group], levels[levels > 0][0]))[-1])
                 place_G[group] = max(wanted, lowest_G[group])
             if self.cost(place_G) <= budget and self.priced.fits(self.counts(place_G)):
                 return place_G
@@ -222,20 +246,30 @@ class _Search:
     def knapsack(self, place_G: np.ndarray, budget: float, reach: int) -> np.ndarray:
         """The place worth most within `reach` levels of this one, at the prices that hold here."""
         counts_G, choices = self.counts(place_G), []
-        for group in self.free:
-            near = range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
-            at = [self._with(place_G, group, level) for level in near]
+        for groups in self.items:
+            near = [
+                range(max(0, place_G[group] - reach), min(self.last_G[group], place_G[group] + reach) + 1)
+                for group in groups
+            ]
+            levels = [own for own in itertools.product(*near) if self._together(groups, own)]
+            at = [self._put(place_G, groups, own) for own in levels]
             prices = [self.priced.change(counts_G, self.counts(moved_G)) for moved_G in at]
-            choices.append((list(near), np.array(prices), self.worth[group][near]))
+            worths = [sum(self.worth[g][level] for g, level in zip(groups, own, strict=True)) for own in levels]
+            choices.append((levels, np.array(prices), np.array(worths)))
         least = sum(float(prices.min()) for _, prices, _ in choices)
         room = budget - self.priced.cost(counts_G) - least
         if room < 0:
             return place_G
         chosen = knapsack([(prices - prices.min(), worths) for _, prices, worths in choices], room)
         moved_G = place_G.copy()
-        for group, (levels, _, _), index in zip(self.free, choices, chosen, strict=True):
-            moved_G[group] = levels[index]
+        for groups, (levels, _, _), index in zip(self.items, choices, chosen, strict=True):
+            moved_G = self._put(moved_G, groups, levels[index])
         return moved_G
+
+    def _together(self, groups: Sequence[int], levels: Sequence[int]) -> bool:
+        """Whether all of the groups of a block keep units at these levels, or none does."""
+        keeps = {self.priced.levels[group][level] > 0 for group, level in zip(groups, levels, strict=True)}
+        return len(keeps) == 1
 
     def exchanged(self, place_G: np.ndarray, budget: float) -> np.ndarray:
         """The place after one group wider, and one wider for another narrower, while any of that gains."""

@@ -36,6 +36,7 @@ from wmlc.compress.widths.graph import (
 )
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
+from wmlc.models.residual import residual_blocks
 
 EXACT = 1e-6  # of the largest logit
 SHARES = ((0.5,), (0.75, 0.5), (0.5, 0.75))  # of each group's units that are cut, in one trial after the other
@@ -58,7 +59,9 @@ def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> Chan
     groups = groups_of(traced, network)
     with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
         proven, left = Prover(network, example.cpu()).prove(groups)
-    return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups))
+    images = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    blocks = [name for name in residual_blocks(network, images) if "." in name]  # no stage as a whole
+    return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)
 
 
 class Prover:

@@ -14,6 +14,7 @@ from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
 from wmlc.models.checkpoint import save_stages
+from wmlc.models.residual import left_out
 from wmlc.models.resizable import LEVELS, Resizable, untrained_spec
 from wmlc.models.stages import Staged, whole_name
 from wmlc.models.widths import difference
@@ -33,10 +34,10 @@ def resizable(
         return cut_channels(network, graph.groups, kept).cpu().eval()
 
     def save(counts_G: np.ndarray, directory: Path) -> None:
-        cut = build(counts_G)
+        cut, named = build(counts_G), str if staged is None else whole_name
         spec = untrained_spec(
             arch, arch_args, classes, input_shape,
-            widths=difference(network, cut, str if staged is None else whole_name),
+            widths=difference(network, cut, named), left_out=left_out(network, cut, named),
             stages=staged.cuts if staged else None, unused=staged.unused if staged else (),
         )  # fmt: skip
         assert isinstance(cut, nn.Sequential)

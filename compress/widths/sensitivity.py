@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.widths.choose import Scored
 from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.console import note, progress
 from wmlc.files import found_once, user_cache
 
@@ -36,9 +37,10 @@ def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[T
     p are the network's answers, p_gk those with the first k units of group g by rank and all of the others, p_full
     those of all units. Batch norm of the latter two takes the batch's own means and deviations: its running ones are of
     channels that are gone, and a few steps of training mend that first (Li et al., EagleEye, ECCV 2020). Every second
-    level is measured, those between are interpolated over log(full / k), and no narrower level loses less. Sensitivity
-    of layers one by one is Li et al.'s (ICLR 2017, section 3.2), who measure top-1. What was measured is kept in the
-    user's cache, for the same weights, images and channels.
+    level is measured, those between are interpolated over log(full / k), and no narrower level loses less. Where groups
+    may keep nothing, that is the network without their residual block. Sensitivity of layers one by one is Li et al.'s
+    (ICLR 2017, section 3.2), who measure top-1. What was measured is kept in the user's cache, for the same weights,
+    images and channels.
 
     Args: `scored` has the prices whose levels are measured; `batches` of images float32 [B, C, H, W], normalised.
     """
@@ -52,23 +54,33 @@ def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[T
 def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list[np.ndarray]:
     """The losses of each group at its levels [K]."""
     assert scored.priced is not None
-    graph, levels, losses = scored.graph, scored.priced.levels, []
+    graph, losses = scored.graph, []
+    levels = [[units for units in own if units] for own in scored.priced.levels]
+    blocks = [block for block in graph.blocks if not scored.priced.levels[block.groups[0]][0]]
     measured = [own[:-1:EVERY] for own in levels]
     whole = {own.root: rank for own, rank in zip(graph.groups, scored.channel_rank, strict=True)}
-    count = sum(map(len, measured))
+    count = sum(map(len, measured)) + len(blocks)
     note(
         f"sensitivity: what {answers.images} images' answers lose by {len(levels)} channel groups, each at "
         f"up to {max(map(len, measured), default=0)} narrower widths"
+        + f", and without each of {len(blocks)} residual blocks"
+        * bool(blocks)
     )
     with progress("sensitivity", count, "networks") as advance:
-        for place, (group, tried) in enumerate(zip(graph.groups, measured, strict=True)):
-            found = {levels[place][-1]: 0.0}
-            for units in tried:
-                kept = whole[group.root][:units].sort().values
-                cut = cut_channels(network, graph.groups, {**whole, group.root: kept})
-                found[units] = answers.lost_by(cut, min(map(scored.stages.index, group.stages)))
-                advance(1)
-            losses.append(_curve(found, levels[place]))
+
+        def lost_by(groups: Sequence[ChannelGroup], units: int) -> float:
+            kept = {group.root: whole[group.root][:units].sort().values for group in groups}
+            cut = cut_channels(network, graph.groups, {**whole, **kept})
+            lost = answers.lost_by(cut, min(scored.stages.index(stage) for group in groups for stage in group.stages))
+            advance(1)
+            return lost
+
+        for group, own, tried in zip(graph.groups, levels, measured, strict=True):
+            losses.append(_curve({own[-1]: 0.0} | {units: lost_by([group], units) for units in tried}, own))
+        for block in blocks:  # of which each group loses its part
+            lost = max(0.0, lost_by([graph.groups[g] for g in block.groups], 0)) / len(block.groups)
+            for g in block.groups:
+                losses[g] = np.concatenate([[lost], losses[g]])
     return losses
 
 

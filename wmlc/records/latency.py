@@ -89,7 +89,7 @@ class Visit(Record):
 class WholeTime(Record):
     """The whole network at these widths: the median share of the full one's time, by turns with it, times that."""
 
-    counts: list[Size]  # units of each group, in the table's order
+    counts: list[Count]  # units of each group, in the table's order
     ms: Positive
     low: Positive  # with its 95 % interval
     high: Positive
@@ -108,7 +108,7 @@ class PeerLatency(Record):
     low: Positive  # with its 95 % interval
     high: Positive
     macs_cut_ms: Positive | None = None  # what a uniform cut of the MACs by the same share takes, measured too
-    counts: dict[str, Size]  # units that each channel group keeps
+    counts: dict[str, Count]  # units that each channel group keeps; none, where its block is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +116,15 @@ class Sensitivity(Record):
     """What a trained network's answers lose where one channel group alone keeps so many units."""
 
     group: str
-    units: list[Size]  # ascending; the last are all
-    nats: list[Amount]  # an image, at each of them
+    block: str = ""  # the residual block that goes with it, if it can be left out
+    units: list[Count]  # ascending; none, where the block is left out; the last are all
+    nats: list[Amount]  # an image, at each of them; of none its part of what is lost without the block
 
     @property
     def by_half(self) -> float:
         """Nats that are lost where about half of the units stay."""
-        return self.nats[min(range(len(self.units)), key=lambda k: abs(2 * self.units[k] - self.units[-1]))]
+        some = [k for k, units in enumerate(self.units) if units]
+        return self.nats[min(some, key=lambda k: abs(2 * self.units[k] - self.units[-1]))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,7 @@ class NetworkSpec(Record):
     std: list[Positive]
     arch_args: str = ""  # of the network's constructor
     widths: dict[str, dict[str, Size | list[Size]]]  # what is smaller than in the full network, by module
+    left_out: list[str] = field(default_factory=list)  # residual blocks that are not there, by module
     stages: StageCuts | None = None  # of a network that is not built of stages
     unused: list[str] = field(default_factory=list)  # tensors that have no part in it, and are not saved
     framing: Framing  # of a picture, before it is normalised
@@ -172,6 +173,7 @@ class Network(Record):
 class Peer(Network):
     """A peer of a finished family."""
 
+    left_out: list[str] = field(default_factory=list)  # residual blocks that it does without
     stage_channels: dict[str, list[Size]]  # each convolution's, by stage
     shared_with: dict[str, list[Size]]  # stage → the peers that share it, this one among them
 
