@@ -125,7 +125,7 @@ def measure_sensitivity(
     if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
         priced = Counted(scored.graph, levels, config.ratio_of)
-    if config.blocks:
+    if not config.keep_blocks:
         priced = without_blocks(priced)
     scored = replace(scored, priced=priced)
     if known and [tuple(own.units) for own in known] == list(priced.levels):

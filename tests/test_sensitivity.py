@@ -207,3 +207,8 @@ def test_a_run_goes_on_with_what_was_measured_when_it_began(
     (peer,) = read_family(began).peers
     assert peer.achieved_ratio == pytest.approx(0.5, abs=0.05)
     assert peer.left_out == read_spec(began.network(1)).left_out
+    levels = {each.units[0] for each in own if each.block}
+    assert levels == {0} and sum(bool(each.block) for each in own) == 7
+    kept = train(tmp_path / "kept", start=str(run.root), ratios=(0.5,), epochs=0, keep_blocks=True)
+    assert min(each.units[0] for each in read_config(kept).sensitivity) > 0
+    assert not read_family(kept).peers[0].left_out
