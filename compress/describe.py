@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from wmlc.compress.config import sharing, trained_ratios
-from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.prepare import Prepared, asked_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
-from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths
+from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths
 from wmlc.compress.worth import budget_of, rank_of
 from wmlc.console import UNKNOWN, say
 from wmlc.models.stages import whole_name
-from wmlc.records import Epoch, Phase, Sensitivity
+from wmlc.records import Epoch, Phase, Sensitivity, lost_without
 from wmlc.run import peer_name
 from wmlc.settings import TrainConfig
 from wmlc.table import Table
@@ -63,18 +62,19 @@ class ShareChoice:
     params: int | None = None
 
 
-def peer_facts(family: PeerFamily, widths: list[PeerWidths]) -> list[PeerFacts]:
-    """Of each peer: ratio asked and got, costs, channels a stage, what is shared."""
+def peer_facts(prepared: Prepared) -> list[PeerFacts]:
+    """Of each peer: ratio asked and got, costs, blocks left out, channels a stage, what is shared."""
+    family, named = prepared.family, str if prepared.made.staged is None else whole_name
     return [
         PeerFacts(
             peer=peer, ratio=own.ratio, achieved_ratio=own.achieved_ratio, params=own.params, macs=own.macs,
-            left_out=list(own.left_out),
+            left_out=list(map(named, own.left_out)),
             stage_channels={
                 name: _channels(stage, linear=name != "head") for name, stage in family.peer(peer).named_children()
             },
             shared_with={b.stage: list(b.peers) for b in family.branches if peer in b.peers and len(b.peers) > 1},
         )
-        for peer, own in enumerate(widths, 1)
+        for peer, own in enumerate(prepared.widths, 1)
     ]  # fmt: skip
 
 
@@ -107,12 +107,8 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
 
 def print_losses(losses: Sequence[Sensitivity]) -> None:
     """Whose channels, and which blocks, matter most and least to a start's answers, if that was measured."""
-    blocks: dict[str, float] = {}
-    for own in losses:
-        if not own.units[0]:
-            blocks[own.block] = blocks.get(own.block, 0.0) + own.nats[0]
     _print_extremes("by about half of a group's channels", {own.group: own.by_half for own in losses})
-    _print_extremes("without a residual block", blocks)
+    _print_extremes("without a residual block", lost_without(losses))
 
 
 def _print_extremes(how: str, nats: Mapping[str, float]) -> None:

@@ -55,6 +55,7 @@ class Made:
 
     network: nn.Sequential
     staged: Staged | None = None  # of a network that is not built of stages
+    whole: nn.Module | None = None  # … and that network
     fitted: Fitted | None = None  # what became of the start's weights
 
     @property
@@ -76,7 +77,7 @@ def prepare(
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
     config = settle_teacher(config, made)
-    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None))
+    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
@@ -217,10 +218,10 @@ def make_full(
     network.to(device.name)
     if not is_foreign(config.arch):
         assert isinstance(network, nn.Sequential)
-        return Made(network, None, fitted)
+        return Made(network, fitted=fitted)
     example = torch.zeros(1, *shape, device=device.name)
     staged = split(network, example, None if like is None else like.cuts)
-    return Made(staged.network, staged, fitted)
+    return Made(staged.network, staged, network, fitted)
 
 
 def cut_anew(prepared: Prepared, trained: nn.Sequential, config: TrainConfig, data: Images, device: Device) -> Prepared:

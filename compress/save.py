@@ -111,6 +111,6 @@ def _spec(network: nn.Module, prepared: Prepared, config: TrainConfig, data: Dat
     return NetworkSpec(
         arch=config.arch, arch_args=config.arch_args, class_names=record.class_names, input_shape=record.input_shape,
         mean=record.mean, std=record.std, about=about, framing=record.framing,
-        widths=difference(prepared.full, network, named), left_out=left_out(prepared.full, network, named),
+        widths=difference(prepared.full, network, named), left_out=left_out(network, named),
         stages=None if staged is None else staged.cuts, unused=[] if staged is None else staged.unused,
     )  # fmt: skip

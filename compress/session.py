@@ -154,7 +154,7 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
     config = _as_prepared(config, prepared)
     if not as_json:
         print_start(prepared, data, device)
-    peers, choices = peer_facts(prepared.family, prepared.widths), share_choices(prepared.scored, config)
+    peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
     if as_json:
         record = {
             "peers": [asdict(facts) for facts in peers],
@@ -285,7 +285,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         raise InputError(
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
         )
-    peers = peer_facts(prepared.family, prepared.widths)
+    peers = peer_facts(prepared)
     doing = "training" if config.epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_plan(prepared.plan, prepared.scored.graph)

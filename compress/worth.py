@@ -16,7 +16,7 @@ from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
 from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.compress.widths.knapsack import Counted, without_blocks
+from wmlc.compress.widths.knapsack import Counted, blocks_optional
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.resizable import levels_of
@@ -55,14 +55,17 @@ def rank_of(config: TrainConfig) -> str:
     return config.rank or ("magnitude" if trained else config.saliency)
 
 
-def score(full: nn.Sequential, config: TrainConfig, data: Images, trained: bool) -> Scored:
+def score(
+    full: nn.Sequential, config: TrainConfig, data: Images, trained: bool, whole: nn.Module | None = None
+) -> Scored:  # fmt: skip
     """The channel graph of the full network, `trained` or not, with what its layers are worth to the budget in force.
 
     The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
     saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
+    Args: the `whole` network, if the full one is that in stages.
     """
     stages = list(dict(full.named_children()))
-    graph, budget = read_channels(full, data.record.input_shape), budget_of(config)
+    graph, budget = read_channels(full, data.record.input_shape, whole), budget_of(config)
     if config.start is not None and budget in ("uniform", SENSITIVITY):
         return Scored(graph, np.ones(len(graph.layers)), [], stages)
     images, labels = next(iter(data.train_batches(_batch_size(config, data), epoch=0)))
@@ -114,21 +117,21 @@ def _batch_size(config: TrainConfig, data: Images) -> int:
 def measure_sensitivity(
     scored: Scored, network: nn.Sequential, config: TrainConfig, data: Images, known: Sequence[Sensitivity] = ()
 ) -> Scored:
-    """`scored` with what the answers of the full network lose by narrower groups, if that is the budget in force.
+    """`scored` with what the answers of the full network lose by narrower groups, if any are cut by that.
 
     What has no prices yet is priced in what its ratios are of. Args: what is `known` of a run that goes on, whose
     widths must not hang on the last digits of another machine.
     """
-    if budget_of(config) != SENSITIVITY:
+    if budget_of(config) != SENSITIVITY or not any(config.ratios):
         return scored
     priced = scored.priced
     if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
         priced = Counted(scored.graph, levels, config.ratio_of)
-    if not config.keep_blocks:
-        priced = without_blocks(priced)
-    scored = replace(scored, priced=priced)
-    if known and [tuple(own.units) for own in known] == list(priced.levels):
-        return replace(scored, sensitivity=[np.array(own.nats) for own in known])
+    ways = [priced] if config.keep_blocks else [blocks_optional(priced), priced]  # the latter of a run from before
+    for way in ways:
+        if known and [tuple(own.units) for own in known] == list(way.levels):
+            return replace(scored, priced=way, sensitivity=[np.array(own.nats) for own in known])
+    scored = replace(scored, priced=ways[0])
     batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)
     return with_sensitivity(scored, network, list(batches))

@@ -24,20 +24,27 @@ class LeftOut(nn.Module):
 def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
     """The modules, by name, that add something to what they are given: all their numbers zero, they give it back.
 
-    The innermost of those that lie in one another. A block that ends in an activation is one where this leaves what it
-    is given as it is, as ReLU does what another ReLU gave. Not among them: what runs twice, and what somebody would
-    write into that was not the block's. Args: an `example` [N, C, H, W] on the network's device.
+    And that the network runs without, one as well as all. A block that ends in an activation is one where this leaves
+    what it is given as it is, as ReLU does what another ReLU gave. Not among them is what runs twice, what others hold
+    a part of, and what somebody writes into that it gave, as that would be what it was given. Some may lie in others.
+    Args: an `example` [N, C, H, W] on the network's device.
     """
-    found = list[str]()
     with own_modes(network), torch.no_grad():
-        given = _given(network.eval(), example)
-        for name, calls in given.items():
-            if len(calls) == 1 and _gives_back(network.get_submodule(name), calls[0]):
-                found.append(name)
-        innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-        if _stay_as_they_are(network, innermost, example):
-            return innermost
-        return [name for name in innermost if _stay_as_they_are(network, [name], example)]
+        calls = _calls(network.eval(), example)
+        found = [
+            name
+            for name, _ in network.named_modules()
+            if len(own := calls.get(name, [])) == 1 and own[0].made._version == own[0].version
+            and _is_its_own(network, name) and _gives_back(network.get_submodule(name), own[0])
+        ]  # fmt: skip
+        if _runs_without(network, found, example):
+            return found
+        return [name for name in found if _runs_without(network, [name], example)]
+
+
+def within(name: str, block: str) -> bool:
+    """Whether a module or tensor lies in a block, by their names."""
+    return name.startswith(f"{block}.")
 
 
 def leave_out(network: nn.Module, names: Sequence[str]) -> nn.Module:
@@ -50,38 +57,38 @@ def leave_out(network: nn.Module, names: Sequence[str]) -> nn.Module:
     return network
 
 
-def left_out(full: nn.Module, cut: nn.Module, name_of: Callable[[str], str] = str) -> list[str]:
-    """The blocks of `full` that `cut` is without. Args: what each shall be called, by the name that it has in both."""
-    there = dict(full.named_modules())
-    found = [name for name, module in cut.named_modules() if isinstance(module, LeftOut)]
-    return [name_of(name) for name in found if not isinstance(there[name], LeftOut)]
+def left_out(cut: nn.Module, name_of: Callable[[str], str] = str) -> list[str]:
+    """The blocks that a network is without. Args: what each shall be called, by the name that it has there."""
+    return [name_of(name) for name, module in cut.named_modules() if isinstance(module, LeftOut)]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a module is given: a tensor [N, …], and what else."""
+    """What a module is given, a tensor [N, …] and what else, and what it makes of that."""
 
     x: Tensor
     others: tuple[object, ...]
     named: dict[str, object]
+    made: Tensor
+    version: int  # of that, as it was made
 
 
-def _given(network: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
+def _calls(network: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
     """The calls of each module in which it makes a tensor of the shape of the first that it is given."""
-    begun, seen = dict[str, _Call](), dict[str, list[_Call]]()
+    begun, seen = dict[str, tuple[Tensor, tuple[object, ...], dict[str, object]]](), dict[str, list[_Call]]()
 
     def entering(name: str) -> Callable[..., None]:
         def keep(_: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
             if inputs and isinstance(inputs[0], Tensor):
-                begun[name] = _Call(inputs[0].clone(), inputs[1:], named)
+                begun[name] = inputs[0].clone(), inputs[1:], named
 
         return keep
 
     def leaving(name: str) -> Callable[..., None]:
-        def keep(_: nn.Module, inputs: object, output: object) -> None:
+        def keep(_: nn.Module, inputs: object, made: object) -> None:
             call = begun.pop(name, None)
-            if call is not None and isinstance(output, Tensor) and output.shape == call.x.shape:
-                seen.setdefault(name, []).append(call)
+            if call is not None and isinstance(made, Tensor) and made.shape == call[0].shape:
+                seen.setdefault(name, []).append(_Call(*call, made, made._version))
 
         return keep
 
@@ -100,6 +107,14 @@ def _given(network: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
     return seen
 
 
+def _is_its_own(network: nn.Module, block: str) -> bool:
+    """Whether no other name in the network stands for the block, a module in it, or a tensor of it."""
+    named: list[tuple[str, object]] = [*network.named_modules(remove_duplicate=False)]
+    named += [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    inside = {id(own) for name, own in named if name == block or within(name, block)}
+    return not any(id(own) in inside for name, own in named if name != block and not within(name, block))
+
+
 def _gives_back(block: nn.Module, call: _Call) -> bool:
     """Whether a block all of whose numbers are zero gives back what it is given."""
     muted = copy.deepcopy(block)
@@ -111,10 +126,11 @@ def _gives_back(block: nn.Module, call: _Call) -> bool:
         return False
 
 
-def _stay_as_they_are(network: nn.Module, names: Sequence[str], example: Tensor) -> bool:
-    """Whether without these blocks nobody writes into what one would be given, where somebody else may read it."""
-    without, given = leave_out(copy.deepcopy(network), names), list[tuple[Tensor, int]]()
-    for name in names:
-        without.get_submodule(name).register_forward_hook(lambda _, inputs, x: given.append((x, x._version)))
-    without(example.clone())
-    return all(x._version == version for x, version in given)
+def _runs_without(network: nn.Module, names: Sequence[str], example: Tensor) -> bool:
+    """Whether the network runs without these blocks: its code may look into them."""
+    outermost = [name for name in names if not any(within(name, other) for other in names)]
+    try:
+        leave_out(copy.deepcopy(network), outermost)(example.clone())
+    except Exception:  # whatever its code raises
+        return False
+    return True

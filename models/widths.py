@@ -65,7 +65,9 @@ def check_runs(
 
     Args: tensors of it that must have no part in that. On the meta device nothing is computed.
     """
-    device, follow = next(network.parameters()).device, _Follow(network, unused)
+    if (some := next(network.parameters(), None)) is None:
+        raise InputError("the record leaves nothing of the network; extract the peer again")
+    device, follow = some.device, _Follow(network, unused)
     try:
         with torch.no_grad(), follow:
             logits = network.eval()(torch.empty(1, *input_shape, device=device))

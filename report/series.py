@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wmlc.console import digits, scaled
 from wmlc.layer_pairs import LayerPair, compare
-from wmlc.records import Profile, Row, Scenario, Speedup
+from wmlc.records import Profile, Row, Scenario, Speedup, lost_without
 from wmlc.report.cells import Cell, cell_of, profile_cell
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
@@ -254,10 +254,7 @@ def group_bars(run: TrainedRun) -> list[GroupBar]:
     plan = run.family.latency
     if plan is None:
         return []
-    blocks: dict[str, float] = {}
-    for own in reversed(plan.sensitivity):
-        if not own.units[0]:
-            blocks[own.block] = blocks.get(own.block, 0.0) + own.nats[0]
+    blocks = lost_without(plan.sensitivity)
     return [
         GroupBar(
             group=own.group,

@@ -13,6 +13,15 @@ def conv(into: int, out: int, size: int = 3, **how: int) -> nn.Conv2d:
     return nn.Conv2d(into, out, size, padding=size // 2, **how)  # type: ignore[arg-type]
 
 
+def unlike_a_batch(network: nn.Module) -> None:
+    """Batch norms with biases, and running statistics that no batch has."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, 0, 0.3)
+            module.running_mean = 0.3 * torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+
+
 def shuffle(images: Tensor, groups: int) -> Tensor:
     batch, channels, height, width = images.shape
     return images.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(images.shape)

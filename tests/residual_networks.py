@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hand_networks import conv
+from hand_networks import conv, unlike_a_batch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_channels
@@ -63,11 +63,7 @@ def make() -> nn.Sequential:
     made.add_module("stage1", Stage())
     made.add_module("stage2", nn.Sequential(nn.Sequential(conv(WIDTH, WIDTH), nn.ReLU()), Basic()))
     made.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, CLASSES)))
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias, 0, 0.3)
-            module.running_mean = 0.3 * torch.randn(WIDTH)
-            module.running_var = 0.5 + torch.rand(WIDTH)
+    unlike_a_batch(made)
     return made.eval()
 
 

@@ -24,7 +24,7 @@ from resizables import table_by
 from torch import Tensor, nn
 
 from wmlc.compress.widths.choose import Scored, _worth
-from wmlc.compress.widths.knapsack import Counted, Priced, Timed, choose_within, without_blocks
+from wmlc.compress.widths.knapsack import Counted, Priced, Timed, blocks_optional, choose_within
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.sensitivity import with_sensitivity
@@ -75,7 +75,7 @@ def test_of_a_block_all_groups_keep_units_or_none() -> None:
 def priced_with_blocks(made: nn.Sequential, divisor: int) -> tuple[Priced, Resizable]:
     graph, sizes = read(made, divisor)
     table = table_by(sizes, lambda place, into, out: 0.05 + 0.01 * (1 + place % 3) * into * out, overhead_ms=0.1)
-    return without_blocks(Timed(graph, sizes.levels, LatencyModel(table))), sizes
+    return blocks_optional(Timed(graph, sizes.levels, LatencyModel(table))), sizes
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -105,7 +105,7 @@ def test_no_choice_of_blocks_and_widths_is_worth_more(seed: int) -> None:
 def test_blocks_that_add_nothing_go_before_anything_else_is_narrower() -> None:
     """Where the stream that they add to is narrow they save hardly anything, and it costs nothing here: as measured."""
     graph = read_channels(build_network("resnet20", CLASSES, SHAPE, "").eval(), SHAPE)
-    priced = without_blocks(Counted(graph, tuple(tuple(levels_of(group, 8)) for group in graph.groups), "params"))
+    priced = blocks_optional(Counted(graph, tuple(tuple(levels_of(group, 8)) for group in graph.groups), "params"))
     nats = [
         [7.6], [2.7, 4.3], [7.3, 1.4], [1.7, 3.9], [4.1] * 3, [3.9] * 3, [9.5, 6.5, 3.1, 1.1], [3, 0.5, 0.5, 0.5],
         [8.3, 5.1, 3.2, 2.7, 2.3, 1.8, 1.3], [0] * 7, [0, 5.5, 5.3, 5.1, 3.6, 2.4, 1.6, 0.9], [0] * 8,

@@ -32,9 +32,11 @@ from torch import Tensor, nn
 
 import wmlc
 from wmlc.bench.latency.files import NetworkFiles, Writers
+from wmlc.compress.widths.proof import read_channels
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import save_network
 from wmlc.models.residual import LeftOut, left_out, residual_blocks
+from wmlc.models.stages import split, whole_name
 from wmlc.models.widths import difference
 from wmlc.records import NetworkSpec
 
@@ -44,7 +46,7 @@ from wmlc.records import NetworkSpec
 def test_blocks_are_those_that_give_back_what_they_are_given_once_muted() -> None:
     made = make()
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    assert residual_blocks(made, IMAGES) == BLOCKS
+    assert residual_blocks(made, IMAGES) == ["stage1", *BLOCKS], "the first stage is two of them and nothing else"
     graph, _ = read(made)
     own = {block.name: [graph.groups[g].root for g in block.groups] for block in graph.blocks}
     assert own == {
@@ -87,20 +89,75 @@ class Halved(nn.Module):
         return (x if self.beside else 0.5 * x) + self.one(x) + self.beside
 
 
+class LookedInto(nn.Module):
+    """Its code takes more of its block than what that gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Basic()
+        self.block.rate = 0.5  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) * self.block.rate
+
+
+class Named(nn.Module):
+    """Has its block under another name too, or only a layer of it."""
+
+    def __init__(self, all_of_it: bool) -> None:
+        super().__init__()
+        self.block = Basic()
+        self.again = nn.Sequential(self.block if all_of_it else self.block.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class AddsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(conv(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.inner(x)
+        return x
+
+
+class WrittenByAnother(nn.Module):
+    """The second block writes into what the first made, which without the first is what is added afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Basic(), AddsInPlace()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)) + x
+
+
 @pytest.mark.parametrize(
-    "middle", [WrittenInto(), Halved(0), Halved(0.1), nn.Sequential(conv(WIDTH, WIDTH), nn.ReLU())],
-    ids=["written into", "halved", "shifted", "plain"],
+    "middle, blocks",
+    [
+        (WrittenInto(), []), (Halved(0), []), (Halved(0.1), []), (nn.Sequential(conv(WIDTH, WIDTH), nn.ReLU()), []),
+        (LookedInto(), []), (Named(all_of_it=True), ["1"]), (Named(all_of_it=False), ["1"]),
+        (WrittenByAnother(), ["1.second"]), (Twice(), ["1"]),
+    ],
+    ids=["written", "halved", "shifted", "plain", "looked into", "named", "in part", "by another", "twice"],
 )  # fmt: skip
-def test_what_cannot_be_left_out_is_no_block(middle: nn.Module) -> None:
+def test_what_cannot_be_left_out_is_no_block(middle: nn.Module, blocks: list[str]) -> None:
+    """All of the part between may be one, where only that goes."""
     made = nn.Sequential(
         nn.Sequential(conv(3, WIDTH), nn.ReLU()), middle, nn.Sequential(nn.Flatten(), nn.Linear(256, 5))
     )
-    assert residual_blocks(made.eval(), IMAGES) == []
+    assert residual_blocks(made.eval(), IMAGES) == blocks
+    assert read_channels(made, SHAPE).blocks == ()  # no stage goes as a whole, and no block in part
 
 
-def test_a_block_that_runs_twice_goes_with_what_runs_it() -> None:
-    made = nn.Sequential(nn.Sequential(conv(3, WIDTH), nn.ReLU()), nn.Sequential(Twice()), nn.Flatten())
-    assert residual_blocks(made.eval(), IMAGES) == ["1.0"]
+def test_what_the_whole_network_cannot_do_without_its_stages_keep() -> None:
+    """Traced, a block's number stands in the code, so that stages would not miss the block."""
+    network = nn.Sequential(nn.Sequential(conv(3, WIDTH), nn.ReLU()), LookedInto(), nn.Flatten(), nn.Linear(256, 5))
+    staged = split(network.eval(), IMAGES[:1])
+    found = [whole_name(name) for name in residual_blocks(staged.network, IMAGES[:1])]
+    assert "1.block" in found and read_channels(staged.network, SHAPE, network).blocks == ()
 
 
 # A network without them
@@ -116,7 +173,7 @@ def test_a_network_without_blocks_answers_as_with_them_muted(blocks: tuple[str, 
             own.data.zero_()
     cut = cut_to(made, graph, counts_without(graph, blocks))
     assert torch.equal(cut(IMAGES), muted(IMAGES))
-    assert left_out(made, cut) == list(blocks)
+    assert left_out(cut) == list(blocks)
     assert not any(name.startswith(block) for block in blocks for name in cut.state_dict())
 
 
@@ -126,7 +183,7 @@ def test_a_network_without_blocks_answers_as_with_them_muted(blocks: tuple[str, 
 def spec_of(full: nn.Module, cut: nn.Module) -> NetworkSpec:
     return NetworkSpec(
         arch="hand.py:make", class_names=[f"class {k}" for k in range(CLASSES)], input_shape=SHAPE, mean=[0.5] * 3,
-        std=[0.5] * 3, widths=difference(full, cut), left_out=left_out(full, cut), framing=made_framing(8),
+        std=[0.5] * 3, widths=difference(full, cut), left_out=left_out(cut), framing=made_framing(8),
     )  # fmt: skip
 
 
@@ -134,7 +191,7 @@ def test_a_record_says_what_is_left_out_and_is_read_bit_for_bit(tmp_path: Path) 
     made = make()
     graph, _ = read(made)
     cut = cut_to(made, graph, drawn(graph, 4))
-    assert left_out(made, cut) == ["stage1.basic", "stage1.squeezed"]
+    assert left_out(cut) == ["stage1.basic", "stage1.squeezed"]
     save_network(cut, spec_of(made, cut), tmp_path)
     read_back = wmlc.load(tmp_path, make)
     assert torch.equal(read_back(IMAGES), cut(IMAGES)) and isinstance(read_back.get_submodule("stage1.basic"), LeftOut)
@@ -150,6 +207,7 @@ def test_a_record_says_what_is_left_out_and_is_read_bit_for_bit(tmp_path: Path) 
         (["stage1.basic.one.weight"], "it has no module stage1.basic.one.weight to leave out"),
         (["x\n" * 900], "it has no module x\\nx\\n"),
         (["head"], "the network gives [1, 4, 8, 8] for an image, but the record names 5 classes"),
+        (["stem", "stage1", "stage2", "head"], "the record leaves nothing of the network"),
         (["stage1", "stage1.basic"], "it has no module stage1.basic to leave out"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.graph import ChannelGroup, Number
-from wmlc.models.residual import leave_out
+from wmlc.models.residual import leave_out, within
 
 # Layers whose numbers follow their tensors, in `_set_widths`.
 KNOWN = (
@@ -34,7 +34,7 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
     leave_out(network, sorted(blocks))
 
     def is_left(name: str) -> bool:
-        return not any(name == block or name.startswith(f"{block}.") for block in blocks)
+        return not any(name == block or within(name, block) for block in blocks)
 
     for group in groups:
         if len(kept[group.root]) == group.units:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.trace import Traced
+from wmlc.models.residual import within
 from wmlc.records import Cost
 
 MOST_GROUPS = 3  # of a block that can be left out, as their widths are chosen together
@@ -260,18 +261,18 @@ def graph_of(
     besides = {name: own for name, own in parameters.items() if name not in {*index, *biases}}
     unit_params, fixed_params = _besides_layers(besides, groups)
     macs_beside = {name: macs for name, macs in traced.macs.items() if name not in index}
-    named = [group.root for group in groups]
     found = []
     for block in blocks:
-        inside = [g for g, group in enumerate(groups) if all(_within(place.tensor, block) for place in group.places)]
-        own = [k for k, layer in enumerate(layers) if _within(layer.tensor, block)]
+        inside = [g for g, group in enumerate(groups) if all(within(place.tensor, block) for place in group.places)]
+        own = [k for k, layer in enumerate(layers) if within(layer.tensor, block)]
         sized = (sides[0][np.ix_(own, inside)] + sides[1][np.ix_(own, inside)]).any(1)
-        if 0 < len(inside) <= MOST_GROUPS and sized.all() and not any(_within(name, block) for name in macs_beside):
-            mine = {name: tensor for name, tensor in besides.items() if _within(name, block)}
+        if 0 < len(inside) <= MOST_GROUPS and sized.all() and not any(within(name, block) for name in macs_beside):
+            mine = {name: tensor for name, tensor in besides.items() if within(name, block)}
             found.append(Block(block, tuple(inside), tuple(own), *_besides_layers(mine, groups)))
-    of = {named[g]: block.name for block in found for g in block.groups}
+    found = [block for block in found if not any(within(other.name, block.name) for other in found)]  # the innermost
+    block_of = {g: block.name for block in found for g in block.groups}
     return ChannelGraph(
-        groups=tuple(replace(group, block=of.get(group.root, "")) for group in groups), layers=tuple(layers),
+        groups=tuple(replace(group, block=block_of.get(g, "")) for g, group in enumerate(groups)), layers=tuple(layers),
         rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
         columns=sides[1], fixed_columns=shapes[:, 1] - sides[1] @ full_G,
         unit_params=unit_params, fixed_params=fixed_params, other_macs=traced.other_macs + sum(macs_beside.values()),
@@ -289,10 +290,6 @@ def _besides_layers(parameters: Mapping[str, Tensor], groups: Sequence[ChannelGr
                 unit_params[g] += place.positions.shape[1] * tensor.numel() // tensor.shape[place.dim]
     params = sum(parameter.numel() for parameter in parameters.values())
     return unit_params, params - round(float(unit_params @ [group.units for group in groups]))
-
-
-def _within(name: str, block: str) -> bool:
-    return name.startswith(f"{block}.")
 
 
 def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> list[Tensor]:

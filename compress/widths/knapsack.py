@@ -59,7 +59,7 @@ class Priced(abc.ABC):
         return (size_L < (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY) & (size_L > 0)
 
 
-def without_blocks(priced: Priced) -> Priced:
+def blocks_optional(priced: Priced) -> Priced:
     """`priced`, where residual blocks may be left out: their groups may keep nothing too."""
     pairs = zip(priced.graph.groups, priced.levels, strict=True)
     return replace(priced, levels=tuple((0, *own) if group.block and own[0] else own for group, own in pairs))
@@ -93,14 +93,18 @@ class Timed(Priced):
         return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
 
     def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
-        """Of each layer that is there: those of a block that is left out take or give nothing."""
-        graph, found = self.graph, []
-        for layer in layers:
-            taken = round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer]))
-            given = round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer]))
-            if taken and given:
-                found.append(self.model.layer_ms(graph.layers[layer].name, taken, given))
-        return found
+        """Of each layer that is there, not in a block that is left out."""
+        graph = self.graph
+        there_L = graph.layer_sizes(counts_G, "macs") > 0
+        return [
+            self.model.layer_ms(
+                graph.layers[layer].name,
+                round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer])),
+                round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer])),
+            )
+            for layer in layers
+            if there_L[layer]
+        ]
 
 
 def choose_within(
@@ -109,8 +113,8 @@ def choose_within(
     """The units [G] that are worth most within `budget`, and the least cost that was found.
 
     Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
-    what each group is `worth` at each of its levels [K], rising; the units of the groups that are not free to be
-    chosen, or of all if that is within the budget.
+    what each group is `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of
+    the groups that are not free to be chosen, or of all if that is within the budget.
     """
     search = _Search(priced, worth, start_G, free_G)
     lowest_G = search.narrowest()

@@ -37,16 +37,19 @@ from wmlc.compress.widths.graph import (
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError, one_line
 from wmlc.models.residual import residual_blocks
+from wmlc.models.stages import whole_name
 
 EXACT = 1e-6  # of the largest logit
 SHARES = ((0.5,), (0.75, 0.5), (0.5, 0.75))  # of each group's units that are cut, in one trial after the other
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
 
-def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGraph:
+def read_channels(
+    network: nn.Module, input_shape: tuple[int, int, int], whole: nn.Module | None = None
+) -> ChannelGraph:  # fmt: skip
     """The channel groups of the full network for images [C, H, W], each proven, and what the network costs.
 
-    Raises `InputError` where the network cannot be run on labels.
+    Args: the `whole` network, of which it is the stages. Raises `InputError` where the network cannot be run on labels.
     """
     device = next(network.parameters()).device
     example = torch.zeros(1, *input_shape, device=device)
@@ -61,6 +64,9 @@ def read_channels(network: nn.Module, input_shape: tuple[int, int, int]) -> Chan
         proven, left = Prover(network, example.cpu()).prove(groups)
     images = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     blocks = [name for name in residual_blocks(network, images) if "." in name]  # no stage as a whole
+    if whole is not None:  # a peer is read as that
+        known = set(residual_blocks(whole, images))
+        blocks = [name for name in blocks if whole_name(name) in known]
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)
 
 

@@ -37,7 +37,7 @@ def resizable(
         cut, named = build(counts_G), str if staged is None else whole_name
         spec = untrained_spec(
             arch, arch_args, classes, input_shape,
-            widths=difference(network, cut, named), left_out=left_out(network, cut, named),
+            widths=difference(network, cut, named), left_out=left_out(cut, named),
             stages=staged.cuts if staged else None, unused=staged.unused if staged else (),
         )  # fmt: skip
         assert isinstance(cut, nn.Sequential)

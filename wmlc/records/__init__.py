@@ -12,6 +12,7 @@ from wmlc.records.latency import (
     ShapeTimes,
     Visit,
     WholeTime,
+    lost_without,
 )
 from wmlc.records.measured import (
     Bench,
@@ -112,6 +113,7 @@ __all__ = [
     "Visit",
     "WarmUp",
     "WholeTime",
+    "lost_without",
     "parse",
     "read",
     "read_lines",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Len
 
 from wmlc.records.common import SCHEMA, Amount, Count, Positive, Provenance, Record, Size, Version
 
@@ -117,14 +120,23 @@ class Sensitivity(Record):
 
     group: str
     block: str = ""  # the residual block that goes with it, if it can be left out
-    units: list[Count]  # ascending; none, where the block is left out; the last are all
+    units: Annotated[list[Count], Len(1)]  # ascending; none, where the block is left out; the last are all
     nats: list[Amount]  # an image, at each of them; of none its part of what is lost without the block
 
     @property
     def by_half(self) -> float:
         """Nats that are lost where about half of the units stay."""
-        some = [k for k, units in enumerate(self.units) if units]
+        some = [k for k, units in enumerate(self.units) if units] or [0]
         return self.nats[min(some, key=lambda k: abs(2 * self.units[k] - self.units[-1]))]
+
+
+def lost_without(losses: Iterable[Sensitivity]) -> dict[str, float]:
+    """Nats an image that are lost without each residual block that can be left out."""
+    blocks: dict[str, float] = {}
+    for own in losses:
+        if not own.units[0]:
+            blocks[own.block] = blocks.get(own.block, 0.0) + own.nats[0]
+    return blocks
 
 
 @dataclass(frozen=True, kw_only=True)
