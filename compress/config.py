@@ -26,6 +26,7 @@ CHOICES = {
     "feature_loss": ("none", *FEATURE_TERMS),
     "saliency": ("snip", "synflow", "grasp"),
     "rank": ("magnitude", "taylor", "random"),
+    "blocks": ("keep", "drop"),
     "budget": ("snip", "synflow", "grasp", "taylor", "uniform", SENSITIVITY),
     "teacher": ("frozen", "trained", "none"),
     "as_long_as": tuple(METHODS),
@@ -37,7 +38,6 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
     "interpolation": INTERPOLATIONS,
 }
-
 SWEEP_ENGINES = ("local", "ray")
 
 AT_LEAST = {

@@ -133,7 +133,9 @@ def print_stages(prepared: Prepared) -> None:
     if staged is not None:
         whole = sum(len(left.layers) for left in graph.left_whole)
         said = f"channels: {len(graph.groups)} groups, each proven exact before it is cut; {whole} layers left whole"
-        say(said + f"; {len(graph.blocks)} residual blocks can be left out" * (prepared.scored.sensitivity is not None))
+        priced = prepared.scored.priced
+        droppable = priced is not None and not all(own[0] for own in priced.levels)
+        say(said + f"; {len(graph.blocks)} residual blocks can be left out" * droppable)
 
 
 def left_whole_notes(prepared: Prepared) -> list[str]:

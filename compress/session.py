@@ -118,8 +118,8 @@ def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks)
     said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
     if "saliency" in asked and config.start is not None:
         said.append("--saliency without effect: a start's channels go by --rank, and how many by --budget")
-    if asked.get("keep_blocks") and budget_of(config) != SENSITIVITY:
-        said.append(f"--keep-blocks without effect: budget {budget_of(config)} leaves none out")
+    if asked.get("blocks") == "drop" and budget_of(config) != SENSITIVITY:
+        said.append(f"--blocks drop without effect: budget {budget_of(config)} keeps all")
     if asked.get("warmup_epochs") and config.schedule == "one-cycle":
         said.append("--warmup-epochs without effect: one-cycle has a warm-up of its own")
     if asked.get("sync_bn") and ranks.count == 1:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.budgets import SENSITIVITY
+from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
@@ -47,6 +47,11 @@ def budget_of(config: TrainConfig) -> str:
     if config.start is not None and not METHODS[config.method].exits:
         return "uniform" if config.trunk_ratio else SENSITIVITY
     return "uniform" if METHODS[config.method].cuts_trained else config.saliency
+
+
+def drops_blocks(config: TrainConfig) -> bool:
+    """The value of `--blocks` in force: MACs and parameters do not tell what a whole block saves."""
+    return config.blocks == "drop" or (config.blocks is None and config.ratio_of == LATENCY)
 
 
 def rank_of(config: TrainConfig) -> str:
@@ -128,7 +133,7 @@ def measure_sensitivity(
     if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
         priced = Counted(scored.graph, levels, config.ratio_of)
-    ways = [priced] if config.keep_blocks else [blocks_optional(priced), priced]  # the latter of a run from before
+    ways = [blocks_optional(priced), priced] if drops_blocks(config) else [priced]  # the latter of a run from before
     for way in ways:
         if known and [tuple(own.units) for own in known] == list(way.levels):
             return replace(scored, priced=way, sensitivity=[np.array(own.nats) for own in known])

@@ -1,4 +1,4 @@
-"""Residual blocks, which a network does without: what they are given goes on as it is."""
+"""Residual blocks, which a network can do without: what they are given goes on as it is."""
 
 from __future__ import annotations
 

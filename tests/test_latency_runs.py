@@ -21,7 +21,7 @@ from wmlc.compress import session
 from wmlc.compress.config import settle
 from wmlc.compress.session import resume_run, start_run
 from wmlc.errors import InputError, Stopped
-from wmlc.models.checkpoint import load_network
+from wmlc.models.checkpoint import load_network, read_spec
 from wmlc.records import LatencyPlan
 from wmlc.run import Run
 
@@ -122,7 +122,8 @@ def test_from_a_start_an_uncut_peer_stays_and_a_run_goes_on(tmp_path: Path) -> N
         start(tmp_path / "run", **own)
     run = resume_run(Run(tmp_path / "run"))
     assert_peers_have_the_widths(run)
-    assert runs.read_family(run).peers[1].achieved_ratio == 0
+    cut, uncut = runs.read_family(run).peers
+    assert uncut.achieved_ratio == 0 and cut.left_out == read_spec(run.network(1)).left_out != []
 
 
 def dry_run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:

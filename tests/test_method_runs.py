@@ -161,9 +161,9 @@ def test_what_changes_nothing_in_this_run_is_said() -> None:
         "--warmup-epochs without effect: one-cycle has a warm-up of its own",
     ]
     assert session._without_effect({**asked, "schedule": "step"}, settle({"schedule": "step"}), SOLO) == []
-    asked = {"keep_blocks": True, "start": "net.pt"}
+    asked = {"blocks": "drop", "start": "net.pt"}
     assert session._without_effect(asked, settle(asked), SOLO) == []
     asked["budget"] = "taylor"
-    said = ["--keep-blocks without effect: budget taylor leaves none out"]
+    said = ["--blocks drop without effect: budget taylor keeps all"]
     assert session._without_effect(asked, settle(asked), SOLO) == said
     assert session._without_effect({}, settle({"method": "independent"}), SOLO) == []

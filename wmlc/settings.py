@@ -148,9 +148,9 @@ class TrainConfig:
         role="family", group=FAMILY,
         shown="sensitivity of a start, uniform of what prune-finetune trains, the saliency's of random weights",
     )  # fmt: skip
-    keep_blocks: bool = setting(
-        False, "Keep every residual block; by sensitivity whole ones can go, where answers lose less by that.",
-        role="family", group=FAMILY,
+    blocks: str | None = setting(
+        None, "By sensitivity, keep every residual block, or drop whole ones where answers lose less by that.",
+        role="family", group=FAMILY, shown="drop where milliseconds are asked for, else keep",
     )  # fmt: skip
     share: str | None = setting(
         None, "tree, none, branches (all but the last stage), or the last stage that all peers share: stem, stage1, ….",

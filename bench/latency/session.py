@@ -197,8 +197,11 @@ class EngineClock:
 
     def _time(self, network: Resizable, counts: Sequence[np.ndarray], full_ms: float | None) -> list[WholeTime]:
         """Networks at these counts by turns with the full one, in milliseconds of a full one that takes `full_ms`."""
-        files = self._network_files(network)
-        paths = [files.write(own, f"whole{number}") for number, own in enumerate([network.full, *counts])]
+        files, paths = self._network_files(network), []
+        with progress("writing whole networks", 1 + len(counts), "files") as advance:
+            for number, own in enumerate([network.full, *counts]):
+                paths.append(files.write(own, f"whole{number}"))
+                advance(1)
         with progress("timing whole networks", LAUNCHES, "launches") as advance:
             try:
                 full_LR, ratios_NLR = time_by_turns(

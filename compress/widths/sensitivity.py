@@ -60,11 +60,10 @@ def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list
     measured = [own[:-1:EVERY] for own in levels]
     whole = {own.root: rank for own, rank in zip(graph.groups, scored.channel_rank, strict=True)}
     count = sum(map(len, measured)) + len(blocks)
+    without = f", and without each of {len(blocks)} residual blocks" if blocks else ""
     note(
         f"sensitivity: what {answers.images} images' answers lose by {len(levels)} channel groups, each at "
-        f"up to {max(map(len, measured), default=0)} narrower widths"
-        + f", and without each of {len(blocks)} residual blocks"
-        * bool(blocks)
+        f"up to {max(map(len, measured), default=0)} narrower widths{without}"
     )
     with progress("sensitivity", count, "networks") as advance:
 
