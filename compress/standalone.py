@@ -37,11 +37,11 @@ def network_named(arch: str, arch_args: str, image_size: int, classes: int, divi
         named_by_caller(arch)
     shape = (3, image_size, image_size)
     torch.manual_seed(0)
-    network, staged, whole = build_network(arch, classes, shape, arch_args).eval(), None, None
+    network, staged = build_network(arch, classes, shape, arch_args).eval(), None
     if is_foreign(arch):
-        staged, whole = split(network, torch.zeros(1, *shape)), network
+        staged = split(network, torch.zeros(1, *shape))
         network = staged.network
     assert isinstance(network, nn.Sequential)
-    graph = read_channels(network, shape, whole)
+    graph = read_channels(network, shape)
     sizes = resizable(network, graph, shape, classes, divisor, arch, arch_args, staged)
     return Standalone(graph, [name for name, _ in network.named_children()], sizes)

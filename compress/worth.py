@@ -70,7 +70,8 @@ def score(
     Args: the `whole` network, if the full one is that in stages.
     """
     stages = list(dict(full.named_children()))
-    graph, budget = read_channels(full, data.record.input_shape, whole), budget_of(config)
+    budget = budget_of(config)
+    graph = read_channels(full, data.record.input_shape, whole, budget == SENSITIVITY and drops_blocks(config))
     if config.start is not None and budget in ("uniform", SENSITIVITY):
         return Scored(graph, np.ones(len(graph.layers)), [], stages)
     images, labels = next(iter(data.train_batches(_batch_size(config, data), epoch=0)))
@@ -133,7 +134,7 @@ def measure_sensitivity(
     if priced is None:
         levels = tuple(tuple(levels_of(group, config.divisor)) for group in scored.graph.groups)
         priced = Counted(scored.graph, levels, config.ratio_of)
-    ways = [blocks_optional(priced), priced] if drops_blocks(config) else [priced]  # the latter of a run from before
+    ways = [blocks_optional(priced), priced]  # the latter of a run from before, and the same where all blocks stay
     for way in ways:
         if known and [tuple(own.units) for own in known] == list(way.levels):
             return replace(scored, priced=way, sensitivity=[np.array(own.nats) for own in known])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -72,8 +73,15 @@ EVERY_CHOICE = [own for n in range(4) for own in itertools.combinations(BLOCKS, 
 
 
 def read(made: nn.Sequential, divisor: int = 1) -> tuple[ChannelGraph, Resizable]:
-    graph = read_channels(made, SHAPE)
+    graph = read_channels(made, SHAPE, with_blocks=True)
     return graph, resizable(made, graph, SHAPE, CLASSES, divisor, "hand.py:make")
+
+
+@functools.cache
+def whole() -> tuple[nn.Sequential, ChannelGraph, Resizable]:
+    """The network, and what is read of it; not to be changed."""
+    made = make()
+    return made, *read(made)
 
 
 def counts_without(graph: ChannelGraph, blocks: tuple[str, ...]) -> np.ndarray:

@@ -19,6 +19,7 @@ from residual_networks import (
     drawn,
     make,
     read,
+    whole,
 )
 from resizables import table_by
 from torch import Tensor, nn
@@ -37,8 +38,7 @@ from wmlc.models.zoo import build_network
 
 @pytest.mark.parametrize("number", range(16))
 def test_costs_are_those_of_the_cut_network(number: int) -> None:
-    made = make()
-    graph, sizes = read(made)
+    made, graph, sizes = whole()
     counts_G = drawn(graph, number)
     cut = cut_to(made, graph, counts_G)
     cost = total_cost(cut, SHAPE)
@@ -58,7 +58,7 @@ def test_costs_are_those_of_the_cut_network(number: int) -> None:
 
 
 def test_of_a_block_all_groups_keep_units_or_none() -> None:
-    graph, _ = read(make())
+    _, graph, _ = whole()
     for blocks in EVERY_CHOICE:
         assert graph.allows(counts_without(graph, blocks)) and graph.left_out(counts_without(graph, blocks)) == [
             *blocks
@@ -104,7 +104,7 @@ def test_no_choice_of_blocks_and_widths_is_worth_more(seed: int) -> None:
 
 def test_blocks_that_add_nothing_go_before_anything_else_is_narrower() -> None:
     """Where the stream that they add to is narrow they save hardly anything, and it costs nothing here: as measured."""
-    graph = read_channels(build_network("resnet20", CLASSES, SHAPE, "").eval(), SHAPE)
+    graph = read_channels(build_network("resnet20", CLASSES, SHAPE, "").eval(), SHAPE, with_blocks=True)
     priced = blocks_optional(Counted(graph, tuple(tuple(levels_of(group, 8)) for group in graph.groups), "params"))
     nats = [
         [7.6], [2.7, 4.3], [7.3, 1.4], [1.7, 3.9], [4.1] * 3, [3.9] * 3, [9.5, 6.5, 3.1, 1.1], [3, 0.5, 0.5, 0.5],

@@ -209,7 +209,16 @@ def test_the_page_draws_what_the_starts_answers_lose(tmp_path: Path) -> None:
     assert "sensitivity" not in charts_of(made_plan((0.6, 0.8)))
     lost = [Sensitivity(group="stem", units=[4, 8, 12, 16], nats=[0.9, 0.5, 0.1, 0.0])]
     chart = charts_of(replace(made_plan((0.6, 0.8)), sensitivity=lost))["sensitivity"]
-    assert chart["data"]["values"] == [{"group": "stem", "nats": 0.5, "kept": "8, 8 of 16"}]
+    assert chart["data"]["values"] == [{"group": "stem", "nats": 0.5, "kept": "8, 8 of 16", "without": None}]
+    lost[0] = replace(lost[0], block="stem.block", units=[0, 8, 12, 16])
+    lost.append(replace(lost[0], group="other", nats=[0.3, 0.2, 0.1, 0.0]))
+    plan = made_plan((0.6, 0.8))
+    counted = [replace(own, counts={"stem": 0, "other": 16}) for own in plan.peers]
+    chart = charts_of(replace(plan, peers=counted, sensitivity=lost))["sensitivity"]
+    assert [(bar["kept"], bar["without"]) for bar in chart["data"]["values"]] == [
+        ("0, 0 of 16", pytest.approx(1.2)), ("16, 16 of 16", None),
+    ]  # fmt: skip
+    assert chart["layer"][-1]["mark"]["shape"] == "diamond"
 
 
 def test_the_page_says_whether_the_bench_found_budgets_met(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from residual_networks import (
     drawn,
     make,
     read,
+    whole,
 )
 from resizables import exported_once
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def test_what_cannot_be_left_out_is_no_block(middle: nn.Module, blocks: list[str
         nn.Sequential(conv(3, WIDTH), nn.ReLU()), middle, nn.Sequential(nn.Flatten(), nn.Linear(256, 5))
     )
     assert residual_blocks(made.eval(), IMAGES) == blocks
-    assert read_channels(made, SHAPE).blocks == ()  # no stage goes as a whole, and no block in part
+    assert read_channels(made, SHAPE, with_blocks=True).blocks == ()  # no stage goes as a whole, and no block in part
 
 
 def test_what_the_whole_network_cannot_do_without_its_stages_keep() -> None:
@@ -160,7 +161,7 @@ def test_what_the_whole_network_cannot_do_without_its_stages_keep() -> None:
     network = nn.Sequential(nn.Sequential(conv(3, WIDTH), nn.ReLU()), LookedInto(), nn.Flatten(), nn.Linear(256, 5))
     staged = split(network.eval(), IMAGES[:1])
     found = [whole_name(name) for name in residual_blocks(staged.network, IMAGES[:1])]
-    assert "1.block" in found and read_channels(staged.network, SHAPE, network).blocks == ()
+    assert "1.block" in found and read_channels(staged.network, SHAPE, network, with_blocks=True).blocks == ()
 
 
 # A network without them
@@ -168,8 +169,7 @@ def test_what_the_whole_network_cannot_do_without_its_stages_keep() -> None:
 
 @pytest.mark.parametrize("blocks", EVERY_CHOICE)
 def test_a_network_without_blocks_answers_as_with_them_muted(blocks: tuple[str, ...]) -> None:
-    made = make()
-    graph, _ = read(made)
+    made, graph, _ = whole()
     muted = copy.deepcopy(made)
     for block in blocks:
         for own in (*muted.get_submodule(block).parameters(), *muted.get_submodule(block).buffers()):
@@ -191,8 +191,7 @@ def spec_of(full: nn.Module, cut: nn.Module) -> NetworkSpec:
 
 
 def test_a_record_says_what_is_left_out_and_is_read_bit_for_bit(tmp_path: Path) -> None:
-    made = make()
-    graph, _ = read(made)
+    made, graph, _ = whole()
     cut = cut_to(made, graph, drawn(graph, 4))
     assert left_out(cut) == ["stage1.basic", "stage1.squeezed"]
     save_network(cut, spec_of(made, cut), tmp_path)
@@ -227,8 +226,7 @@ def test_a_record_that_leaves_out_what_cannot_be_is_refused(names: list[str], wo
 
 def test_a_file_for_an_engine_is_without_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is exported, as a template has the steps of all blocks."""
-    made = make()
-    graph, sizes = read(made)
+    made, graph, sizes = whole()
     exported = []
 
     def export(network: nn.Module, kind: Resizable, path: Path) -> None:

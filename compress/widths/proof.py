@@ -45,11 +45,12 @@ SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a ne
 
 
 def read_channels(
-    network: nn.Module, input_shape: tuple[int, int, int], whole: nn.Module | None = None
+    network: nn.Module, input_shape: tuple[int, int, int], whole: nn.Module | None = None, with_blocks: bool = False
 ) -> ChannelGraph:  # fmt: skip
     """The channel groups of the full network for images [C, H, W], each proven, and what the network costs.
 
-    Args: the `whole` network, of which it is the stages. Raises `InputError` where the network cannot be run on labels.
+    Args: the `whole` network, of which it is the stages; whether to look for residual blocks. Raises `InputError` where
+    the network cannot be run on labels.
     """
     device = next(network.parameters()).device
     example = torch.zeros(1, *input_shape, device=device)
@@ -62,12 +63,19 @@ def read_channels(
     groups = groups_of(traced, network)
     with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
         proven, left = Prover(network, example.cpu()).prove(groups)
-    images = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    blocks = [name for name in residual_blocks(network, images) if "." in name]  # no stage as a whole
-    if whole is not None:  # a peer is read as that
-        known = set(residual_blocks(whole, images))
-        blocks = [name for name in blocks if whole_name(name) in known]
+    blocks = _blocks(network, input_shape, whole) if with_blocks else []
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)
+
+
+def _blocks(network: nn.Module, input_shape: tuple[int, int, int], whole: nn.Module | None) -> list[str]:
+    """The residual blocks of a network in stages: no stage as a whole, and none that the `whole` network needs."""
+    images = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(network.parameters()).device)
+    blocks = [name for name in residual_blocks(network, images) if "." in name]
+    if whole is None:
+        return blocks
+    known = set(residual_blocks(whole, images))  # a peer is read as that
+    return [name for name in blocks if whole_name(name) in known]
 
 
 class Prover:
