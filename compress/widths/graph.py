@@ -183,6 +183,8 @@ class ChannelGraph:
     def allows(self, counts: Counts) -> bool:
         """Whether at `counts` [G] only groups of blocks keep nothing, and of a block all or none."""
         nothing = counts == 0
+        if not nothing.any():
+            return True
         gone = [block.groups for block in self.blocks if nothing[list(block.groups)].all()]
         return int(nothing.sum()) == sum(map(len, gone))
 

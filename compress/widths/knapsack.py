@@ -95,7 +95,7 @@ class Timed(Priced):
     def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
         """Of each layer that is there, not in a block that is left out."""
         graph = self.graph
-        there_L = graph.layer_sizes(counts_G, "macs") > 0
+        gone = {layer for block in graph.blocks if not counts_G[list(block.groups)].all() for layer in block.layers}
         return [
             self.model.layer_ms(
                 graph.layers[layer].name,
@@ -103,7 +103,7 @@ class Timed(Priced):
                 round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer])),
             )
             for layer in layers
-            if there_L[layer]
+            if layer not in gone
         ]
 
 
