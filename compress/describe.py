@@ -18,7 +18,7 @@ from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths
 from wmlc.compress.worth import budget_of, rank_of
 from wmlc.console import UNKNOWN, say
-from wmlc.models.stages import whole_name
+from wmlc.models.stages import own_names
 from wmlc.records import Epoch, Phase, Sensitivity, lost_without
 from wmlc.run import peer_name
 from wmlc.settings import TrainConfig
@@ -64,7 +64,7 @@ class ShareChoice:
 
 def peer_facts(prepared: Prepared) -> list[PeerFacts]:
     """Of each peer: ratio asked and got, costs, blocks left out, channels a stage, what is shared."""
-    family, named = prepared.family, str if prepared.made.staged is None else whole_name
+    family, named = prepared.family, own_names(prepared.made.staged)
     return [
         PeerFacts(
             peer=peer, ratio=own.ratio, achieved_ratio=own.achieved_ratio, params=own.params, macs=own.macs,
@@ -133,14 +133,12 @@ def print_stages(prepared: Prepared) -> None:
     if staged is not None:
         whole = sum(len(left.layers) for left in graph.left_whole)
         said = f"channels: {len(graph.groups)} groups, each proven exact before it is cut; {whole} layers left whole"
-        priced = prepared.scored.priced
-        droppable = priced is not None and not all(own[0] for own in priced.levels)
-        say(said + f"; {len(graph.blocks)} residual blocks can be left out" * droppable)
+        say(said + f"; {len(graph.blocks)} residual blocks can be left out" * bool(graph.blocks))
 
 
 def left_whole_notes(prepared: Prepared) -> list[str]:
     """A line for each reason why layers are left whole."""
-    named = str if prepared.made.staged is None else whole_name
+    named = own_names(prepared.made.staged)
     layers: dict[str, list[str]] = {}
     for left in prepared.scored.graph.left_whole:
         layers.setdefault(re.sub(r"\d+", "N", left.why), []).append(named(left.layers[0]))

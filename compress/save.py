@@ -21,7 +21,7 @@ from wmlc.files import new_directory
 from wmlc.models.checkpoint import read_spec, save_network, save_stages
 from wmlc.models.exits import exit_name
 from wmlc.models.residual import left_out
-from wmlc.models.stages import whole_name
+from wmlc.models.stages import own_names
 from wmlc.models.start import start_name
 from wmlc.models.widths import difference
 from wmlc.records import About, Baseline, Ensembled, Family, NetworkSpec, Peer
@@ -107,7 +107,7 @@ def _about(config: TrainConfig, data: Data) -> About:
 
 def _spec(network: nn.Module, prepared: Prepared, config: TrainConfig, data: Data, about: About) -> NetworkSpec:
     record, staged = data.record, prepared.made.staged
-    named = str if staged is None else whole_name
+    named = own_names(staged)
     return NetworkSpec(
         arch=config.arch, arch_args=config.arch_args, class_names=record.class_names, input_shape=record.input_shape,
         mean=record.mean, std=record.std, about=about, framing=record.framing,

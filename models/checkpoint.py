@@ -17,7 +17,7 @@ from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.foreign import needs_caller
 from wmlc.models.residual import leave_out
-from wmlc.models.stages import split, whole_name
+from wmlc.models.stages import own_names, split
 from wmlc.models.widths import check_runs, cut_to
 from wmlc.models.zoo import build_network
 from wmlc.records import NetworkSpec
@@ -33,7 +33,7 @@ def save_network(network: nn.Module, spec: NetworkSpec, directory: Path) -> None
 
 def save_stages(stages: nn.Sequential, spec: NetworkSpec, directory: Path) -> None:
     """`save_network` of a sequence of stages, under the names that its tensors have in the network they are of."""
-    own = str if spec.stages is None else whole_name
+    own = own_names(spec.stages)
     _save({own(name): tensor for name, tensor in stages.state_dict().items()}, spec, directory)
 
 

@@ -7,7 +7,7 @@ cut. So training and eval mode, dropout and stochastic depth stay the network's 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -58,6 +58,11 @@ def whole_name(name: str) -> str:
     """A tensor's or module's name in the network itself, by its name in the sequence of stages."""
     stage, _, rest = name.partition(".")
     return rest.partition(".")[2] if stage == HEAD else rest
+
+
+def own_names(staged: Staged | StageCuts | None) -> Callable[[str], str]:
+    """What a network's own names follow from the names in its stages by; of one that is built of stages they are."""
+    return str if staged is None else whole_name
 
 
 def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Staged:

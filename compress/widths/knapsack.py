@@ -62,7 +62,7 @@ class Priced(abc.ABC):
 def blocks_optional(priced: Priced) -> Priced:
     """`priced`, where residual blocks may be left out: their groups may keep nothing too."""
     pairs = zip(priced.graph.groups, priced.levels, strict=True)
-    return replace(priced, levels=tuple((0, *own) if group.block and own[0] else own for group, own in pairs))
+    return replace(priced, levels=tuple((0, *own) if group.block else own for group, own in pairs))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
 from wmlc.models.checkpoint import save_stages
 from wmlc.models.residual import left_out
 from wmlc.models.resizable import LEVELS, Resizable, untrained_spec
-from wmlc.models.stages import Staged, whole_name
+from wmlc.models.stages import Staged, own_names
 from wmlc.models.widths import difference
 
 
@@ -34,7 +34,7 @@ def resizable(
         return cut_channels(network, graph.groups, kept).cpu().eval()
 
     def save(counts_G: np.ndarray, directory: Path) -> None:
-        cut, named = build(counts_G), str if staged is None else whole_name
+        cut, named = build(counts_G), own_names(staged)
         spec = untrained_spec(
             arch, arch_args, classes, input_shape,
             widths=difference(network, cut, named), left_out=left_out(cut, named),
