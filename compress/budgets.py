@@ -25,6 +25,11 @@ def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:
                 f"{', '.join(idle)}: of the engine that a latency is measured in, and no latency is asked for; leave "
                 f"it out, or give max_latency_ms or ratio_of latency{meant}"
             )
+        if config.paid_out is not None:
+            raise InputError(
+                "paid_out holds milliseconds against MACs, and no latency is asked for; leave it out, or give "
+                "max_latency_ms or ratio_of latency"
+            )
         return config
     if method.exits:
         raise InputError(f"{config.method} has an exit at each stage and cuts nothing; leave out latencies")

@@ -45,7 +45,7 @@ AT_LEAST = {
     "warmup_epochs": 0, "alpha": 0, "weight_lr": 0, "seed": 0, "trunk_ratio": 0, "feature_weight": 0,
     "finetune_epochs": 0, "reuse_teacher": 0, "steps": 1, "threads": 1, "batch": 1,
 }  # fmt: skip
-ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip")
+ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip", "paid_out")
 PRETRAINED, IMAGENET = "pretrained", "imagenet"  # a start, and its classes, that are no file
 MOST = 2**31  # of a whole number, as records hold it; a seed has a bound of its own
 LONGEST_SHOWN = 60  # letters of a value in a message

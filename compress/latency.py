@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from wmlc.compress.budgets import LATENCY
 from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.compress.widths.knapsack import Timed
+from wmlc.compress.widths.prices import Timed
 from wmlc.console import digits, note, say
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
@@ -44,19 +45,24 @@ class Clock(Protocol):
 Clocks = Callable[[TrainConfig], AbstractContextManager[Clock]]  # that which settings ask for
 
 
+class NotPaidOutError(InputError):
+    """No widths within a peer's latency keep as many MACs as it shall."""
+
+
 def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
     """`scored` with what widths cost by the table."""
     return replace(scored, priced=Timed(scored.graph, network.levels, LatencyModel(table)))
 
 
 def plan_for_latency(
-    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float]
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], paid_out: float = 0.0
 ) -> LatencyPlan:
     """Widths for the `budgets_ms` of all peers or, without any, for the shares of the whole network's in `asked`.
 
     Chosen by the table of what `scored` is priced by, then measured as whole networks, and what was off is corrected,
-    at most three times. Raises `InputError` for a latency that needs no cut, and `OutOfReachError` for one that no cut
-    comes down to.
+    at most three times. With `paid_out` each peer keeps at least so many times its budget's share of the milliseconds
+    in MACs. Raises `InputError` for a latency that needs no cut, `OutOfReachError` for one that no cut comes down to,
+    and `NotPaidOutError`.
     """
     (full,) = clock.time(network, [network.full])
     budgets_ms = list(budgets_ms) or [(1 - ratio) * full.ms for ratio in asked.ratios]
@@ -66,8 +72,10 @@ def plan_for_latency(
                 f"peer {peer} may take {budget_ms:.3g} ms, and the whole network takes {full.ms:.3g} ms here: nothing "
                 "has to be cut; allow less than that"
             )
+    shares = [budget_ms / full.ms for budget_ms in budgets_ms]
+    asked = replace(asked, least_macs=tuple(paid_out * share if share < 1 else 0.0 for share in shares))
     chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
-    alone = _cut_by_macs(scored, asked, network, clock, [1 - budget_ms / full.ms for budget_ms in budgets_ms])
+    alone = _cut_by_macs(scored, asked, network, clock, [1 - share for share in shares])
     return LatencyPlan(
         at=clock.at, full_ms=full.ms,
         peers=[
@@ -87,7 +95,7 @@ def _trials(
 ) -> Trials:
     """Plans by what the table says, measured, and then by what was off, until all peers are near their budgets."""
     assert scored.priced is not None
-    trials = Trials(budgets_ms, asked.share == "none", [])
+    trials = Trials(budgets_ms, asked.least_macs, asked.share == "none", [])
     for _ in range(1 + CORRECTIONS):
         plans = _candidates(scored, asked, trials, whole_ms, _files_in(clock.at))
         if not plans:
@@ -97,7 +105,10 @@ def _trials(
         for aims_ms, counts in plans:
             costs = [scored.priced.cost(counts_G) for counts_G in counts]
             guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
-            measured.append([Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, strict=True)])
+            macs = [_macs(scored.graph, counts_G) for counts_G in counts]
+            measured.append(
+                [Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, macs, strict=True)]
+            )
         trials = replace(trials, plans=[*trials.plans, *measured])
         _tell(trials)
         if trials.are_near():
@@ -116,14 +127,15 @@ def _candidates(
 ) -> list[tuple[list[float], list[np.ndarray]]]:
     """The next plans to measure, none of which was: what the table shall say at most, and the units, of all peers.
 
-    At first one. Raises `OutOfReachError` where the likeliest is out of reach, and nothing is known that would do.
+    At first one. Raises `OutOfReachError` or `NotPaidOutError` where the likeliest is out of reach, and nothing is
+    known that would do.
     """
     found = list[tuple[list[float], list[np.ndarray]]]()
     for beside in BESIDE:
         aims_ms = trials.next_aims_ms(beside)
         try:
             counts = _counts_within(scored, asked, trials, aims_ms, whole_ms, precision)
-        except OutOfReachError:
+        except (OutOfReachError, NotPaidOutError):
             if not beside and not trials.are_within():
                 raise
             continue
@@ -158,7 +170,9 @@ def _counts_within(
     for _ in range((1 + len(ratios)) * (1 + len(GIFTS))):
         like = replace(asked, ratios=tuple(ratios))
         try:
-            return counts_of_peers(scored, like, advise=False)
+            counts = counts_of_peers(scored, like, advise=False)
+            _check_paid_out(scored.graph, counts, asked.least_macs, budgets_ms, whole_ms)
+            return counts
         except OutOfReachError as error:
             last, index = error, error.peer - 1
         least_ms = (1 - last.reach) * full_ms * AIM * budgets_ms[index] / aims_ms[index]
@@ -179,6 +193,26 @@ def _counts_within(
     by = "what was measured" if trials.plans else "the table"
     words = too_slow(scored, like, first.peer, budgets_ms[first.peer - 1], least_ms, precision=precision, by=by)
     raise OutOfReachError(words, first.peer, first.reach)
+
+
+def _check_paid_out(
+    graph: ChannelGraph, counts: Sequence[np.ndarray], least_macs: Sequence[float], budgets_ms: Sequence[float],
+    whole_ms: float,
+) -> None:  # fmt: skip
+    """Raise `NotPaidOutError` where a peer keeps fewer MACs than the least."""
+    for peer, (counts_G, least, budget_ms) in enumerate(zip(counts, least_macs, budgets_ms, strict=True), 1):
+        if (macs := _macs(graph, counts_G)) < least:
+            share = budget_ms / whole_ms
+            raise NotPaidOutError(
+                f"peer {peer} cannot pay out {least / share:.3g}: within {share:.1%} of the milliseconds it keeps "
+                f"{macs:.1%} of the MACs at the most that were found; ask for --paid-out "
+                f"{math.floor(100 * macs / share) / 100:g}, or for another latency"
+            )
+
+
+def _macs(graph: ChannelGraph, counts_G: np.ndarray) -> float:
+    """Of the whole network's."""
+    return float(graph.size(counts_G, "macs")) / graph.macs
 
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
@@ -215,14 +249,16 @@ def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
         return
     rows = []
     for own in plan.peers:
-        macs = float(graph.size(units_of(own, graph), "macs"))
+        macs, speedup = _macs(graph, units_of(own, graph)), plan.full_ms / own.ms
         rows.append([
             str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
-            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{plan.full_ms / own.ms:.2f}",
-            f"{macs / graph.macs:.3f}", digits(own.macs_cut_ms),
+            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{speedup:.2f}", f"{macs:.3f}",
+            f"{speedup * macs:.2f}", digits(own.macs_cut_ms),
         ])  # fmt: skip
     say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
-    Table(["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "cut by MACs"], rows).show()
+    titles = ["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "paid out", "cut by MACs"]
+    Table(titles, rows).show()
+    say("paid out: speed-up over the saving of MACs")
     say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
     for own in plan.peers:
         if own.ms > own.budget_ms:

@@ -110,7 +110,9 @@ def _planned(
         network = resizable_of(made, unpriced.graph, config, record.input_shape, len(record.class_names))
         with_prices = priced(unpriced, network, latency.table(network))
         with_prices = measure_sensitivity(with_prices, made.network, config, data)
-        return with_prices, plan_for_latency(with_prices, asked, network, latency, config.max_latency_ms)
+        return with_prices, plan_for_latency(
+            with_prices, asked, network, latency, config.max_latency_ms, config.paid_out or 0.0
+        )
 
     scored, plan = device.ranks.of_first(planned)
     return as_planned(scored, asked, plan), plan

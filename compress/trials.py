@@ -22,6 +22,7 @@ class Tried:
     counts_G: np.ndarray
     table_ms: float
     predicted_ms: float
+    macs: float  # of the whole network's
     took: WholeTime
 
 
@@ -30,6 +31,7 @@ class Trials:
     """All plans that were measured for peers of these budgets, which share no stage where they are `apart`."""
 
     budgets_ms: Sequence[float]
+    least_macs: Sequence[float]  # that each peer shall keep
     apart: bool
     plans: list[list[Tried]]
 
@@ -57,8 +59,8 @@ class Trials:
 
         if self.apart:
             return [
-                min(self.of(peer), key=lambda own: miss(own, budget_ms))
-                for peer, budget_ms in enumerate(self.budgets_ms)
+                min((own for own in self.of(peer) if own.macs >= least), key=lambda own: miss(own, budget_ms))
+                for peer, (budget_ms, least) in enumerate(zip(self.budgets_ms, self.least_macs, strict=True))
             ]
         return min(self.plans, key=lambda each: max(map(miss, each, self.budgets_ms)))
 

@@ -16,7 +16,7 @@ from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
 from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.compress.widths.knapsack import Counted, blocks_optional
+from wmlc.compress.widths.prices import Counted, blocks_optional
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, group_taylor, random_scores
 from wmlc.compress.widths.resizable import levels_of

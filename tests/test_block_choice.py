@@ -25,7 +25,8 @@ from resizables import table_by
 from torch import Tensor, nn
 
 from wmlc.compress.widths.choose import Scored, _worth
-from wmlc.compress.widths.knapsack import Counted, Priced, Timed, blocks_optional, choose_within
+from wmlc.compress.widths.knapsack import choose_within
+from wmlc.compress.widths.prices import Counted, Priced, Timed, blocks_optional
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.sensitivity import with_sensitivity

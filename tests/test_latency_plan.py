@@ -18,6 +18,7 @@ from wmlc.compress.latency import (
     priced,
     print_plan,
     ratios_of,
+    units_of,
 )
 from wmlc.compress.trials import LEAST, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
@@ -133,6 +134,31 @@ def test_a_budget_above_the_whole_network_is_refused() -> None:
         f"peer 2 may take {1.1 * full_ms:.3g} ms, and the whole network takes {full_ms:.3g} ms here: nothing has to be "
         "cut; allow less than that"
     )
+
+
+@pytest.mark.parametrize("paid_out", [1.1, 1.2])
+def test_savings_are_paid_out_where_that_is_asked_for(paid_out: float) -> None:
+    """Also by what was measured, as a budget is met by other widths than the table says."""
+    clock, graph = FakeClock(layer_ms, slower_when_narrow), graph_like(NETWORK)
+    full_ms = clock.true_ms(NETWORK, NETWORK.full)
+    for least in (0.0, paid_out):
+        plan = plan_for_latency(scored_by(clock), asked(2), NETWORK, clock, [0.4 * full_ms, 0.7 * full_ms], least)
+        macs = [float(graph.size(units_of(own, graph), "macs")) / graph.macs for own in plan.peers]
+        paid = [share * full_ms / own.ms for share, own in zip(macs, plan.peers, strict=True)]
+        assert (min(paid) >= paid_out) == bool(least), paid
+        assert all(LEAST * own.budget_ms <= own.ms <= own.budget_ms for own in plan.peers)
+
+
+def test_savings_that_no_widths_pay_out_are_refused_and_what_would_do_is_named() -> None:
+    clock = FakeClock(layer_ms, as_the_table)
+    full_ms = clock.true_ms(NETWORK, NETWORK.full)
+    with pytest.raises(InputError) as refused:
+        plan_for_latency(scored_by(clock), asked(2), NETWORK, clock, [0.4 * full_ms, 0.7 * full_ms], 1.5)
+    assert str(refused.value) == (
+        "peer 2 cannot pay out 1.5: within 70.0% of the milliseconds it keeps 98.1% of the MACs at the most that were "
+        "found; ask for --paid-out 1.4, or for another latency"
+    )
+    assert plan_for_latency(scored_by(clock), asked(2), NETWORK, clock, [0.4 * full_ms, 0.7 * full_ms], 1.4).peers
 
 
 def least_of(clock: FakeClock) -> float:
@@ -251,10 +277,19 @@ def test_a_plan_is_printed_with_what_misses_its_budget(capsys: pytest.CaptureFix
 def test_widths_within_a_budget_come_before_nearer_ones_that_are_over_it() -> None:
     def took(*ms: float) -> list[Tried]:
         return [
-            Tried(own, np.array([8]), own, own, WholeTime(counts=[8], ms=own, low=own, high=own, full_ms=9, launches=6))
+            Tried(
+                own,
+                np.array([8]),
+                own,
+                own,
+                0.5,
+                WholeTime(counts=[8], ms=own, low=own, high=own, full_ms=9, launches=6),
+            )
             for own in ms
         ]
 
     tries = [took(4.6, 2.1), took(5.01, 2.02), took(4.7, 2.5)]
-    assert [own.took.ms for own in Trials([5, 2], True, tries).best()] == [4.7, 2.02]
-    assert [own.took.ms for own in Trials([5, 2], False, tries).best()] == [5.01, 2.02], "together: the least over"
+    assert [own.took.ms for own in Trials([5, 2], [0, 0], True, tries).best()] == [4.7, 2.02]
+    assert [own.took.ms for own in Trials([5, 2], [0, 0], False, tries).best()] == [5.01, 2.02], (
+        "together: the least over"
+    )

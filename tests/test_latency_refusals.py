@@ -55,6 +55,18 @@ def test_an_engine_that_nothing_is_measured_in_is_no_setting(other: dict[str, An
     assert settle({**other, "ratio_of": "latency"})
 
 
+def test_what_is_paid_out_is_of_milliseconds() -> None:
+    with pytest.raises(InputError) as refused:
+        settle({"paid_out": 1.0})
+    assert str(refused.value) == (
+        "paid_out holds milliseconds against MACs, and no latency is asked for; leave it out, or give max_latency_ms or "
+        "ratio_of latency"
+    )
+    with pytest.raises(InputError, match="paid_out must be above 0, got 0"):
+        settle({"paid_out": 0, "ratio_of": "latency"})
+    assert settle({"paid_out": 1, "max_latency_ms": [2.0]}).paid_out == 1.0
+
+
 @pytest.mark.parametrize("other", [{}, {"ratio_of": "latency"}])
 def test_sensitivity_is_of_a_start(other: dict[str, Any]) -> None:
     with pytest.raises(InputError) as refused:

@@ -12,7 +12,8 @@ from resizables import LayerMs, chain, graph_like, linked_by, table_by
 
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import EVENNESS
-from wmlc.compress.widths.knapsack import Priced, Timed, choose_within, knapsack
+from wmlc.compress.widths.knapsack import choose_within, knapsack
+from wmlc.compress.widths.prices import Priced, Timed
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 
@@ -36,9 +37,11 @@ class Instance:
     def full_G(self) -> np.ndarray:
         return self.priced.graph.full
 
-    def chosen(self, budget_ms: float, free: tuple[int, ...] | None = None) -> tuple[np.ndarray, float]:
+    def chosen(
+        self, budget_ms: float, free: tuple[int, ...] | None = None, least_macs: float = 0.0
+    ) -> tuple[np.ndarray, float]:
         free_G = np.ones(len(self.full_G), dtype=bool) if free is None else np.isin(np.arange(len(self.full_G)), free)
-        return choose_within(self.priced, self.worth, self.full_G, free_G, budget_ms)
+        return choose_within(self.priced, self.worth, self.full_G, free_G, budget_ms, least_macs)
 
     def value(self, counts_G: np.ndarray) -> float:
         return sum(float(own[count - 1]) for own, count in zip(self.worth, counts_G, strict=True))
@@ -117,6 +120,29 @@ def test_no_widths_are_worth_more(seed: int, coupled: bool) -> None:
         assert one.priced.cost(counts_G) <= budget_ms and one.priced.fits(counts_G)
         missing, most = one.best(budget_ms) - one.value(counts_G), -one.worth_N.min()
         assert missing <= (1e-9 if share >= TIGHT else LITTLE * most), share
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_widths_that_keep_as_many_macs_are_worth_much_more(seed: int) -> None:
+    one = drawn(seed, True)
+    macs_N = _macs(one, one.all_NG)
+    for budget_ms in one.budgets()[2:-1:2]:
+        within_N = one.fits_N & (one.ms_N <= budget_ms)
+        freely_G, _ = one.chosen(budget_ms)
+        fewest, most = float(_macs(one, freely_G)), float(macs_N[within_N].max())
+        assert one.chosen(budget_ms, least_macs=fewest)[0].tolist() == freely_G.tolist()
+        least = fewest + 0.25 * (most - fewest)
+        counts_G, _ = one.chosen(budget_ms, least_macs=least)
+        assert one.priced.cost(counts_G) <= budget_ms and one.priced.fits(counts_G) and _macs(one, counts_G) >= least
+        best = float(one.worth_N[within_N & (macs_N >= least)].max())
+        assert best - one.value(counts_G) <= LITTLE * -one.worth_N.min()
+        counts_G, _ = one.chosen(budget_ms, least_macs=1.0)  # which no widths keep
+        assert one.priced.cost(counts_G) <= budget_ms and least <= _macs(one, counts_G) <= most
+
+
+def _macs(one: Instance, counts: np.ndarray) -> np.ndarray:
+    """Of the whole network's, at counts [G] or [N, G]."""
+    return one.priced.graph.size(counts, "macs") / one.priced.graph.macs
 
 
 @pytest.mark.parametrize("coupled", [False, True], ids=["separable", "coupled"])

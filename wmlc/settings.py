@@ -119,6 +119,10 @@ class TrainConfig:
         (), "Instead of ratios: the milliseconds that each peer may take, as measured on this machine.",
         role="family", group=LATENCY, common=True, metavar="MS,MS,…",
     )  # fmt: skip
+    paid_out: float | None = setting(
+        None, "Of a peer's saving of MACs at least so many times as speed-up; 1, as many times faster as it has fewer.",
+        role="family", group=LATENCY, shown="what loses least",
+    )  # fmt: skip
     engine: str = setting(
         "ort", "What shall run the peers, where a latency or a share of one is asked for.", role="family",
         group=LATENCY, metavar="ort|openvino|torch|trt|…",

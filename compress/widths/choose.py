@@ -13,7 +13,8 @@ from torch import Tensor
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance
-from wmlc.compress.widths.knapsack import Priced, choose_within
+from wmlc.compress.widths.knapsack import choose_within
+from wmlc.compress.widths.prices import Priced
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -95,6 +96,7 @@ class Asked:
     trunk_ratio: float = 0.0  # cut off every stage that more than one peer uses, before anything else
     uniform: bool = False  # every group loses the same share, whatever its layers are worth
     near: bool = False  # whole channels nearest to the budgets, where several come about as near to the ratio
+    least_macs: tuple[float, ...] = ()  # of the whole network's, that each peer keeps within a latency, if it can
 
 
 class OutOfReachError(InputError):
@@ -218,7 +220,8 @@ def _counts_of_one(
         for stage in group.stages & fixed.keys():
             counts_G[g], free_G[g] = fixed[stage][g], False
     if unit == LATENCY or (scored.sensitivity is not None and not asked.uniform):
-        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform)
+        least_macs = asked.least_macs[peer - 1] if unit == LATENCY and asked.least_macs else 0.0
+        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform, least_macs)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -242,14 +245,15 @@ def _counts_of_one(
 
 
 def _counts_by_knapsack(
-    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool
+    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool, least_macs: float
 ) -> tuple[np.ndarray, float]:
     """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured."""
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
         return counts_G, ratio
     assert scored.priced is not None
     full = scored.priced.cost(scored.graph.full)
-    counts_G, least = choose_within(scored.priced, _worth(scored, uniform), counts_G, free_G, (1 - ratio) * full)
+    worth, budget = _worth(scored, uniform), (1 - ratio) * full
+    counts_G, least = choose_within(scored.priced, worth, counts_G, free_G, budget, least_macs)
     return counts_G, 1 - least / full
 
 

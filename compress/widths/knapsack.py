@@ -4,117 +4,40 @@ What a layer costs hangs on the widths of two groups or more, so that no group h
 solved at the prices that hold where it stands, no group going far, and again from there, until nothing is gained; then
 exact exchanges of single steps. With prices that do not hang on each other the first pass is the optimum.
 
-Shape legend: G channel groups, K levels of a group, L layers. A place [G] says at which of its levels each group is.
+Shape legend: G channel groups, K levels of a group, N places. A place [G] says at which of its levels each group is.
 An item is what is chosen for together: the groups of a block, which keep units all or not at all, or one group.
 """
 
 from __future__ import annotations
 
-import abc
+import copy
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wmlc.compress.widths.budget import P_UP
-from wmlc.compress.widths.graph import ChannelGraph
-from wmlc.latency_model import LatencyModel
+from wmlc.compress.widths.prices import TINY, Priced
 from wmlc.models.resizable import linked_groups
 
 BINS = 2000  # that a budget is divided into
 PASSES = 30
 REACHES = (8, 3, 2, 1)  # levels that a group may go in a pass: all, then the fewer, the better its prices hold
 EXCHANGES = 40  # groups, above which exchanges of two are not tried
-STEPS = (1, 2)  # levels that either goes in an exchange
-TINY = 1e-9
-
-
-@dataclass(frozen=True)
-class Priced(abc.ABC):
-    """A channel graph whose groups have a few levels each, and what any of them cost."""
-
-    graph: ChannelGraph
-    levels: tuple[tuple[int, ...], ...]  # units, ascending
-
-    @abc.abstractmethod
-    def cost(self, counts_G: np.ndarray) -> float:
-        """Of the whole network at these units."""
-
-    @abc.abstractmethod
-    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
-        """By how much the cost at `moved_G` units is more than at `counts_G`."""
-
-    def counts(self, place_G: np.ndarray) -> np.ndarray:
-        """Units of a place."""
-        return np.array([own[place] for own, place in zip(self.levels, place_G, strict=True)], dtype=int)
-
-    def fits(self, counts_G: np.ndarray) -> bool:
-        """Whether every layer keeps what the cap leaves it, or is left out with all of its block."""
-        return self.graph.allows(counts_G) and not self.short(counts_G).any()
-
-    def short(self, counts_G: np.ndarray) -> np.ndarray:
-        """The layers that keep less than the cap leaves them, bool [L]; not those of a block that is left out."""
-        size_L = self.graph.layer_sizes(counts_G, "params")
-        return (size_L < (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - TINY) & (size_L > 0)
-
-
-def blocks_optional(priced: Priced) -> Priced:
-    """`priced`, where residual blocks may be left out: their groups may keep nothing too."""
-    pairs = zip(priced.graph.groups, priced.levels, strict=True)
-    return replace(priced, levels=tuple((0, *own) if group.block else own for group, own in pairs))
-
-
-@dataclass(frozen=True)
-class Counted(Priced):
-    """Priced in parameters or MACs."""
-
-    unit: str  # "params" or "macs"
-
-    def cost(self, counts_G: np.ndarray) -> float:
-        return float(self.graph.size(counts_G, self.unit))
-
-    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
-        return self.cost(moved_G) - self.cost(counts_G)
-
-
-@dataclass(frozen=True)
-class Timed(Priced):
-    """Priced in milliseconds, by a table."""
-
-    model: LatencyModel
-
-    def cost(self, counts_G: np.ndarray) -> float:
-        return self.model.whole(sum(self._layers_ms(range(len(self.graph.layers)), counts_G)))
-
-    def change(self, counts_G: np.ndarray, moved_G: np.ndarray) -> float:
-        changed_G = counts_G != moved_G
-        layers = np.flatnonzero(((self.graph.rows != 0) | (self.graph.columns != 0))[:, changed_G].any(1))
-        return self.model.scale * (sum(self._layers_ms(layers, moved_G)) - sum(self._layers_ms(layers, counts_G)))
-
-    def _layers_ms(self, layers: Sequence[int] | range | np.ndarray, counts_G: np.ndarray) -> list[float]:
-        """Of each layer that is there, not in a block that is left out."""
-        graph = self.graph
-        gone = {layer for block in graph.blocks if not counts_G[list(block.groups)].all() for layer in block.layers}
-        return [
-            self.model.layer_ms(
-                graph.layers[layer].name,
-                round(float(graph.columns[layer] @ counts_G + graph.fixed_columns[layer])),
-                round(float(graph.rows[layer] @ counts_G + graph.fixed_rows[layer])),
-            )
-            for layer in layers
-            if layer not in gone
-        ]
+STEPS = (1, 2, 3)  # levels that either goes in an exchange
+TRIES = 9  # of what MACs shall be worth
 
 
 def choose_within(
-    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget: float
+    priced: Priced, worth: Sequence[np.ndarray], start_G: np.ndarray, free_G: np.ndarray, budget: float,
+    least_macs: float = 0.0,
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """The units [G] that are worth most within `budget`, and the least cost that was found.
 
-    Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Args:
-    what each group is `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of
-    the groups that are not free to be chosen, or of all if that is within the budget.
+    Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Where
+    none are found that keep the `least_macs`, a share of all, they are those of the most. Args: what each group is
+    `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of the groups that
+    are not free to be chosen, or of all if that is within the budget.
     """
     search = _Search(priced, worth, start_G, free_G)
     lowest_G = search.narrowest()
@@ -123,8 +46,11 @@ def choose_within(
     least = search.cost(lowest_G)
     if least > budget:
         return search.counts(lowest_G), least
-    found = [search.from_here(place_G, budget) for place_G in search.starts(budget, lowest_G)]
-    return search.counts(max(found, key=search.value)), least
+    starts = search.starts(budget, lowest_G)
+    chosen_G = search.best_from(starts, budget)
+    if search.macs(chosen_G)[0] < least_macs:
+        chosen_G = search.with_macs(chosen_G, starts, budget, least_macs)
+    return search.counts(chosen_G), least
 
 
 class _Search:
@@ -137,6 +63,8 @@ class _Search:
         self.linked_GG = linked_groups(priced.graph.rows, priced.graph.columns)
         together = {group: block.groups for block in priced.graph.blocks for group in block.groups}
         self.items = list(dict.fromkeys(together.get(group, (group,)) for group in self.free))
+        self.least_macs = 0.0  # of the whole network's, that are kept
+        self.macs_worth = 0.0  # of all of them
 
     @staticmethod
     def _put(place_G: np.ndarray, groups: Sequence[int], levels: Sequence[int]) -> np.ndarray:
@@ -159,12 +87,26 @@ class _Search:
     def cost(self, place_G: np.ndarray) -> float:
         return self.priced.cost(self.counts(place_G))
 
+    def macs(self, *places_G: np.ndarray) -> np.ndarray:
+        """Of the whole network's, [N]."""
+        graph = self.priced.graph
+        return graph.size(np.array([self.counts(place_G) for place_G in places_G]), "macs") / graph.macs
+
     def value(self, place_G: np.ndarray) -> float:
-        return sum(float(self.worth[group][place_G[group]]) for group in self.free)
+        return self._values([place_G])[0]
+
+    def _values(self, places_G: Sequence[np.ndarray]) -> list[float]:
+        worths = [sum(float(self.worth[group][place_G[group]]) for group in self.free) for place_G in places_G]
+        return list(np.array(worths) + self._worth_of_macs(places_G))
+
+    def _worth_of_macs(self, places_G: Sequence[np.ndarray]) -> np.ndarray | float:
+        return self.macs_worth * self.macs(*places_G) if self.macs_worth and len(places_G) else 0.0
 
     def better(self, place_G: np.ndarray, than_G: np.ndarray, budget: float) -> bool:
-        """Worth more, and within the budget and the cap."""
+        """Worth more, within the budget and the cap, and of enough MACs."""
         if self.value(place_G) <= self.value(than_G) + TINY or self.cost(place_G) > budget:
+            return False
+        if self.least_macs and self.macs(place_G)[0] < self.least_macs:
             return False
         return self.priced.fits(self.counts(place_G))
 
@@ -234,6 +176,40 @@ class _Search:
                 break
         return self.exchanged(place_G, budget)
 
+    def best_from(self, starts: Sequence[np.ndarray], budget: float) -> np.ndarray:
+        """Of the places that are reached from several the one worth most."""
+        return max((self.from_here(place_G, budget) for place_G in starts), key=self.value)
+
+    def with_macs(self, place_G: np.ndarray, starts: Sequence[np.ndarray], budget: float, least: float) -> np.ndarray:
+        """The place worth most, of those found that keep the `least` MACs; the one of most MACs where none does.
+
+        MACs get a worth of their own for that, the smallest that will do (Everett, 1963), and then exchanges hold them.
+        Args: the place worth most that does not, and others within the budget.
+        """
+        whole = sum(float(self.worth[group][-1]) for group in self.free)
+        first = (whole - self.value(place_G)) / (1 - self.macs(place_G)[0])
+        for beside in ([], starts):
+            low, high, worth, found = 0.0, math.inf, first, [place_G]
+            for _ in range(TRIES):
+                found.append(self._asking(0.0, worth).best_from([found[-1], *beside], budget))
+                if self.macs(found[-1])[0] < least:
+                    low = worth
+                else:
+                    high = worth
+                worth = 4 * low if math.isinf(high) else (low + high) / 2
+            macs = self.macs(*found)
+            if macs.max() >= least:
+                enough = [found[n] for n in np.flatnonzero(macs >= least)]
+                holding = self._asking(least, 0.0)
+                return max((holding.exchanged(own_G, budget) for own_G in enough), key=self.value)
+        return found[int(macs.argmax())]
+
+    def _asking(self, least_macs: float, macs_worth: float) -> _Search:
+        """The same search, where MACs have a least or a worth."""
+        own = copy.copy(self)
+        own.least_macs, own.macs_worth = least_macs, macs_worth
+        return own
+
     def _evenly(self, budget: float, lowest_G: np.ndarray, groups: Sequence[int]) -> np.ndarray:
         """Groups at about one share of their units, as large as the budget allows; else the lowest."""
         full_G = self.priced.graph.full
@@ -259,7 +235,7 @@ class _Search:
             at = [self._put(place_G, groups, own) for own in levels]
             prices = [self.priced.change(counts_G, self.counts(moved_G)) for moved_G in at]
             worths = [sum(self.worth[g][level] for g, level in zip(groups, own, strict=True)) for own in levels]
-            choices.append((levels, np.array(prices), np.array(worths)))
+            choices.append((levels, np.array(prices), np.array(worths) + self._worth_of_macs(at)))
         least = sum(float(prices.min()) for _, prices, _ in choices)
         room = budget - self.priced.cost(counts_G) - least
         if room < 0:
@@ -282,16 +258,16 @@ class _Search:
         moves += [((group, by),) for group in self.free for by in range(1, self.last_G[group] + 1)]
         moves += [((up, a), (down, -b)) for up, down in pairs for a in STEPS for b in STEPS]
         while True:
-            gains, counts_G, cost, value = [], self.counts(place_G), self.cost(place_G), self.value(place_G)
-            for move in moves:
-                if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in move):
-                    moved_G = self._moved(place_G, move)
-                    gain = self.value(moved_G) - value
-                    gains += [(gain, moved_G)] if gain > TINY else []
-            for _, moved_G in sorted(gains, key=lambda found: -found[0]):
+            counts_G, cost, value = self.counts(place_G), self.cost(place_G), self.value(place_G)
+            within = [m for m in moves if all(0 <= place_G[group] + by <= self.last_G[group] for group, by in m)]
+            tried = [self._moved(place_G, move) for move in within]
+            gains = [(own - value, moved_G) for own, moved_G in zip(self._values(tried), tried, strict=True)]
+            for gain, moved_G in sorted(gains, key=lambda found: -found[0]):
+                if gain <= TINY:
+                    return place_G
                 moved_counts_G = self.counts(moved_G)
-                within = cost + self.priced.change(counts_G, moved_counts_G) <= budget
-                if within and self.better(moved_G, place_G, budget):
+                affordable = cost + self.priced.change(counts_G, moved_counts_G) <= budget
+                if affordable and self.better(moved_G, place_G, budget):
                     place_G = moved_G
                     break
             else:
