@@ -46,7 +46,11 @@ Clocks = Callable[[TrainConfig], AbstractContextManager[Clock]]  # that which se
 
 
 class NotPaidOutError(InputError):
-    """No widths within a peer's latency keep as many MACs as it shall."""
+    """No widths within the latency of a `peer` keep as many MACs as it shall."""
+
+    def __init__(self, words: str, peer: int) -> None:
+        super().__init__(words)
+        self.peer = peer
 
 
 def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
@@ -157,8 +161,9 @@ def _counts_within(
     """The units of peers of which the table says at most these aims, or the fastest, where those are within budgets.
 
     Where a stage that peers share, cut for the largest of them, leaves a smaller one out of reach, the larger ones give
-    of their time what their budgets do not miss. Args: what the whole network takes. Raises `OutOfReachError` in
-    milliseconds of budgets, of which aims are a little less.
+    of their time what their budgets do not miss. Where a correction leaves a peer nothing that pays out, it stays as it
+    was. Args: what the whole network takes. Raises `OutOfReachError` in milliseconds of budgets, of which aims are a
+    little less, and `NotPaidOutError`.
     """
     budgets_ms, full_ms = trials.budgets_ms, scored.size(scored.graph.full, LATENCY)
     asked_ms = [
@@ -173,6 +178,12 @@ def _counts_within(
             counts = counts_of_peers(scored, like, advise=False)
             _check_paid_out(scored.graph, counts, asked.least_macs, budgets_ms, whole_ms)
             return counts
+        except NotPaidOutError as error:
+            former = 1 - trials.best()[error.peer - 1].aim_ms / full_ms if trials.plans else None
+            if former is None or ratios[error.peer - 1] == former:
+                raise
+            ratios[error.peer - 1] = former  # a little over its budget, if nothing else pays out
+            continue
         except OutOfReachError as error:
             last, index = error, error.peer - 1
         least_ms = (1 - last.reach) * full_ms * AIM * budgets_ms[index] / aims_ms[index]
@@ -206,7 +217,8 @@ def _check_paid_out(
             raise NotPaidOutError(
                 f"peer {peer} cannot pay out {least / share:.3g}: within {share:.1%} of the milliseconds it keeps "
                 f"{macs:.1%} of the MACs at the most that were found; ask for --paid-out "
-                f"{math.floor(100 * macs / share) / 100:g}, or for another latency"
+                f"{math.floor(100 * macs / share) / 100:g}, or for another latency",
+                peer,
             )
 
 

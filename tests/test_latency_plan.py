@@ -161,6 +161,14 @@ def test_savings_that_no_widths_pay_out_are_refused_and_what_would_do_is_named()
     assert plan_for_latency(scored_by(clock), asked(2), NETWORK, clock, [0.4 * full_ms, 0.7 * full_ms], 1.4).peers
 
 
+def test_a_peer_that_pays_out_but_over_its_budget_stays_where_nothing_else_does() -> None:
+    clock, graph = FakeClock(layer_ms, slower_when_narrow), graph_like(NETWORK)
+    full_ms = clock.true_ms(NETWORK, NETWORK.full)
+    (over,) = plan_for_latency(scored_by(clock), asked(1), NETWORK, clock, [0.7 * full_ms], 1.4).peers
+    assert float(graph.size(units_of(over, graph), "macs")) / graph.macs >= 1.4 * 0.7
+    assert 1 < over.ms / over.budget_ms < 1.02
+
+
 def least_of(clock: FakeClock) -> float:
     """How low a peer gets that shares nothing, by the table."""
     scored = scored_by(clock)
