@@ -39,7 +39,14 @@ def choose_within(
     `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of the groups that
     are not free to be chosen, or of all if that is within the budget.
     """
-    search = _Search(priced, worth, start_G, free_G)
+    key = (budget, least_macs, *(own.tobytes() for own in (start_G, free_G, *worth)))
+    if key not in priced.chosen:
+        priced.chosen[key] = _searched(_Search(priced, worth, start_G, free_G), budget, least_macs)
+    counts_G, least = priced.chosen[key]
+    return counts_G.copy(), least
+
+
+def _searched(search: _Search, budget: float, least_macs: float) -> tuple[np.ndarray, float]:
     lowest_G = search.narrowest()
     if search.cost(lowest_G) > budget:
         lowest_G = search.fastest(lowest_G)

@@ -9,6 +9,7 @@ import abc
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ class Priced(abc.ABC):
 
     graph: ChannelGraph
     levels: tuple[tuple[int, ...], ...]  # units, ascending
+
+    @functools.cached_property
+    def chosen(self) -> dict[tuple[Any, ...], tuple[np.ndarray, float]]:
+        """What was chosen at these prices before: of several peers few are asked for anew at a time."""
+        return {}
 
     @abc.abstractmethod
     def cost(self, counts_G: np.ndarray) -> float:
