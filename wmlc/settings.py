@@ -120,7 +120,7 @@ class TrainConfig:
         role="family", group=LATENCY, common=True, metavar="MS,MS,…",
     )  # fmt: skip
     paid_out: float | None = setting(
-        None, "Of a peer's saving of MACs at least so many times as speed-up; 1, as many times faster as it has fewer.",
+        None, "Hold each peer's speed-up to this many times its saving of MACs; 1: as many times faster as it has fewer.",
         role="family", group=LATENCY, shown="what loses least",
     )  # fmt: skip
     engine: str = setting(
