@@ -120,7 +120,7 @@ class TrainConfig:
         role="family", group=LATENCY, common=True, metavar="MS,MS,…",
     )  # fmt: skip
     paid_out: float | None = setting(
-        None, "Hold each peer's speed-up to this many times its saving of MACs; 1: as many times faster as it has fewer.",
+        None, "Each peer's speed-up is this many times its saving of MACs, at the least; 1: in full.",
         role="family", group=LATENCY, shown="what loses least",
     )  # fmt: skip
     engine: str = setting(
