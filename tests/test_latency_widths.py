@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -138,6 +138,15 @@ def test_no_widths_that_keep_as_many_macs_are_worth_much_more(seed: int) -> None
         assert best - one.value(counts_G) <= LITTLE * -one.worth_N.min()
         counts_G, _ = one.chosen(budget_ms, least_macs=1.0)  # which no widths keep
         assert one.priced.cost(counts_G) <= budget_ms and least <= _macs(one, counts_G) <= most
+
+
+def test_of_widths_that_are_worth_the_same_those_that_keep_macs_are_found() -> None:
+    one = drawn(2, True)
+    alike = replace(one, worth=[np.zeros_like(own) for own in one.worth])
+    budget_ms, least = one.budgets()[2], 0.6
+    counts_G, _ = alike.chosen(budget_ms, least_macs=least)
+    assert _macs(one, counts_G) >= least > _macs(one, alike.chosen(budget_ms)[0])
+    assert alike.chosen(2 * float(one.ms_N[-1]), least_macs=1.5)[0].tolist() == one.full_G.tolist()
 
 
 def _macs(one: Instance, counts: np.ndarray) -> np.ndarray:

@@ -193,8 +193,10 @@ class _Search:
         MACs get a worth of their own for that, the smallest that will do (Everett, 1963), and then exchanges hold them.
         Args: the place worth most that does not, and others within the budget.
         """
-        whole = sum(float(self.worth[group][-1]) for group in self.free)
-        first = (whole - self.value(place_G)) / (1 - self.macs(place_G)[0])
+        lost = sum(float(self.worth[group][-1]) for group in self.free) - self.value(place_G)
+        if (gone := 1 - self.macs(place_G)[0]) <= 0:
+            return place_G
+        first = lost / gone or 1.0  # of widths that are all worth the same any will do
         for beside in ([], starts):
             low, high, worth, found = 0.0, math.inf, first, [place_G]
             for _ in range(TRIES):
