@@ -109,7 +109,7 @@ def _trials(
         for aims_ms, counts in plans:
             costs = [scored.priced.cost(counts_G) for counts_G in counts]
             guesses = [trials.predicted_ms(*own) for own in enumerate(costs)]
-            macs = [_macs(scored.graph, counts_G) for counts_G in counts]
+            macs = [float(scored.graph.macs_left(counts_G)) for counts_G in counts]
             measured.append(
                 [Tried(*own, next(took)) for own in zip(aims_ms, counts, costs, guesses, macs, strict=True)]
             )
@@ -212,7 +212,7 @@ def _check_paid_out(
 ) -> None:  # fmt: skip
     """Raise `NotPaidOutError` where a peer keeps fewer MACs than the least."""
     for peer, (counts_G, least, budget_ms) in enumerate(zip(counts, least_macs, budgets_ms, strict=True), 1):
-        if (macs := _macs(graph, counts_G)) < least:
+        if (macs := graph.macs_left(counts_G)) < least:
             share = budget_ms / whole_ms
             raise NotPaidOutError(
                 f"peer {peer} cannot pay out {least / share:.3g}: within {share:.1%} of the milliseconds it keeps "
@@ -220,11 +220,6 @@ def _check_paid_out(
                 f"{math.floor(100 * macs / share) / 100:g}, or for another latency",
                 peer,
             )
-
-
-def _macs(graph: ChannelGraph, counts_G: np.ndarray) -> float:
-    """Of the whole network's."""
-    return float(graph.size(counts_G, "macs")) / graph.macs
 
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
@@ -261,7 +256,7 @@ def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
         return
     rows = []
     for own in plan.peers:
-        macs, speedup = _macs(graph, units_of(own, graph)), plan.full_ms / own.ms
+        macs, speedup = graph.macs_left(units_of(own, graph)), plan.full_ms / own.ms
         rows.append([
             str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
             f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{speedup:.2f}", f"{macs:.3f}",

@@ -75,7 +75,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
                     "--ratio-of", "latency", "--ratios", f"{ratio:g}", "--latency-tables", str(out / "tables"),
                     *engine_words,
                 ],
-                "ms": took.ms, "low": took.low, "high": took.high, "macs": graph.size(chosen, "macs") / graph.macs,
+                "ms": took.ms, "low": took.low, "high": took.high, "macs": graph.macs_left(chosen),
             },
         }  # fmt: skip
         for kind, budget in KINDS.items():
@@ -91,7 +91,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
                     best = {
                         "options": ["--ratio-of", "macs", "--ratios", f"{at:.4f}", "--budget", budget["budget"]],
                         "ms": own_time.ms, "low": own_time.low, "high": own_time.high,
-                        "macs": graph.size(counts_G, "macs") / graph.macs,
+                        "macs": graph.macs_left(counts_G),
                     }  # fmt: skip
                 print(f"{kind}: {at:.1%} of the MACs gone take {own_time.ms:.4g} ms, {off:+.1%}", flush=True)
                 if abs(off) <= NEAR:

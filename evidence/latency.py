@@ -98,7 +98,7 @@ def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dic
         {
             "budget_ms": own.budget_ms, "predicted_ms": own.predicted_ms, "planned_ms": own.ms, "ms": now.ms,
             "low": now.low, "high": now.high, "macs_cut_ms": own.macs_cut_ms,
-            "macs": float(graph.size(counts_G, "macs")) / graph.macs, "speedup": full.ms / now.ms,
+            "macs": float(graph.macs_left(counts_G)), "speedup": full.ms / now.ms,
         }
         for own, counts_G, now in zip(plan.peers, chosen, took, strict=True)
     ]  # fmt: skip

@@ -37,7 +37,7 @@ from wmlc.models.resizable import Resizable
 from wmlc.models.zoo import build_network
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(16))
 def test_costs_are_those_of_the_cut_network(number: int) -> None:
     made, graph, sizes = whole()
     counts_G = drawn(graph, number)
@@ -79,7 +79,7 @@ def priced_with_blocks(made: nn.Sequential, divisor: int) -> tuple[Priced, Resiz
     return blocks_optional(Timed(graph, sizes.levels, LatencyModel(table))), sizes
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_choice_of_blocks_and_widths_is_worth_more(seed: int) -> None:
     priced, _ = priced_with_blocks(make(), divisor=2)
     graph = priced.graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -147,7 +148,7 @@ class ChannelGraph:
         """Of the whole network."""
         return round(float(self.size(self.full, "params")))
 
-    @property
+    @functools.cached_property
     def macs(self) -> int:
         """Of the whole network, for one image."""
         return round(float(self.size(self.full, "macs")))
@@ -175,6 +176,10 @@ class ChannelGraph:
         for block in self.blocks:
             total = total - self._without(block, counts) * (counts @ block.unit_params + block.fixed_params)
         return total + counts @ self.unit_params + self.fixed_params
+
+    def macs_left(self, counts: Counts) -> np.ndarray:
+        """The share of the whole network's MACs that is left when the groups keep `counts`; float, or [N]."""
+        return self.size(counts, "macs") / self.macs
 
     def left_out(self, counts: Counts) -> list[str]:
         """The blocks that are left out when the groups keep `counts` [G]."""

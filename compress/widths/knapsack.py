@@ -96,8 +96,7 @@ class _Search:
 
     def macs(self, *places_G: np.ndarray) -> np.ndarray:
         """Of the whole network's, [N]."""
-        graph = self.priced.graph
-        return graph.size(np.array([self.counts(place_G) for place_G in places_G]), "macs") / graph.macs
+        return self.priced.graph.macs_left(np.array([self.counts(place_G) for place_G in places_G]))
 
     def value(self, place_G: np.ndarray) -> float:
         return self._values([place_G])[0]
