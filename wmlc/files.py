@@ -65,6 +65,28 @@ def locked(path: Path, what: str) -> Iterator[None]:
             os.close(held)
 
 
+@contextlib.contextmanager
+def one_at_a_time(file: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock that is `file`; where another process has it, call `waits` and wait until it is done, or gone.
+
+    Goes without where no such file can be made.
+    """
+    held = None
+    with contextlib.suppress(ImportError, OSError):  # no POSIX, no lock; no room of one's own
+        import fcntl
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if (held := _open_locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
+            waits()
+            held = _open_locked(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if held is not None:
+            file.unlink(missing_ok=True)  # while it is held
+            os.close(held)
+
+
 def _open_locked(file: Path, how: int) -> int | None:
     """A descriptor of `file` that holds its lock; None where another one does."""
     import fcntl

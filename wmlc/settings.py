@@ -43,6 +43,7 @@ def setting(
 
 
 DATA, FAMILY, LATENCY, TEACHING, TRAINING = "Data", "Family", "Latency", "Teaching", "Training"
+OF_WIDTHS = (FAMILY, LATENCY)  # the headings of what decides them, images apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +277,11 @@ class TrainConfig:
 def names_of(*roles: Role) -> tuple[str, ...]:
     """The settings of `TrainConfig` that have one of these roles."""
     return tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata["role"] in roles)
+
+
+def names_under(*groups: str) -> tuple[str, ...]:
+    """The settings of `TrainConfig` that stand under one of these headings."""
+    return tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] in groups)
 
 
 CELLS, TIMES, GATES = "What is timed", "How", "Gates"

@@ -26,7 +26,7 @@ from wmlc.bench.latency.visits import seat_for, tells_layers, time_by_turns, vis
 from wmlc.bench.pictures import made_up_pixels
 from wmlc.console import note, progress
 from wmlc.errors import EngineFailed, InputError, Stopped
-from wmlc.files import user_cache
+from wmlc.files import OURS, one_at_a_time, user_cache
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
 from wmlc.run import provenance
@@ -81,7 +81,10 @@ class EngineClock:
 
     def table(self, network: Resizable) -> LatencyTable:
         """The table of a network: kept from before, or measured now, or gone on with where that was stopped."""
-        file = self.file_of(network)
+        with self._alone():
+            return self._table(network, self.file_of(network))
+
+    def _table(self, network: Resizable, file: Path) -> LatencyTable:
         kept = None if self._force or not file.exists() else self._read(file)
         if kept is None:
             self._say_elsewhere(file)
@@ -92,7 +95,10 @@ class EngineClock:
 
     def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         """Whole networks at these counts, each beside the full one; what the table has of them is not timed again."""
-        file = self.file_of(network)
+        with self._alone():
+            return self._time_missing(network, self.file_of(network), counts)
+
+    def _time_missing(self, network: Resizable, file: Path, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         table = self._read(file)
         known = {tuple(own.counts): own for own in table.whole}
         missing = {key: own for own in counts if (key := _key(own)) not in known}
@@ -107,6 +113,13 @@ class EngineClock:
         """Have whole networks timed again."""
         file = self.file_of(network)
         records.write(file, replace(self._read(file), whole=[]))
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else measures here meanwhile, so that no two share the machine, or write to one table."""
+        return one_at_a_time(
+            user_cache() / "latency" / f"measuring.lock{OURS}",
+            lambda: note("another wmlc measures latencies on this machine; waiting until it is done"),
+        )
 
     def _read(self, file: Path) -> LatencyTable:
         """A table of this machine and engine; `InputError` for one of another."""

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from wmlc.console import say
@@ -71,29 +72,48 @@ def train_job(
     Another process that trains it has `patience_s` to end. A run whose baseline is not where it should be is not
     started. Never raises for what befalls the process.
     """
-    run, began = Run(job.root), time.monotonic()
+    run = Run(job.root)
     resume = run.config.exists()
     if not resume and job.baseline is not None and not Run(job.baseline).network(BASELINE).is_dir():
         return Outcome(job.name, NO_BASELINE)
-    words = ["--resume"] if resume else [str(job.recipe)]
-    words += ["--arch", job.arch] if job.arch else []
-    environment = {**({} if threads is None else {"OMP_NUM_THREADS": str(threads)}), **os.environ}
-    command = [sys.executable, "-c", CHILD, "train", *words, "--out", str(job.root)]
+    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    doing = "resumed" if resume else "started"
+    ended = _train(job, ["--resume"] if resume else [str(job.recipe)], doing, environment, stopped, patience_s)
+    if ended.state == FAILED:
+        return ended
+    try:
+        return replace(ended, text=_result(run))
+    except InputError as error:
+        return replace(ended, state=FAILED, text=str(error))
+
+
+def plan_job(job: Job) -> Outcome:
+    """Have the widths of a run that asks for milliseconds chosen and measured, where nothing else runs.
+
+    The run itself finds in the user's cache what was measured, and measures nothing.
+    """
+    return _train(job, [str(job.recipe), "--dry-run"], "planning")
+
+
+def _train(
+    job: Job, words: Sequence[str], doing: str, environment: Mapping[str, str] = MappingProxyType({}),
+    stopped: Callable[[], bool] = lambda: False, patience_s: float = 0,
+) -> Outcome:  # fmt: skip
+    """How `wmlc train` with these words ended; no text where it is done."""
+    began = time.monotonic()
+    own = ["--arch", job.arch] if job.arch else []
+    command = [sys.executable, "-c", CHILD, "train", *words, *own, "--out", str(job.root)]
     try:
         with job.log.open("ab") as log:
             if not _lock(log, patience_s):
                 return Outcome(job.name, FAILED, 0, "another process is training it; end that one, or wait for it")
             start = log.tell()
-            say(f"{'resumed' if resume else 'started'} {job.name}")
-            code = _run_child(command, log, environment, job.folder, stopped)
+            say(f"{doing} {job.name}")
+            code = _run_child(command, log, {**environment, **os.environ}, job.folder, stopped)
     except OSError as error:
         return Outcome(job.name, FAILED, 0, f"{error.strerror}: {error.filename}")
     minutes = (time.monotonic() - began) / 60
-    try:
-        result = _result(run) if code == 0 else ""
-    except InputError as error:
-        return Outcome(job.name, FAILED, minutes, str(error))
-    return Outcome(job.name, FAILED if code else FINISHED, minutes, result or _cause(code, job.log, start))
+    return Outcome(job.name, FAILED if code else FINISHED, minutes, _cause(code, job.log, start) if code else "")
 
 
 @contextlib.contextmanager

@@ -20,14 +20,24 @@ import yaml
 
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import SweepConfig, settle, with_absolute_paths, without_teacher
-from wmlc.compress.sweep.engines import FAILED, FINISHED, NO_BASELINE, Job, Outcome, cores, local_engine, ray_engine
+from wmlc.compress.sweep.engines import (
+    FAILED,
+    FINISHED,
+    NO_BASELINE,
+    Job,
+    Outcome,
+    cores,
+    local_engine,
+    plan_job,
+    ray_engine,
+)
 from wmlc.compress.sweep.grid import Point, read_grid
 from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
 from wmlc.models.foreign import needs_caller
 from wmlc.run import BASELINE, RUNS, Run, read_config, read_family
-from wmlc.settings import OF_A_BASELINE, TrainConfig, names_of
+from wmlc.settings import OF_A_BASELINE, OF_WIDTHS, TrainConfig, names_of, names_under
 from wmlc.table import Table
 
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
@@ -158,6 +168,13 @@ def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
     return tuple(settings[name] for name in ("data_root", *names_of(*OF_A_BASELINE)))
 
 
+def _makes_plan(config: TrainConfig) -> tuple[Any, ...]:
+    """What the widths of a run hang on that asks for milliseconds; a start's are the same for every method and seed."""
+    settings = _compared(config)
+    names = {"data_root", "seed", *names_of("data"), *names_under(*OF_WIDTHS)}
+    return tuple(settings[name] for name in sorted(names - ({"method", "seed"} if config.start is not None else set())))
+
+
 def _train_all(
     points: Sequence[Point], entries: Sequence[Entry], out: Path, config: SweepConfig, failed: dict[str, str]
 ) -> None:
@@ -186,12 +203,26 @@ def _train_all(
     if not todo:
         return
     _say_counts(entries, config.jobs, config.engine)
+    for entry in _to_plan(todo):
+        planned = plan_job(_job(entry, out))
+        if planned.state == FAILED:
+            report(planned)
+        else:
+            say(f"planned {planned.name} after {planned.minutes:.1f} minutes")
+    todo = open_entries()
     engine = ray_engine(config.address, config.jobs) if config.engine == "ray" else local_engine(config.jobs)
     with engine as work:
         while todo:
             first = [e for e in todo if e.after is None] + [e for e in todo if e.after is not None]
             work([_job(entry, out) for entry in first], report)
             todo = open_entries()
+
+
+def _to_plan(todo: Sequence[Entry]) -> list[Entry]:
+    """The runs whose milliseconds are measured first, while nothing runs beside that: one of those that ask alike."""
+    asking = [e for e in todo if e.state == TO_DO and e.point.config.ratio_of == LATENCY]
+    first = {_makes_plan(entry.point.config): entry for entry in reversed(asking)}
+    return [replace(entry, baseline=None, after=None) for entry in reversed(first.values())]
 
 
 def _say_counts(entries: Sequence[Entry], at_once: int, engine: str) -> None:
