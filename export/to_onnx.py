@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wmlc.data import normalise
 from wmlc.errors import InputError
 from wmlc.export.about import write_about
-from wmlc.export.lighter import folded, operators_read_once, out_of_place
+from wmlc.export.lighter import folded, operators_listed_once, operators_read_once, out_of_place
 from wmlc.files import new_file
 from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.cost import total_cost
@@ -85,7 +85,9 @@ def _write(
     shape = (2, height, width, channels) if with_preprocess else (2, channels, height, width)
     example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
     images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-    with _quiet(), operators_read_once(), out_of_place(module, images), folded(module, images):
+    with (
+        _quiet(), operators_read_once(), operators_listed_once(), out_of_place(module, images), folded(module, images)
+    ):  # fmt: skip
         program = torch.onnx.export(
             module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
             output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),

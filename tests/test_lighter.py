@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import settle_norms
 from torch import Tensor, nn
+from torch._export import utils as _utils
 from torch.nn.utils import parametrizations
 from torch.onnx._internal.exporter import _registration
 
 from wmlc.export import lighter
-from wmlc.export.lighter import folded, operators_read_once, out_of_place
+from wmlc.export.lighter import folded, operators_listed_once, operators_read_once, out_of_place
 from wmlc.models.zoo import build_network
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -128,5 +129,20 @@ def test_the_table_of_operators_is_read_once_and_what_is_not_there_is_done_witho
         pass
 
 
-def test_the_exporter_of_this_torch_makes_its_table_where_we_look_for_it() -> None:
+def test_operators_are_listed_once_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(_utils, "_materialize_cpp_cia_ops", lambda: calls.append(1))
+    for _ in range(2):  # what has come in between is seen
+        with operators_listed_once():
+            _utils._collect_all_valid_cia_ops()
+    assert calls == [1, 1]
+    _utils._collect_all_valid_cia_ops()
+    assert len(calls) > 3, "as before"
+    monkeypatch.delattr(_utils, "_materialize_cpp_cia_ops")
+    with operators_listed_once():
+        pass
+
+
+def test_the_exporter_of_this_torch_makes_its_tables_where_we_look_for_them() -> None:
     assert "from_torchlib" in vars(_registration.ONNXRegistry)
+    assert callable(_utils._materialize_cpp_cia_ops)
