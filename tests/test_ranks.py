@@ -1,4 +1,4 @@
-"""Training in two processes: tests/two_processes.py in a process of its own. Takes 40 s.
+"""Training in two processes: tests/two_processes.py in a process of its own, and torchrun itself. Takes 60 s.
 
 It forks, and torch refuses to differentiate in a fork of a process whose autograd has threads, as other tests leave one.
 """
@@ -6,17 +6,29 @@ It forks, and torch refuses to differentiate in a fork of a process whose autogr
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 
 from wmlc.ranks import BACKENDS, Ranks
+from wmlc.run import Run, read_config, read_epochs, read_family
 
 TESTS = Path(__file__).parent
+TINY = {
+    "train_images": 128,
+    "batch_size": 64,
+    "ratios": [0.5, 0.0],
+    "ratio_of": "macs",
+    "device": "cpu",
+    "baseline": False,
+}
 
 
 def test_two_processes_train_as_one() -> None:
@@ -27,6 +39,36 @@ def test_two_processes_train_as_one() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert " passed" in done.stdout and " failed" not in done.stdout and " skipped" not in done.stdout
+
+
+def test_torchrun_starts_a_run_again_that_lost_a_process_and_it_goes_on(tmp_path: Path) -> None:
+    """The command of docs/processes.md as it stands there. Takes 20 s, of which three imports of torch are half."""
+    recipe, root = tmp_path / "tiny.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(TINY | {"epochs": 12}))
+    words = ["--nproc-per-node", "2", "--max-restarts", "1", "--standalone", "-m", "--", "wmlc", "train", str(recipe)]
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--out", str(root)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    try:
+        while torchrun.poll() is None and not (root / "checkpoint" / "state.json").exists():
+            time.sleep(0.02)
+        (second,) = [
+            pid for pid in _children(torchrun.pid) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+        ]
+        os.kill(second, signal.SIGKILL)
+        said, _ = torchrun.communicate(timeout=120)
+    finally:
+        torchrun.kill()
+    assert torchrun.returncode == 0, said[-5000:]
+    assert "resuming the family after epoch " in said
+    assert [epoch.epoch for epoch in read_epochs(Run(root), "family")] == list(range(1, 13))
+    assert read_config(Run(root)).processes == 2 and read_family(Run(root)).epochs == 12
+
+
+def _children(pid: int) -> list[int]:
+    return [int(own) for own in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.gpu
