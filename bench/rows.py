@@ -12,6 +12,7 @@ from wmlc.bench import intervals, measure
 from wmlc.bench.budgets import NOISY, budget_notes, budget_of
 from wmlc.bench.cells import Cell, Measured, Measurement
 from wmlc.bench.config import BenchConfig
+from wmlc.bench.engines.machine import busy
 from wmlc.bench.subjects import Key
 from wmlc.files import sha256
 from wmlc.records import Environment, Interval, Latency, LatencyPlan, Row, Speedup, WarmUp
@@ -19,7 +20,6 @@ from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
 TOP1_APART = 0.5  # points between this bench's top-1 and the training's that need a word
-BUSY = 0.5  # load average a core
 ALIKE = 0.01  # networks whose MACs differ by less are not expected to differ
 
 
@@ -178,9 +178,9 @@ def indistinct_notes(cell: Cell, measured: Measured, seed: int) -> list[str]:
 
 def bench_notes(environment: Environment) -> list[str]:
     """What concerns all rows alike."""
-    notes, load, cores = [], environment.load_average_before, environment.cores
-    if load is not None and cores is not None and load > BUSY * cores:
-        notes.append(f"the machine was busy before the bench (load {load:.1f} on {cores} CPUs)")
+    notes = []
+    if words := busy(environment):
+        notes.append(f"the machine was busy before the bench ({words})")
     if not hasattr(os, "sched_setaffinity"):
         notes.append(f"threads are not pinned: {environment.pinning}")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from resizables import exported_once, int8_of_exported, real
 
 from wmlc.bench.engines import ONNX
+from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.files import NetworkFiles, ToOnnx, Writers, _telling_counts
+from wmlc.bench.latency.session import EngineClock
 from wmlc.bench.latency.template import Template
 from wmlc.errors import InputError
 from wmlc.models.resizable import Resizable
@@ -171,3 +174,14 @@ def test_numbers_grow_by_multiples_and_with_sums(tmp_path: Path) -> None:
     template = Template.of(exports, counts_VG, [(1, np.array([1.0, 1.0]))])
     template.write(np.array([4, 5]), tmp_path / "made.onnx")
     assert shapes(onnx.load(str(tmp_path / "made.onnx"))) == {"first": (11, 3, 1, 1), "second": (10,)}
+
+
+def test_tables_of_other_networks_lie_beside_it(tmp_path: Path) -> None:
+    network = real("mixed", divisor=4)
+    others = (
+        network, replace(network, arch_args="k=3"), replace(network, divisor=8), replace(network, classes=6),
+        replace(network, input_shape=(3, 16, 16)), replace(network, arch="other"),
+    )  # fmt: skip
+    with EngineClock(LatencyConfig(), Writers(exported_once), tmp_path) as clock:
+        assert len({clock.file_of(other) for other in others}) == len(others)
+        assert len({clock.file_of(other).parent for other in others}) == 1

@@ -12,6 +12,8 @@ from wmlc.records import Environment
 from wmlc.run import provenance
 from wmlc.trt_machine import this_machine
 
+BUSY = 0.5  # load average a core
+
 
 def allowed_cpus() -> list[int]:
     """The CPUs that this process may run on, ascending; all of them where the system does not tell."""
@@ -64,6 +66,14 @@ def read_environment(devices: Mapping[str, str], threads: Sequence[int]) -> Envi
         threads=list(threads),
         **vars(provenance()),
     )
+
+
+def busy(environment: Environment) -> str | None:
+    """In words, what else the machine had to do before something was timed on it; None: little, or nobody knows."""
+    load, cores = environment.load_average_before, environment.cores
+    if load is None or cores is None or load <= BUSY * cores:
+        return None
+    return f"load {load:.1f} on {cores} CPUs"
 
 
 def _cpu_name() -> str:

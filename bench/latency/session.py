@@ -14,7 +14,7 @@ import numpy as np
 
 from wmlc import records
 from wmlc.bench.engines import PACKAGES, engine_class
-from wmlc.bench.engines.machine import read_environment
+from wmlc.bench.engines.machine import busy, read_environment
 from wmlc.bench.engines.worker import Seat
 from wmlc.bench.intervals import times_interval
 from wmlc.bench.latency.config import LatencyConfig
@@ -58,6 +58,7 @@ class EngineClock:
         self._stack = contextlib.ExitStack()
         device = engine_class(config.engine).choose_device(config.device)
         here = read_environment({config.engine: device}, [config.threads])
+        self._busy = busy(here)
         versions = [here.versions[name] for name in PACKAGES[config.engine] if name in here.versions]
         self.at = EngineAt(
             engine=config.engine, version=versions[0] if versions else "unknown", precision=config.precision,
@@ -165,6 +166,8 @@ class EngineClock:
             levels=_levels(network), layers=list(network.layers), **vars(provenance()),
         )  # fmt: skip
         note(f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}")
+        if self._busy:
+            note(f"the machine is busy ({self._busy}), so layers may seem slower than they are; close other programs")
         wanted, before, start = _wanted(network, designs_DG, shapes, known), table.seconds, time.monotonic()
         written = start
         try:
