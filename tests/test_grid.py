@@ -36,6 +36,13 @@ def held(root: Path, config: TrainConfig, *, baseline: bool = False, finished: b
         records.write(run.family, a_family(config))
 
 
+def test_methods_are_compared_at_the_cost_of_one_of_them() -> None:
+    points = read_grid("digits", ["method=wml,dml", "as_long_as=wml", "seed=0"])
+    assert [point.config.as_long_as for point in points] == [None, "wml"]
+    with pytest.raises(InputError, match="as_long_as wml is the method itself"):
+        read_grid("digits", ["method=wml", "as_long_as=wml"])
+
+
 def test_the_grid_is_every_combination_and_the_last_key_varies_fastest() -> None:
     points = read_grid("digits", ["method=wml,dml", "seed=0,1", "lr=1e-3"])
     assert [point.name for point in points] == [

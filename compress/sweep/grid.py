@@ -33,7 +33,8 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
     """Every combination of the values in `sets` over the recipe's settings, the last key varying fastest.
 
     Args: a recipe's name or file; texts KEY=VALUE,VALUE,… A ratio list's own numbers have colons
-    between them: ratios=0.7:0.5:0.3:0,0.3:0.2:0.1:0. Raises `InputError` for what `wmlc train` would refuse
+    between them: ratios=0.7:0.5:0.3:0,0.3:0.2:0.1:0. Where methods are compared at the cost of one (as_long_as), that
+    one trains as long as it does anyway. Raises `InputError` for what `wmlc train` would refuse
     before it reads data, and for a key or a value named twice.
     """
     if not recipe and not sets:
@@ -53,7 +54,10 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         if name in points:
             raise InputError(f"two runs of the grid would be called {name}; leave out the value that is named twice")
         try:
-            points[name] = Point(name, varied, settle(override(base, varied)[0], source))
+            settings, _ = override(base, varied)
+            if len(axes.get("method", ())) > 1 and settings["method"] == settings.get("as_long_as"):
+                settings["as_long_as"] = None  # the one that the others are to cost as much as
+            points[name] = Point(name, varied, settle(settings, source))
         except InputError as error:
             raise InputError(f"{error} (run {name})") from None
     return list(points.values())
