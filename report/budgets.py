@@ -14,7 +14,7 @@ from wmlc.run import peer_name
 from wmlc.table import Table
 
 PLAN = ("run", "network", "budget, ms", "predicted, ms", "measured, ms [95 %]", "of the budget", "speed-up", "MACs",
-        "of all MACs", "cut by MACs, ms", "benched, ms", "within it")  # fmt: skip
+        "of all MACs", "paid out", "cut by MACs, ms", "benched, ms", "within it")  # fmt: skip
 
 Told = tuple[float | str | None, str]  # what a column is sorted by, what is shown
 
@@ -55,8 +55,8 @@ def plan_words(runs: Sequence[TrainedRun]) -> list[str]:
         if (plan := run.family.latency)
     ]
     words.append(
-        "Predicted by the table of layers; measured of the whole network before its training; cut by MACs: what a "
-        "uniform cut of as large a share of the MACs takes."
+        "Predicted by the table of layers; measured of the whole network before its training; paid out: speed-up over "
+        "the saving of MACs; cut by MACs: what a uniform cut of as large a share of the MACs takes."
     )
     if not any(budget_rows(run.rows) for run in runs):
         words.append("No bench has held a peer against its budget yet; 'wmlc bench' in this engine does.")
@@ -83,7 +83,7 @@ def _line(run: TrainedRun, plan: LatencyPlan, own: PeerLatency) -> list[Told]:
     benched = next((row for row in budget_rows(run.rows) if row.peer == own.peer), None)
     p50 = benched.latency_ms.p50 if benched and benched.latency_ms else None
     bounded = own.peer in plan.budgets_ms
-    kept = peer.macs / run.family.full.macs
+    kept, faster = peer.macs / run.family.full.macs, plan.full_ms / own.ms
     return [
         (run.name, run.name),
         (peer_name(own.peer), peer_name(own.peer)),
@@ -91,9 +91,10 @@ def _line(run: TrainedRun, plan: LatencyPlan, own: PeerLatency) -> list[Told]:
         (own.predicted_ms, digits(own.predicted_ms)),
         (own.ms, f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]"),
         (own.ms / own.budget_ms, f"{own.ms / own.budget_ms:.1%}") if bounded else (None, UNKNOWN),
-        (plan.full_ms / own.ms, f"{plan.full_ms / own.ms:.2f}"),
+        (faster, f"{faster:.2f}"),
         (peer.macs, scaled(peer.macs)),
         (kept, f"{kept:.1%}"),
+        (faster * kept, f"{faster * kept:.2f}"),
         (own.macs_cut_ms, UNKNOWN if own.macs_cut_ms is None else digits(own.macs_cut_ms)),
         (p50, UNKNOWN if p50 is None else digits(p50)),
         (None if benched is None or benched.budget_met is None else int(benched.budget_met),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wmlc.report.palette import ALARM, DASHES, GREY
@@ -13,6 +13,8 @@ from wmlc.stats import pareto_front
 Spec = dict[str, Any]
 
 FEW_EPOCHS = 40  # up to here every epoch gets a mark on its line
+LETTER, HALF_A_PAGE = 6, 340  # pixels: of a letter, and of a plot beside another one
+FEW_TICKS = 10  # up to here every epoch gets its number on the axis
 FILLS = {"fp16": 0.4, "int8": 0.0}  # how full a point is, other than fp32's: precision without colour
 COLUMNS = {"speed": 10, "channels": 82, "macs": 202, "intensity": 302}  # pixels right of the layers' bars
 
@@ -71,7 +73,7 @@ def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level
     for index, who in enumerate(names):
         for epoch, value in lines[who]:
             wide.setdefault(epoch, {"epoch": epoch})[f"n{index}"] = value
-    x = _epochs()
+    x = _epochs(wide)
     colour = _who("who", domain, names)
     if colour["legend"]:
         colour["legend"] |= {"symbolType": "stroke", "symbolSize": 300, "symbolStrokeWidth": 2}
@@ -136,7 +138,9 @@ def sensitivity_chart(bars: Sequence[GroupBar]) -> Spec:
     """
     order, most = [bar.group for bar in bars], max(max(bar.nats, bar.without or 0.0) for bar in bars)
     y = {"field": "group", "type": "nominal", "sort": order, "title": None, "axis": {"ticks": False, "labelLimit": 190}}
-    x = {"field": "nats", "type": "quantitative", "title": "nats an image", "scale": {"domainMax": 1.25 * most or 1}}
+    words = min(0.6, (9 + LETTER * max(len(bar.kept) for bar in bars)) / HALF_A_PAGE)  # the part that they take
+    scale = {"domainMax": most / (1 - words) or 1}
+    x = {"field": "nats", "type": "quantitative", "title": "nats an image", "scale": scale}
     tips = [_tip("group", "channel group"), _tip("nats", "nats", ".3f"), _tip("kept", "kept by the peers")]
     end = {"calculate": "max(datum.nats, datum.without || 0)", "as": "end"}
     layers: list[Spec] = [
@@ -270,12 +274,18 @@ def _who(field: str, domain: Sequence[str], present: Sequence[str], least: int =
     return {"field": field, "type": "nominal", "scale": {"domain": list(domain)}, "legend": legend}
 
 
-def _epochs() -> Spec:
+def epoch_ticks(epochs: Iterable[float]) -> Spec:
+    """An axis with whole epochs only; Vega puts ticks between few of them whatever `tickMinStep` says."""
+    own = sorted(set(epochs))
+    return {"format": "d", **({"values": own} if len(own) <= FEW_TICKS else {"tickMinStep": 1})}
+
+
+def _epochs(epochs: Iterable[int]) -> Spec:
     return {
         "field": "epoch",
         "type": "quantitative",
         "title": "epoch",
-        "axis": {"tickMinStep": 1, "format": "d"},
+        "axis": epoch_ticks(epochs),
         "scale": {"nice": False, "zero": False, "padding": 8},
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
-from wmlc.report.charts import FEW_EPOCHS, Spec
+from wmlc.report.charts import FEW_EPOCHS, Spec, epoch_ticks
 from wmlc.report.palette import DASHES, GREY, LIGHT, PAGE_SHAPES
 from wmlc.report.runs import TrainedRun
 from wmlc.stats import Spread
@@ -233,7 +233,7 @@ def _told_apart(
 def _x(figure: Figure, xs: Sequence[float]) -> Spec:
     scale: Spec = {"zero": False, "nice": False, "padding": 12}
     axis = {
-        "epochs": {"tickMinStep": 1, "format": "d"},
+        "epochs": epoch_ticks(xs),
         "ratio": {"format": "~g", "tickCount": 8},
         "macs": {"format": "~s", "tickCount": 8},
         "latency": {"format": "~g", "tickCount": 6},

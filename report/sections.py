@@ -276,7 +276,8 @@ def all_notes(run: TrainedRun, several: bool) -> list[str]:
 def origin(run: TrainedRun) -> Origin:
     """Commands, machines, versions and settings."""
     bench = run.bench
-    trained = {key: value for key, value in asdict(run.record).items() if key not in ("settings", "command")}
+    elsewhere = ("settings", "command", "latency", "sensitivity")  # on the page
+    trained = {key: value for key, value in asdict(run.record).items() if key not in elsewhere}
     blocks = {
         "Machine and versions of the bench": asdict(bench.environment) if bench else {},
         "Machine and versions of the training": trained,

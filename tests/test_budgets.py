@@ -195,7 +195,8 @@ def test_the_page_has_the_plan(tmp_path: Path) -> None:
     table = [dict(zip(section.table.header, row, strict=True)) for row in section.table.rows]
     assert table[0] == {
         "network": "peer1", "budget, ms": "0.600", "predicted, ms": "0.588", "measured, ms [95 %]": "0.594 [0.582, 0.606]",
-        "of the budget": "99.0%", "speed-up": "1.68", "MACs": "400", "of all MACs": "40.0%", "cut by MACs, ms": "0.720",
+        "of the budget": "99.0%", "speed-up": "1.68", "MACs": "400", "of all MACs": "40.0%", "paid out": "0.67",
+        "cut by MACs, ms": "0.720",
     }  # fmt: skip
     assert (table[1]["budget, ms"], table[1]["of the budget"]) == ("none", "–")
 
