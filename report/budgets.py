@@ -23,9 +23,14 @@ def verdict(row: Row) -> str:
     """Whether a peer takes no more than its budget, by p50: met, missed, and where its interval does not show which."""
     if row.latency_budget_ms is None or row.budget_met is None:
         return ""
-    interval, word = row.p50_interval, "met" if row.budget_met else "missed"
-    unsure = interval is not None and interval.low <= row.latency_budget_ms <= interval.high
-    return f"{word}, not for sure" if unsure else word
+    word = "met" if row.budget_met else "missed"
+    return f"{word}, not for sure" if _unsure(row) else word
+
+
+def _unsure(row: Row) -> bool:
+    """Whether the budget lies within the interval of p50."""
+    interval, budget_ms = row.p50_interval, row.latency_budget_ms
+    return interval is not None and budget_ms is not None and interval.low <= budget_ms <= interval.high
 
 
 def budget_rows(rows: Sequence[Row]) -> list[Row]:
@@ -43,7 +48,10 @@ def kept_words(run: TrainedRun) -> Iterator[str]:
             if len(held) > 1
             else f"Its latency budget is{' not' * (not met)}"
         )
-        yield f"{many} met ({cell_of(held[0]).words})."
+        unsure = sum(map(_unsure, held))
+        few = str(unsure) if unsure < len(held) else "all" if unsure > 1 else "it"
+        near = f" by p50, and {few} lie{'s' * (unsure == 1)} within its 95 % interval" if unsure else ""
+        yield f"{many} met{near} ({cell_of(held[0]).words})."
 
 
 def plan_words(runs: Sequence[TrainedRun]) -> list[str]:

@@ -231,7 +231,17 @@ def test_the_page_says_whether_the_bench_found_budgets_met(tmp_path: Path) -> No
     first, second = (dict(zip(table.header, row, strict=True)) for row in table.rows)
     assert (first["budget, ms"], first["within it"]) == ("–", "–")
     assert (second["budget, ms"], second["within it"]) == ("0.600", "missed")
-    assert headline(run).endswith("Its latency budget is not met (ONNX Runtime, 1 thread, batch 1).")
+    where = "(ONNX Runtime, 1 thread, batch 1)."
+    assert headline(run).endswith(f"Its latency budget is not met {where}")
+    near = replace(ROW, p50_interval=Interval(low=0.59, high=0.63))
+    met = replace(near, peer=2, latency_budget_ms=0.62, budget_met=True)
+    for rows, words in (
+        ([near], "Its latency budget is not met by p50, and it lies within its 95 % interval"),
+        ([near, met], "1 of 2 latency budgets are met by p50, and all lie within its 95 % interval"),
+        ([ROW, met], "1 of 2 latency budgets are met by p50, and 1 lies within its 95 % interval"),
+    ):
+        said = headline(replace(run, bench=made_bench([made_row(0, 1.0), *rows])))
+        assert said.replace("\u00a0", " ").endswith(f"{words} {where}".replace("\u00a0", " "))
 
 
 def entries_of(run: TrainedRun) -> Any:
