@@ -14,7 +14,7 @@ from wmlc import run as runs
 from wmlc.compress.config import with_absolute_paths
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
-from wmlc.compress.prepare import Prepared
+from wmlc.compress.prepare import Made, Prepared
 from wmlc.console import note, say
 from wmlc.data import Data, data_of, open_parts
 from wmlc.data.decode import Layout
@@ -68,24 +68,26 @@ def check_epochs(config: TrainConfig, prepared: Prepared) -> None:
         )
 
 
-def print_start(prepared: Prepared, data: Data | None, device: Device) -> None:
+def print_start(data: Data | None, device: Device, made: Made) -> None:
     """Say what became of a start, and how right it is on the held-out images under the usual normalisations."""
-    fitted, staged = prepared.made.fitted, prepared.made.staged
+    fitted, staged = made.fitted, made.staged
     if staged is not None and staged.note:
         note(staged.note)
     if fitted is None:
         return
     for words in fitted.words:
         say(words)
-    if data is None or not prepared.trained:
+    if data is None or not made.trained:
         return
-    network = prepared.full.eval()
+    network, training = made.network, made.network.training
+    network.eval()
 
     def logits_of(images: Tensor) -> Tensor:
         with device.autocast():
             return network(images).float()
 
     line, warning = start_words(start_accuracy(logits_of, data, evaluation_batch(data)), data)
+    network.train(training)
     say(line)
     if warning:
         note(warning)
@@ -143,6 +145,9 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
         raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
     spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
     mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in (config, settings))
+    for own, each in ((mine, config), (theirs, settings)):
+        if each.as_long_as:  # steps of the family alone
+            own["steps"] = None
     record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
     mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
     theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,16 +66,19 @@ class Made:
 
 def prepare(
     config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None,
-    losses: Sequence[Sensitivity] = (),
+    losses: Sequence[Sensitivity] = (), tell: Callable[[Made], None] | None = None,
 ) -> Prepared:  # fmt: skip
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
     A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
     that it starts with; which channels stay is chosen after training (`cut_anew`). Args: where a latency is asked for,
-    what measures it, or what was planned before; the `losses` of narrower groups, if they were measured before.
+    what measures it, or what was planned before; the `losses` of narrower groups, if they were measured before; what
+    shall `tell` of the full network before minutes are spent on it.
     """
     record, method = data.record, METHODS[config.method]
     made = make_full(config, record, device)
+    if tell is not None:
+        tell(made)
     config = settle_teacher(config, made)
     scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
     if method.exits:

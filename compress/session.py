@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,8 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
     with _clock(config, clocks) as clock:
-        prepared = prepare(config, images, device, clock)
+        prepared = prepare(config, images, device, clock, tell=None if as_json else partial(print_start, data, device))
     config = _as_prepared(config, prepared)
-    if not as_json:
-        print_start(prepared, data, device)
     peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
     if as_json:
         record = {
@@ -211,9 +210,9 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     config, data = ranks.of_each(lambda: open_for_start(config, device))
     together(data, ranks)
     with _clock(config, clocks if ranks.first else None) as clock:
-        prepared = prepare(config, data, device, clock)
-    if ranks.first:
-        print_start(prepared, data, device)
+        prepared = prepare(
+            config, data, device, clock, tell=partial(print_start, data, device) if ranks.first else None
+        )
     check_epochs(config, prepared)
     config = _as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up

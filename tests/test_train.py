@@ -26,7 +26,7 @@ from wmlc.data import normalise, open_data
 from wmlc.errors import InputError
 from wmlc.files import new_directory, new_file, recover_directory
 from wmlc.models.checkpoint import read_spec
-from wmlc.run import Run, data_config, read_epochs, read_family
+from wmlc.run import Run, data_config, read_config, read_epochs, read_family
 
 
 def test_a_run_writes_what_its_readers_are_promised(run: Run) -> None:
@@ -149,7 +149,8 @@ def test_wml_p_keeps_its_weights_uniform(tmp_path: Path) -> None:
 
 def test_a_baseline_from_another_run_must_match(tmp_path: Path, run: Run) -> None:
     settings = {"ratios": (0.7, 0.0), "baseline_from": str(run.root)}
-    taken = train(tmp_path / "taken", **settings)
+    taken = train(tmp_path / "taken", method="dml", as_long_as="wml", **settings)
+    assert read_config(taken).settings.steps is not None, "of the family alone"
     assert_same_weights(taken.network(0), run.network(0))
     with pytest.raises(InputError, match=r"the baseline of .* is no match for this run: epochs 2 there, 1 here"):
         train(tmp_path / "other", **{**settings, "epochs": 1})
