@@ -327,10 +327,12 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             state.training_macs += unpruned.training_macs or 0.0
             save_peers(run, cut, config, data, peers, state, device)
         else:
+            if trains_baseline and as_it_stands:  # other runs of a sweep wait for it
+                train_baseline(work)
             if trains_family:
                 state = train_family(prepared, work)
                 save_peers(run, prepared, config, data, peers, state, device)
-            if trains_baseline:
+            if trains_baseline and not as_it_stands:
                 train_baseline(work)
     if not ranks.first:
         return run

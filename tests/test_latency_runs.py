@@ -118,11 +118,15 @@ def test_from_a_start_an_uncut_peer_stays_and_a_run_goes_on(tmp_path: Path) -> N
     """Ratios of a latency with 0 among them: the uncut peer is asked for alone, of a run that has no prices any more."""
     first = train(tmp_path / "first", **{**TINY, "ratios": (0.0,), "baseline": True, "share": None})
     own = {**TINY, "start": str(first.root / "baseline"), "ratio_of": "latency", "ratios": (0.4, 0.0)}
+    own["baseline"] = True
     with stopping(session, "train_phase"), pytest.raises(Stopped, match="--resume"):
         start(tmp_path / "run", **own)
+    assert (tmp_path / "run" / "baseline").is_dir(), "for other runs of a sweep, before the first step"
     run = resume_run(Run(tmp_path / "run"))
     assert_peers_have_the_widths(run)
     cut, uncut = runs.read_family(run).peers
+    baseline = runs.read_family(run).baseline
+    assert baseline is not None and baseline.top1 == uncut.top1
     assert uncut.achieved_ratio == 0 and cut.left_out == read_spec(run.network(1)).left_out != []
 
 

@@ -1,10 +1,11 @@
-"""Milliseconds of a sweep's runs are measured while nothing runs beside that, once for all that ask alike."""
+"""What a sweep's runs share: milliseconds, measured while nothing runs beside that, and a start as the baseline."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import yaml
 from training import sweep
 
-from wmlc.compress.sweep import session
+from wmlc.compress.sweep import engines, session
 from wmlc.compress.sweep.engines import FAILED, FINISHED, Job, Outcome
 from wmlc.errors import InputError
 from wmlc.files import one_at_a_time
+from wmlc.run import BASELINE, Run
 
 OF_TIME = ("ratio_of=latency", "ratios=0.5,0.3:0", "arch=resnet20")
 FROM_A_START = (*OF_TIME, "start=net.safetensors", "method=wml,prune-finetune", "seed=0,1")
@@ -64,6 +66,27 @@ def test_ratios_of_macs_need_no_plan(done: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^1 of 1 runs failed"):
         sweep(None, ["ratio_of=macs", "ratios=0.3:0"], tmp_path)
     assert done == ["train ratio_of-macs_ratios-0.3-0"]
+
+
+def test_a_run_begins_when_the_baseline_that_it_takes_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start is one from the beginning of its run, which goes on meanwhile."""
+    here, begun, order = tmp_path / "first", threading.Event(), list[str]()
+
+    def fake(job: Job, threads: int | None, stopped: Callable[[], bool]) -> Outcome:
+        order.append(job.name)
+        if job.after is None:
+            Run(here).network(BASELINE).mkdir(parents=True)
+            assert begun.wait(10), "the second one waits for the end of the first"
+        begun.set()
+        order.append(f"{job.name} is done")
+        return Outcome(job.name, FINISHED)
+
+    monkeypatch.setattr(engines, "train_job", fake)
+    first = Job("first", here, here, here, tmp_path, baseline=None, after=None, on_gpu=False)
+    second = replace(first, name="second", baseline=here, after="first")
+    with engines.local_engine(2) as work:
+        work([first, second], lambda outcome: None)
+    assert order[:2] == ["first", "second"] and sorted(order[2:]) == ["first is done", "second is done"]
 
 
 def test_who_comes_second_waits_in_words_and_goes_on_when_the_first_is_done(tmp_path: Path) -> None:

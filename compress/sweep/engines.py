@@ -34,6 +34,7 @@ CHILD = (
     "from wmlc.cli import main; sys.argv[0] = 'wmlc'; main()"
 )
 GRACE_S = 20  # for a stopped process to end by itself
+SOON_S = 0.2  # between two looks at whether it is time
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def train_job(
     """
     run = Run(job.root)
     resume = run.config.exists()
-    if not resume and job.baseline is not None and not Run(job.baseline).network(BASELINE).is_dir():
+    if not resume and job.baseline is not None and not _has_baseline(job):
         return Outcome(job.name, NO_BASELINE)
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     doing = "resumed" if resume else "started"
@@ -85,6 +86,11 @@ def train_job(
         return replace(ended, text=_result(run))
     except InputError as error:
         return replace(ended, state=FAILED, text=str(error))
+
+
+def _has_baseline(job: Job) -> bool:
+    """Whether the baseline that it takes is there: a start as it stands is, from the beginning of its run."""
+    return job.baseline is not None and Run(job.baseline).network(BASELINE).is_dir()
 
 
 def plan_job(job: Job) -> Outcome:
@@ -123,8 +129,8 @@ def local_engine(at_once: int) -> Iterator[Engine]:
     stop = threading.Event()
 
     def one(job: Job, after: Future[Outcome] | None) -> Outcome:
-        if after is not None:
-            after.result()
+        while after is not None and not (after.done() or stop.is_set() or _has_baseline(job)):
+            time.sleep(SOON_S)
         return train_job(job, threads, stop.is_set)
 
     def work(jobs: Sequence[Job], report: Callable[[Outcome], None]) -> None:
@@ -230,7 +236,7 @@ def _lock(log: IO[bytes], patience_s: float) -> bool:
             except BlockingIOError:
                 if time.monotonic() >= until:
                     return False
-                time.sleep(0.2)
+                time.sleep(SOON_S)
     return True
 
 
