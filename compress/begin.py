@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.compress.config import with_absolute_paths
+from wmlc.compress.finetune import untaught
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
 from wmlc.compress.prepare import Made, Prepared
@@ -144,10 +145,8 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
     if not source.network(BASELINE).is_dir():
         raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
     spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
-    mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in (config, settings))
-    for own, each in ((mine, config), (theirs, settings)):
-        if each.as_long_as:  # steps of the family alone
-            own["steps"] = None
+    trained = untaught(config), untaught(settings)
+    mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in trained)
     record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
     mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
     theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}

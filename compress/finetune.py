@@ -48,8 +48,8 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
 
 
 def untaught(config: TrainConfig) -> TrainConfig:
-    """The settings of the unpruned network alone, which nobody teaches."""
-    return dataclasses.replace(config, teacher="none")
+    """The settings of the unpruned network alone, which nobody teaches; steps that were found are the family's."""
+    return dataclasses.replace(config, teacher="none", steps=None if config.as_long_as else config.steps)
 
 
 def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:

@@ -308,7 +308,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         save_baseline(run, alone, prepared, config, data, state, device)
 
     # the unpruned network is trained for the epochs that were asked for
-    control = untaught(dataclasses.replace(config, steps=None) if config.as_long_as else config)
+    control = untaught(config)
     fitted = trained_peers(prepared.family, config), of_second_half(config) if method.cuts_trained else config
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too

@@ -24,7 +24,7 @@ FROM_A_START = (*OF_TIME, "start=net.safetensors", "method=wml,prune-finetune", 
 
 
 @pytest.fixture
-def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a sweep does, in its order: its processes are not started, and no run of seed 9 can be planned."""
     said: list[str] = []
 
