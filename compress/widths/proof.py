@@ -188,16 +188,15 @@ class Prover:
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
             return f"cut, it stops with: {one_line(error, 100)}"
-        full = copy.deepcopy(self.network)
-        for group in groups:
-            if self.copies[group.root]:
-                _copy(full, group, kept[group.root], self.draw)
-            else:
-                _mute(full, group, kept[group.root], reads=False)
-        for group in groups:
-            _mute(full, group, kept[group.root], reads=True)
-        with torch.no_grad():
-            expected = full(self.images)
+        with torch.no_grad(), _put_back(self.network, groups):
+            for group in groups:
+                if self.copies[group.root]:
+                    _copy(self.network, group, kept[group.root], self.draw)
+                else:
+                    _mute(self.network, group, kept[group.root], reads=False)
+            for group in groups:
+                _mute(self.network, group, kept[group.root], reads=True)
+            expected = self.network(self.images)
         apart = float((got - expected).abs().max() / expected.abs().max())
         return None if apart <= EXACT else f"cut, its logits are {apart:.1e} from what they must be"
 
@@ -289,6 +288,18 @@ def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
                 buffer.copy_(normal(buffer, 0.1))
             elif name.endswith("running_var"):
                 buffer.copy_(torch.rand(buffer.shape, generator=draw, dtype=torch.float64) + 0.5)
+
+
+@contextlib.contextmanager
+def _put_back(network: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[None]:
+    """Within, the tensors of some groups may be written into; afterwards they are as before."""
+    names = {place.tensor for group in groups for place in group.places}
+    before = [(tensor, tensor.clone()) for tensor in (attrgetter(name)(network) for name in names)]
+    try:
+        yield
+    finally:
+        for tensor, values in before:
+            tensor.copy_(values)
 
 
 def _mute(network: nn.Module, group: ChannelGroup, kept: Tensor, reads: bool) -> None:
