@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wmlc.bench.engines import ENGINES, NETWORK, PLAN, engine_class
+from wmlc.bench.engines import ENGINES, NETWORK, PLAN, engine_class, on_gpu
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
@@ -58,7 +58,7 @@ class BenchConfig(BenchSettings):
     @property
     def int8_target(self) -> str | None:
         """What int8 files are made for; None leaves it to the export."""
-        return self.target or ("gpu" if {"trt", "ort-trt"} & set(self.engines) else None)
+        return self.target or ("gpu" if on_gpu(self.engines, self.device) else None)
 
     def _check_engines(self) -> None:
         takes = {name: engine_class(name).takes for name in self.engines}

@@ -13,8 +13,8 @@ from wmlc.bench.budgets import planned_notes
 from wmlc.bench.cells import Cell, Images, Measured, bench_cells, measure_cell, profile_cell
 from wmlc.bench.choose import pareto
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
-from wmlc.bench.engines import NETWORK, ONNX, engine_class
-from wmlc.bench.engines.machine import read_environment
+from wmlc.bench.engines import NETWORK, ONNX, engine_class, tells_layers
+from wmlc.bench.engines.machine import measuring_alone, read_environment
 from wmlc.bench.gates import unfinished
 from wmlc.bench.merge import with_former
 from wmlc.bench.pictures import TestImages
@@ -59,7 +59,8 @@ def bench_run(
         if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
             note(f"{engine} runs the networks as they were trained, in fp32 only")
     plan = read_family(run).latency
-    record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
+    with measuring_alone():
+        record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
     _write(out, record, run if keep else None)
     return record
 
@@ -81,7 +82,8 @@ def bench_files(
     fitted = fit_to_files(paths, data) if data else None
     subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
     shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
-    record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
+    with measuring_alone():
+        record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
     _write(out, record)
     return record
 
@@ -186,14 +188,14 @@ def _profiled(
     cell: Cell, measured: Measured, rows: Sequence[Row], config: BenchConfig, images: Images
 ) -> tuple[list[Row], list[Profile]]:
     """The rows, and profiles of all networks if asked for, else of the baseline and of those whose saving isn't paid
-    out; a note in the row of such a network says where it was lost."""
+    out, where the engine can tell; a note in the row of such a network says where it was lost."""
     unpaid = {key for key, row in zip(measured, rows, strict=True) if (row.paid_out or 1) < PAID_OUT}
     wanted = [
         own
         for key, own in measured.items()
         if config.profile or (unpaid and (own.subject.peer == BASELINE or key in unpaid))
     ]
-    if not wanted:
+    if not wanted or not (config.profile or tells_layers(cell.engine, cell.device)):
         return list(rows), []
     profiles, failures = profile_cell(cell, wanted, config, images)
     baseline = profiles.get((BASELINE, next(iter(measured.values())).subject.precision))

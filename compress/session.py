@@ -29,7 +29,7 @@ from wmlc.compress.describe import (
 from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs, untaught
 from wmlc.compress.latency import Clock, Clocks, print_plan, ratios_of
 from wmlc.compress.learn.methods import ALONE, METHODS
-from wmlc.compress.learn.place import Device, check_compiler, choose_device
+from wmlc.compress.learn.place import Device, choose_device, device_of_run
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
@@ -206,7 +206,7 @@ def start_run(
 def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None, ranks: Ranks) -> Run:
     run = Run(root)
     ranks.of_first(lambda: check_free(root, force))
-    device = ranks.of_each(lambda: choose_device(config.device, config.precision, ranks))
+    device = device_of_run(config, ranks)
     config, data = ranks.of_each(lambda: open_for_start(config, device))
     together(data, ranks)
     with _clock(config, clocks if ranks.first else None) as clock:
@@ -220,8 +220,6 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     shared.train_steps(config.batch_size)
     ranks.of_first(data.check_test)
     data = shared
-    if config.compile:
-        check_compiler(device)
     config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
     if config.lr_auto:
         config, trials = find_rate(config, prepared, data, device)
@@ -246,7 +244,7 @@ def _resume(run: Run, ranks: Ranks) -> Run:
     config = settle(vars(record.settings), str(run.config))
     if needs_caller(config.arch):
         factory_of_caller(config.arch, run.root)  # refused now where nobody named it
-    device = ranks.of_each(lambda: choose_device(config.device, config.precision, ranks))
+    device = device_of_run(config, ranks)
     data = ranks.of_each(lambda: open_data(data_config(config), device.name))
     together(data, ranks)
     prepared = prepare(config, data, device, record.latency, record.sensitivity)

@@ -60,7 +60,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
         engine=config.engine, precision=config.latency_precision, threads=config.threads, batch=config.batch,
         device=config.latency_device,
     )  # fmt: skip
-    writers = Writers(onnx_writer(clock_config.precision, clock_config.engine))
+    writers = Writers(onnx_writer(clock_config.precision, clock_config.int8_target))
     with EngineClock(clock_config, writers, out / "tables") as clock:
         prepared = prepare(config, data, device, clock)
         assert prepared.plan is not None

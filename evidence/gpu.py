@@ -7,12 +7,14 @@
 
 Nothing is fetched. What is measured is written at once, so that a part that is ended keeps it; a part that something is
 missing for writes what, and the others go on. `train` needs CIFAR-10 as an image folder (DATA=DIR with cifar10-png/).
+`planned` takes five minutes, and is a command of its own: LIMITS=planned:300 evidence/gpu.sh.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -27,13 +29,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-import wmlc
 from wmlc.cli import main as command
 from wmlc.files import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "benchmarks"))
 import gpu_section
+import gpu_torch
 import training_cost
 
 WAYS = {
@@ -43,7 +45,6 @@ WAYS = {
 METHODS = ("wml", "kd", "prune-finetune")
 ENGINES = {"ort": "onnxruntime", "trt": "tensorrt"}  # and what they need
 ENDED = {"missing part": "it was ended before it was done"}  # unless it is done
-TURNS = 20  # of each network in torch by turns with the whole one
 
 Cells = Iterator[tuple[str, Any]]  # what a part finds, one after another
 
@@ -56,11 +57,12 @@ class Scale:
     steps: tuple[tuple[str, int, int, int], ...]  # network, side, batch, rounds
     start: tuple[str, int, float]  # network, epochs of the start, seconds for all methods together
     latency: tuple[str, int, tuple[int, ...], float]  # network, side, batches, seconds a network
+    planned: tuple[str, int, int, int]  # network, side, batch, divisor
 
 
 STEPS = (("resnet18", 32, 512, 20), ("resnet50", 224, 128, 8))
-REAL = Scale("cuda", STEPS, ("resnet18", 8, 50.0), ("resnet50", 224, (1, 32), 0.5))
-DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 0.0), ("resnet20", 16, (1,), 0.01))
+REAL = Scale("cuda", STEPS, ("resnet18", 8, 50.0), ("resnet50", 224, (1, 32), 0.5), ("resnet18", 224, 32, 32))
+DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 0.0), ("resnet20", 16, (1,), 0.01), ("", 0, 0, 0))
 
 
 class Missing(Exception):
@@ -112,11 +114,11 @@ def compiled(scale: Scale, out: Path) -> Cells:
     if scale is DRY:
         yield "said", "nothing is compiled at toy size"
         return
-    yield from in_torch(scale, cut_network(scale, out), "compiled", "fp16", only=2)
+    yield from in_torch(scale, out, "compiled", "fp16", only=2)
     torch._dynamo.reset()  # it compiles a module's code for no more than eight others
     yield from one_step(scale, out, scale.steps[0], "bf16, compiled", ["--precision", "bf16", "--compile"])
     torch._dynamo.reset()
-    yield from in_torch(scale, cut_network(scale, out), "compiled", "fp32", only=2)
+    yield from in_torch(scale, out, "compiled", "fp32", only=2)
 
 
 def train(scale: Scale, out: Path) -> Cells:
@@ -153,11 +155,10 @@ def train(scale: Scale, out: Path) -> Cells:
 
 def latency(scale: Scale, out: Path) -> Cells:
     """A network and its peers in torch alone."""
-    run = cut_network(scale, out)
     precisions = ("fp32", "fp16") if scale is REAL else ("fp32",)
     for kind in ("eager", "CUDA graph") if scale is REAL else ("eager",):
         for precision in precisions:
-            yield from in_torch(scale, run, kind, precision)
+            yield from in_torch(scale, out, kind, precision)
 
 
 def engines(scale: Scale, out: Path) -> Cells:
@@ -168,35 +169,80 @@ def engines(scale: Scale, out: Path) -> Cells:
     yield "missing", [name for name, own in there.items() if not own]
     run = cut_network(scale, out)
     _, _, batches, seconds = scale.latency
-    for precision in ("fp32", "fp16") if scale is REAL else ("fp32",):
-        for engine in [name for name, own in there.items() if own and (scale is REAL or name == "ort")]:
-            file = out / "bench.json"
+    asked = [name for name, own in there.items() if own and (scale is REAL or name == "ort")]
+    for precision, engine in itertools.product(("fp32", "fp16") if scale is REAL else ("fp32",), asked):
+        file, rows = out / "bench.json", list[dict[str, Any]]()
+        for batch in batches:  # a command each, as one that is ended leaves nothing
             try:
                 run_wmlc([
                     "bench", "--run", str(run), "--engine", engine, "--precision", precision, "--device", scale.device,
-                    "--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--launches", "2",
-                    "--no-accuracy", "--out", str(file), "--force",
-                ])  # fmt: skip
+                    "--batch", str(batch), "--seconds", str(seconds), "--launches", "2", "--no-accuracy",
+                    "--out", str(file), "--force",
+                ], apart=scale is REAL)  # fmt: skip
             except Exception as error:  # one engine fails, the next is asked
-                yield f"{engine}, {precision}", {"failed": str(error)[:300]}
+                yield f"{engine}, {precision}, batch {batch}", {"failed": str(error)[-300:]}
                 continue
-            rows = json.loads(file.read_text())["rows"]
-            yield f"{engine}, {precision}", [
+            rows += [
                 {
-                    "peer": row["peer"], "batch": row["batch"], "p50": (row["latency_ms"] or {}).get("p50"),
+                    "peer": row["peer"], "batch": batch, "p50": (row["latency_ms"] or {}).get("p50"),
                     "speedup": (row["speedup"] or {}).get("median"),
                 }
-                for row in rows
+                for row in json.loads(file.read_text())["rows"]
             ]  # fmt: skip
+            yield f"{engine}, {precision}", rows
             file.unlink()
+
+
+def planned(scale: Scale, out: Path) -> Cells:
+    """Widths by the milliseconds of each engine that is here: what was asked, and what the whole networks take."""
+    arch, side, batch, divisor = scale.planned
+    if scale is DRY:
+        yield "said", "nothing is planned at toy size"
+        return
+    for engine, precision in (("torch", "fp32"), ("ort", "fp32"), ("ort", "fp16")):
+        run = out / f"planned-{engine}-{precision}"
+        try:
+            run_wmlc([
+                *of_noise(scale, out, arch, side), "--ratio-of", "latency", "--ratios", "0.5,0.3", "--share", "none",
+                "--divisor", str(divisor), "--engine", engine, "--latency-precision", precision,
+                "--latency-device", scale.device, "--batch", str(batch), "--latency-tables", str(out / "tables"),
+                "--out", str(run),
+            ], apart=True)  # fmt: skip
+        except Exception as error:
+            yield f"{engine}, {precision}, batch {batch}", {"failed": str(error)[-300:]}
+            continue
+        plan = json.loads((run / "family.json").read_text())["latency"]
+        yield f"{engine}, {precision}, batch {batch}", {
+            "full_ms": plan["full_ms"], "peers": [
+                {name: own[name] for name in ("budget_ms", "predicted_ms", "ms", "low", "high", "macs_cut_ms")}
+                for own in plan["peers"]
+            ],
+        }  # fmt: skip
+
+
+def in_torch(scale: Scale, out: Path, kind: str, precision: str, only: int | None = None) -> Cells:
+    """The whole network and its peers, or the first `only` of these, in torch alone."""
+    _, side, batches, _ = scale.latency
+    run = cut_network(scale, out)
+    places = [run / "baseline", *sorted((run / "peers").iterdir())][:only]
+    return gpu_torch.by_turns(places, scale.device, side, batches, kind, precision)
 
 
 def cut_network(scale: Scale, out: Path) -> Path:
     """A run of a network and its peers; of random weights, so that accuracy says nothing."""
     arch, side, _, _ = scale.latency
-    images, run = out / "noise", out / f"cut-{arch}-{side}"
-    if (run / "family.json").exists():
-        return run
+    run = out / f"cut-{arch}-{side}"
+    if not (run / "family.json").exists():
+        run_wmlc([
+            *of_noise(scale, out, arch, side), "--out", str(run), "--ratio-of", "macs", "--share", "none",
+            "--ratios", "0.7,0.5,0.3" if scale is REAL else "0.5", "--budget", "uniform",
+        ])  # fmt: skip
+    return run
+
+
+def of_noise(scale: Scale, out: Path, arch: str, side: int) -> list[str]:
+    """The words that train a network for one step on images of noise."""
+    images = out / f"noise-{side}"
     draw = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("a", "b"):
@@ -204,81 +250,15 @@ def cut_network(scale: Scale, out: Path) -> Path:
             for number in range(8):
                 pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(images / part / name / f"{number}.png")
-    run_wmlc([
+    return [
         "train", "--arch", arch, "--data", "imagefolder", "--data-root", str(images), "--image-size", str(side),
-        "--batch-size", "4", "--steps", "1", "--workers", "0", "--device", scale.device, "--out", str(run), "--force",
-        "--ratio-of", "macs", "--ratios", "0.7,0.5,0.3" if scale is REAL else "0.5", "--share", "none",
-        "--budget", "uniform",
-    ])  # fmt: skip
-    return run
-
-
-def in_torch(scale: Scale, run: Path, kind: str, precision: str, only: int | None = None) -> Cells:
-    """The networks of a run in torch alone, images on the device: medians of `TURNS` turns with the whole one.
-
-    Args: how many of them, the whole one first, then the smallest; all by default.
-
-    In float32 throughout where the precision is fp32, and not in TF32, as torch's convolutions are by default.
-    """
-    torch.backends.cudnn.allow_tf32 = False  # matrix products have it off anyway
-    _, side, batches, _ = scale.latency
-    places = [run / "baseline", *sorted((run / "peers").iterdir())][:only]
-    kind_of_number, rows = torch.float16 if precision == "fp16" else torch.float32, list[dict[str, Any]]()
-    for batch in batches:
-        images = torch.randn(batch, 3, side, side, device=scale.device, dtype=kind_of_number)
-        images = images.to(memory_format=torch.channels_last)
-        calls = []
-        try:
-            for place in places:
-                network = wmlc.load(place).to(scale.device, kind_of_number, memory_format=torch.channels_last)
-                calls.append(ready(network, images, kind))
-            ms = np.array([[timed(call, scale.device) for call in calls] for _ in range(TURNS)])
-        except Exception as error:
-            yield f"torch {kind}, {precision}, batch {batch}", {"failed": str(error)[:300]}
-            continue
-        for peer, own in enumerate(ms.T):
-            speedup = None if peer == 0 else float(np.median(ms[:, 0] / own))
-            rows.append({"peer": peer, "batch": batch, "p50": float(np.median(own)), "speedup": speedup})
-        yield f"torch {kind}, {precision}", rows
-    torch.backends.cudnn.allow_tf32 = True
-
-
-@torch.inference_mode()
-def ready(network: torch.nn.Module, images: torch.Tensor, kind: str) -> Callable[[], Any]:
-    """A call of `network` that has been made before: eager, compiled, or replayed from a CUDA graph."""
-    forward = torch.compile(network, fullgraph=True) if kind == "compiled" else network
-    for _ in range(3):
-        forward(images)
-    if kind != "CUDA graph":
-        return lambda: forward(images)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward(images)
-    kept = network, images  # whose memory the graph reads
-
-    def replay() -> Any:
-        return graph.replay() or kept
-
-    return replay
-
-
-@torch.inference_mode()
-def timed(call: Callable[[], Any], device: str, calls: int = 10) -> float:
-    """Milliseconds of a call, over ten that follow one another."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start) / calls
+        "--batch-size", "4", "--steps", "1", "--workers", "0", "--device", scale.device, "--force",
+    ]  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Scale, Path], Cells]] = {
     "tests": tests, "steps": steps, "train": train, "latency": latency, "engines": engines,
-    "compiled": compiled,
+    "compiled": compiled, "planned": planned,
 }  # fmt: skip
 
 
@@ -291,9 +271,16 @@ def called(script: Callable[[], Any], words: Sequence[str]) -> None:
         sys.argv = before
 
 
-def run_wmlc(words: Sequence[str]) -> None:
+def run_wmlc(words: Sequence[str], apart: bool = False) -> None:
+    """Run a command; `apart` in a process of its own, whose own processes are started without this file's imports."""
     print("$ wmlc", *words, flush=True)
-    command.main(list(words), prog_name="wmlc", standalone_mode=False)
+    if not apart:
+        command.main(list(words), prog_name="wmlc", standalone_mode=False)
+        return
+    done = subprocess.run([sys.executable, "-m", "wmlc", *words], stderr=subprocess.PIPE, text=True, check=False)
+    print(done.stderr, file=sys.stderr, flush=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip() or f"it ended with {done.returncode}")
 
 
 def main() -> int:

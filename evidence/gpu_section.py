@@ -60,6 +60,17 @@ def section(out: Path, parts: Sequence[str]) -> str:
         lines += [f"- {engine}: {rows['failed']}" for engine, rows in own.items() if isinstance(rows, dict)]
         if missing := own.get("missing"):
             lines += [f"- not importable there: {', '.join(missing)}"]
+    if own := {engine: plan for engine, plan in _good(read, "planned").items() if engine != "said"}:
+        heads = ["widths by milliseconds", "asked, ms", "predicted", "measured [95 %]", "speed-up", "by MACs alone"]
+        lines += ["", *_head(heads)]
+        for engine, plan in own.items():
+            for peer in plan.get("peers", []):
+                lines.append(
+                    f"| {engine} | {peer['budget_ms']:.3f} | {peer['predicted_ms']:.3f} | {peer['ms']:.3f} "
+                    f"[{peer['low']:.3f}, {peer['high']:.3f}] | {plan['full_ms'] / peer['ms']:.2f} "
+                    f"| {_number(peer['macs_cut_ms'], 3)} |"
+                )
+        lines += [f"- {engine}: {plan['failed']}" for engine, plan in own.items() if "failed" in plan]
     return "\n".join(lines) + "\n"
 
 

@@ -67,7 +67,7 @@ def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dic
     side, classes = NETWORKS[name]
     network = network_named(name, "", side, classes, 8)
     sizes, graph = network.sizes, network.graph
-    writers = Writers(onnx_writer(config.precision, config.engine))
+    writers = Writers(onnx_writer(config.precision, config.int8_target))
     with EngineClock(config, writers, tables) as clock:
         start = time.monotonic()
         table = clock.table(sizes)

@@ -17,9 +17,8 @@ from wmlc.models.resizable import Resizable, untrained_spec
 IMAGES = 8  # made up, that an int8 file's ranges are read off
 
 
-def onnx_writer(precision: str, engine: str) -> Callable[[nn.Module, Resizable, Path], None]:
-    """`write_for_latency` of files for that engine."""
-    target = "gpu" if engine in ("trt", "ort-trt") else "cpu"
+def onnx_writer(precision: str, target: str) -> Callable[[nn.Module, Resizable, Path], None]:
+    """`write_for_latency` of files in that precision for that `target`."""
     return functools.partial(write_for_latency, precision=precision, target=target)
 
 

@@ -85,6 +85,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        patch.setattr(
+            "wmlc.bench.engines.machine.LOCK", f"{os.environ.get('PYTEST_XDIST_WORKER', '')}.lock"
+        )  # no waiting
         yield
 
 

@@ -119,7 +119,7 @@ def exported_once(network: nn.Module, kind: Resizable, path: Path) -> None:
     if key not in _EXPORTED:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(for_latency, "write_unchecked", _WRITE)  # where `int8_of_exported` has put itself
-            for_latency.onnx_writer("fp32", "ort")(network, kind, path)
+            for_latency.onnx_writer("fp32", "cpu")(network, kind, path)
         _EXPORTED[key] = path.read_bytes()
     path.write_bytes(_EXPORTED[key])
 
@@ -132,7 +132,7 @@ def int8_of_exported(network: nn.Module, kind: Resizable, path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(for_latency, "write_unchecked", write)
-        for_latency.onnx_writer("int8", "ort")(network, kind, path)
+        for_latency.onnx_writer("int8", "cpu")(network, kind, path)
 
 
 def graph_like(network: Resizable) -> ChannelGraph:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,42 @@ def test_a_bench_has_a_cell_for_each_engine_threads_and_batch(
         (cell.engine, cell.threads, cell.batch, name) for cell in by_hand for name in ("wide", "narrow")
     ]
     assert bench.rows[1].paid_out == pytest.approx(1) and bench.profiles == []
+
+
+def test_layers_are_profiled_where_a_saving_is_not_paid_out_and_the_engine_can_tell(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime cannot on a GPU: there its processes are started for that only where it was asked for."""
+    profiled: list[str] = []
+    monkeypatch.setattr(
+        "wmlc.bench.session.measure_cell",
+        lambda cell, subjects, *_, **__: {
+            s.key: replace(measured(s.peer, 1.0, top1=None), subject=s) for s in subjects
+        },
+    )
+    monkeypatch.setattr(
+        "wmlc.bench.session.profile_cell", lambda cell, *_: profiled.append(cell.device) or ({}, {}),
+    )  # fmt: skip
+    monkeypatch.setattr("wmlc.bench.engines.machine._gpu_name", lambda: "a GPU")
+    for device, asked in (("cpu", False), ("cuda", False), ("cuda", True)):
+        monkeypatch.setattr("wmlc.bench.session.choose_devices", lambda config, device=device: {"ort": device})
+        bench_files(two, replace(QUICK, profile=asked), None, tmp_path / "bench.json")
+    assert profiled == ["cpu", "cuda"]
+
+
+def test_a_bench_measures_while_no_other_does(
+    two: list[Path], tmp_path: Path, by_hand: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        yield
+        inside.append(len(by_hand))
+
+    monkeypatch.setattr("wmlc.bench.session.measuring_alone", alone)
+    bench_files(two, QUICK, None, tmp_path / "bench.json")
+    assert inside == [1]
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from measured import classifier, flatten_file
+from packaging.requirements import Requirement
+from torch import nn
 
 from wmlc.bench import measure
 from wmlc.bench.config import BenchConfig
-from wmlc.bench.engines import ENGINES, engine_class
+from wmlc.bench.engines import ENGINES, engine_class, tells_layers
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.engines.ort_engine import OrtEngine
-from wmlc.bench.engines.torch_engine import TorchEngine
+from wmlc.bench.engines.torch_engine import CompiledEngine, TorchEngine
+from wmlc.bench.latency.config import LatencyConfig
+from wmlc.compiler import require_compiler
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_network
 from wmlc.run import Run
@@ -152,6 +159,68 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path):
         pytest.skip("here the CUDA provider loads")
     with pytest.raises(InputError, match="CUDAExecutionProvider"):
         OrtEngine(flatten_file(tmp_path / "small.onnx"), threads=1, device="cuda")
+
+
+def test_what_onnx_runtime_needs_on_a_gpu_is_installed():
+    """Without one of these libraries its CUDA provider does not load, and torch brings most of them, but not all."""
+    try:
+        wanted = [Requirement(text) for text in importlib.metadata.requires("onnxruntime-gpu") or []]
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("onnxruntime-gpu is for Linux on x86_64")
+    if sys.version_info < (3, 11):
+        pytest.skip("for Python 3.10 it is of another CUDA than torch")
+    needed = [
+        each for each in wanted for extra in ("cuda", "cudnn") if each.marker and each.marker.evaluate({"extra": extra})
+    ]
+    assert len(needed) > 3
+    assert all(each.specifier.contains(importlib.metadata.version(each.name)) for each in needed)
+
+
+def test_each_network_of_a_process_is_compiled(monkeypatch):
+    """And not the first eight alone, which is as many as torch compiles of a class."""
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend=lambda graph, _: compiled.append(graph) or graph)
+    )
+    monkeypatch.setattr(
+        "wmlc.models.checkpoint.load_network", lambda path: nn.Sequential(nn.Flatten(), nn.Linear(4, int(path.name)))
+    )
+    for classes in range(2, 12):
+        engine = CompiledEngine(Path(str(classes)), torch.get_num_threads(), "cpu")
+        assert engine.infer(np.ones((1, 1, 2, 2), dtype=np.float32)).shape == (1, classes)
+        engine.close()
+    assert len(compiled) == 10
+
+
+def test_who_has_times_of_layers():
+    told = {name for name in ENGINES for device in ("cpu", "cuda") if tells_layers(name, device)}
+    assert told == {"torch", "ort", "openvino", "trt"}
+    assert not tells_layers("ort", "cuda"), "its profiler times launches"
+
+
+@pytest.mark.parametrize(
+    ("device", "word", "said"),
+    [
+        ("cpu", "CXX", "--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out"),
+        ("cuda", "CC", "--compile needs a C compiler (gcc or clang) for what starts kernels on a GPU; install one, or leave it out"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_is_not_there_is_missed_before_anything_runs(monkeypatch, device, word, said):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv(word, raising=False)
+    with pytest.raises(InputError) as raised:
+        require_compiler("--compile", device, "leave it out")
+    assert str(raised.value) == said
+    monkeypatch.setenv(word, "/opt/cc")
+    require_compiler("--compile", device, "leave it out")
+
+
+def test_int8_is_made_for_where_it_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert BenchConfig(engines=("ort",)).int8_target == LatencyConfig(engine="ort").int8_target == "gpu"
+    assert BenchConfig(engines=("ort",), precisions=("int8",), target="cpu").int8_target == "cpu"
+    assert BenchConfig(engines=("ort",), device="cpu").int8_target is None
+    assert LatencyConfig(engine="ort", device="cpu").int8_target == "cpu"
 
 
 @pytest.mark.gpu

@@ -54,9 +54,16 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"missing part": "DATA=DIR"}')
     (tmp_path / "engines.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
     (tmp_path / "compiled.json").write_text('{"torch compiled, fp16": {"failed": "no Triton"}}')
+    peer = {"budget_ms": 1.0, "predicted_ms": 0.95, "ms": 0.98, "low": 0.9, "high": 1.1, "macs_cut_ms": None}
+    plans = {
+        "ort, fp16, batch 32": {"full_ms": 1.96, "peers": [peer]},
+        "torch, fp32, batch 32": {"failed": "too narrow"},
+    }
+    (tmp_path / "planned.json").write_text(json.dumps(plans))
     text = gpu.gpu_section.section(tmp_path, list(gpu.PARTS))
     for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
-                  "- ort, fp32: no CUDA", "- torch compiled, fp16: no Triton", "not importable there: trt"):  # fmt: skip
+                  "- ort, fp32: no CUDA", "- torch, fp32, batch 32: too narrow",
+                  "| ort, fp16, batch 32 | 1.000 | 0.950 | 0.980 [0.900, 1.100] | 2.00 | - |", "- torch compiled, fp16: no Triton", "not importable there: trt"):  # fmt: skip
         assert words in text
 
 

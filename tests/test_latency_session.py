@@ -329,7 +329,7 @@ def test_the_command_measures_keeps_and_prints(tmp_path: Path, started: Started,
         return NETWORK
 
     monkeypatch.setattr("wmlc.compress.standalone.resizable_named", named)
-    monkeypatch.setattr("wmlc.export.for_latency.onnx_writer", lambda precision, engine: exported_once)
+    monkeypatch.setattr("wmlc.export.for_latency.onnx_writer", lambda precision, target: exported_once)
     words = shlex.split("latency --arch mixed --image-size 8 --classes 5 --divisor 4 --seconds 0.001")
     result = CliRunner().invoke(main, [*words, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

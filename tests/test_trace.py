@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmlc.compress.widths.graph import ChannelGroup, groups_of
+from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.models.cost import total_cost, without_fast_attention
 from wmlc.models.zoo import build_network
@@ -262,3 +263,34 @@ def test_a_trace_leaves_the_network_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         trace_channels(network, torch.zeros(1, 4, 8, 8))
     assert network.training and not network.get_submodule("norm").training
+
+
+class _Indexed(nn.Module):
+    """Adds what a table has at places that a buffer says, as attention's relative positions are."""
+
+    where: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.fc = nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 5)
+        self.table = nn.Parameter(torch.randn(4, 8))
+        self.register_buffer("where", torch.arange(SHAPE[1]) % 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(self.a(images).mean(3).transpose(1, 2) + self.table[self.where]).mean(1))
+
+
+def test_labels_move_where_a_buffer_says() -> None:
+    (group,) = read_channels(_Indexed(), SHAPE).groups
+    assert group.units == 8 and "table" in {place.tensor for place in group.places}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch sees none")
+@pytest.mark.parametrize("name", [*NETWORKS, "indexed"])
+def test_a_gpu_has_the_groups_that_a_cpu_has(name: str) -> None:
+    network = _Indexed() if name == "indexed" else hand_network(name)
+    here = read_channels(network, SHAPE)
+    there = read_channels(network.cuda(), SHAPE)
+    assert [(own.root, own.units) for own in there.groups] == [(own.root, own.units) for own in here.groups]
+    assert next(network.parameters()).is_cuda

@@ -142,6 +142,7 @@ def test_this_machine_is_read_off(
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{said}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(trt_machine, "_PROC_VERSION", tmp_path / "none")
     monkeypatch.setattr(trt_machine, "load_tensorrt", lambda purpose: SimpleNamespace(__version__="10.16.1.11"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA A10")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))

@@ -87,7 +87,7 @@ def _clock(config: LatencyConfig, directory: Path | None, force: bool = False) -
     from wmlc.export.for_latency import onnx_writer
     from wmlc.export.to_tensorrt import plan_for
 
-    writers = Writers(onnx_writer(config.precision, config.engine), plan_for)
+    writers = Writers(onnx_writer(config.precision, config.int8_target), plan_for)
     return EngineClock(config, writers, directory, command=command_words(), force=force)
 
 

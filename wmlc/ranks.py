@@ -244,8 +244,8 @@ def take_gpu() -> None:
     local = _local_rank() if launched().count > 1 else 0
     if local >= torch.cuda.device_count():
         raise InputError(
-            f"process {local + 1} of this machine has no GPU, as there are {torch.cuda.device_count()}; start as many "
-            "(--nproc-per-node), or pass --device cpu"
+            f"process {local + 1} of this machine has no GPU, as it sees {torch.cuda.device_count()}; start as many "
+            "(--nproc-per-node), let each see all of them (CUDA_VISIBLE_DEVICES), or pass --device cpu"
         )
     torch.cuda.set_device(local)
 

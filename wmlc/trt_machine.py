@@ -105,11 +105,14 @@ def version_numbers(version: str | None) -> tuple[int, ...]:
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version, as nvidia-smi or the kernel module tells it; None where neither does."""
+    """The NVIDIA driver's version, as the kernel module or nvidia-smi tells it; None where neither does."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        if _PROC_VERSION.exists():
+            said = _PROC_VERSION.read_text(encoding="utf-8")
+        else:
+            said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
-        said = _PROC_VERSION.read_text(encoding="utf-8") if _PROC_VERSION.exists() else ""
+        said = ""
     found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", said)
     return found.group() if found else None

@@ -11,7 +11,7 @@ N images, C channels or classes, H height, W width
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -50,6 +50,7 @@ class Engine(Protocol):
     takes: ClassVar[str]  # NETWORK, ONNX or PLAN
     libraries: ClassVar[tuple[str, ...]]  # what opening it imports; a process may import them sooner
     any_batch: ClassVar[bool]  # that it runs one batch size after another without building something anew
+    layers_on: ClassVar[tuple[str, ...]]  # devices on which it has times of its layers
     provider: str
     precision: str
 
@@ -84,6 +85,16 @@ def engine_class(name: str) -> type[Engine]:
     module, kind = ENGINES[name].split(".")
     found: type[Engine] = getattr(importlib.import_module(f"wmlc.bench.engines.{module}"), kind)
     return found
+
+
+def tells_layers(engine: str, device: str) -> bool:
+    """Whether an engine has times of its layers: ONNX Runtime has none on a GPU, and what compiles none at all."""
+    return device in engine_class(engine).layers_on
+
+
+def on_gpu(engines: Sequence[str], device: str) -> bool:
+    """Whether one of these engines will run on a GPU. Raises `InputError` for one that cannot run here at all."""
+    return any(engine_class(name).choose_device(device) == "cuda" for name in engines)
 
 
 def check_one_input(count: int, path: Path) -> None:

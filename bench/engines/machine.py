@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from wmlc.console import note
 from wmlc.errors import InputError
+from wmlc.files import OURS, one_at_a_time, user_cache
 from wmlc.records import Environment
 from wmlc.run import provenance
 from wmlc.trt_machine import this_machine
 
 BUSY = 0.5  # load average a core
+LOCK = "measuring.lock"  # in the user's cache
 
 
 def allowed_cpus() -> list[int]:
@@ -65,6 +69,13 @@ def read_environment(devices: Mapping[str, str], threads: Sequence[int]) -> Envi
         load_average_before=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         threads=list(threads),
         **vars(provenance()),
+    )
+
+
+def measuring_alone() -> AbstractContextManager[None]:
+    """No other wmlc of this user measures here meanwhile, so that no two timings share the machine."""
+    return one_at_a_time(
+        user_cache() / f"{LOCK}{OURS}", lambda: note("another wmlc measures on this machine; waiting until it is done")
     )
 
 

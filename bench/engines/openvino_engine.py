@@ -21,6 +21,7 @@ class OpenVinoEngine:
     takes: ClassVar[str] = ONNX
     libraries: ClassVar[tuple[str, ...]] = ("openvino",)
     any_batch: ClassVar[bool] = True
+    layers_on: ClassVar[tuple[str, ...]] = ("cpu",)
     precision = ""
     time_call = time_compute = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ from wmlc.bench.engines import CALLS_BEFORE, LONGEST_SAID, ONNX, Nodes, check_on
 from wmlc.bench.engines.machine import choose_torch_device
 from wmlc.bench.layers import file_precision
 from wmlc.errors import InputError, one_line
+from wmlc.files import user_cache
 from wmlc.trt_machine import require_gpu
 
 KERNEL = "_kernel_time"  # how the name of a node's event ends
@@ -30,6 +32,7 @@ class OrtEngine:
     takes: ClassVar[str] = ONNX
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     any_batch: ClassVar[bool] = True
+    layers_on: ClassVar[tuple[str, ...]] = ("cpu",)
     on_gpu: ClassVar[str] = "CUDAExecutionProvider"
     time_call = time_compute = None
 
@@ -57,7 +60,7 @@ class OrtEngine:
         if self.provider != provider:
             raise InputError(
                 f"{provider} was asked for and did not load ({self.provider} did): CUDA, cuDNN or TensorRT of the "
-                "version that onnxruntime needs is missing; install them, or use --device cpu"
+                "version that onnxruntime needs is missing; pip install 'onnxruntime-gpu[cuda,cudnn]', or --device cpu"
             )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_one_input(len(inputs), path)
@@ -148,6 +151,7 @@ class OrtTensorRtEngine(OrtEngine):
     """The same through the TensorRT provider, which builds its engine for a shape at the first inference of it."""
 
     any_batch: ClassVar[bool] = False
+    layers_on: ClassVar[tuple[str, ...]] = ()
     on_gpu: ClassVar[str] = "TensorrtExecutionProvider"
 
     @staticmethod
@@ -160,8 +164,12 @@ class OrtTensorRtEngine(OrtEngine):
     def _settings(self, provider: str) -> dict[str, str]:
         """The file's precision and no other: this provider has to be told of fp16 and int8, and the driver of TF32."""
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-        precision = file_precision(self._path)
-        return {f"trt_{precision}_enable": "1"} if precision != "fp32" else {}
+        precision, timings = file_precision(self._path), user_cache() / "ort-tensorrt"
+        settings = {f"trt_{precision}_enable": "True"} if precision != "fp32" else {}  # it takes no "1"
+        with contextlib.suppress(OSError):  # what its kernels took is kept for the next engine, where that can be
+            timings.mkdir(parents=True, exist_ok=True)
+            settings |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(timings)}
+        return settings
 
     def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         raise InputError(

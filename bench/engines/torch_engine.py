@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from wmlc.bench.engines import CALLS_BEFORE, NETWORK, Nodes
 from wmlc.bench.engines.machine import choose_torch_device
+from wmlc.compiler import require_compiler
 from wmlc.errors import InputError
 
 BETWEEN = "between modules"  # additions, reshapes and the hooks that take the times
@@ -27,6 +27,7 @@ class TorchEngine:
     takes: ClassVar[str] = NETWORK
     libraries: ClassVar[tuple[str, ...]] = ("torch", "wmlc.models.checkpoint")
     any_batch: ClassVar[bool] = True
+    layers_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     precision = "fp32"
     time_compute = None
 
@@ -129,20 +130,23 @@ class CompiledEngine(TorchEngine):
     """The same through `torch.compile`, which compiles anew for each batch size: its first inference takes long."""
 
     any_batch: ClassVar[bool] = False
+    layers_on: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def choose_device(device: str) -> str:
         chosen = choose_torch_device(device)
-        if chosen == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
-            raise InputError(
-                "--engine torch-compile needs a C++ compiler, and there is none; install g++, or use torch"
-            )
+        require_compiler("--engine torch-compile", chosen, "use torch")
         return chosen
 
     def __init__(self, directory: Path, threads: int, device: str) -> None:
         super().__init__(directory, threads, device)
         self._forward = self._torch.compile(self._network, dynamic=False)
         self.provider = f"torch.compile {device}"
+
+    def close(self) -> None:
+        """Forget what was compiled, too: of one process torch compiles eight networks, and runs the others as eager."""
+        super().close()
+        self._torch._dynamo.reset()
 
     def profile(self, images_NCHW: np.ndarray, calls: int) -> Nodes:
         raise InputError(

@@ -57,8 +57,9 @@ class TrtEngine:
     """
 
     takes: ClassVar[str] = PLAN
-    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "tensorrt")  # once `choose_device` has seen a GPU
     any_batch: ClassVar[bool] = True
+    layers_on: ClassVar[tuple[str, ...]] = ("cuda",)
 
     @staticmethod
     def choose_device(device: str) -> str:

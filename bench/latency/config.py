@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from wmlc.bench.config import DEVICES, check_sizes
-from wmlc.bench.engines import ENGINES, NETWORK, engine_class
+from wmlc.bench.engines import ENGINES, NETWORK, engine_class, on_gpu
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS
@@ -67,3 +67,8 @@ class LatencyConfig:
         check_sizes("batch", [self.batch], MOST_BATCH, f"{MOST_BATCH:,} images")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise InputError(f"seconds must be above 0, got {self.seconds:g}")
+
+    @property
+    def int8_target(self) -> str:
+        """What int8 files are made for. Raises `InputError` where the engine cannot run here."""
+        return "gpu" if on_gpu([self.engine], self.device) else "cpu"

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from wmlc import records
-from wmlc.bench.engines import PACKAGES, engine_class
-from wmlc.bench.engines.machine import busy, read_environment
+from wmlc.bench.engines import PACKAGES, PLAN, engine_class, tells_layers
+from wmlc.bench.engines.machine import busy, measuring_alone, read_environment
 from wmlc.bench.engines.worker import Seat
 from wmlc.bench.intervals import times_interval
 from wmlc.bench.latency.config import LatencyConfig
@@ -22,11 +22,11 @@ from wmlc.bench.latency.design import design
 from wmlc.bench.latency.files import NetworkFiles, Writers
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.latency.table import widest_interval, with_points
-from wmlc.bench.latency.visits import seat_for, tells_layers, time_by_turns, visitor
+from wmlc.bench.latency.visits import seat_for, time_by_turns, visitor
 from wmlc.bench.pictures import made_up_pixels
 from wmlc.console import note, progress
 from wmlc.errors import EngineFailed, InputError, Stopped
-from wmlc.files import OURS, one_at_a_time, user_cache
+from wmlc.files import user_cache
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
 from wmlc.run import provenance
@@ -74,7 +74,8 @@ class EngineClock:
     def file_of(self, network: Resizable) -> Path:
         """Where the table of a network is kept."""
         at = self.at
-        where = [at.engine, at.version, at.precision, f"{at.threads}t", f"b{at.batch}", at.gpu or at.cpu]
+        machine = f"{at.gpu or ''} {at.cpu}"  # a GPU waits for the CPU where little is to do
+        where = [at.engine, at.version, at.precision, f"{at.threads}t", f"b{at.batch}", machine]
         arch = network.arch + (f" {network.arch_args}" if network.arch_args else "")
         sides = "x".join(map(str, network.input_shape))
         name = f"{arch} {sides} {network.classes} classes multiples of {network.divisor}"
@@ -82,7 +83,7 @@ class EngineClock:
 
     def table(self, network: Resizable) -> LatencyTable:
         """The table of a network: kept from before, or measured now, or gone on with where that was stopped."""
-        with self._alone():
+        with measuring_alone():  # so that no other writes to the table, either
             return self._table(network, self.file_of(network))
 
     def _table(self, network: Resizable, file: Path) -> LatencyTable:
@@ -96,7 +97,7 @@ class EngineClock:
 
     def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         """Whole networks at these counts, each beside the full one; what the table has of them is not timed again."""
-        with self._alone():
+        with measuring_alone():
             return self._time_missing(network, self.file_of(network), counts)
 
     def _time_missing(self, network: Resizable, file: Path, counts: Sequence[np.ndarray]) -> list[WholeTime]:
@@ -114,13 +115,6 @@ class EngineClock:
         """Have whole networks timed again."""
         file = self.file_of(network)
         records.write(file, replace(self._read(file), whole=[]))
-
-    def _alone(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else measures here meanwhile, so that no two share the machine, or write to one table."""
-        return one_at_a_time(
-            user_cache() / "latency" / f"measuring.lock{OURS}",
-            lambda: note("another wmlc measures latencies on this machine; waiting until it is done"),
-        )
 
     def _read(self, file: Path) -> LatencyTable:
         """A table of this machine and engine; `InputError` for one of another."""
@@ -206,10 +200,11 @@ class EngineClock:
         pixels_NHWC = made_up_pixels(network.input_shape, self.config.batch)
         first = files.write(network.full, "first")
         told = shapes if tells_layers(self.at.engine, self.at.device) else None
+        builds = engine_class(self.at.engine).takes == PLAN  # which takes seconds, so the next round finds it
         with visitor(self._seat(first, network), pixels_NHWC, told, network.layers) as one:
             for place in np.random.default_rng(number).permutation(len(designs)):
                 index, counts_G = designs[place]
-                yield one.visit(index, files.write(counts_G, "visited"))
+                yield one.visit(index, files.write(counts_G, f"visited{index}" if builds else "visited"))
 
     def _time(self, network: Resizable, counts: Sequence[np.ndarray], full_ms: float | None) -> list[WholeTime]:
         """Networks at these counts by turns with the full one, in milliseconds of a full one that takes `full_ms`."""

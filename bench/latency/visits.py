@@ -11,8 +11,7 @@ import numpy as np
 
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.machine import pinned_cpus
-from wmlc.bench.engines.ort_engine import OrtEngine, OrtTensorRtEngine
-from wmlc.bench.engines.torch_engine import CompiledEngine
+from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.latency.shapes import Shapes
 from wmlc.bench.layout import has_blocks
@@ -20,6 +19,7 @@ from wmlc.bench.measure import burst_calls
 from wmlc.records import Visit
 
 VISIT_MS = 60.0  # of calls without the profiler, and as long with it
+ROUGHLY = 2  # calls that tell how many a visit has
 FEWEST, MOST = 5, 400  # calls of a visit; a burst has no fewer
 TURNS_MS = 1000.0  # of two networks in a launch, a turn being a burst of each
 FEWEST_TURNS = 3
@@ -37,14 +37,6 @@ def seat_for(engine: str, path: Path, channels: int, *, threads: int, device: st
         opener=kind, path=path, feed=feed_of(channels), threads=threads, device=device, cpus=pinned_cpus(threads),
         libraries=kind.libraries, batch=None if kind.any_batch else batch,
     )  # fmt: skip
-
-
-def tells_layers(engine: str, device: str) -> bool:
-    """Whether an engine has times of its layers: ONNX Runtime has none on a GPU, and what compiles none at all."""
-    kind = engine_class(engine)
-    if issubclass(kind, CompiledEngine | OrtTensorRtEngine):
-        return False
-    return device == "cpu" or not issubclass(kind, OrtEngine)
 
 
 class Visitor:
@@ -121,4 +113,5 @@ def time_by_turns(
 
 def _warmed(worker: Worker, pixels_NHWC: np.ndarray) -> float:
     """The milliseconds of a call, by as many as a visit has."""
-    return float(np.median(worker.burst(calls_in(worker.first(pixels_NHWC)))))
+    worker.first(pixels_NHWC)  # which may look for the best kernels, or compile
+    return float(np.median(worker.burst(calls_in(float(np.min(worker.burst(ROUGHLY)))))))

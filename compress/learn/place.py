@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 
 import torch
 
+from wmlc.compiler import require_compiler
 from wmlc.errors import InputError
 from wmlc.ranks import SOLO, Ranks, take_gpu
+from wmlc.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ def choose_device(device: str, precision: str, ranks: Ranks = SOLO) -> Device:
     return Device(name, bf16=precision == "bf16" or (precision == "auto" and native), ranks=ranks)
 
 
-def check_compiler(device: Device) -> None:
-    """Raise `InputError` where --compile has nothing to compile with."""
-    if device.name == "cpu" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
-        raise InputError("--compile needs a C++ compiler (g++ or clang++) for the CPU; install one, or leave it out")
+def device_of_run(config: TrainConfig, ranks: Ranks) -> Device:
+    """Where a run trains, with what --compile takes there; `InputError` on all processes where one of them cannot."""
+
+    def chosen() -> Device:
+        device = choose_device(config.device, config.precision, ranks)
+        if config.compile:
+            require_compiler("--compile", device.name, "leave it out")
+        return device
+
+    return ranks.of_each(chosen)

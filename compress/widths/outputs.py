@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.compress.widths.labels import FIXED, along
-from wmlc.compress.widths.trace import labels_of_outputs
+from wmlc.compress.widths.trace import labels_of_outputs, on_cpu
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def output_channels(
 
     Stages whose channels cannot be told are left out.
     """
+    network = on_cpu(network)
     example = torch.zeros(1, *input_shape, device=next(network.parameters()).device)
     where = {
         (place.tensor, place.dim, position): (group.root, unit)

@@ -34,7 +34,7 @@ from wmlc.compress.widths.graph import (
     groups_of,
     out_of_groups,
 )
-from wmlc.compress.widths.trace import trace_channels
+from wmlc.compress.widths.trace import on_cpu, trace_channels
 from wmlc.errors import InputError, one_line
 from wmlc.models.residual import residual_blocks
 from wmlc.models.stages import whole_name
@@ -52,8 +52,8 @@ def read_channels(
     Args: the `whole` network, of which it is the stages; whether to look for residual blocks. Raises `InputError` where
     the network cannot be run on labels.
     """
-    device = next(network.parameters()).device
-    example = torch.zeros(1, *input_shape, device=device)
+    network, whole = on_cpu(network), whole and on_cpu(whole)  # so that a GPU has the groups that a CPU has
+    example = torch.zeros(1, *input_shape, device=next(network.parameters()).device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the network's own
@@ -62,7 +62,7 @@ def read_channels(
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
     groups = groups_of(traced, network)
     with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
-        proven, left = Prover(network, example.cpu()).prove(groups)
+        proven, left = Prover(network, example).prove(groups)
     blocks = _blocks(network, input_shape, whole) if with_blocks else []
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)
 

@@ -11,9 +11,10 @@ whole, and so is what ends in the network's output.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from wmlc.compress.widths.labels import Labels
 from wmlc.compress.widths.rules import rule_of
 from wmlc.models.cost import macs_of, without_fast_attention
 from wmlc.models.head import own_modes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class Traced:
     other_macs: int
     unknown: list[str]  # operations that are not known here, by name
     ends: frozenset[str]  # weights whose rows are the output: they make the logits
+
+
+def on_cpu(network: Network) -> Network:
+    """`network`, or a copy of it on the CPU: labels lie there, and on a GPU operations go by other names."""
+    if all(tensor.device.type in ("cpu", "meta") for tensor in network.state_dict().values()):
+        return network
+    return copy.deepcopy(network).cpu()
 
 
 def trace_channels(network: nn.Module, example: Tensor) -> Traced:
