@@ -14,7 +14,7 @@ from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
-from wmlc.compress.learn.recalibrate import recalibrate
+from wmlc.compress.learn.recalibrate import keeping_up, recalibrate
 from wmlc.compress.learn.state import TrainState, load_state, save_state
 from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, sources_of, steps_of
@@ -95,9 +95,9 @@ def _trained(
             work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
 
         teacher = teacher_of(prepared, config, device)
-        fit(family, optimizer, data, config, method, state, device, teacher, spending, on_epoch, on_step)
+        with keeping_up(family, cut):
+            fit(family, optimizer, data, config, method, state, device, teacher, spending, on_epoch, on_step)
     family.load_state_dict(state.best)
-    # a small momentum lags far behind a short training
     state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
     return state
 

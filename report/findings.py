@@ -86,6 +86,8 @@ def _lead_of(first: Configuration, second: Configuration, told: bool = True) -> 
     """By how much one leads, whether more seeds might turn that over, and where it is `told` at which cost."""
     lead = (first.mean.mean or 0) - (second.mean.mean or 0)
     cost = _at_cost(first, second) if told else ""
+    if not lead:
+        return f"{first.name} and {second.name} have the same mean over peers{cost}"
     start = f"{first.name} leads the mean over peers by {lead:.2f} points before {second.name}{cost}"
     pairs = _paired(first, second)
     if len(pairs) < 2:

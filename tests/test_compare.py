@@ -132,6 +132,11 @@ def test_a_lead_that_every_seed_shows_is_said(three_seeds: list[Path], capsys: p
     assert f"wml leads the mean over peers by 2.00 points before wml-p; {said}" in notes(capsys, *three_seeds)
 
 
+def test_of_two_that_are_as_good_none_leads(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    said = " ".join(notes(capsys, *(make(method, (71.0, 73.0), method=method) for method in ("dml", "wml"))))
+    assert "dml and wml have the same mean over peers" in said and "leads" not in said
+
+
 def test_a_lead_within_the_spread_is_no_difference(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     names = [make(f"{m}{s}", (top, top), method=m, seed=s)
              for m, tops in (("wml", (70.0, 74.0)), ("dml", (71.0, 71.0))) for s, top in enumerate(tops)]  # fmt: skip

@@ -207,14 +207,9 @@ def choose(run_name: Path | None, bench_file: Path | None, as_json: bool, **sett
     wmlc choose --max-latency-ms 3 --engine ort
     wmlc choose --min-top1 75
     """
+    run = options.the_run(run_name) if run_name or bench_file is None else None
     bounds, among = split(settings, Bounds, Among)
-    print_choice(
-        options.the_run(run_name) if run_name or bench_file is None else None,
-        bench_file,
-        bounds,
-        among,
-        as_json=as_json,
-    )
+    print_choice(run, bench_file, bounds, among, as_json=as_json)
 
 
 @main.command()

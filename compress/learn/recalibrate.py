@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -11,6 +14,7 @@ from wmlc.console import progress
 from wmlc.data import Data
 
 IMAGES = 2048  # that means and deviations are taken over
+KEEPS_UP = 0.1  # a momentum of running statistics that tells of the last dozens of steps
 
 
 @torch.no_grad()
@@ -22,13 +26,7 @@ def recalibrate(
     Args: the peers, from 1, that were `cut`; what only others use stays as it is; the `count` of images
     that it takes. Returns how many batches they were.
     """
-    norms = [
-        module
-        for branch in family.branches
-        if cut.issuperset(branch.peers)
-        for module in family.parts[branch.name].modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    norms = _norms_of(family, cut)
     if not norms:
         return 0
     family.eval()
@@ -48,3 +46,32 @@ def recalibrate(
     device.ranks.mean_([own for norm in norms for own in (norm.running_mean, norm.running_var) if own is not None])
     family.eval()
     return batches
+
+
+@contextlib.contextmanager
+def keeping_up(family: PeerFamily, cut: set[int]) -> Iterator[None]:
+    """Meanwhile what batch norm keeps of the `cut` peers' images keeps up with their weights.
+
+    By a momentum of 0.01, as EfficientNets have, it is a hundred steps behind, and so is the accuracy of a short
+    training's epoch, by which the best one is chosen. `recalibrate` takes it anew in the end.
+    """
+    slow = [norm for norm in _norms_of(family, cut) if norm.momentum is not None and norm.momentum < KEEPS_UP]
+    momenta = [norm.momentum for norm in slow]
+    for norm in slow:
+        norm.momentum = KEEPS_UP
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(slow, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _norms_of(family: PeerFamily, cut: set[int]) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms with running statistics that `cut` peers alone use."""
+    return [
+        module
+        for branch in family.branches
+        if cut.issuperset(branch.peers)
+        for module in family.parts[branch.name].modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]

@@ -37,7 +37,7 @@ from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
 from wmlc.models.foreign import needs_caller
 from wmlc.run import BASELINE, RUNS, Run, read_config, read_family
-from wmlc.settings import OF_A_BASELINE, OF_WIDTHS, TrainConfig, names_of, names_under
+from wmlc.settings import OF_A_BASELINE, OF_WIDTHS, TRAINED_ON, TrainConfig, names_of, names_under
 from wmlc.table import Table
 
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only
@@ -273,11 +273,17 @@ def _baseline_words(entry: Entry) -> str:
     config = entry.point.config
     if not config.baseline:
         return "none"
+    if config.baseline_from == TRAINED_ON:
+        return "its start, trained on"
     if config.baseline_from is not None:
         return f"of {config.baseline_from}"
     if entry.baseline is not None:
         return f"of {entry.baseline.name}"
-    return UNKNOWN if entry.state == REFUSED else "there" if entry.run.network(BASELINE).is_dir() else "trains it"
+    if entry.state == REFUSED:
+        return UNKNOWN
+    if entry.run.network(BASELINE).is_dir():
+        return "there"
+    return "trains it" if config.start is None else "its start"
 
 
 def _print_grid(entries: Sequence[Entry], out: Path) -> None:
