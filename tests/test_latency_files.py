@@ -13,7 +13,7 @@ import pytest
 import torch
 from hand_networks import CLASSES, SHAPE
 from onnx import TensorProto, helper, numpy_helper
-from resizables import exported_once, int8_of_exported, real
+from resizables import chain, exported_once, int8_of_exported, real
 
 from wmlc.bench.engines import ONNX
 from wmlc.bench.latency.config import LatencyConfig
@@ -120,6 +120,24 @@ def test_the_widths_that_a_template_is_read_off_tell_groups_apart() -> None:
         assert counts_VG[0].tolist() == network.full.tolist() and (counts_VG[1:] < network.full).all()
         steps = (counts_VG[0] - counts_VG[1:]).T.tolist()
         assert len({tuple(own) for own in steps}) == len(network.groups)
+
+
+def test_no_two_groups_of_many_grow_in_proportion() -> None:
+    """As 14, 14 and 3, 3 do, by which a number of one group would be told for 3/14 of the other's."""
+    for groups in (30, 120):
+        network = chain([[8, 16, 32, 64]] * groups)
+        steps_GV = (network.full - _telling_counts(network)[1:]).T
+        apart = steps_GV / steps_GV.sum(1, keepdims=True)
+        assert len({tuple(own) for own in apart.round(9).tolist()}) == groups
+    assert len(_telling_counts(chain([[1, 2]] * 12))) > 3, (
+        "two units differ by one or by none, so it takes more exports"
+    )
+
+
+def test_a_number_that_may_follow_either_of_two_groups_is_refused() -> None:
+    exports = [made_export(width) for width in (8, 6, 4)]
+    with pytest.raises(InputError, match=r"first: 8, 6, 4\) may follow one channel group or another, so that no table"):
+        Template.of(exports, np.array([[8, 16], [6, 12], [4, 8]]))
 
 
 def test_a_built_network_is_dense_and_of_these_widths() -> None:

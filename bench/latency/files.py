@@ -10,13 +10,14 @@ import numpy as np
 from torch import nn
 
 from wmlc.bench.engines import NETWORK, PLAN
-from wmlc.bench.latency.template import EXPORTS, Template
+from wmlc.bench.latency.template import Template, told_apart
 from wmlc.console import progress
 from wmlc.files import new_directory
 from wmlc.models.resizable import Resizable
 
 LEAST_SHARE = 0.3  # of a group's units, of the exports that a template is read off
-TRIES = 100  # of counts that tell all numbers apart
+EXPORTS, MOST_EXPORTS = 3, 9  # the full network, and as many others as tell all numbers apart
+TRIES = 100  # of counts, before there are more exports
 
 
 ToOnnx = Callable[[nn.Module, Resizable, Path], None]  # a dense network of this kind → a file
@@ -45,21 +46,14 @@ class NetworkFiles:
         if takes == NETWORK:  # torch needs no file, and this one names its layers
             writers.to_onnx(network.build(network.full), network, self.full)
             return
+        sums = sums_of(network)
         counts_VG, exports = _telling_counts(network), []
-        with progress(f"exporting {network.arch}", EXPORTS, "files") as advance:
+        with progress(f"exporting {network.arch}", len(counts_VG), "files") as advance:
             for number, counts_G in enumerate(counts_VG):
                 file = self.full if number == 0 else directory / f"other{number}.onnx"
                 writers.to_onnx(network.build(counts_G), network, file)
                 exports.append(onnx.load(str(file)))
                 advance(1)
-        sums = [
-            (round(float(fixed)), each_G)
-            for fixed, each_G in (
-                *zip(network.fixed_columns, network.columns, strict=True),
-                *zip(network.fixed_rows, network.rows, strict=True),
-            )
-            if np.count_nonzero(each_G) > 1
-        ]
         self._template = Template.of(exports, counts_VG, sums)
 
     def write(self, counts_G: np.ndarray, name: str) -> Path:
@@ -79,17 +73,31 @@ class NetworkFiles:
         return file
 
 
+def sums_of(network: Resizable) -> list[tuple[int, np.ndarray]]:
+    """What layers take and give of several groups together, each as (fixed, [G])."""
+    sides = (
+        *zip(network.fixed_columns, network.columns, strict=True), *zip(network.fixed_rows, network.rows, strict=True),
+    )  # fmt: skip
+    return [(round(float(fixed)), each_G) for fixed, each_G in sides if np.count_nonzero(each_G) > 1]
+
+
 def _telling_counts(network: Resizable) -> np.ndarray:
-    """The full counts, and others that tell groups of the same size apart by how they differ, int [V, G]."""
-    draw, full_G = np.random.default_rng(0), network.full
+    """The full counts, and others by which no two groups, or sums of them, grow alike, int [V, G].
+
+    Not even in proportion, as a number may grow with any share of a group. Where a few exports cannot tell them apart,
+    as in a network of many groups, there are more.
+    """
+    draw, full_G, sums = np.random.default_rng(0), network.full, sums_of(network)
     least_G = np.maximum(1, np.ceil(LEAST_SHARE * full_G)).astype(int)
-    most_G = np.maximum(least_G, full_G - 1)
-    best, apart = full_G[None], -1
-    for _ in range(TRIES):
-        others_VG = draw.integers(least_G, most_G + 1, size=(EXPORTS - 1, len(full_G)))
-        found = len({tuple(steps) for steps in (full_G - others_VG).T.tolist()})
-        if found > apart:
-            best, apart = np.concatenate([full_G[None], others_VG]), found
-        if apart == len(full_G):
-            break
+    most_G = np.where(full_G > 2, full_G - 1, full_G)  # of two units both may stay, as all such groups lose one else
+    best, most = full_G[None], -1
+    for exports in range(EXPORTS, MOST_EXPORTS + 1):
+        for _ in range(TRIES):
+            others_VG = draw.integers(least_G, most_G + 1, size=(exports - 1, len(full_G)))
+            counts_VG = np.concatenate([full_G[None], others_VG])
+            apart, of = told_apart(counts_VG, sums)
+            if apart == of:
+                return counts_VG
+            if apart > most:
+                best, most = counts_VG, apart
     return best

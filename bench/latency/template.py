@@ -19,7 +19,7 @@ import numpy as np
 
 from wmlc.errors import InputError
 
-EXPORTS = 3  # that tell all numbers apart: the full network, and two others
+SAME = 1e-6  # of whole numbers and simple fractions of them
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,20 @@ class Template:
         onnx.save_model(made, str(path))
 
 
+def told_apart(counts_VG: np.ndarray, known: Sequence[tuple[int, np.ndarray]]) -> tuple[int, int]:
+    """How many groups and `known` sums of them are told apart by how they grow at these counts, and of how many."""
+    each_SG = np.array([*np.eye(counts_VG.shape[1]), *(each_G for _, each_G in known)])
+    each_SG = each_SG[:, counts_VG[0] > 1][each_SG[:, counts_VG[0] > 1].any(1)]  # a group of one unit stays
+    steps_SV = each_SG @ (counts_VG[0] - counts_VG[1:]).T[counts_VG[0] > 1]
+    grows = steps_SV.any(1)
+    return len(_directions(steps_SV[grows])), len(_directions(each_SG))
+
+
+def _directions(vectors: np.ndarray) -> set[tuple[float, ...]]:
+    """The directions of vectors without negative numbers, none of them zero."""
+    return {tuple(own) for own in np.round(vectors / vectors.sum(1, keepdims=True), 9).tolist()}
+
+
 class _Reader:
     """Tells with which group a number grows, by its values in all exports."""
 
@@ -117,16 +131,23 @@ class _Reader:
     def _number(self, values_V: np.ndarray, where: str) -> _Number:
         if (values_V == values_V[0]).all():
             return _Number(int(values_V[0]), None)
+        found: list[_Number] = []
         for fixed, each_G, sums_V in self._sums:
             steps, grown = sums_V[0] - sums_V[1:], values_V[0] - values_V[1:]
-            times = grown[0] / steps[0] if steps[0] else 0.0
-            if times and np.array_equal(times * steps, grown):
+            times = float(grown @ steps) / (float(steps @ steps) or 1.0)
+            if times and np.allclose(times * steps, grown, rtol=0, atol=SAME):
                 left = values_V[0] - times * sums_V[0]
-                return _Number(round(float(left + times * fixed)), times * each_G)
-        raise InputError(
-            f"a number in its export ({where}: {', '.join(map(str, values_V))}) follows no channel group, so that no "
-            "table can be made of it"
-        )
+                found.append(_Number(round(float(left + times * fixed)), times * each_G))
+        if not found:
+            raise self._untold(values_V, where, "follows no channel group")
+        first, *others = found
+        if any(not np.allclose(first.each, other.each, rtol=0, atol=SAME) for other in others):  # type: ignore[arg-type]
+            raise self._untold(values_V, where, "may follow one channel group or another")
+        return first
+
+    def _untold(self, values_V: np.ndarray, where: str, why: str) -> InputError:
+        shown = ", ".join(map(str, values_V))
+        return InputError(f"a number in its export ({where}: {shown}) {why}, so that no table can be made of it")
 
 
 def _nodes(export: Any) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
