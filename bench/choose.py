@@ -124,7 +124,7 @@ def choose(rows: Sequence[Row], bounds: Bounds, **wanted: str | int | None) -> R
 
 def narrow(rows: Sequence[Row], **wanted: str | int | None) -> list[Row]:
     """The rows with these values: of an engine, threads and batch not named the first that there is."""
-    for name, asked in wanted.items():
+    for name, asked in sorted(wanted.items(), key=lambda item: item[1] is None):  # what is named comes first
         there = list(dict.fromkeys(getattr(row, name) for row in rows))
         value = there[0] if asked is None and there and name != "precision" else asked  # precisions compete
         if value is not None and value not in there:

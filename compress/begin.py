@@ -22,7 +22,7 @@ from wmlc.data.decode import Layout
 from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory, refuse_existing
-from wmlc.models.checkpoint import load_network, read_spec, save_network
+from wmlc.models.checkpoint import load_network, read_spec, save_network, weights_digest
 from wmlc.models.pixels import Pixels
 from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
@@ -94,8 +94,11 @@ def print_start(data: Data | None, device: Device, made: Made) -> None:
         note(warning)
 
 
-def check_free(root: Path, force: bool) -> None:
-    """Raise `InputError` where a new run cannot be in `root`."""
+def check_free(root: Path, force: bool, config: TrainConfig) -> None:
+    """Raise `InputError` where a new run cannot be in `root`, or what it begins with would go for it."""
+    for option, name in (("--start", config.start), ("--baseline", config.baseline_from)):
+        if name is not None and Path(name).exists() and Path(name).resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{option} {name} lies in {root}, which the new run would replace; choose another --out")
     if not root.exists():
         recover_directory(root)  # a kill between the renames of --force
     if root.exists() and not force:
@@ -117,11 +120,28 @@ def together(data: Data, ranks: Ranks) -> None:
     ranks.agree(counts, "give all processes the same images")
 
 
+def start_weights(prepared: Prepared) -> str | None:
+    """A hash of the weights that a run starts from; None of random ones."""
+    return None if prepared.made.fitted is None else weights_digest(prepared.full)
+
+
+def same_start(prepared: Prepared, record: RunRecord, root: Path) -> None:
+    """Raise `InputError` where a run that goes on would do so from another start."""
+    if record.start_weights not in (None, start_weights(prepared)):
+        raise InputError(
+            f"the weights of {record.settings.start} are not those that {root} began with, so it cannot go on; put "
+            "them back, or train anew (--force)"
+        )
+
+
 def make_run(
     run: Run, config: TrainConfig, command: str, trials: list[RateTrial], prepared: Prepared, data: Data,
-    device: Device,
+    device: Device, began_with: str | None,
 ) -> None:  # fmt: skip
-    """Make the run's directory, with its record and the baseline that comes from another run."""
+    """Make the run's directory, with its record and the baseline that comes from another run.
+
+    Args: the hash of the weights that it `began_with` (`start_weights`).
+    """
     settings = with_absolute_paths(config)
     other = config.baseline_from if config.baseline_from != TRAINED_ON else None
     baseline = None if other is None else _matching_baseline(settings, Path(other), data)
@@ -129,7 +149,7 @@ def make_run(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
         sensitivity=[] if prepared.plan else prepared.scored.losses,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
-        processes=device.ranks.count, launch=launch(), **vars(runs.provenance()),
+        processes=device.ranks.count, launch=launch(), start_weights=began_with, **vars(runs.provenance()),
     )  # fmt: skip
     with new_directory(run.root) as aside:
         records.write(aside / run.config.name, record)
@@ -150,7 +170,8 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
     record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
     mine |= {"input_shape": record.input_shape, "mean": record.mean, "std": record.std, "framing": record.framing}
     theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
-    for key in ("normalise", "interpolation", "crop"):
+    found = ["lr", "finetune_lr", "steps"] if config.lr_auto and settings.lr_auto else []  # by each run for itself
+    for key in ("normalise", "interpolation", "crop", *found):
         del mine[key], theirs[key]
     differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
     if differing:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import sharing, trained_ratios
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.prepare import Prepared, asked_of
@@ -153,17 +154,24 @@ def left_whole_notes(prepared: Prepared) -> list[str]:
 
 def family_notes(peers: list[PeerFacts], config: TrainConfig) -> list[str]:
     """What a user should know before training: peers far from their ratio, peers that came out alike."""
+    coarse = f"--divisor {config.divisor} allows no nearer width; a smaller divisor would"
+    if budget_of(config) == SENSITIVITY:
+        coarse = "widths that are about eighths of a layer's come no nearer; --budget uniform would"
+    told = config.ratio_of == LATENCY  # by the plan's own table
     notes = [
         f"peer {p.peer} was asked to lose {p.ratio:.1%} of its {config.ratio_of} and loses "
-        f"{p.achieved_ratio:.1%}: --divisor {config.divisor} allows no nearer width; a smaller divisor would"
+        f"{p.achieved_ratio:.1%}: {coarse}"
         for p in peers
-        if config.divisor > 1 and abs(gap := p.ratio - p.achieved_ratio) > 0.02 and (gap > 0 or not config.trunk_ratio)
+        if not told
+        and config.divisor > 1
+        and abs(gap := p.ratio - p.achieved_ratio) > 0.02
+        and (gap > 0 or not config.trunk_ratio)
     ]
     notes += [
         f"peer {p.peer} was asked to lose {p.ratio:.1%} of its {config.ratio_of} and can lose only "
         f"{p.achieved_ratio:.1%}: no layer may lose more than {P_UP:.0%} of its parameters"
         for p in peers
-        if config.divisor == 1 and p.ratio - p.achieved_ratio > 0.01
+        if not told and config.divisor == 1 and p.ratio - p.achieved_ratio > 0.01
     ]
     notes += [
         f"peer {p.peer} loses {p.achieved_ratio:.1%} where {p.ratio:.1%} was asked, "

@@ -59,14 +59,15 @@ def priced(scored: Scored, network: Resizable, table: LatencyTable) -> Scored:
 
 
 def plan_for_latency(
-    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], paid_out: float = 0.0
-) -> LatencyPlan:
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float],
+    paid_out: float = 0.0, whole: int = 0,
+) -> LatencyPlan:  # fmt: skip
     """Widths for the `budgets_ms` of all peers or, without any, for the shares of the whole network's in `asked`.
 
     Chosen by the table of what `scored` is priced by, then measured as whole networks, and what was off is corrected,
     at most three times. With `paid_out` each peer keeps at least so many times its budget's share of the milliseconds
-    in MACs. Raises `InputError` for a latency that needs no cut, `OutOfReachError` for one that no cut comes down to,
-    and `NotPaidOutError`.
+    in MACs. Args: how many peers beside those that are asked for stay `whole`, and share nothing. Raises `InputError`
+    for a latency that needs no cut, `OutOfReachError` for one that no cut comes down to, and `NotPaidOutError`.
     """
     (full,) = clock.time(network, [network.full])
     budgets_ms = list(budgets_ms) or [(1 - ratio) * full.ms for ratio in asked.ratios]
@@ -78,8 +79,12 @@ def plan_for_latency(
             )
     shares = [budget_ms / full.ms for budget_ms in budgets_ms]
     asked = replace(asked, least_macs=tuple(paid_out * share if share < 1 else 0.0 for share in shares))
-    chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
-    alone = _cut_by_macs(scored, asked, network, clock, [1 - share for share in shares])
+    chosen, alone = list[Tried](), list[float | None]()
+    if budgets_ms:
+        chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
+        alone = _cut_by_macs(scored, asked, network, clock, [1 - share for share in shares])
+    uncut = Tried(full.ms, network.full, full.ms, full.ms, 1.0, full)
+    budgets_ms, chosen, alone = budgets_ms + [full.ms] * whole, chosen + [uncut] * whole, alone + [full.ms] * whole
     return LatencyPlan(
         at=clock.at, full_ms=full.ms,
         peers=[

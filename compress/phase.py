@@ -14,7 +14,7 @@ from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Method
 from wmlc.compress.learn.place import Device
-from wmlc.compress.learn.recalibrate import keeping_up, recalibrate
+from wmlc.compress.learn.recalibrate import keeping_up, recalibrate, slow_norms
 from wmlc.compress.learn.state import TrainState, load_state, save_state
 from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, sources_of, steps_of
@@ -57,6 +57,7 @@ def _trained(
     cut, ranks = set[int](), device.ranks
     if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
         cut = recalibrated(family, config)
+    slow = slow_norms(family)
     spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
     if not resume:
         batches = recalibrate(family, cut, data, config.batch_size, device)
@@ -95,10 +96,10 @@ def _trained(
             work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
 
         teacher = teacher_of(prepared, config, device)
-        with keeping_up(family, cut):
+        with keeping_up(slow):
             fit(family, optimizer, data, config, method, state, device, teacher, spending, on_epoch, on_step)
     family.load_state_dict(state.best)
-    state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device))
+    state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device, slow=slow))
     return state
 
 

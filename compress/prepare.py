@@ -113,9 +113,11 @@ def _planned(
         network = resizable_of(made, unpriced.graph, config, record.input_shape, len(record.class_names))
         with_prices = priced(unpriced, network, latency.table(network))
         with_prices = measure_sensitivity(with_prices, made.network, config, data)
+        cut = config.ratios if config.max_latency_ms else trained_ratios(config)  # as the family's tree has them
         return with_prices, plan_for_latency(
-            with_prices, asked, network, latency, config.max_latency_ms, config.paid_out or 0.0
-        )
+            with_prices, replace(asked, ratios=cut), network, latency, config.max_latency_ms, config.paid_out or 0.0,
+            whole=len(config.ratios) - len(cut),
+        )  # fmt: skip
 
     scored, plan = device.ranks.of_first(planned)
     return as_planned(scored, asked, plan), plan

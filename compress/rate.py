@@ -16,6 +16,7 @@ from wmlc.compress.learn.recalibrate import recalibrate
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import losses_of_those_who_teach
 from wmlc.compress.learn.train import fit, make_optimizer, steps_of
+from wmlc.compress.learn.watch import NotFinite
 from wmlc.compress.phase import in_step
 from wmlc.compress.prepare import Prepared, trained_peers
 from wmlc.console import progress, say
@@ -93,7 +94,7 @@ def _trial(
                 family, make_optimizer(family, config), data, config, METHODS[config.method], state, device, teacher,
                 spending, lambda _: None, lambda *_: advance(1),
             )  # fmt: skip
-        except InputError:
+        except NotFinite:
             macs = spending.until(state.step) - state.training_macs  # of the epoch that it broke off in, too
         else:
             cut = recalibrated(family, config)

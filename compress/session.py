@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc import run as runs
-from wmlc.compress.begin import check_epochs, check_free, make_run, open_for_start, print_start, together
+from wmlc.compress import begin
 from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios
 from wmlc.compress.describe import (
@@ -142,7 +142,7 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
     images: Images
     data: Data | None = None
     try:
-        config, data = open_for_start(config, device)
+        config, data = begin.open_for_start(config, device)
         images = data
     except InputError as error:
         noise = stand_in(data_config(config), device.name)
@@ -151,7 +151,9 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
     with _clock(config, clocks) as clock:
-        prepared = prepare(config, images, device, clock, tell=None if as_json else partial(print_start, data, device))
+        prepared = prepare(
+            config, images, device, clock, tell=None if as_json else partial(begin.print_start, data, device)
+        )
     config = _as_prepared(config, prepared)
     peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
     if as_json:
@@ -205,15 +207,17 @@ def start_run(
 
 def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: Clocks | None, ranks: Ranks) -> Run:
     run = Run(root)
-    ranks.of_first(lambda: check_free(root, force))
+    ranks.of_first(lambda: begin.check_free(root, force, config))
     device = device_of_run(config, ranks)
-    config, data = ranks.of_each(lambda: open_for_start(config, device))
-    together(data, ranks)
+    config, data = ranks.of_each(lambda: begin.open_for_start(config, device))
+    begin.together(data, ranks)
     with _clock(config, clocks if ranks.first else None) as clock:
         prepared = prepare(
-            config, data, device, clock, tell=partial(print_start, data, device) if ranks.first else None
+            config, data, device, clock, tell=partial(begin.print_start, data, device) if ranks.first else None
         )
-    check_epochs(config, prepared)
+    began_with = begin.start_weights(prepared)
+    ranks.agree({"the start": began_with}, "give all processes the same --start")
+    begin.check_epochs(config, prepared)
     config = _as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     shared = data.shared(ranks)
@@ -223,7 +227,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
     if config.lr_auto:
         config, trials = find_rate(config, prepared, data, device)
-    ranks.of_first(lambda: make_run(run, config, command, trials, prepared, data, device))
+    ranks.of_first(lambda: begin.make_run(run, config, command, trials, prepared, data, device, began_with))
     return _train_stoppable(run, config, data, prepared, device)
 
 
@@ -246,8 +250,9 @@ def _resume(run: Run, ranks: Ranks) -> Run:
         factory_of_caller(config.arch, run.root)  # refused now where nobody named it
     device = device_of_run(config, ranks)
     data = ranks.of_each(lambda: open_data(data_config(config), device.name))
-    together(data, ranks)
+    begin.together(data, ranks)
     prepared = prepare(config, data, device, record.latency, record.sensitivity)
+    ranks.of_each(lambda: begin.same_start(prepared, record, run.root))
     return _train_stoppable(run, config, data.shared(ranks), prepared, device)
 
 

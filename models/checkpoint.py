@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -109,6 +110,14 @@ def load_stages(directory: Path, factory: Callable[..., Any] | None = None) -> n
         return split(network, torch.zeros(1, *spec.input_shape), spec.stages).network
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE}: {error}") from None
+
+
+def weights_digest(network: nn.Module) -> str:
+    """A hash of all that a network's state holds, in its order."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _other_names(network: nn.Module) -> Iterator[tuple[str, str]]:

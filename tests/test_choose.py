@@ -119,3 +119,11 @@ def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
     assert command == "wmlc ship --run 'my runs/a' --peer 1 --engine ort --precision int8 --target cpu"
     assert ship_command(benched_run, record, large) is None
     assert ship_command(benched_run, record, elsewhere) is None
+
+
+def test_what_is_named_is_looked_for_before_what_is_not():
+    """Batch 8 was benched with two threads alone, and the bench's first row has one."""
+    rows = [made_row(1, 1.0, 70.0, threads=1, batch=1), made_row(2, 2.0, 75.0, threads=2, batch=8)]
+    assert choose(rows, Bounds(min_top1=60.0), engine=None, threads=None, batch=8, precision=None).peer == 2
+    with pytest.raises(InputError, match="batch 8 was not benched, 1 was"):
+        choose(rows, Bounds(min_top1=60.0), engine=None, threads=1, batch=8, precision=None)

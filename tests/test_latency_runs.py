@@ -128,6 +128,9 @@ def test_from_a_start_an_uncut_peer_stays_and_a_run_goes_on(tmp_path: Path) -> N
     baseline = runs.read_family(run).baseline
     assert baseline is not None and baseline.top1 == uncut.top1
     assert uncut.achieved_ratio == 0 and cut.left_out == read_spec(run.network(1)).left_out != []
+    # the uncut one shares no stage, and those that are cut are planned under the tree that they have without it
+    five = {"ratios": (0.3, 0.27, 0.24, 0.08, 0.0), "share": "tree", "budget": "uniform", "epochs": 0}
+    assert_peers_have_the_widths(start(tmp_path / "five", **own | five))
 
 
 def dry_run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:

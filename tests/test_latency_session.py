@@ -243,17 +243,26 @@ def test_a_damaged_table_is_one_line(copied: Path, measured: Measured) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_table_of_other_widths_is_measured_anew(
-    copied: Path, measured: Measured, started: Started, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"levels": {NETWORK.groups[0]: [8]}}, "is of other widths; measuring anew measuring "),
+        ({"operations": "5x5"}, "is of a network of that name that does something else; measuring anew measuring "),
+    ],
+)
+def test_a_table_of_another_network_is_measured_anew(
+    other: dict[str, Any], said: str, copied: Path, measured: Measured, started: Started, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(session, "busy", lambda environment: f"load 9.0 on {environment.cores} CPUs")
     file = copied / measured.file.relative_to(measured.directory)
-    records.write(file, replace(measured.table, levels={**measured.table.levels, NETWORK.groups[0]: [8]}))
+    records.write(file, replace(measured.table, **other))
     with clock_in(copied) as clock:
-        assert clock.table(NETWORK).levels == measured.table.levels
+        made = clock.table(NETWORK)
+    assert (made.levels, made.operations) == (measured.table.levels, measured.table.operations)
     assert len(started.visited) == ROUNDS * WIDTHS
-    said = " ".join(capsys.readouterr().err.split())
-    assert "is of other widths; measuring anew measuring " in said and "the machine is busy (load 9.0 on " in said
+    notes = " ".join(capsys.readouterr().err.split())
+    assert said in notes and "the machine is busy (load 9.0 on " in notes
 
 
 def test_what_another_network_has_shown_is_not_measured_again(

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wmlc.errors import InputError, Stopped, one_line
@@ -161,7 +162,19 @@ def launched() -> Ranks:
 
 def launch() -> str | None:
     """What all processes have in common that one torchrun starts, also when it starts them again; None without it."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}" if _is_launched() else None
+    if not _is_launched():
+        return None
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}:{_started(os.getppid())}"
+
+
+def _started(process: int) -> str:
+    """When a process was started, on which machine: in containers processes have the same numbers again and again."""
+    try:
+        ticks = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}:{ticks}"
 
 
 def _is_launched() -> bool:

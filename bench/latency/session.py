@@ -27,6 +27,7 @@ from wmlc.bench.pictures import made_up_pixels
 from wmlc.console import note, progress
 from wmlc.errors import EngineFailed, InputError, Stopped
 from wmlc.files import user_cache
+from wmlc.models.operations import operations_digest
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
 from wmlc.run import provenance
@@ -87,13 +88,19 @@ class EngineClock:
             return self._table(network, self.file_of(network))
 
     def _table(self, network: Resizable, file: Path) -> LatencyTable:
+        if not network.groups:
+            raise InputError(f"no channel of {network.arch} can be cut, so there are no widths to measure")
+        does = operations_digest(network.build(network.full), network.input_shape)
         kept = None if self._force or not file.exists() else self._read(file)
         if kept is None:
             self._say_elsewhere(file)
         if kept is not None and (kept.levels, kept.layers) != (_levels(network), list(network.layers)):
             note(f"{file} is of other widths; measuring anew")
             kept = None
-        return kept if kept is not None and kept.finished else self._measure(network, kept, file)
+        if kept is not None and kept.operations != does:
+            note(f"{file} is of a network of that name that does something else; measuring anew")
+            kept = None
+        return kept if kept is not None and kept.finished else self._measure(network, kept, file, does)
 
     def time(self, network: Resizable, counts: Sequence[np.ndarray]) -> list[WholeTime]:
         """Whole networks at these counts, each beside the full one; what the table has of them is not timed again."""
@@ -101,14 +108,18 @@ class EngineClock:
             return self._time_missing(network, self.file_of(network), counts)
 
     def _time_missing(self, network: Resizable, file: Path, counts: Sequence[np.ndarray]) -> list[WholeTime]:
-        table = self._read(file)
+        table, whole = self._read(file), _key(network.full)
         known = {tuple(own.counts): own for own in table.whole}
+        if whole not in known:  # its milliseconds are measured once, and others' are shares of them
+            known = {}
         missing = {key: own for own in counts if (key := _key(own)) not in known}
         if missing:
-            full = known.get(_key(network.full))  # its milliseconds are measured once, and others' are shares of them
-            timed = self._time(network, list(missing.values()), full.ms if full else None)
+            timed = self._time(network, list(missing.values()), known[whole].ms if known else None)
+            kept = [*known.values(), *timed]
             known |= {tuple(own.counts): own for own in timed}
-            records.write(file, replace(table, whole=[*table.whole, *timed][-MOST_WHOLE:]))
+            first = [known[whole]] if whole in known else []
+            others = [own for own in kept if tuple(own.counts) != whole]
+            records.write(file, replace(table, whole=[*first, *others[-MOST_WHOLE:]]))
         return [known[_key(own)] for own in counts]
 
     def forget(self, network: Resizable) -> None:
@@ -147,7 +158,7 @@ class EngineClock:
             self._files[key] = NetworkFiles(network, takes, self._writers, self.config.batch, work)
         return self._files[key]
 
-    def _measure(self, network: Resizable, kept: LatencyTable | None, file: Path) -> LatencyTable:
+    def _measure(self, network: Resizable, kept: LatencyTable | None, file: Path, does: str) -> LatencyTable:
         """Round after round over the design's widths until intervals are narrow; what is measured is kept meanwhile."""
         files, designs_DG = self._network_files(network), design(network)
         shapes, known = Shapes(files.full), self._known(file)
@@ -157,7 +168,7 @@ class EngineClock:
         table = kept or LatencyTable(
             command=self._command, at=self.at, arch=network.arch, arch_args=network.arch_args,
             classes=network.classes, input_shape=network.input_shape, divisor=network.divisor,
-            levels=_levels(network), layers=list(network.layers), **vars(provenance()),
+            levels=_levels(network), layers=list(network.layers), operations=does, **vars(provenance()),
         )  # fmt: skip
         note(f"measuring {network.arch} at {len(designs_DG)} widths in {self.at.engine} {self.at.precision}: {file}")
         if self._busy:
@@ -242,7 +253,7 @@ class EngineClock:
             except InputError as error:  # it is not the one that was asked for
                 note(f"going without another table: {error}")
                 continue
-            found += table.shapes if table.finished else []
+            found += table.shapes if table.finished and table.operations else []
         return found
 
 

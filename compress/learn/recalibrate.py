@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -19,14 +19,15 @@ KEEPS_UP = 0.1  # a momentum of running statistics that tells of the last dozens
 
 @torch.no_grad()
 def recalibrate(
-    family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device, count: int = IMAGES
-) -> int:
+    family: PeerFamily, cut: set[int], data: Data, batch_size: int, device: Device, count: int = IMAGES,
+    slow: Sequence[nn.modules.batchnorm._BatchNorm] = (),
+) -> int:  # fmt: skip
     """Take the running means and deviations of batch norm anew, over training images, and change nothing else.
 
-    Args: the peers, from 1, that were `cut`; what only others use stays as it is; the `count` of images
-    that it takes. Returns how many batches they were.
+    Args: the peers, from 1, that were `cut`; what only others use stays as it is, but for batch norms that are `slow`;
+    the `count` of images that it takes. Returns how many batches they were.
     """
-    norms = _norms_of(family, cut)
+    norms = [*dict.fromkeys([*_norms_of(family, cut), *slow])]
     if not norms:
         return 0
     family.eval()
@@ -48,14 +49,19 @@ def recalibrate(
     return batches
 
 
+def slow_norms(family: PeerFamily) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms whose running statistics lag far behind a short training."""
+    everyone = set(range(1, family.peers + 1))
+    return [norm for norm in _norms_of(family, everyone) if norm.momentum is not None and norm.momentum < KEEPS_UP]
+
+
 @contextlib.contextmanager
-def keeping_up(family: PeerFamily, cut: set[int]) -> Iterator[None]:
-    """Meanwhile what batch norm keeps of the `cut` peers' images keeps up with their weights.
+def keeping_up(slow: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Meanwhile what these batch norms keep of images keeps up with their weights.
 
     By a momentum of 0.01, as EfficientNets have, it is a hundred steps behind, and so is the accuracy of a short
     training's epoch, by which the best one is chosen. `recalibrate` takes it anew in the end.
     """
-    slow = [norm for norm in _norms_of(family, cut) if norm.momentum is not None and norm.momentum < KEEPS_UP]
     momenta = [norm.momentum for norm in slow]
     for norm in slow:
         norm.momentum = KEEPS_UP

@@ -5,7 +5,6 @@ Shape legend: P peers, B batch, C classes, S sources that a peer learns from.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
 from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step
 from wmlc.compress.learn.watch import Watch
 from wmlc.data import Data
+from wmlc.models.checkpoint import weights_digest
 from wmlc.records import Epoch
 from wmlc.settings import TrainConfig
 
@@ -218,10 +218,7 @@ def _agree_on_weights(family: PeerFamily, device: Device, advice: str) -> None:
     """Raise `InputError` where processes have other weights, or other widths and by that other weights."""
     if device.ranks.count == 1:
         return
-    digest = hashlib.sha256()
-    for tensor in family.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    device.ranks.agree({"the hash of the weights": digest.hexdigest()[:12]}, advice)
+    device.ranks.agree({"the hash of the weights": weights_digest(family)[:12]}, advice)
 
 
 def _teaching(

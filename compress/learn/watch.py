@@ -13,6 +13,10 @@ from wmlc.errors import InputError
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a CPU the numbers are there anyway
 
 
+class NotFinite(InputError):
+    """A training that does not stay finite, on all processes alike."""
+
+
 class Watch:
     """The losses of an epoch; and whether they, and the gradients that move peer weights, are finite.
 
@@ -56,12 +60,12 @@ class Watch:
         broken = {step for (step, _), good in zip(self._gradients, finite, strict=True) if good < 1}
         for step, (loss, lr) in enumerate(zip(losses, self._rates, strict=True), first):
             if not math.isfinite(loss):
-                raise InputError(
+                raise NotFinite(
                     f"the loss became {loss} in epoch {self._epoch + 1}, step {step + 1}, at lr {lr:.3g}; "
                     f"lower --lr, raise --warmup-epochs or pass --clip 1"
                 )
             if step in broken:
-                raise InputError(
+                raise NotFinite(
                     f"the gradient of the peer weights is not finite in epoch {self._epoch + 1}, step {step + 1}, at "
                     f"lr {lr:.3g}; lower --lr or raise --warmup-epochs"
                 )

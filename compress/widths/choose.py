@@ -15,6 +15,7 @@ from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance
 from wmlc.compress.widths.knapsack import choose_within
 from wmlc.compress.widths.prices import Priced
+from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
@@ -296,7 +297,9 @@ def too_slow(
 
     Args: the `precision` of the files that are timed, "" where the engine runs no files; what the lowest is known `by`.
     """
-    ways = [f"narrower widths (--divisor {asked.divisor // 2})"] * (asked.divisor > 1)
+    finer = max(1, asked.divisor // 2)
+    narrower = any(levels_of(own, finer)[0] < levels_of(own, asked.divisor)[0] for own in scored.graph.groups)
+    ways = [f"narrower widths (--divisor {finer})"] * narrower
     ways += ["other arithmetic (--latency-precision int8)"] * (precision not in ("int8", ""))
     return (
         f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes {least_ms:.3g} ms "

@@ -12,6 +12,7 @@ from typing import Any
 
 from wmlc.data.folders import Found, find_pictures
 from wmlc.data.pictures import BETWEEN
+from wmlc.errors import InputError
 from wmlc.files import found_once, new_file, user_cache
 
 MANY = 20_000  # files, below which a walk is as quick as reading what was kept
@@ -34,7 +35,7 @@ def listed(folder: Path, classes: Mapping[str, Path], others: Sequence[Path] = (
     settled = found.folders and max(found.folders.values()) < start - SETTLED_NS
     if settled and len(found.paths) >= MANY:
         record = {"form": FORM, "classes": names} | vars(found)
-        with contextlib.suppress(OSError), new_file(file) as aside:  # no cache is no error
+        with contextlib.suppress(OSError, InputError), new_file(file) as aside:  # no cache is no error
             aside.write_text(json.dumps(record), encoding="utf-8", errors="surrogatepass")
     return found
 

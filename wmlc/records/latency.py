@@ -170,6 +170,7 @@ class LatencyTable(Provenance):
     divisor: Size
     levels: dict[str, list[Size]]  # by channel group, the units that it may keep; the last is all of them
     layers: list[str]  # in the order of their execution
+    operations: str = ""  # a digest of what the network does; of older tables it is not known
     shapes: list[ShapeTimes] = field(default_factory=list)  # none yet where it was stopped before
     overhead_ms: float = 0.0
     scale: Positive = 1.0

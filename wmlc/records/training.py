@@ -144,6 +144,7 @@ class RunRecord(Provenance):
     threads: Size
     processes: Size = 1  # that trained together, when it began
     launch: str | None = None  # the torchrun that started them
+    start_weights: str | None = None  # a hash of the network that it began with, if from a start
     schema_version: Version = SCHEMA
 
 

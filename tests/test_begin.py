@@ -1,0 +1,67 @@
+"""What a run begins with: its start stays where it is and what it was, and a baseline of another run. Takes 5 s."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from training import a_run_record, stopping, train, weights
+
+from wmlc import run as runs
+from wmlc.compress import begin, session
+from wmlc.compress.session import resume_run, start_run
+from wmlc.errors import InputError, Stopped
+from wmlc.run import Run, open_run_data
+
+
+def test_a_start_that_the_new_run_would_replace_is_refused(run: Run, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.root, old)
+    config = replace(runs.read_config(run).settings, start=str(old / "baseline"))
+    with pytest.raises(InputError, match=r"--start .*baseline lies in .*old, which the new run would replace; choose"):
+        start_run(config, old, force=True)
+    assert (old / "baseline").is_dir()
+
+
+def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(run.network(0), start)
+    with stopping(session, "train_phase"), pytest.raises(Stopped):
+        train(tmp_path / "run", start=str(start), ratios=(0.5,), epochs=1, share="none")
+    former = weights(start)
+    other = {name: own + 1 if own.is_floating_point() else own for name, own in former.items()}
+    safetensors.torch.save_file(other, start / "weights.safetensors")
+    with pytest.raises(InputError, match=r"the weights of .*start are not those that .*run began with, so it cannot"):
+        resume_run(Run(tmp_path / "run"))
+    safetensors.torch.save_file(former, start / "weights.safetensors")
+    assert runs.read_family(resume_run(Run(tmp_path / "run"))).finished
+
+
+def test_a_trial_of_a_rate_that_breaks_off_for_another_reason_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not taken for a rate that is too high."""
+
+    def broken(*_: object) -> None:
+        raise InputError("cat.png is no picture")
+
+    monkeypatch.setattr("wmlc.compress.rate.fit", broken)
+    with pytest.raises(InputError, match=r"^cat\.png is no picture$"):
+        train(tmp_path / "run", lr_auto=True, ratios=(0.5, 0.0), epochs=20)
+
+
+def test_rates_that_runs_found_for_themselves_make_no_other_baseline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = runs.read_config(run).settings
+    data = open_run_data(run, None)
+    for auto in (True, False):
+        other = replace(mine, lr_auto=auto, lr=0.3, steps=7)
+        monkeypatch.setattr(begin.runs, "read_config", lambda source, other=other: a_run_record(other))
+        config = replace(mine, lr_auto=auto)
+        if auto:
+            assert begin._matching_baseline(config, run.root, data)
+        else:
+            with pytest.raises(InputError, match=r"is no match for this run: steps 7 there, None here; lr 0\.3 there"):
+                begin._matching_baseline(config, run.root, data)
