@@ -29,6 +29,7 @@ from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages
 from wmlc.models.cost import total_cost
+from wmlc.ranks import SOLO
 from wmlc.settings import TrainConfig
 
 
@@ -44,7 +45,8 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
     weights = device.ranks.of_first(lambda: load_stages(baseline).state_dict())  # which rank 0 has just written
     trained = copy.deepcopy(prepared.full).to(memory_format=torch.contiguous_format)
     trained.load_state_dict(weights)
-    return cut_anew(prepared, trained.to(device.name).eval(), config, data, device)
+    trained = trained.to(device.name).eval()
+    return cut_anew(prepared, trained, config, data.shared(SOLO), device)  # ranked by the same images in all processes
 
 
 def untaught(config: TrainConfig) -> TrainConfig:

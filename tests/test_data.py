@@ -336,3 +336,13 @@ def test_images_live_on_a_device_only_where_they_are_a_small_part_of_its_memory(
     monkeypatch.setattr(room, "_memory_bytes", lambda device: 1000)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert [room.home_of(250, gpu), room.home_of(251, gpu), room.home_of(251, cpu)] == [gpu, cpu, cpu]
+
+
+def test_a_container_and_the_processes_beside_it_have_less_memory_than_the_machine(monkeypatch, tmp_path):
+    limit, none = tmp_path / "memory.max", tmp_path / "none"
+    limit.write_text("8000\n")
+    monkeypatch.setattr(room, "LIMITS", (none, limit))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert room._memory_bytes(torch.device("cpu")) == 2000
+    limit.write_text("max\n")
+    assert room._memory_bytes(torch.device("cpu")) > 10**6

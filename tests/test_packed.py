@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from image_folders import make_folder, open_folder
+from PIL import Image
 
 from wmlc.compress.config import settle
 from wmlc.data import DataConfig, open_data
-from wmlc.data.packed import _labels_of, _table, files_of
+from wmlc.data.packed import _labels_of, _of_shard, _table, files_of
 from wmlc.data.sources import kind_and_place
 from wmlc.errors import InputError
 
@@ -105,6 +106,26 @@ def test_shards_without_labels_are_named(name: str, content: bytes, words: str, 
         add(tar, name, content)
     with pytest.raises(InputError, match=words):
         _ = open_data(DataConfig(name="wds", root=shards, workers=0)).record
+
+
+def test_of_two_pictures_of_a_key_the_one_without_another_name_counts(tmp_path: Path) -> None:
+    """As a mask may lie beside a photograph, before or after it."""
+    photo, mask = (tmp_path / name for name in ("photo.png", "mask.png"))
+    for file, colour in ((photo, 200), (mask, 0)):
+        Image.fromarray(np.full((16, 16, 3), colour, dtype=np.uint8)).save(file)
+    shards = make_shards(make_folder(tmp_path / "folder", size=(16, 16)), tmp_path / "shards")
+    for first, second in ((("a.png", photo), ("a.mask.png", mask)), (("a.mask.png", mask), ("a.png", photo))):
+        with tarfile.open(shards / "train-0000.tar", "w") as tar:
+            for name, file in (first, second):
+                add(tar, name, file.read_bytes())
+            add(tar, "a.cls", b"0")
+        ((name, label),) = _of_shard(shards / "train-0000.tar")
+        assert name.endswith("a.png") and label == 0
+    with tarfile.open(shards / "train-0000.tar", "w") as tar:
+        for name in ("a.png", "a.jpg", "a.cls"):
+            add(tar, name, b"0")
+    with pytest.raises(InputError, match=r"a\.jpg is a second picture of its key, after \.png, and nobody can tell"):
+        _of_shard(shards / "train-0000.tar")
 
 
 def test_broken_shards_and_pictures_are_named(tmp_path: Path) -> None:

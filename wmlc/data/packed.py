@@ -164,7 +164,7 @@ def _samples(shards: Sequence[Path]) -> list[tuple[str, int]]:
 
 
 def _of_shard(shard: Path) -> list[tuple[str, int]]:
-    pictures, labels = dict[str, str](), dict[str, int]()
+    pictures, labels = dict[str, tuple[str, str]](), dict[str, int]()  # a picture's ending, and where it is
     try:
         with tarfile.open(shard, "r:") as tar:  # not compressed: pictures are, and places have to be found again
             for member in tar:
@@ -174,18 +174,31 @@ def _of_shard(shard: Path) -> list[tuple[str, int]]:
                 if not member.isfile() or not stem:
                     continue
                 if f".{ending.lower().rpartition('.')[2]}" in ENDINGS:
-                    place = (str(shard), str(member.offset_data), str(member.size), member.name)
-                    pictures[key] = BETWEEN.join(place)
+                    place = BETWEEN.join((str(shard), str(member.offset_data), str(member.size), member.name))
+                    pictures[key] = _the_picture(pictures.get(key), (ending, place), f"{shard}: {member.name}")
                 elif ending in ("cls", "json"):
                     content = tar.extractfile(member)
                     assert content is not None
                     labels[key] = _label(content.read(), ending, f"{shard}: {member.name}")
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{shown(str(shard))} is no readable tar ({one_line_shown(error)}); make it again") from None
-    for key, name in pictures.items():
+    for key, (_, name) in pictures.items():
         if key not in labels:
             raise InputError(f"{shown(name)} has no label; put a .cls or a .json with a number beside it in the shard")
-    return [(name, labels[key]) for key, name in pictures.items()]
+    return [(name, labels[key]) for key, (_, name) in pictures.items()]
+
+
+def _the_picture(former: tuple[str, str] | None, other: tuple[str, str], where: str) -> tuple[str, str]:
+    """Of two pictures of one key, as (ending, place), that whose ending is a format alone: jpg, and not mask.png."""
+    if former is None:
+        return other
+    alone = [own for own in (former, other) if "." not in own[0]]
+    if len(alone) != 1:
+        raise InputError(
+            f"{shown(where)} is a second picture of its key, after .{former[0]}, and nobody can tell which is meant; "
+            "leave one out, or name the other like KEY.mask.png"
+        )
+    return alone[0]
 
 
 def _label(content: bytes, ending: str, where: str) -> int:

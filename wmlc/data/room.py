@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlc.console import note
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 SHARE = 0.25  # of a device's memory that images may take; the rest is for networks
 
 
@@ -57,4 +60,13 @@ def _memory_bytes(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a run on this machine, as torchrun says
+    return min([here, *_limits_of_container()]) // max(1, beside)
+
+
+def _limits_of_container() -> Iterator[int]:
+    """The bytes that a container may have of the machine's memory, where it has a limit."""
+    for file in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there; "max"
+            yield int(file.read_text(encoding="utf-8"))
