@@ -136,12 +136,16 @@ def new_file(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def found_once(path: Path, find_out: Callable[[], Any]) -> Any:
-    """The JSON in `path`; where there is none, or a damaged one, what `find_out` says, which is kept if it can be."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
-    except (OSError, ValueError):
-        found = find_out()
+def found_once(path: Path, find_out: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True) -> Any:
+    """The JSON in `path`; where there is none, or a damaged one, what `find_out` says, which is kept if it can be.
+
+    Args: whether what is there `fits`; what does not is found out anew.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+        if fits(kept):
+            return kept
+    found = find_out()
     with contextlib.suppress(OSError, InputError), new_file(path) as aside:  # no cache is no error
         aside.write_text(json.dumps(found), encoding="utf-8", errors="surrogatepass")
     return found

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +49,17 @@ def with_sensitivity(scored: Scored, network: nn.Sequential, batches: Sequence[T
     assert scored.priced is not None
     answers = _Answers(network, scored.stages, batches)
     file = user_cache() / "sensitivity" / f"{answers.digest(scored)}.json"
-    lost = found_once(file, lambda: [own.tolist() for own in _measured(scored, network, answers)])
+    levels = [len(own) for own in scored.priced.levels]
+
+    def fits(kept: Any) -> bool:
+        """Whether these are losses at those levels."""
+        if not isinstance(kept, list) or not all(isinstance(own, list) for own in kept):
+            return False
+        numbers = [number for own in kept for number in own]
+        told = all(isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers)
+        return told and [len(own) for own in kept] == levels
+
+    lost = found_once(file, lambda: [own.tolist() for own in _measured(scored, network, answers)], fits)
     return replace(scored, sensitivity=[np.array(own) for own in lost])
 
 
