@@ -172,7 +172,8 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
     theirs |= {"input_shape": spec.input_shape, "mean": spec.mean, "std": spec.std, "framing": spec.framing}
     found = ["lr", "finetune_lr", "steps"] if config.lr_auto and settings.lr_auto else []  # by each run for itself
     for key in ("normalise", "interpolation", "crop", *found):
-        del mine[key], theirs[key]
+        for each in (mine, theirs):
+            each.pop(key, None)
     differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")

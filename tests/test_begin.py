@@ -41,7 +41,7 @@ def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Pat
 
 
 def test_a_trial_of_a_rate_that_breaks_off_for_another_reason_says_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is not taken for a rate that is too high."""
 
@@ -50,7 +50,7 @@ def test_a_trial_of_a_rate_that_breaks_off_for_another_reason_says_it(
 
     monkeypatch.setattr("wmlc.compress.rate.fit", broken)
     with pytest.raises(InputError, match=r"^cat\.png is no picture$"):
-        train(tmp_path / "run", lr_auto=True, ratios=(0.5, 0.0), epochs=20)
+        train(tmp_path / "run", start=str(run.network(0)), lr_auto=True, ratios=(0.5, 0.0), epochs=20)
 
 
 def test_rates_that_runs_found_for_themselves_make_no_other_baseline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

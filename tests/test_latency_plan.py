@@ -185,7 +185,7 @@ def test_out_of_reach_says_how_low_it_goes_and_what_would_do() -> None:
         planned(clock, (0.5 * least_ms / full_ms, 0.9))
     assert str(refused.value) == (
         f"peer 1 cannot come down to {0.5 * least_ms:.3g} ms under --share none: it takes {least_ms:.3g} ms at the least, "
-        "by the table (no layer may lose more than 90%); allow more; narrower widths (--divisor 2) or other arithmetic "
+        "by the table (no layer may lose more than 90%); allow more; other arithmetic "
         "(--latency-precision int8) may do, measured apart"
     )
 
