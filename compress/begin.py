@@ -22,7 +22,7 @@ from wmlc.data.decode import Layout
 from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory, refuse_existing
-from wmlc.models.checkpoint import load_network, read_spec, save_network, weights_digest
+from wmlc.models.checkpoint import load_network, read_spec, save_network, tensors_digest
 from wmlc.models.pixels import Pixels
 from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
@@ -122,7 +122,7 @@ def together(data: Data, ranks: Ranks) -> None:
 
 def start_weights(prepared: Prepared) -> str | None:
     """A hash of the weights that a run starts from; None of random ones."""
-    return None if prepared.made.fitted is None else weights_digest(prepared.full)
+    return None if prepared.made.fitted is None else tensors_digest(prepared.full.state_dict().values())
 
 
 def same_start(prepared: Prepared, record: RunRecord, root: Path) -> None:

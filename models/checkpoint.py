@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,10 @@ def load_stages(directory: Path, factory: Callable[..., Any] | None = None) -> n
         raise InputError(f"{directory / SPEC_FILE}: {error}") from None
 
 
-def weights_digest(network: nn.Module) -> str:
-    """A hash of all that a network's state holds, in its order."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
+def tensors_digest(tensors: Iterable[Tensor], about: str = "") -> str:
+    """A hash of what tensors hold, in their order, after what else it is `about`."""
+    digest = hashlib.sha256(about.encode())
+    for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

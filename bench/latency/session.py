@@ -115,11 +115,9 @@ class EngineClock:
         missing = {key: own for own in counts if (key := _key(own)) not in known}
         if missing:
             timed = self._time(network, list(missing.values()), known[whole].ms if known else None)
-            kept = [*known.values(), *timed]
             known |= {tuple(own.counts): own for own in timed}
-            first = [known[whole]] if whole in known else []
-            others = [own for own in kept if tuple(own.counts) != whole]
-            records.write(file, replace(table, whole=[*first, *others[-MOST_WHOLE:]]))
+            first, *others = sorted(known.values(), key=lambda own: tuple(own.counts) != whole)  # the full one stays
+            records.write(file, replace(table, whole=[first, *others[-MOST_WHOLE:]]))
         return [known[_key(own)] for own in counts]
 
     def forget(self, network: Resizable) -> None:

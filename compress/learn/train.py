@@ -23,7 +23,7 @@ from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
 from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step
 from wmlc.compress.learn.watch import Watch
 from wmlc.data import Data
-from wmlc.models.checkpoint import weights_digest
+from wmlc.models.checkpoint import tensors_digest
 from wmlc.records import Epoch
 from wmlc.settings import TrainConfig
 
@@ -218,7 +218,7 @@ def _agree_on_weights(family: PeerFamily, device: Device, advice: str) -> None:
     """Raise `InputError` where processes have other weights, or other widths and by that other weights."""
     if device.ranks.count == 1:
         return
-    device.ranks.agree({"the hash of the weights": weights_digest(family)[:12]}, advice)
+    device.ranks.agree({"the hash of the weights": tensors_digest(family.state_dict().values())[:12]}, advice)
 
 
 def _teaching(

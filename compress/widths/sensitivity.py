@@ -7,7 +7,6 @@ while a block that halves the images has no way around it.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.console import note, progress
 from wmlc.files import found_once, user_cache
+from wmlc.models.checkpoint import tensors_digest
 
 FORM = 1  # of what is kept
 EVERY = 2  # levels of a group, the narrowest first, of which one is measured
@@ -145,11 +145,10 @@ class _Answers:
     def digest(self, scored: Scored) -> str:
         """Of all that losses hang on: the network's weights and answers, the images, the channels and their order."""
         assert scored.priced is not None
-        digest = hashlib.sha256(repr((FORM, scored.priced.levels, [own.root for own in scored.graph.groups])).encode())
+        about = repr((FORM, scored.priced.levels, [own.root for own in scored.graph.groups]))
         nats = [own.mul(100).round() for own in self.log_probabilities]  # which tell another forward pass
-        for own in (*self.weights, *(inputs[0] for inputs in self.inputs), *nats, *scored.channel_rank):
-            digest.update(own.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:32]
+        images = (inputs[0] for inputs in self.inputs)
+        return tensors_digest((*self.weights, *images, *nats, *scored.channel_rank), about)[:32]
 
 
 def _by_the_batch(network: nn.Module) -> None:
