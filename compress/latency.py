@@ -81,8 +81,9 @@ def plan_for_latency(
     asked = replace(asked, least_macs=tuple(paid_out * share if share < 1 else 0.0 for share in shares))
     chosen, alone = list[Tried](), list[float | None]()
     if budgets_ms:
-        chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms).best()
-        alone = _cut_by_macs(scored, asked, network, clock, [1 - share for share in shares])
+        by_macs = _cut_by_macs(scored, asked, [1 - share for share in shares])
+        chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms, by_macs).best()
+        alone = [own.ms for own in clock.time(network, by_macs)] if by_macs else [None] * len(shares)
     uncut = Tried(full.ms, network.full, full.ms, full.ms, 1.0, full)
     budgets_ms, chosen, alone = budgets_ms + [full.ms] * whole, chosen + [uncut] * whole, alone + [full.ms] * whole
     return LatencyPlan(
@@ -90,26 +91,30 @@ def plan_for_latency(
         peers=[
             PeerLatency(
                 peer=peer, budget_ms=budget_ms, predicted_ms=own.predicted_ms, ms=own.took.ms, low=own.took.low,
-                high=own.took.high, macs_cut_ms=by_macs,
+                high=own.took.high, macs_cut_ms=cut_ms,
                 counts={name: int(count) for name, count in zip(network.groups, own.counts_G, strict=True)},
             )
-            for peer, (budget_ms, own, by_macs) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
+            for peer, (budget_ms, own, cut_ms) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
         ],
         sensitivity=scored.losses,
     )  # fmt: skip
 
 
 def _trials(
-    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], whole_ms: float
-) -> Trials:
-    """Plans by what the table says, measured, and then by what was off, until all peers are near their budgets."""
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], whole_ms: float,
+    beside: Sequence[np.ndarray],
+) -> Trials:  # fmt: skip
+    """Plans by what the table says, measured, and then by what was off, until all peers are near their budgets.
+
+    Args: what the whole network takes; the units of others to measure with them, as launches take longer than networks.
+    """
     assert scored.priced is not None
     trials = Trials(budgets_ms, asked.least_macs, asked.share == "none", [])
     for _ in range(1 + CORRECTIONS):
         plans = _candidates(scored, asked, trials, whole_ms, _files_in(clock.at))
         if not plans:
             break
-        took = iter(clock.time(network, [counts_G for _, counts in plans for counts_G in counts]))
+        took = iter(clock.time(network, [*(counts_G for _, counts in plans for counts_G in counts), *beside]))
         measured = list[list[Tried]]()
         for aims_ms, counts in plans:
             costs = [scored.priced.cost(counts_G) for counts_G in counts]
@@ -244,15 +249,12 @@ def ratios_of(plan: LatencyPlan) -> tuple[float, ...]:
     return tuple(round(max(0.0, 1 - own.budget_ms / plan.full_ms), 4) for own in plan.peers)
 
 
-def _cut_by_macs(
-    scored: Scored, asked: Asked, network: Resizable, clock: Clock, ratios: Sequence[float]
-) -> list[float | None]:
-    """The milliseconds of a uniform cut that takes as large a share of the MACs; None where there is none."""
+def _cut_by_macs(scored: Scored, asked: Asked, ratios: Sequence[float]) -> list[np.ndarray]:
+    """The units of uniform cuts that take as large a share of the MACs; none where there are none."""
     try:
-        counts = counts_of_peers(scored, replace(asked, ratios=tuple(ratios), ratio_of="macs", uniform=True), False)
+        return counts_of_peers(scored, replace(asked, ratios=tuple(ratios), ratio_of="macs", uniform=True), False)
     except OutOfReachError:
-        return [None] * len(ratios)
-    return [own.ms for own in clock.time(network, counts)]
+        return []
 
 
 def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:

@@ -105,9 +105,10 @@ def test_a_plan_comes_within_its_budgets(truth: Truth, share: str) -> None:
 def test_what_is_timed_is_the_whole_network_the_peers_and_a_cut_of_macs() -> None:
     clock = FakeClock(layer_ms, as_the_table)
     plan = planned(clock, (0.4, 0.7))
-    whole, peers, by_macs = clock.timed
+    whole, first, by_macs = clock.timed
     assert whole == [tuple(NETWORK.full.tolist())]
-    assert peers == [tuple(own.counts[name] for name in NETWORK.groups) for own in plan.peers]
+    peers = [tuple(own.counts[name] for name in NETWORK.groups) for own in plan.peers]
+    assert first == [*peers, *by_macs], "in the same launches, and only looked up afterwards"
     macs_ms = [clock.true_ms(NETWORK, np.array(own)) for own in by_macs]
     assert [own.macs_cut_ms for own in plan.peers] == macs_ms
     graph = graph_like(NETWORK)
