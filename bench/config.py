@@ -100,9 +100,9 @@ UNSAID = FileSettings()
 
 
 def check_asked(
-    config: BenchConfig, shown: str, *, run: bool, files: bool, data: bool, said: FileSettings = UNSAID
+    config: BenchConfig, shown: str, *, run: bool, files: int, data: bool, said: FileSettings = UNSAID
 ) -> None:
-    """Raise `InputError` where options of `wmlc bench` do not go together: a run or files, and what is for files."""
+    """Raise `InputError` where options of `wmlc bench` do not go together: a run or `files`, and what is for files."""
     if shown not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
     if files and run:
@@ -113,6 +113,8 @@ def check_asked(
         raise InputError("--data is for files; a run is benched on the data that it was trained on")
     if files and config.max_latency_ms == BUDGET:
         raise InputError("files were not cut for a latency; give --max-latency-ms a number of milliseconds")
+    if files == 1 and (config.max_drop is not None or config.min_speedup is not None):
+        raise InputError("--max-drop and --min-speedup hold a file against the first of them; give a second file")
     if files and (config.precisions != ("fp32",) or config.target):
         raise InputError("files run in the precision that is in them; leave --precision and --target out")
 

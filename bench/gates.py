@@ -21,7 +21,7 @@ def enforce(bench: Bench, out: Path) -> None:
         raise Stopped(f"{stopped}; {out} has what was measured")
     if reason := nothing_measured(bench.rows):
         raise InputError(f"nothing was measured: {reason}")
-    if missed := missed_gates(bench.rows, bench.settings):
+    if missed := missed_gates(bench.rows, bench.settings, files=bool(bench.inputs)):
         raise GateError("; ".join(missed))
 
 
@@ -40,15 +40,20 @@ def unfinished(bench: Bench) -> str | None:
     return f"stopped after {len(done)} of {len(cells)} cells" if len(done) < len(cells) else None
 
 
-def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
+def missed_gates(rows: Sequence[Row], settings: BenchSettings, files: bool = False) -> list[str]:
     """Each peer that missed a gate and by how much, by the median speed-up and latency; what was not measured never
-    passes."""
+    passes.
+
+    An unpruned peer of a run is as fast as its baseline was; of `files`, none is: what one was cut from, if anything,
+    is not the first of them.
+    """
     missed, dropped = _missing_budgets(rows, settings), set()
     lone = all(row.peer == BASELINE for row in rows)  # a file by itself
     for row in rows:
         bound = settings.max_latency_ms
         most_ms = row.latency_budget_ms if isinstance(bound, str) else bound
-        if most_ms is not None and (lone or (row.peer != BASELINE and row.achieved_ratio != 0)):
+        cut = files or row.achieved_ratio != 0
+        if most_ms is not None and (lone or (row.peer != BASELINE and cut)):
             missed += _missed_latency(row, settings, most_ms)
         if row.peer == BASELINE:
             continue
@@ -58,7 +63,7 @@ def missed_gates(rows: Sequence[Row], settings: BenchSettings) -> list[str]:
             of_it = (own for own in rows if (own.peer, own.precision, own.engine) == network)
             told = next((own for own in of_it if own.top1_drop is not None), row)
             missed += _missed_drop(told, settings, settings.max_drop)
-        if settings.min_speedup is not None and row.achieved_ratio != 0:  # an unpruned peer is as fast as it was
+        if settings.min_speedup is not None and cut:
             missed += _missed_speedup(row, settings, settings.min_speedup)
     return missed
 

@@ -149,6 +149,8 @@ def test_a_gate_by_budgets_is_refused_before_anything_is_measured(tmp_path: Path
         (["--max-latency-ms", "nan"], "max_latency_ms must be above 0, got nan"),
         (["some.onnx", "--max-latency-ms", "budget"],
          "files were not cut for a latency; give --max-latency-ms a number of milliseconds"),
+        (["some.onnx", "--max-drop", "1"],
+         "--max-drop and --min-speedup hold a file against the first of them; give a second file"),
         (["--run", "RUN", "--device", "cpu", "--max-latency-ms", "budget"],
          "the peers of RUN were not cut for a latency; give --max-latency-ms a number of milliseconds"),
     ],

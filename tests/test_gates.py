@@ -92,6 +92,19 @@ def test_a_file_by_itself_is_held_against_a_latency() -> None:
     ]
 
 
+def test_a_file_is_held_against_the_first_whatever_it_was_cut_from() -> None:
+    """An unpruned network that wmlc exported, beside one of another origin."""
+    unpruned, gates = replace(ROW, achieved_ratio=0.0), BenchSettings(min_speedup=2.5, max_latency_ms=0.9)
+    assert missed_gates([made_row(0), unpruned], gates) == []
+    missed = [
+        "peer1 at batch 1: latency 1 ms is above --max-latency-ms 0.9 by 0.1 ms",
+        "peer1 at batch 1: speed-up 2.00 is below --min-speedup 2.5 by 0.5",
+    ]
+    assert missed_gates([made_row(0), unpruned], gates, files=True) == missed
+    with pytest.raises(GateError, match=r"below --min-speedup 2\.5"):
+        enforce(replace(bench_of([made_row(0), unpruned], gates), inputs=["a: shown", "b: shown"]), Path("bench.json"))
+
+
 def test_a_bench_that_was_stopped_is_said_before_its_gates() -> None:
     settings = BenchSettings(batches=(1, 2, 8), threads=(1, 2), min_speedup=100.0)
     with pytest.raises(InputError, match=r"^stopped after 2 of 6 cells; out\.json has what was measured$"):

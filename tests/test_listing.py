@@ -82,6 +82,22 @@ def test_nothing_is_kept_where_a_link_leads_elsewhere_or_a_folder_is_young(
     assert len(walks) == 4
 
 
+def test_nothing_is_kept_of_what_may_come_back_unseen(
+    walks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that could not be read, and the target of a link, change no folder when they are there again."""
+    folder = make_folder(tmp_path / "data") / "train"
+    (folder / "cat" / "deep").mkdir()
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: scan(place if Path(place).name != "deep" else tmp_path / "none"))
+    before, _ = twice(folder)
+    assert before.skipped == {"unreadable folder": 1} and len(walks) == 2
+    monkeypatch.setattr(os, "scandir", scan)
+    (folder / "cat" / "late.png").symlink_to(tmp_path / "late.png")
+    before, after = twice(folder, lambda: (tmp_path / "late.png").write_bytes(b""))
+    assert len(after.paths) == len(before.paths) + 1
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"form": 1, "classes": 3}', "nonsense"])
 def test_what_is_damaged_is_walked_again(text: str, walks: list[Path], tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "data") / "train"
@@ -121,6 +137,22 @@ def test_what_is_kept_hangs_on_what_was_asked_and_how(tmp_path: Path, monkeypatc
     for file in (tmp_path / "cache").rglob("checked/*"):
         file.write_text("dam")
     assert Kept("checked", paths, "grey").found(lambda: "anew") == "anew"
+    packed = ["set\0test\0image\0000", "set\0test\0image\0001"]
+    assert Kept("checked", packed, "grey", paths).found(lambda: "held") == "held"
+    assert Kept("checked", packed[1:], "grey", paths).found(lambda: "anew") == "anew"
+    (tmp_path / "a").write_text("another")
+    assert Kept("checked", packed, "grey", paths).found(lambda: "anew") == "anew"
+    assert Kept("checked", [*paths, str(tmp_path / "gone")], "grey").found(lambda: "gone") == "gone"
+
+
+def test_what_could_not_be_read_for_a_moment_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, fault = make_folder(tmp_path / "data"), broken._fault
+    monkeypatch.setattr(broken, "_fault", lambda path: "Input/output error" if path.endswith("03.png") else fault(path))
+    for whole in (18, 20):
+        record = open_folder(root, skip_broken=True).record
+        assert record.train + record.held_out == whole
+        monkeypatch.setattr(broken, "_fault", fault)
 
 
 @pytest.mark.parametrize("size", [(80, 70), (16, 16)], ids=["files", "memory"])
@@ -137,7 +169,7 @@ def test_broken_pictures_are_named_and_refused_or_skipped_and_counted(
     decoded = list[str]()
     fault = broken._fault
     monkeypatch.setattr(broken, "_fault", lambda path: decoded.append(path) or fault(path))
-    for _ in range(2):  # the second time nothing is decoded to find out
+    for _ in range(2):  # the second time only what was broken is decoded to find out
         data = open_folder(root, skip_broken=True, **options)
         data.check_test()
         assert (data.record.train + data.record.held_out, data.test_count()) == (19, 5)
@@ -146,7 +178,7 @@ def test_broken_pictures_are_named_and_refused_or_skipped_and_counted(
         said = capsys.readouterr().err
         assert "skipped 1 broken picture of 20 in" in said and "03.png" in said
         assert "skipped 1 broken picture of 6 in" in said and "01.png" in said
-    assert len(decoded) == 26
+    assert len(decoded) == 26 + 2 * 2
 
 
 def test_a_class_of_broken_pictures_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

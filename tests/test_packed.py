@@ -18,7 +18,7 @@ from PIL import Image
 
 from wmlc.compress.config import settle
 from wmlc.data import DataConfig, open_data
-from wmlc.data.packed import _labels_of, _of_shard, _table, files_of
+from wmlc.data.packed import _labels_of, _of_shard, _table, files_of, read_tables
 from wmlc.data.sources import kind_and_place
 from wmlc.errors import InputError
 
@@ -106,6 +106,17 @@ def test_shards_without_labels_are_named(name: str, content: bytes, words: str, 
         add(tar, name, content)
     with pytest.raises(InputError, match=words):
         _ = open_data(DataConfig(name="wds", root=shards, workers=0)).record
+
+
+def test_a_json_may_tell_other_things_beside_a_label(tmp_path: Path) -> None:
+    """As img2dataset writes it; where both hold a label it is that of .cls, in whatever order they come."""
+    shard = tmp_path / "train-0000.tar"
+    for about, order in ((b'{"width": 3}', ("cls", "json")), (b'{"label": 2}', ("json", "cls"))):
+        with tarfile.open(shard, "w") as tar:
+            add(tar, "a.png", b"")
+            for ending in order:
+                add(tar, f"a.{ending}", b"1" if ending == "cls" else about)
+        assert [label for _, label in _of_shard(shard)] == [1]
 
 
 def test_of_two_pictures_of_a_key_the_one_without_another_name_counts(tmp_path: Path) -> None:
@@ -247,6 +258,9 @@ def test_parquet_holds_the_pictures_of_the_folders(tmp_path: Path, monkeypatch: 
     assert own.record.class_names == NAMES
     assert by_pixels(own.test_pixels(4)) == by_pixels(theirs.test_pixels(4))
     assert np.array_equal(own.train_pixels(3).shape, (3, 16, 16, 3))
+    by_pattern = DataConfig(name="hf", root=out / "{train,test}-*.parquet", workers=0, skip_broken=True)
+    assert open_data(by_pattern).record.class_names == NAMES
+    assert read_tables(by_pattern, False).hold == [str(out / "test-00000-of-00001.parquet")]
     test = out / "test-00000-of-00001.parquet"
     for label in (-1, None):
         table = pyarrow.parquet.read_table(test)

@@ -159,7 +159,7 @@ def bench(
     wmlc bench theirs.onnx ours.onnx
     """
     config, said = split(settings, BenchConfig, FileSettings)
-    check_asked(config, shown, run=run_name is not None, files=bool(files), data=bool(data_name), said=said)
+    check_asked(config, shown, run=run_name is not None, files=len(files), data=bool(data_name), said=said)
     from wmlc.bench import session
     from wmlc.files import refuse_existing
 

@@ -23,11 +23,13 @@ def without_broken(part: Part, workers: int) -> Part:
     """The part without the pictures that cannot be read, which are counted and the first of them named.
 
     All of them are opened and decoded, in as many threads as there are `workers`, the first time that these very files
-    are asked about.
+    are asked about; later those that were broken then, as a disk or a right may have been what was in the way.
     """
     if not part.paths:
         return part
-    broken: dict[str, str] = Kept("broken", part.paths, "whole").found(lambda: _broken(part.paths, workers))
+    kept = Kept("broken", part.paths, "whole", part.hold)
+    former: dict[str, str] = kept.found(lambda: _broken(part.paths, workers))
+    broken = _broken([path for path in part.paths if path in former], workers) if former else {}
     if not broken:
         return part
     named = "; ".join(list(broken.values())[:_NAMED])

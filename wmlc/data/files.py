@@ -72,7 +72,7 @@ class FileData(Batches):
             return True
 
         if count >= _MANY:
-            Kept("checked", part.paths, repr(self._parts.layout)).found(look)
+            Kept("checked", part.paths, repr(self._parts.layout), part.hold).found(look)
         else:
             look()
 

@@ -17,6 +17,7 @@ from wmlc.data.pictures import ENDINGS, shown, unfit_letters
 from wmlc.errors import InputError
 
 _MOST_KINDS = 8  # of what was skipped, named in one line
+UNREADABLE, BROKEN_LINK = "unreadable folder", "broken link"
 
 Identity = tuple[int, int]  # device and inode
 
@@ -146,7 +147,7 @@ def _visit(place: str, label: int, walk: _Walk, required: bool = False) -> None:
         except OSError:
             if required:
                 raise
-            walk.skipped["unreadable folder"] += 1
+            walk.skipped[UNREADABLE] += 1
             continue
         required, names = False, []
         for entry in entries:
@@ -193,9 +194,9 @@ def _no_picture(entry: os.DirEntry[str]) -> str | None:
         # A pipe among pictures would never end, and a device may not either.
         if entry.is_file():
             return None
-        return "broken link" if entry.is_symlink() and not Path(entry.path).exists() else "pipe or device"
+        return BROKEN_LINK if entry.is_symlink() and not Path(entry.path).exists() else "pipe or device"
     except OSError:  # links in a circle
-        return "broken link"
+        return BROKEN_LINK
 
 
 def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
@@ -219,6 +220,6 @@ def _plural(what: str, count: int) -> str:
     if count == 1 or what.startswith(".") or what == "hidden":
         return what
     first, *rest = what.split(" ", 1)
-    if what in ("unreadable folder", "broken link"):
+    if what in (UNREADABLE, BROKEN_LINK):
         return what + "s"
     return {"pipe": "pipes or devices"}.get(first) or " ".join([first + "s", *rest])

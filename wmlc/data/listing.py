@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmlc.data.folders import Found, find_pictures
-from wmlc.data.pictures import BETWEEN
+from wmlc.data.folders import BROKEN_LINK, UNREADABLE, Found, find_pictures
 from wmlc.errors import InputError
 from wmlc.files import found_once, new_file, user_cache
 
@@ -23,8 +22,8 @@ FORM = 1  # of what is kept
 def listed(folder: Path, classes: Mapping[str, Path], others: Sequence[Path] = ()) -> Found:
     """`find_pictures`, once: of many pictures again only when a folder among them has changed.
 
-    A folder's time of change tells of files that came, went or were renamed. Where links lead to other folders nothing
-    is kept.
+    A folder's time of change tells of files that came, went or were renamed. Nothing is kept where that does not tell:
+    where links lead to other folders or to nothing, and of folders that could not be read.
     """
     file = _place("listings", str(folder.resolve()))
     names = {name: str(path) for name, path in classes.items()}
@@ -33,6 +32,7 @@ def listed(folder: Path, classes: Mapping[str, Path], others: Sequence[Path] = (
     start = time.time_ns()
     found = find_pictures(folder, classes, others)
     settled = found.folders and max(found.folders.values()) < start - SETTLED_NS
+    settled = settled and not found.skipped.keys() & {UNREADABLE, BROKEN_LINK}
     if settled and len(found.paths) >= MANY:
         record = {"form": FORM, "classes": names} | vars(found)
         with contextlib.suppress(OSError, InputError), new_file(file) as aside:  # no cache is no error
@@ -56,19 +56,29 @@ def _kept(file: Path, classes: dict[str, str]) -> Found | None:
 class Kept:
     """What was found out of these very files, by name, size and time of change.
 
-    Args: what was found out; the files; what else it hangs on.
+    Args: what was found out; the files; what else it hangs on; of packed pictures, the files that `hold` them.
     """
 
-    def __init__(self, what: str, paths: Sequence[str], how: str) -> None:
+    def __init__(self, what: str, paths: Sequence[str], how: str, hold: Sequence[str] = ()) -> None:
         digest = hashlib.sha256(how.encode())
-        for path in paths:
-            found = Path(path.split(BETWEEN)[0]).stat()
-            digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogatepass"))
+        for path in paths if hold else ():
+            digest.update(f"{path}\n".encode(errors="surrogatepass"))
+        for path in hold or paths:
+            digest.update(f"{path}\0{_state(path)}\n".encode(errors="surrogatepass"))
         self._file = _place(what, digest.hexdigest())
 
     def found(self, find_out: Callable[[], Any]) -> Any:
         """What was found out, as JSON holds it; `find_out` anew where nothing is kept, or what is kept is damaged."""
         return found_once(self._file, find_out)
+
+
+def _state(path: str) -> str:
+    """A file's size and time of change; that it is not there, as the target of a link may be."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return "gone"
+    return f"{found.st_size}\0{found.st_mtime_ns}"
 
 
 def _place(kind: str, of: str) -> Path:

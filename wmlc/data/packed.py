@@ -38,12 +38,12 @@ CLASS_FILES = ("classnames.txt", "classes.txt")  # a name a line, in the order o
 def read_shards(config: DataConfig, train: bool) -> Part:
     """The samples of the shards of a part: members of one name up to its first dot, a picture and its label.
 
-    The label is .cls, a number, or the number "label" or "cls" in .json.
+    The label is .cls, a number, or else the number "label" or "cls" in .json.
     """
     samples = _listed(config.folder, train)
     labels = [label for _, label in samples]
     names = _class_names(config.folder, lambda: [label for _, label in _listed(config.folder, True)])
-    return _part([name for name, _ in samples], labels, names, config.folder)
+    return _part([name for name, _ in samples], labels, names, config.folder, files_of(config.folder, "*.tar", train))
 
 
 def read_tables(config: DataConfig, train: bool) -> Part:
@@ -54,7 +54,8 @@ def read_tables(config: DataConfig, train: bool) -> Part:
     names = list(getattr(table.features[label], "names", None) or []) or _class_names(
         root, lambda: _labels_of(root, True)
     )
-    return _part([BETWEEN.join((str(root), which, image, str(row))) for row in range(len(table))], labels, names, root)
+    rows = [BETWEEN.join((str(root), which, image, str(row))) for row in range(len(table))]
+    return _part(rows, labels, names, root, files_of(root, "*.parquet", train))
 
 
 def check_packed(config: DataConfig) -> None:
@@ -164,7 +165,8 @@ def _samples(shards: Sequence[Path]) -> list[tuple[str, int]]:
 
 
 def _of_shard(shard: Path) -> list[tuple[str, int]]:
-    pictures, labels = dict[str, tuple[str, str]](), dict[str, int]()  # a picture's ending, and where it is
+    pictures = dict[str, tuple[str, str]]()  # a picture's ending, and where it is
+    labels: dict[str, dict[str, int]] = {"json": {}, "cls": {}}  # by where it stands, the stronger last
     try:
         with tarfile.open(shard, "r:") as tar:  # not compressed: pictures are, and places have to be found again
             for member in tar:
@@ -176,16 +178,18 @@ def _of_shard(shard: Path) -> list[tuple[str, int]]:
                 if f".{ending.lower().rpartition('.')[2]}" in ENDINGS:
                     place = BETWEEN.join((str(shard), str(member.offset_data), str(member.size), member.name))
                     pictures[key] = _the_picture(pictures.get(key), (ending, place), f"{shard}: {member.name}")
-                elif ending in ("cls", "json"):
+                elif ending in labels:
                     content = tar.extractfile(member)
                     assert content is not None
-                    labels[key] = _label(content.read(), ending, f"{shard}: {member.name}")
+                    label = _label(content.read(), ending, f"{shard}: {member.name}")
+                    labels[ending] |= {} if label is None else {key: label}
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{shown(str(shard))} is no readable tar ({one_line_shown(error)}); make it again") from None
+    told = labels["json"] | labels["cls"]
     for key, (_, name) in pictures.items():
-        if key not in labels:
+        if key not in told:
             raise InputError(f"{shown(name)} has no label; put a .cls or a .json with a number beside it in the shard")
-    return [(name, labels[key]) for key, (_, name) in pictures.items()]
+    return [(name, told[key]) for key, (_, name) in pictures.items()]
 
 
 def _the_picture(former: tuple[str, str] | None, other: tuple[str, str], where: str) -> tuple[str, str]:
@@ -201,11 +205,14 @@ def _the_picture(former: tuple[str, str] | None, other: tuple[str, str], where: 
     return alone[0]
 
 
-def _label(content: bytes, ending: str, where: str) -> int:
+def _label(content: bytes, ending: str, where: str) -> int | None:
+    """None of a .json that tells other things, as of where a picture comes from."""
     try:
         found: Any = json.loads(content)
         if ending == "json":
             found = found.get("label", found.get("cls"))
+            if found is None:
+                return None
         if not _is_label(found):
             raise ValueError
         return int(found)
@@ -280,7 +287,7 @@ def _class_names(root: Path, trained_on: Callable[[], Sequence[int]]) -> list[st
     return names
 
 
-def _part(paths: list[str], labels: list[int], class_names: list[str], root: Path) -> Part:
+def _part(paths: list[str], labels: list[int], class_names: list[str], root: Path, files: Sequence[Path]) -> Part:
     import torch
 
     from wmlc.data.sources import Part
@@ -289,4 +296,7 @@ def _part(paths: list[str], labels: list[int], class_names: list[str], root: Pat
         raise InputError(
             f"{root} has a label {max(labels)} and {len(class_names)} classes; each needs a name and images to train on"
         )
-    return Part(class_names=class_names, labels_N=torch.tensor(labels, dtype=torch.int64), paths=paths, where=str(root))
+    return Part(
+        class_names=class_names, labels_N=torch.tensor(labels, dtype=torch.int64), paths=paths, where=str(root),
+        hold=[str(file) for file in files],
+    )  # fmt: skip

@@ -76,8 +76,8 @@ def shown(name: str) -> str:
     Of a packed picture: the file's, and its own in it.
     """
     if BETWEEN in name:
-        where, *_, own = name.split(BETWEEN)
-        name = f"{where}: {own}"
+        where, first, *_, own = name.split(BETWEEN)
+        name = f"{where}: {own}" if first.isdigit() else f"{where}: row {own} of {first}"
     return "".join(_escape(c) if unicodedata.category(c) in _UNFIT else c for c in name)
 
 

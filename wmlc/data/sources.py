@@ -95,6 +95,7 @@ class Part:
     pixels_NHWC: Tensor | None = None
     paths: Sequence[str] = ()
     where: str = ""  # the folder, for messages
+    hold: Sequence[str] = ()  # the files that pictures are packed in, where a path is none by itself
     skipped: Mapping[str, int] = field(default_factory=dict)  # what else lies there → how often
 
 
@@ -260,6 +261,11 @@ def refuse_empty_classes(part: Part) -> None:
     """Raise `InputError` that names the classes without an image."""
     counts = part.labels_N.bincount(minlength=len(part.class_names)).tolist()
     empty = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
+    if empty and part.hold:
+        raise InputError(
+            f"{part.where} has no images in {_some(empty)}; labels are numbers from 0 to {len(counts) - 1}, and each "
+            "needs images"
+        )
     if empty:
         lying = f" (skipped: {in_words(part.skipped)})" if part.skipped else ""
         raise InputError(
