@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wmlc.bench.engines import Nodes
 from wmlc.bench.layers import SCALED, Graph, Layer, layers_of, read_graph
+from wmlc.errors import plain
 from wmlc.records import LayerTime
 
 FOLLOWS = {  # what engines fuse into the layer before it
@@ -40,7 +41,7 @@ def attribute(onnx_file: Path, nodes: Nodes, batch: int = 1) -> list[LayerTime]:
             rest[op or "unknown"] = rest.get(op or "unknown", 0.0) + ms
     known = [_layer_time(file.layers[index], ms, batch) for index, ms in spent.items()]
     others = [
-        LayerTime(layer=OTHER + op, op=op, ms=ms, channels=None, macs=0, bytes=None, intensity=None)
+        LayerTime(layer=OTHER + plain(op), op=plain(op), ms=ms, channels=None, macs=0, bytes=None, intensity=None)
         for op, ms in rest.items()
     ]
     return known + others
@@ -95,8 +96,8 @@ class FileLayers:
 
 def _layer_time(layer: Layer, ms: float, batch: int) -> LayerTime:
     return LayerTime(
-        layer=layer.name, op=layer.op, ms=ms, channels=layer.channels, macs=layer.macs, bytes=layer.bytes_moved(batch),
-        intensity=layer.intensity(batch),
+        layer=plain(layer.name), op=plain(layer.op), ms=ms, channels=layer.channels, macs=layer.macs,
+        bytes=layer.bytes_moved(batch), intensity=layer.intensity(batch),
     )  # fmt: skip
 
 

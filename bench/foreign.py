@@ -14,7 +14,7 @@ from typing import Any
 
 from wmlc.bench.engines import LONGEST_SAID, check_one_input
 from wmlc.bench.graphs import MOST_INLINED, overgrown
-from wmlc.errors import InputError, one_line
+from wmlc.errors import InputError, one_line, plain
 from wmlc.forms import PRECISIONS, about_of
 from wmlc.records import FileAbout
 
@@ -106,11 +106,6 @@ def ours(metadata: Any) -> FileAbout | None:
     names = about.class_names
     whole = about.precision in PRECISIONS and len(about.mean) == len(about.std) and 0 < len(names) == len(set(names))
     return about if whole else None
-
-
-def plain(name: str) -> str:
-    """A name from a file with nothing in it that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _load(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +11,11 @@ from typing import TypeVar
 from wmlc import records
 from wmlc.bench.choose import pareto
 from wmlc.bench.engines import PACKAGES
+from wmlc.bench.rows import ACCURACY_OFF
 from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import sha256
-from wmlc.records import Bench, Profile, Row
+from wmlc.records import Bench, Profile, Row, TestData
 from wmlc.run import Run
 
 Item = TypeVar("Item")
@@ -35,12 +36,14 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
         path.replace(beside)
         note(f"the former bench is of {apart}, so nothing to compare with; it is {beside} now")
         return new
-    again = {_cell(row) for row in new.rows}
+    again = {_cell(row): row for row in new.rows}
+    new = replace(new, rows=_with_what_stays(new.rows, old))
     others = [row for row in old.rows if _cell(row) not in again]
     there = {sha256(file) for file in _files(run)} if others else set()
     kept = [replace(row, time=row.time or old.environment.time) for row in others if row.file_sha256 in there]
     if not kept:
-        return new
+        rows, fronts = pareto(new.rows)
+        return replace(new, rows=rows, pareto=fronts)
     rows, fronts = pareto([*new.rows, *kept])
     cells = {_profiled(row) for row in kept}
     profiles = [each for each in old.profiles if _profiled(each) in cells]
@@ -67,12 +70,39 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
     )  # fmt: skip
 
 
+def _with_what_stays(rows: Sequence[Row], old: Bench) -> list[Row]:
+    """The rows with the top-1 and the scenarios of a former bench that did not have to be measured again.
+
+    Of the same files, all of them, as a drop is over the baseline's top-1.
+    """
+    former = {_cell(row): row for row in old.rows}
+    beside = [(row, former.get(_cell(row))) for row in rows]
+    if any(own and own.file_sha256 != row.file_sha256 for row, own in beside):
+        return list(rows)
+    return [_and_former(row, own, own.time or old.environment.time) if own else row for row, own in beside]
+
+
+def _and_former(row: Row, own: Row, when: str) -> Row:
+    accuracy = ACCURACY_OFF in row.notes and own.top1 is not None
+    scenarios = {name: scenario for name, scenario in own.scenarios.items() if name not in row.scenarios}
+    stays = [*(["top-1"] if accuracy else []), *scenarios]
+    if not stays:
+        return row
+    if accuracy:
+        notes = [words for words in row.notes if words != ACCURACY_OFF]
+        row = replace(row, top1=own.top1, top1_drop=own.top1_drop, notes=notes)
+    words = f"of {when}: {', '.join(stays)}"
+    return replace(row, scenarios=scenarios | row.scenarios, notes=[*row.notes, words])
+
+
 def _apart(old: Bench, new: Bench) -> str | None:
     """Why rows of one are nothing to compare with the other's; a GPU is named only where something ran on it."""
     then, now = old.environment, new.environment
     if then.cpu != now.cpu or (then.gpu != now.gpu and None not in (then.gpu, now.gpu)):
         return "another machine"
-    if old.data != new.data:
+    if _named(old.data) != _named(new.data) or (
+        old.data and new.data and None not in (digests := {old.data.digest, new.data.digest}) and len(digests) > 1
+    ):
         return "other test images"
     packages = dict.fromkeys(itertools.chain.from_iterable(PACKAGES.values()))
     if changed := [name for name in packages if then.versions.get(name) != now.versions.get(name)]:
@@ -85,6 +115,10 @@ def _apart(old: Bench, new: Bench) -> str | None:
     if "int8" in {*old.settings.precisions} & {*new.settings.precisions} and old.settings.target != new.settings.target:
         return "int8 for another target"
     return None
+
+
+def _named(data: TestData | None) -> tuple[str, int] | None:
+    return (data.name, data.test_images) if data else None
 
 
 def _cell(row: Row) -> tuple[str, str, int, int, str, int]:

@@ -37,6 +37,8 @@ class TestImages(Protocol):
 
     def test_count(self) -> int: ...
 
+    def test_digest(self) -> str: ...
+
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
@@ -60,6 +62,9 @@ class Resized:
 
     def test_count(self) -> int:
         return self.images.test_count()
+
+    def test_digest(self) -> str:
+        return self.images.test_digest()
 
     def test_pixels(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         from torchvision.transforms.v2.functional import resize

@@ -20,6 +20,7 @@ from wmlc.run import BASELINE
 
 FEW_CALLS = 1000  # below this a 99th percentile rests on fewer than 10 calls
 TOP1_APART = 0.5  # points between this bench's top-1 and the training's that need a word
+ACCURACY_OFF = "top-1 and its drop not measured: the accuracy was switched off"
 ALIKE = 0.01  # networks whose MACs differ by less are not expected to differ
 
 
@@ -125,7 +126,7 @@ def _missing_notes(
     elif top1 is None and config.accuracy:
         notes.append("top-1 and its drop not measured: there is no data set; name one with --data")
     if not config.accuracy:
-        notes.append("top-1 and its drop not measured: the accuracy was switched off")
+        notes.append(ACCURACY_OFF)
     if baseline is None:
         notes.append("speed-up, top-1 drop and the ratio of MACs need a baseline, and this run has none")
     elif baseline.failure and own is not baseline:
@@ -144,6 +145,8 @@ def _speed_notes(
         notes.append("the times had not settled when the warm-up ended; close other programs, or raise --seconds")
     if times and times.n < FEW_CALLS:
         notes.append(f"p99 rests on fewer than {FEW_CALLS:,} calls; raise --seconds for a firm one")
+    if speedup and not is_baseline and speedup.launches == 1:
+        notes.append("its interval knows nothing of how launches differ; leave --launches at more than 1")
     if speedup and not is_baseline and speedup.low <= 1:
         shown = f"speed-up {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
         slower = "slower than the baseline" if speedup.high < 1 else "not shown to be faster than the baseline"

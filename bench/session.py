@@ -94,8 +94,7 @@ def open_test_images(name: str | None, root: str | None) -> TestImages | None:
         raise InputError("--data-root says where a data set lies; name the set too, as with --data imagefolder")
     if name is None:
         return None
-    kind, place = kind_and_place(name)
-    root = place or root
+    kind, root = kind_and_place(name, root)
     return open_data(DataConfig(name=kind, root=Path(root) if root else None))
 
 
@@ -172,7 +171,7 @@ def _bench(
         command=command,
         environment=environment,
         settings=settings,
-        data=TestData(name=data.config.name, test_images=data.test_count()) if data else None,
+        data=_test_data(data) if data else None,
         notes=notes,
         rows=rows,
         pareto=fronts,
@@ -182,6 +181,10 @@ def _bench(
     if stopped := unfinished(record):
         record = replace(record, notes=[*notes, stopped])
     return record
+
+
+def _test_data(data: TestImages) -> TestData:
+    return TestData(name=data.config.name, test_images=data.test_count(), digest=data.test_digest())
 
 
 def _profiled(

@@ -12,11 +12,11 @@ from wmlc.accuracy import images_a_call
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.worker import Feed
-from wmlc.bench.foreign import OnnxFile, choose_output, plain, read_file
+from wmlc.bench.foreign import OnnxFile, choose_output, read_file
 from wmlc.bench.layers import FileCost, file_cost, file_precision
 from wmlc.bench.pictures import Fitted, TestImages, fit, made_up_pixels, match_classes, shape_of
 from wmlc.data.normalisation import numbers
-from wmlc.errors import InputError
+from wmlc.errors import InputError, plain
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.records import About, Cost

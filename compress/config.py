@@ -89,9 +89,8 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
             values[f"{name}_auto"] = True
         else:
             values[name] = _typed(name, value, str(fields[name].type), source)
-    kind, place = kind_and_place(values.get("data", ""))
-    if place is not None:
-        values |= {"data": kind, "data_root": place}
+    if "data" in values:
+        values["data"], values["data_root"] = kind_and_place(values["data"], values.get("data_root"))
     config = TrainConfig(**values)
     _check_choices(config)
     config = _with_the_methods_own(config)

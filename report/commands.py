@@ -22,7 +22,7 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     from wmlc.report.page import write_report
 
     runs = [the_run(name) for name in run_names or (None,)]
-    write_report(runs, out or runs[0].report, force=force or out is None)
+    write_report(runs, out or runs[0].report, force=force or (out is None and len(runs) == 1))
 
 
 @click.command(cls=Grouped)

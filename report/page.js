@@ -98,7 +98,7 @@ function sortBy(header) {
 }
 
 function later(work) {
-  queue = queue.then(work);
+  queue = queue.then(work).catch(console.error); // what one chart throws stops no other
 }
 
 for (const figure of figures) {

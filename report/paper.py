@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,4 +221,6 @@ def _order(name: str, lines: Sequence[PaperEntry]) -> list[str]:
 
 
 def _ranked(lines: Sequence[PaperEntry]) -> str:
-    return " > ".join(line.name for line in sorted(lines, key=lambda line: -(line.mean.mean or 0)))
+    """The methods by their means, the best first; those with the same mean stand side by side."""
+    ordered = itertools.groupby(sorted(lines, key=lambda line: -(line.mean.mean or 0)), lambda line: line.mean.mean)
+    return " > ".join(" = ".join(line.name for line in alike) for _, alike in ordered)

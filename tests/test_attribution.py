@@ -63,6 +63,17 @@ def test_a_foreign_files_nodes_find_their_layers(tmp_path: Path) -> None:
     check_attribution(file, nodes)
 
 
+def test_a_files_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    """No record takes it, and all that was measured would be lost with it."""
+    model = onnx.load(foreign_file(tmp_path, 8))
+    for node in model.graph.node:
+        node.name = f"\x1b[31m{node.name or node.op_type}"
+    onnx.save(model, tmp_path / "coloured.onnx")
+    nodes = [(node.name, node.op_type, 1.0) for node in model.graph.node]
+    rows = attribute(tmp_path / "coloured.onnx", nodes)
+    assert rows and all(row.layer.isprintable() and row.op.isprintable() for row in rows)
+
+
 def test_torchs_modules_are_the_layers(exported: Export, pruned_network: Callable[[str], Path]) -> None:
     engine = TorchEngine(pruned_network("resnet20"), 1, "cpu")
     before = engine.infer(some_images())

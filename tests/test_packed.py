@@ -225,6 +225,10 @@ def test_a_set_and_its_place_are_one_word() -> None:
     config = settle({"data": "wds:some/where"})
     assert (config.data, config.data_root) == ("wds", "some/where")
     assert kind_and_place("hf:C:/x") == ("hf", "C:/x") and kind_and_place("cifar10") == ("cifar10", None)
+    assert kind_and_place("imagefolder", "here") == ("imagefolder", "here")
+    assert settle({"data": "wds:a/b", "data_root": "a/b"}).data_root == "a/b"
+    with pytest.raises(InputError, match=r"^--data wds:a says where the set lies, and --data-root b another place"):
+        settle({"data": "wds:a", "data_root": "b"})
 
 
 def test_without_datasets_hf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,12 @@ def test_only_what_one_row_has_is_told_of_it_alone(make: Make) -> None:
     assert cl.differs == ["ratios 0, 0 (paper: 0, 0, 0, 0)"]
 
 
+def test_methods_of_the_same_mean_have_no_order(make: Make) -> None:
+    names = [make("a", (70.0, 80.0)), make("b", (70.0, 80.0), method="wml-p"), make("c", (60.0, 70.0), method="cl")]
+    ours = next(note for note in beside_paper("table6", only(names)).notes if note.startswith("order by the mean"))
+    assert "measured: wml = wml-p > cl; published: " in ours
+
+
 def test_table_7_is_about_the_smallest_peer_by_saliency(make: Make) -> None:
     names = [
         make("a", (92.0, 93.0), 92.5, arch="resnet56", saliency="grasp"),

@@ -151,3 +151,10 @@ def test_a_bench_is_read_as_it_was_written(tmp_path: Path) -> None:
     )  # fmt: skip
     records.write(tmp_path / "bench.json", made)
     assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == made
+
+
+def test_of_a_single_launch_it_is_said_that_launches_differ() -> None:
+    rounds = [[np.full(2, 4.0)] * 2], [[np.full(2, 2.0)] * 2]
+    whole, row = rows_of(*(measured(peer, bursts=bursts) for peer, bursts in enumerate(rounds)))
+    words = "its interval knows nothing of how launches differ; leave --launches at more than 1"
+    assert words in row.notes and words not in whole.notes

@@ -31,3 +31,8 @@ def one_line(said: object, most: int | None = 400) -> str:
     if not text and isinstance(said, Exception):
         text = type(said).__name__
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
+
+
+def plain(name: str) -> str:
+    """What a file or a library says, with nothing in it that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

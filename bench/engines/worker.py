@@ -26,7 +26,7 @@ from wmlc.bench import measure
 from wmlc.bench.engines import LONGEST_SAID, Engine, Nodes
 from wmlc.bench.scenarios import Load
 from wmlc.bench.scenarios.loadgen import LONGEST_TEST, run_load
-from wmlc.errors import EngineFailed, InputError, one_line
+from wmlc.errors import EngineFailed, InputError, one_line, plain
 from wmlc.records import Scenario, WarmUp
 
 FOREIGN_S = 60.0  # to open a file of unknown origin, and for its first call: a loop in it may never end
@@ -319,7 +319,7 @@ def _portable(error: Exception) -> Exception:
     """The error as one of the two that the parent knows; others may not survive pickling."""
     if isinstance(error, InputError):
         return InputError(str(error))
-    return EngineFailed(f"its engine raised: {one_line(error, LONGEST_SAID)}")
+    return EngineFailed(f"its engine raised: {plain(one_line(error, LONGEST_SAID))}")
 
 
 def _end(exit_code: int | None) -> str:

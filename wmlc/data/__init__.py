@@ -80,6 +80,9 @@ class Data(Protocol):
     def test_count(self) -> int:
         """Images in the test set; decodes none of a folder's."""
 
+    def test_digest(self) -> str:
+        """What tells the test images from others: a hash of their labels, and of their files' names and sizes."""
+
     def check_test(self) -> None:
         """Decode every test image, so that a damaged one is found before a training and not after it.
 

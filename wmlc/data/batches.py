@@ -16,7 +16,7 @@ import torch
 from wmlc.data import normalise
 from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import Parts
-from wmlc.data.sources import DataConfig
+from wmlc.data.sources import DataConfig, part_digest
 from wmlc.ranks import SOLO, Ranks
 from wmlc.records import DataRecord
 
@@ -63,6 +63,9 @@ class Batches(ABC):
 
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
+
+    def test_digest(self) -> str:
+        return part_digest(self._parts.test)
 
     def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, where it is not there yet, and normalise it."""

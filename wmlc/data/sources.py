@@ -5,6 +5,7 @@ N images, B batch, H height, W width, C channels
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,14 @@ LEAST_CROP = 0.1  # less would enlarge a picture more than tenfold, of which nex
 _TEST_FOLDERS = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
 
 
-def kind_and_place(data: str) -> tuple[str, str | None]:
-    """A set and where it lies, of hf:DIR and wds:DIR; of any other name the name alone."""
+def kind_and_place(data: str, root: str | None = None) -> tuple[str, str | None]:
+    """A set and where it lies, of hf:DIR and wds:DIR; of any other name that and its `root`, if there is one."""
     kind, _, place = data.partition(":")
-    return (kind, place) if kind in PACKED and place else (data, None)
+    if kind not in PACKED or not place:
+        return data, root
+    if root is not None and Path(root) != Path(place):
+        raise InputError(f"--data {data} says where the set lies, and --data-root {root} another place; leave one out")
+    return kind, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,17 @@ class Part:
     where: str = ""  # the folder, for messages
     hold: Sequence[str] = ()  # the files that pictures are packed in, where a path is none by itself
     skipped: Mapping[str, int] = field(default_factory=dict)  # what else lies there → how often
+
+
+def part_digest(part: Part) -> str:
+    """A hash of the labels, and of the pixels or of the files' sizes and names, wherever the set lies."""
+    digest = hashlib.sha256(part.labels_N.numpy().tobytes())
+    if part.pixels_NHWC is not None:
+        digest.update(part.pixels_NHWC.numpy().tobytes())
+    sized = [f"{path}\0{Path(path).stat().st_size}" for path in part.hold or part.paths]
+    for name in (*sized, *(part.paths if part.hold else ())):
+        digest.update(f"{name.removeprefix(part.where)}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 # Sets that come as arrays.

@@ -185,6 +185,7 @@ class TestData(Record):
 
     name: str
     test_images: Count
+    digest: str | None = None  # of their labels and files; None: of a bench from before it was noted
 
 
 @dataclass(frozen=True, kw_only=True)
