@@ -7,7 +7,7 @@
 
 Nothing is fetched. What is measured is written at once, so that a part that is ended keeps it; a part that something is
 missing for writes what, and the others go on. `train` needs CIFAR-10 as an image folder (DATA=DIR with cifar10-png/).
-`planned` takes five minutes, and is a command of its own: LIMITS=planned:300 evidence/gpu.sh.
+`planned` takes about eight minutes an engine, and is a command of its own: LIMITS=planned:500 evidence/gpu.sh.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scale:
     latency: tuple[str, int, tuple[int, ...], float]  # network, side, batches, seconds a network
 
 
-PLANNED = ("resnet18", 224, 32, 32)  # network, side, batch, divisor
+PLANNED = ("resnet18", 224, 32, 64)  # network, side, batch, divisor
 STEPS = (("resnet18", 32, 512, 20), ("resnet50", 224, 128, 8))
 REAL = Scale("cuda", STEPS, ("resnet18", 8, 50.0), ("resnet50", 224, (1, 32), 0.5))
 DRY = Scale("cpu", (("resnet20", 8, 4, 1),), ("resnet20", 1, 0.0), ("resnet20", 16, (1,), 0.01))
@@ -110,15 +110,16 @@ def one_step(scale: Scale, out: Path, size: tuple[str, int, int, int], name: str
 
 
 def compiled(scale: Scale, out: Path) -> Cells:
-    """The step of the first network, and the latency of another and its smallest peer, by torch.compile."""
+    """The step of the first network, and the latency of another and its smallest peer, by torch.compile.
+
+    Ten things to compile, each of which takes a quarter of a minute on an H100 with 16 CPU cores.
+    """
     if scale is DRY:
         yield "said", "nothing is compiled at toy size"
         return
-    yield from in_torch(scale, out, "compiled", "fp16", only=2)
+    yield from in_torch(scale, out, "compiled", "fp16", only=2, batches=scale.latency[2][-1:])
     torch._dynamo.reset()  # it compiles a module's code for no more than eight others
     yield from one_step(scale, out, scale.steps[0], "bf16, compiled", ["--precision", "bf16", "--compile"])
-    torch._dynamo.reset()
-    yield from in_torch(scale, out, "compiled", "fp32", only=2)
 
 
 def train(scale: Scale, out: Path) -> Cells:
@@ -162,12 +163,15 @@ def latency(scale: Scale, out: Path) -> Cells:
 
 
 def engines(scale: Scale, out: Path) -> Cells:
-    """The same networks in each engine that is here, by `wmlc bench`."""
+    """The whole network and the smallest of its peers in each engine that is here, by `wmlc bench`.
+
+    No more of them, as each is exported, and a process is started for each, which takes seconds where there is a GPU.
+    """
     there = {name: importlib.util.find_spec(package) is not None for name, package in ENGINES.items()}
     if importlib.util.find_spec("onnxscript") is None:  # nothing can be exported
         there = dict.fromkeys(there, False)
     yield "missing", [name for name, own in there.items() if not own]
-    run = cut_network(scale, out)
+    run = cut_network(scale, out, "0.7")
     _, _, batches, seconds = scale.latency
     asked = [name for name, own in there.items() if own and (scale is REAL or name == "ort")]
     for precision, engine in itertools.product(("fp32", "fp16") if scale is REAL else ("fp32",), asked):
@@ -199,7 +203,7 @@ def planned(scale: Scale, out: Path) -> Cells:
         yield "said", "nothing is planned at toy size"
         return
     arch, side, batch, divisor = PLANNED
-    for engine, precision in (("torch", "fp32"), ("ort", "fp32"), ("ort", "fp16")):
+    for engine, precision in (("ort", "fp16"), ("ort", "fp32"), ("torch", "fp32")):
         run = out / f"planned-{engine}-{precision}"
         try:
             run_wmlc([
@@ -220,22 +224,25 @@ def planned(scale: Scale, out: Path) -> Cells:
         }  # fmt: skip
 
 
-def in_torch(scale: Scale, out: Path, kind: str, precision: str, only: int | None = None) -> Cells:
-    """The whole network and its peers, or the first `only` of these, in torch alone."""
-    _, side, batches, _ = scale.latency
-    run = cut_network(scale, out)
+def in_torch(
+    scale: Scale, out: Path, kind: str, precision: str, only: int | None = None, batches: Sequence[int] = ()
+) -> Cells:
+    """The whole network and its peers, or the first `only` of these, in torch alone, at all or at these batches."""
+    _, side, all_batches, _ = scale.latency
+    run = cut_network(scale, out, "0.7,0.5,0.3")
     places = [run / "baseline", *sorted((run / "peers").iterdir())][:only]
-    return gpu_torch.by_turns(places, scale.device, side, batches, kind, precision)
+    return gpu_torch.by_turns(places, scale.device, side, batches or all_batches, kind, precision)
 
 
-def cut_network(scale: Scale, out: Path) -> Path:
+def cut_network(scale: Scale, out: Path, ratios: str) -> Path:
     """A run of a network and its peers; of random weights, so that accuracy says nothing."""
     arch, side, _, _ = scale.latency
-    run = out / f"cut-{arch}-{side}"
+    ratios = ratios if scale is not DRY else "0.5"
+    run = out / f"cut-{arch}-{side}-{ratios}"
     if not (run / "family.json").exists():
         run_wmlc([
             *of_noise(scale, out, arch, side), "--out", str(run), "--ratio-of", "macs", "--share", "none",
-            "--ratios", "0.7,0.5,0.3" if scale is REAL else "0.5", "--budget", "uniform",
+            "--ratios", ratios, "--budget", "uniform",
         ])  # fmt: skip
     return run
 
