@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,12 +22,15 @@ from wmlc.compress.widths.outputs import output_channels
 from wmlc.compress.widths.resizable import resizable
 from wmlc.compress.widths.tree import Partition, sharing_tree
 from wmlc.compress.worth import Images, budget_of, measure_sensitivity, rank, score
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import is_foreign
+from wmlc.models.head import own_modes
+from wmlc.models.residual import leave_out, left_out
 from wmlc.models.resizable import Resizable
-from wmlc.models.stages import Staged, split
+from wmlc.models.stages import Staged, answers_apart, own_names, split
 from wmlc.models.start import Fitted, fit_start, read_start
+from wmlc.models.widths import cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import Branch, DataRecord, LatencyPlan, Sensitivity
 from wmlc.settings import TrainConfig
@@ -92,8 +96,41 @@ def prepare(
     else:
         scored = device.ranks.of_first(lambda: measure_sensitivity(scored, made.network, config, data, losses))
     if method.cuts_trained:
-        return replace(_cut_apart(made, scored, config), plan=plan)
-    return replace(cut_before_training(made, scored, config, record, device), plan=plan)
+        prepared = replace(_cut_apart(made, scored, config), plan=plan)
+    else:
+        prepared = replace(cut_before_training(made, scored, config, record, device), plan=plan)
+    _check_as_saved(prepared, record.input_shape)
+    return prepared
+
+
+def _check_as_saved(prepared: Prepared, input_shape: tuple[int, int, int]) -> None:
+    """Raise `InputError` where the narrowest peer would be another network once it is saved and loaded again.
+
+    Peers are trained as stages and saved as the network itself, which may take a number in one stage and use it in
+    another: a number of channels that only one of the two has cut.
+    """
+    made = prepared.made
+    if made.staged is None or made.whole is None or not made.staged.cuts.cuts:
+        return
+    full, arch = prepared.full, type(made.whole).__name__
+    narrowest = min(range(len(prepared.widths)), key=lambda place: prepared.widths[place].macs)
+    peer, named = prepared.family.peer(1 + narrowest), own_names(made.staged)
+    device = next(full.parameters()).device
+    try:
+        whole = cut_to(leave_out(copy.deepcopy(made.whole), left_out(peer, named)), difference(full, peer, named)).to(
+            device
+        )
+        whole.load_state_dict({named(name): own for name, own in peer.state_dict().items()}, strict=False, assign=True)
+        with own_modes(peer):
+            apart = answers_apart(whole.eval(), peer.to(device).eval(), torch.zeros(2, *input_shape, device=device))
+        how = f"gives answers that are {apart:.1%} apart from" if apart else ""
+    except Exception as error:  # whatever its code raises
+        how = f"does not run ({one_line(error, 120)}), unlike"
+    if how:
+        raise InputError(
+            f"once cut, {arch} {how} the stages that it is trained as; its code may use a number of channels, such as "
+            "x.shape[1], where others have been cut: take such numbers where they are used"
+        )
 
 
 def _planned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from wmlc.errors import InputError, one_line
 from wmlc.models.cost import MacCounter
+from wmlc.models.head import own_modes
 
 # What the shares of the MACs are that are done at the end of each stage.
 SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
@@ -20,6 +23,12 @@ LAST = "stage4"  # ends with the last feature map
 COARSE = 0.1  # of all MACs without a cut: then the modules there are opened
 DEEPEST = 8  # modules within modules that are opened
 HEAD, FEATURES, CLASSIFIER = "head", "features", "fc"  # the last stage, and its two parts
+DROPOUTS = {
+    functional.dropout: nn.Dropout, functional.dropout1d: nn.Dropout1d, functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d, functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout, torch.dropout: nn.Dropout,
+}  # fmt: skip
+LOOKS = (getattr, operator.getitem, "size", "dim")  # steps that take a number, and change nothing
 
 
 class NotTraceable(Exception):
@@ -78,6 +87,7 @@ class Flow:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = fx.GraphModule(network, _traced(network, opened))
+                _check_trains_alike(network, graph.graph, opened)
                 measure, doubled = _Measure(graph), _Measure(graph)
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
@@ -201,8 +211,48 @@ def _traced(network: nn.Module, opened: set[str]) -> fx.Graph:
     graph = _Tracer(opened).trace(network, concrete_args=defaults or None)
     for placeholder in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(graph, placeholder)  # and the checks of its value
-    graph.eliminate_dead_code(lambda node: node.op in ("output", "placeholder", "call_module"))
+    # a step whose result nothing takes may write into what it is given: y.add_(x), or relu(x, inplace=True)
+    graph.eliminate_dead_code(lambda node: node.op != "get_attr" and node.target not in LOOKS)
     return graph
+
+
+def dropout_rate(node: fx.Node) -> float:
+    """Of a step that is one of `DROPOUTS`."""
+    rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    return float(rate) if isinstance(rate, int | float) else 0.5
+
+
+def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str]) -> None:
+    """Raise `NotTraceable` where opened modules do other things in training than the `graph` of their eval mode.
+
+    But for dropout, which is as it is there; and they may do more for answers beside the logits (auxiliary heads).
+    """
+    for kind in {type(module) for name, module in network.named_modules() if name in opened}:
+        if kind.train is not nn.Module.train:
+            raise NotTraceable(f"{kind.__name__} has a train() of its own")
+    with own_modes(network):
+        for module in network.modules():
+            module.training = True
+        training = _traced(network, opened)
+    known: dict[object, int] = {}
+    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(training, known)
+    if not out <= outs or dead != more_dead:
+        raise NotTraceable("its code does other things in training than in eval mode")
+
+
+def _meaning(graph: fx.Graph, known: dict[object, int]) -> tuple[set[int], set[int]]:
+    """Numbers of what a graph gives, and of the steps whose result nothing takes; the same in all graphs.
+
+    Args: the numbers that are given so far.
+    """
+    of: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        args, kwargs = (repr(fx.map_arg(own, lambda n: f"%{of[n]}")) for own in (node.args, node.kwargs))
+        if node.target in DROPOUTS:
+            args, kwargs = repr([of[own] for own in node.all_input_nodes]), str(dropout_rate(node))
+        of[node] = known.setdefault((node.op, node.target, args, kwargs), len(known))
+    *steps, output = graph.nodes
+    return {of[own] for own in output.all_input_nodes}, {of[own] for own in steps if not own.users}
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

@@ -14,17 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from wmlc.errors import InputError
-from wmlc.models.flow import CLASSIFIER, FEATURES, HEAD, Flow, NotTraceable, closed_again, fine_enough
+from wmlc.models.flow import (
+    CLASSIFIER,
+    DROPOUTS,
+    FEATURES,
+    HEAD,
+    Flow,
+    NotTraceable,
+    closed_again,
+    dropout_rate,
+    fine_enough,
+)
 from wmlc.models.head import own_modes
 from wmlc.records import StageCuts
 
-DROPOUTS = {
-    functional.dropout: nn.Dropout, functional.dropout2d: nn.Dropout2d, functional.alpha_dropout: nn.AlphaDropout,
-    torch.dropout: nn.Dropout,
-}  # fmt: skip
+APART = 1e-4  # relative, of logits that are the same but for the order of sums
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,28 @@ def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Stage
         return _in_one(network, "all data flows through one tensor nowhere in the network")
     if cuts is None:  # what was opened for nothing is closed again
         flow, chosen = closed_again(network, example, flow, chosen)
-    return _staged(flow, network, example, chosen)
+    staged = _staged(flow, network, example, chosen)
+    if answers_apart(network, staged.network.eval(), example):
+        if cuts is not None:
+            raise InputError("the network's stages give other answers than the network; it is of other code, or torch")
+        return _in_one(network, "its stages would give other answers than the network")
+    return staged
+
+
+def answers_apart(network: nn.Module, other: nn.Module, example: Tensor) -> float:
+    """How far the logits of two networks in eval mode are apart for noise, over the largest; 0 where they are the same.
+
+    Args: images like those of noise. 0 too where nothing is computed (on the meta device), and where the network
+    draws anew each time.
+    """
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    with torch.no_grad():
+        own, others = network(noise.clone()), other(noise.clone())
+        if own.is_meta or torch.allclose(own, others, APART, APART * float(own.abs().max()), equal_nan=True):
+            return 0.0
+        if not torch.equal(own, network(noise.clone())):
+            return 0.0
+    return float((own - others).abs().max() / own.abs().max())
 
 
 def _in_one(network: nn.Module, why: str) -> Staged:
@@ -146,7 +173,7 @@ def _part(
             continue
         copies[node] = graph.node_copy(node, lambda n: copies.get(n, flow.numbers.get(n)))
         if node.op == "call_function" and node.target in DROPOUTS:  # traced in eval mode, it would never drop
-            drop = DROPOUTS[node.target](_rate(node))
+            drop = DROPOUTS[node.target](dropout_rate(node))
             added[f"dropout_{k}"] = drop
             copies[node].op, copies[node].target = "call_module", f"dropout_{k}"
             copies[node].args, copies[node].kwargs = (
@@ -161,11 +188,6 @@ def _part(
         value = added[target] if target in added else attrgetter(target)(flow.graph)
         _place(root, target, value, persistent=target in saved)
     return fx.GraphModule(root, graph, class_name=name.capitalize())
-
-
-def _rate(node: fx.Node) -> float:
-    rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    return float(rate) if isinstance(rate, int | float) else 0.5
 
 
 def _place(root: nn.Module, target: str, value: Any, persistent: bool) -> None:

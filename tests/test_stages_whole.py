@@ -1,0 +1,81 @@
+"""What a network does in training, and what its statements write, is not lost by taking it apart. Takes 2 s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_stages import EXAMPLE, Deep, InPlace, images, made
+from torch import Tensor, nn
+
+from wmlc.models.stages import split
+
+
+def residual(x: Tensor, y: Tensor) -> Tensor:
+    y.add_(x)
+    return y
+
+
+def relu(x: Tensor, y: Tensor) -> Tensor:
+    F.relu(y, inplace=True)
+    return y
+
+
+@pytest.mark.parametrize("step", [residual, relu])
+def test_a_statement_that_writes_into_a_tensor_is_a_step(step: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Nothing takes its result, but what it wrote."""
+
+    class Statements(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.convs[0](x)
+            for layer in self.convs[1:]:
+                x = step(x, layer(x))
+            return self.fc(x.mean((2, 3)))
+
+    whole = made(Statements).eval()
+    staged = split(whole, EXAMPLE)
+    with torch.no_grad():
+        assert staged.note is None and torch.equal(staged.network(images()), whole(images()))
+
+
+class Noisy(Deep):
+    def forward(self, images: Tensor, flag: bool = False) -> Tensor:
+        return super().forward(images + torch.randn_like(images) if self.training else images)
+
+
+class DropsInTraining(Deep):
+    def forward(self, images: Tensor, flag: bool = False) -> Tensor:
+        maps = self.blocks(self.stem(images))
+        return self.fc(F.dropout(maps, 0.5).mean((2, 3)) if self.training else maps.mean((2, 3)))
+
+
+class Frozen(Deep):
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.blocks.eval()
+        return self
+
+
+class Auxiliary(Deep):
+    """More answers in training, as GoogLeNet's."""
+
+    def forward(self, images: Tensor, flag: bool = False) -> Tensor:
+        maps = self.blocks(self.stem(images))
+        logits = self.fc(F.dropout1d(maps.mean((2, 3)), 0.5, self.training))
+        return (logits, self.fc(maps.amax((2, 3)))) if self.training else logits  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Noisy, "its code does other things in training than in eval mode"),
+        (DropsInTraining, "its code does other things in training than in eval mode"),
+        (Frozen, "Frozen has a train() of its own"),
+        (Auxiliary, None),
+    ],
+)
+def test_what_is_another_network_in_training_is_not_taken_apart(kind: type[nn.Module], why: str | None) -> None:
+    staged = split(made(kind), EXAMPLE)
+    assert staged.note == (why and f"nothing can be shared: the network cannot be traced ({why})")
