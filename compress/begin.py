@@ -116,6 +116,7 @@ def together(data: Data, ranks: Ranks) -> None:
     counts = {
         "the number of training images": record.train, "the number of held-out images": record.held_out,
         "the number of test images": ranks.of_each(data.test_count), "the list of classes": record.class_names,
+        "the hash of the training images' names and labels": ranks.of_each(data.train_digest)[:12],
     }  # fmt: skip
     ranks.agree(counts, "give all processes the same images")
 
@@ -125,8 +126,16 @@ def start_weights(prepared: Prepared) -> str | None:
     return None if prepared.made.fitted is None else tensors_digest(prepared.full.state_dict().values())
 
 
-def same_start(prepared: Prepared, record: RunRecord, root: Path) -> None:
-    """Raise `InputError` where a run that goes on would do so from another start."""
+def same_beginning(prepared: Prepared, data: Data, record: RunRecord, root: Path) -> None:
+    """Raise `InputError` where a run that goes on would do so from another start, or on other images.
+
+    Which are held out hangs on how many there are, and those that have been trained on cannot be.
+    """
+    if record.images not in (None, data.train_digest()):
+        raise InputError(
+            f"the training images are not those that {root} began with, by their names and labels, so it cannot go on; "
+            "put them back, or train anew (--force)"
+        )
     if record.start_weights not in (None, start_weights(prepared)):
         raise InputError(
             f"the weights of {record.settings.start} are not those that {root} began with, so it cannot go on; put "
@@ -149,7 +158,8 @@ def make_run(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
         sensitivity=[] if prepared.plan else prepared.scored.losses,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
-        processes=device.ranks.count, launch=launch(), start_weights=began_with, **vars(runs.provenance()),
+        processes=device.ranks.count, launch=launch(), start_weights=began_with, images=data.train_digest(),
+        **vars(runs.provenance()),
     )  # fmt: skip
     with new_directory(run.root) as aside:
         records.write(aside / run.config.name, record)

@@ -233,7 +233,19 @@ def _check_paid_out(
 
 
 def as_planned(scored: Scored, asked: Asked, plan: LatencyPlan) -> Scored:
-    """`scored` with the widths of a plan."""
+    """`scored` with the widths of a plan; `InputError` for one that is of other groups."""
+    graph, names = scored.graph, {group.root for group in scored.graph.groups}
+    fit = [
+        own.counts.keys() == names
+        and bool((units_of(own, graph) <= graph.full).all())
+        and graph.allows(units_of(own, graph))
+        for own in plan.peers
+    ]
+    if not fit or not all(fit):
+        raise InputError(
+            "the recorded plan for a latency does not fit the network: it was changed, or the network's code is "
+            "another now (torchvision's, timm's or yours); train anew"
+        )
     counts = [units_of(own, scored.graph) for own in plan.peers]
     achieved = [1 - own.ms / plan.full_ms for own in plan.peers]
     return replace(scored, planned=Planned(asked.share, counts, achieved))

@@ -42,7 +42,9 @@ def train_phase(
 @contextlib.contextmanager
 def in_step(family: PeerFamily, config: TrainConfig, device: Device) -> Iterator[None]:
     """Let all processes begin with rank 0's weights, and with `--sync-bn` have the same statistics meanwhile."""
-    family.to(memory_format=torch.channels_last)
+    for tensor in (*family.parameters(), *family.buffers()):
+        if tensor.ndim == 4:  # of others torch's own `to` takes none
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     device.ranks.take_of_first([*(own.data for own in family.parameters()), *family.buffers()])
     with synced(family, device.ranks) if config.sync_bn else contextlib.nullcontext():
         yield

@@ -35,8 +35,8 @@ def save_peers(
 ) -> None:  # fmt: skip
     """Measure every peer on the test set, once, and write it as a network of its own; rank 0 writes."""
     family, weights = prepared.family, state.best_peer_weights
-    if len(weights) < family.peers:  # uncut peers of `prune-finetune` are trained with the baseline
-        weights = [1 / family.peers] * family.peers
+    if whole := family.peers - len(weights):  # uncut peers, which are the start or are trained as the baseline
+        weights = [own * len(weights) / family.peers for own in weights] + [1 / family.peers] * whole
     omega_P = torch.tensor(weights, device=device.name)
     top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
     if not device.ranks.first:

@@ -252,7 +252,7 @@ def _resume(run: Run, ranks: Ranks) -> Run:
     data = ranks.of_each(lambda: open_data(data_config(config), device.name))
     begin.together(data, ranks)
     prepared = prepare(config, data, device, record.latency, record.sensitivity)
-    ranks.of_each(lambda: begin.same_start(prepared, record, run.root))
+    ranks.of_each(lambda: begin.same_beginning(prepared, data, record, run.root))
     return _train_stoppable(run, config, data.shared(ranks), prepared, device)
 
 

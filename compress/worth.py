@@ -136,7 +136,9 @@ def measure_sensitivity(
         priced = Counted(scored.graph, levels, config.ratio_of)
     ways = [blocks_optional(priced), priced]  # the latter of a run from before, and the same where all blocks stay
     for way in ways:
-        if known and [tuple(own.units) for own in known] == list(way.levels):
+        if known and [(own.group, tuple(own.units), len(own.nats)) for own in known] == [
+            (group.root, levels, len(levels)) for group, levels in zip(way.graph.groups, way.levels, strict=True)
+        ]:
             return replace(scored, priced=way, sensitivity=[np.array(own.nats) for own in known])
     scored = replace(scored, priced=ways[0])
     batches = data.sample_batches(_batch_size(config, data), SENSITIVITY_BATCHES)

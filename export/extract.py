@@ -324,7 +324,9 @@ def _compare_top1(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config:
     """Top-1 of `file` and of `fp32` in percent on the whole test set; `GateError` where too much is lost."""
     _, height, width = spec.input_shape
     engines = {path: OnnxFile(path, spec, config) for path in (file, fp32)}
-    found, _ = top1_percent(engines, data.test_pixels(images_a_call(height, width)), data.test_count())
+    found, failed = top1_percent(engines, data.test_pixels(images_a_call(height, width)), data.test_count())
+    if failed:
+        raise InputError(next(iter(failed.values())))
     top1, fp32_top1 = found[file], found[fp32]
     if config.max_drop is not None and fp32_top1 - top1 > config.max_drop:
         raise GateError(

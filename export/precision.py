@@ -82,6 +82,7 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
     kept = [node.name for node in model.graph.node if hot.keys() & {*node.input, *node.output}]
     with _quiet():
         half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept)
+    _without_twins(half)
     if kept:
         _join_casts(half)
     OnnxModel(half).topological_sort()  # the casts were put at the end
@@ -125,6 +126,17 @@ def largest_activations(model: onnx.ModelProto, images: np.ndarray) -> dict[str,
     return dict(zip(names, np.max(np.asarray(found), axis=0).tolist(), strict=True))  # a NaN stays one
 
 
+def _without_twins(model: onnx.ModelProto) -> None:
+    """Of what two operators take that stay in float32 the converter makes a cast for each, both of one name."""
+    seen, kept = set[str](), list[onnx.NodeProto]()
+    for node in model.graph.node:
+        if node.op_type != "Cast" or node.output[0] not in seen:
+            kept.append(node)
+        seen |= set(node.output)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
 def _join_casts(model: onnx.ModelProto) -> None:
     """Between two operators that stay in float32 the converter casts to float16 and back, which would overflow."""
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
@@ -152,9 +164,13 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
     """
     flavour = _FLAVOURS[target]
     ranges = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
-    with _quiet(), _said_of(fp32, out), progress("calibrating", len(images)) as advance:
+    with (
+        _quiet(), _said_of(fp32, out), progress("calibrating", len(images)) as advance,
+        tempfile.TemporaryDirectory(dir=out.parent) as own,
+    ):  # fmt: skip
+        copied = Path(shutil.copy(fp32, own))  # beside which the quantizer writes
         quantization.quantize_static(
-            str(fp32),
+            str(copied),
             str(out),
             _Images(images, advance),
             quant_format=QuantFormat.QDQ,
@@ -212,8 +228,8 @@ class _Images(quantization.CalibrationDataReader):
 
 
 def _save(model: onnx.ModelProto, out: Path, **changed: Any) -> None:
-    """Write `model`, whose metadata is still its fp32 file's but for what has `changed`."""
-    write_about(model, replace(about_in(model, out), **changed))
+    """Write `model`, whose metadata is still its fp32 file's but for what has `changed`, and for its accuracy."""
+    write_about(model, replace(about_in(model, out), top1=None, **changed))
     onnx.checker.check_model(model)
     onnx.save_model(model, str(out))
 

@@ -220,7 +220,7 @@ def _stage_ensemble(
         raise InputError(f"{run.family} is damaged: no weight of each peer; train again, or drop --ensemble")
     directories = [run.network(peer.peer) for peer in family.peers]
     spec = read_spec(directories[-1])
-    spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None))
+    spec = replace(spec, about=replace(spec.about, peer=None, ratio=None, achieved_ratio=None, top1=None))
     network = Ensemble([load_stages(directory) for directory in directories], weights).eval()
     fp32, file = staging / "fp32.onnx", staging / "ensemble.onnx"
     export_onnx(network, spec, fp32, images_to_check(run, data), with_preprocess=config.with_preprocess)
@@ -240,7 +240,9 @@ def _measure(
     """The accuracy of a file that the bench has not seen; `GateError` where it is below `config.min_top1`."""
     _, height, width = spec.input_shape
     engine = {name: OnnxFile(file, spec, _export_config(config))}
-    found, _ = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
+    found, failed = top1_percent(engine, data.test_pixels(images_a_call(height, width)), data.test_count())
+    if failed:
+        raise InputError(failed[name])
     top1 = found[name]
     if config.min_top1 is not None and top1 < config.min_top1:
         raise GateError(f"{name}: top-1 is {top1:.2f}, --min-top1 asks for {config.min_top1:g}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.data import normalise
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
 from wmlc.export.about import write_about
 from wmlc.export.lighter import folded, operators_listed_once, operators_read_once, out_of_place
 from wmlc.files import new_file
@@ -68,7 +68,7 @@ def export_onnx(
     _check_finite(out, network)
     with new_file(out) as aside:
         _write(network, spec, aside, with_preprocess, weights_sha256)
-        _check_shapes(aside, out, network)
+        _check_shapes(aside, out, network, spec)
         _check_logits(aside, out, network, spec, pixels_NHWC, with_preprocess)
 
 
@@ -88,10 +88,16 @@ def _write(
     with (
         _quiet(), operators_read_once(), operators_listed_once(), out_of_place(module, images), folded(module, images)
     ):  # fmt: skip
-        program = torch.onnx.export(
-            module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
-            output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
+                output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            raise InputError(
+                f"torch {torch.__version__} cannot write {spec.arch} as ONNX ({_cause(error)}); change its code, or "
+                "use it by wmlc.load"
+            ) from error
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:  # the exporter leaves stack traces, with this machine's paths, on every node
@@ -106,6 +112,13 @@ def _write(
     write_about(model, _about(network, spec, opset, with_preprocess, weights_sha256))
     onnx.checker.check_model(model)
     onnx.save_model(model, str(path))
+
+
+def _cause(error: BaseException) -> str:
+    """What the exporter ran into, below the steps it was at; they are pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error, 200)
 
 
 def _about(
@@ -149,8 +162,8 @@ def _check_finite(out: Path, network: nn.Module) -> None:
         )
 
 
-def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
-    """Every convolution and linear layer is in the file, as dense and as narrow as in the network.
+def _check_shapes(path: Path, out: Path, network: nn.Module, spec: NetworkSpec) -> None:
+    """Every convolution and linear layer that logits depend on is in the file, as dense and narrow as in the network.
 
     A weight that the exporter computed anew, as the transpose that a product of matrices takes or as a standardised
     one, has lost its name and is known by its shape.
@@ -158,9 +171,11 @@ def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
     own = network.state_dict().keys()
     nameless = {tuple(dims) for name, dims in shapes.items() if name not in own}
+    layers = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
+    idle = _without_part(network, spec) if any(f"{name}.weight" not in shapes for name in layers) else set()
     wrong = []
-    for name, module in network.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
+    for name, module in layers.items():
+        if f"{name}.weight" in idle:
             continue
         # a batch norm that was folded leaves `bias`, as a layer's own is called, or of the exporter's `weight_bias`
         expected = {f"{name}.weight": list(module.weight.shape)}
@@ -177,6 +192,16 @@ def _check_shapes(path: Path, out: Path, network: nn.Module) -> None:
         raise InputError(
             f"{out} was not written: the exporter changed {'; '.join(wrong[:5])}; try another torch version"
         )
+
+
+def _without_part(network: nn.Module, spec: NetworkSpec) -> set[str]:
+    """The weights that the logits do not depend on, as those of a head that is there for training; unknown, none."""
+    names, weights = zip(*network.named_parameters(), strict=True)
+    with contextlib.suppress(RuntimeError), torch.enable_grad():  # of steps that no gradient goes through
+        logits = network(torch.zeros(1, *spec.input_shape))
+        gradients = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+        return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+    return set()
 
 
 def _check_logits(

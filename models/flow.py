@@ -7,6 +7,7 @@ import operator
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -127,16 +128,18 @@ class Flow:
                     self.cuts[k], self.names[k] = tensor, tensor.name
 
     def _barred(self) -> set[int]:
-        """Steps after which no cut may be, as a module that holds tensors runs before and after it."""
-        runs: dict[str, list[int]] = {}
+        """Steps after which no cut may be, as a module that holds tensors or a weight is used before and after it."""
+        runs: dict[str | int, list[int]] = {}  # by the name of what runs, and by each weight that it holds
         for k, node in enumerate(self.nodes):
             if node.op in ("call_module", "get_attr"):
-                runs.setdefault(str(node.target), []).append(k)
-        barred: set[int] = set()
-        for target, steps in runs.items():
-            if len(steps) > 1 and (self.nodes[steps[0]].op == "get_attr" or _holds(self.graph.get_submodule(target))):
-                barred |= set(range(steps[0], steps[-1]))
-        return barred
+                own = attrgetter(str(node.target))(self.graph)
+                weights = own.parameters() if isinstance(own, nn.Module) else [own]
+                if not isinstance(own, nn.Module) or _holds(own):
+                    runs.setdefault(str(node.target), []).append(k)
+                for weight in weights:
+                    if isinstance(weight, nn.Parameter):
+                        runs.setdefault(id(weight), []).append(k)
+        return {step for steps in runs.values() for step in range(steps[0], steps[-1])}
 
     @property
     def classifier(self) -> int:

@@ -252,6 +252,12 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
             f"{arch} must give logits [N, classes], got [{', '.join(map(str, shape))}] for N images; "
             f"it is no classifier"
         )
+    alone = run_once(network, input_shape, 1)
+    if alone.shape != (1, made.shape[1]):
+        raise InputError(
+            f"{arch} must give logits [1, {made.shape[1]}] for one image, got {list(alone.shape)}; its code may say "
+            "squeeze(), which takes the first dimension too: flatten(1) does not"
+        )
     _check_training(network, arch, input_shape)
     return made.shape[1]
 

@@ -69,10 +69,10 @@ def outputs_of(layer: nn.Linear | nn.Conv2d) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def run_once(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
-    """What `network` gives in eval mode for two black images, where its weights are."""
+def run_once(network: nn.Module, input_shape: tuple[int, int, int], count: int = 2) -> Tensor:
+    """What `network` gives in eval mode for so many black images, where its weights are."""
     weight = next(iter(network.parameters()), torch.empty(0))
-    images = torch.zeros(2, *input_shape, device=weight.device)
+    images = torch.zeros(count, *input_shape, device=weight.device)
     with own_modes(network), torch.no_grad():
         network.eval()
         return network(images)

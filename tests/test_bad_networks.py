@@ -66,6 +66,30 @@ class Summed(Wrapped):
         return self.layers(images).sum(0, keepdim=True)
 
 
+class Squeezed(Wrapped):
+    def forward(self, images):
+        return self.layers(images).squeeze()
+
+
+class Crossing(nn.Module):
+    '''How many channels there were early scales what is made of others late.'''
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU()) for i, o in SIZES)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        maps = self.parts[0](images)
+        channels = maps.shape[1]
+        for part in self.parts[1:]:
+            maps = part(maps)
+        return self.fc(maps.mean((2, 3)) / channels)
+
+
+SIZES = (1, 8), (8, 16), (16, 16), (16, 16)
+
+
 class Raises(Wrapped):
     def forward(self, images):
         raise RuntimeError("not\\ntoday")
@@ -150,6 +174,8 @@ NO_CLASSIFIER = "it is no classifier"
         ("net.py:Tuple", f"net.py:Tuple must give logits [N, classes], got a tuple; {NO_CLASSIFIER}"),
         ("net.py:Few", "net.py:Few gives 4 outputs, and the data have 10 classes: no Linear or Conv2d of the network makes"),
         ("net.py:Summed", "net.py:Summed must give logits [N, classes], got [1, 10] for "),
+        ("net.py:Squeezed", "net.py:Squeezed must give logits [1, 10] for one image, got [10]; its code may say squeeze()"),
+        ("net.py:Crossing", "once cut, Crossing gives answers that are "),
         ("net.py:Raises", "net.py:Raises cannot take images of 1 x 8 x 8 (channels, height, width): RuntimeError: not today"),
         ("net.py:boom", "net.py:boom(num_classes=10) raised KeyError: 'no\\nsuch thing'"),
         ("net.py:number", "net.py:number must give a torch.nn.Module, got int"),

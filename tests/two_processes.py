@@ -35,7 +35,7 @@ from wmlc.ranks import SOLO, Ranks, joined, launch, launched
 from wmlc.run import Run, data_config, read_config, read_epochs, read_family
 from wmlc.settings import TrainConfig
 
-TINY = {**SMALL, "ratios": (0.5, 0.0), "baseline": False, "reweigh_every": 1, "lr": 1e-3}
+TINY = {**SMALL, "ratios": (0.5, 0.0), "baseline": False, "reweigh_every": 1, "lr": 1e-3, "precision": "fp32"}
 # At a rate of 0.05 an untrained network this deep makes 1e-3 of float32's rounding in as few steps, also of one process
 # beside itself in float64; the gradients themselves are held in float64 below.
 

@@ -163,6 +163,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     An existing `path` stays readable until the rename; a kill between the two renames leaves it
     whole under .NAME.former.wmlc, where `recover_directory` finds it.
     """
+    path = path.resolve() if path.is_symlink() else path  # a link stays one, and what it leads to is replaced
     with _parents(path):
         aside = _aside(path)
         try:

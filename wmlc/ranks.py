@@ -137,6 +137,23 @@ class Ranks:
             work.wait()
             _fill(bucket, flat / self.count)
 
+    def mean_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Each parameter's gradient becomes its mean over processes; one that only others have is 0 here.
+
+        A network that leaves out blocks at random has other gradients in each process. Which ones is told between
+        CPUs, so that no GPU is waited for.
+        """
+        if self.count == 1:
+            return
+        import torch
+
+        has = self.sum_(torch.tensor([own.grad is not None for own in parameters], dtype=torch.int32)).tolist()
+        taught = [own for own, count in zip(parameters, has, strict=True) if count]
+        for own in taught:
+            if own.grad is None:
+                own.grad = torch.zeros_like(own)
+        self.mean_([own.grad for own in taught if own.grad is not None])
+
     def take_of_first(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's numbers for all, in place."""
         if self.count == 1:

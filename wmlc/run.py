@@ -159,18 +159,19 @@ def data_config(settings: TrainConfig) -> DataConfig:
 def open_run_data(run: Run, root: str | None = None) -> Data:
     """The data set that the run was trained on, on the CPU; in the folder `root`, if it has moved there.
 
-    Raises `InputError` where what lies in `root` has other classes or another shape than what was trained on.
+    Raises `InputError` where it has other classes than what was trained on, as classes are numbers to a network, and
+    where what lies in `root` has another shape.
     """
-    config = data_config(read_config(run).settings)
-    if root is None:
-        return open_data(config)
-    data, trained = open_data(replace(config, root=Path(root))), read_family(run).data
-    for what in ("class_names", "input_shape"):
-        here, there = getattr(data.record, what), getattr(trained, what)
+    config, trained = data_config(read_config(run).settings), read_family(run).data
+    data = open_data(config if root is None else replace(config, root=Path(root)))
+    found: dict[str, tuple[object, object]] = {"class_names": (data.test_classes(), trained.class_names)}
+    if root is not None:
+        found["input_shape"] = data.record.input_shape, trained.input_shape
+    for what, (here, there) in found.items():
         if here != there:
             raise InputError(
-                f"{root} is not the data set of {run.root}: its {what} is {_short(here)}, the run's {_short(there)}; "
-                "name that with --data-root"
+                f"{data.config.root} is not the data set of {run.root}: its {what} is {_short(here)}, the run's "
+                f"{_short(there)}; name that with --data-root"
             )
     return data
 

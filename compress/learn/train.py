@@ -172,7 +172,7 @@ def fit(
             loss = loss_of(images, labels, weight_P, teaching_SP, taught)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            device.ranks.mean_([p.grad for p in family.parameters() if p.grad is not None])
+            device.ranks.mean_gradients(list(family.parameters()))
             if config.clip is not None:
                 torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
             state.step += 1

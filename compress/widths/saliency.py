@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
@@ -24,7 +26,9 @@ def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind:
     if kind == "synflow":
         return _synflow(network, images.shape[1:])
     parameters = dict(network.named_parameters())
-    loss = F.cross_entropy(network.train()(images), labels)
+    # of attention's fused kernels there is no second derivative, which GraSP takes
+    with sdpa_kernel(SDPBackend.MATH) if kind == "grasp" else contextlib.nullcontext():
+        loss = F.cross_entropy(network.train()(images), labels)
     if kind == "snip":
         gradients = _gradients(loss, parameters)
         return {

@@ -80,8 +80,14 @@ class Data(Protocol):
     def test_count(self) -> int:
         """Images in the test set; decodes none of a folder's."""
 
+    def test_classes(self) -> list[str]:
+        """The names of the classes as the test set has them, by their ids."""
+
     def test_digest(self) -> str:
         """What tells the test images from others: a hash of their labels, and of their files' names and sizes."""
+
+    def train_digest(self) -> str:
+        """The same of the images trained on and held out, without the files' sizes: of a million that takes seconds."""
 
     def check_test(self) -> None:
         """Decode every test image, so that a damaged one is found before a training and not after it.

@@ -64,8 +64,14 @@ class Batches(ABC):
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
 
+    def test_classes(self) -> list[str]:
+        return self._parts.test.class_names
+
     def test_digest(self) -> str:
         return part_digest(self._parts.test)
+
+    def train_digest(self) -> str:
+        return part_digest(self._parts.train, sizes=False)
 
     def _finish(self, pixels_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, where it is not there yet, and normalise it."""

@@ -104,12 +104,13 @@ class Part:
     skipped: Mapping[str, int] = field(default_factory=dict)  # what else lies there → how often
 
 
-def part_digest(part: Part) -> str:
-    """A hash of the labels, and of the pixels or of the files' sizes and names, wherever the set lies."""
+def part_digest(part: Part, sizes: bool = True) -> str:
+    """A hash of the labels, and of the pixels or of the files' names and `sizes`, wherever the set lies."""
     digest = hashlib.sha256(part.labels_N.numpy().tobytes())
     if part.pixels_NHWC is not None:
         digest.update(part.pixels_NHWC.numpy().tobytes())
-    sized = [f"{path}\0{Path(path).stat().st_size}" for path in part.hold or part.paths]
+    files = part.hold or part.paths
+    sized = [f"{path}\0{Path(path).stat().st_size}" for path in files] if sizes else files
     for name in (*sized, *(part.paths if part.hold else ())):
         digest.update(f"{name.removeprefix(part.where)}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()

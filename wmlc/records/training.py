@@ -145,6 +145,7 @@ class RunRecord(Provenance):
     processes: Size = 1  # that trained together, when it began
     launch: str | None = None  # the torchrun that started them
     start_weights: str | None = None  # a hash of the network that it began with, if from a start
+    images: str | None = None  # a hash of the training images' names and labels; None: of a run from before
     schema_version: Version = SCHEMA
 
 
