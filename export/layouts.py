@@ -70,29 +70,35 @@ def check_labels(labels: Sequence[str]) -> None:
             raise InputError(f"the class name {label!a} {why}; rename the class's folder and train again")
 
 
-def root_files(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str, str]:
-    """The files beside the models of the repository `out`, as its models now are.
+def root_files(out: Path, config: ShipConfig, on_gpu: bool, staged: Sequence[str] = ()) -> dict[str, str]:
+    """The files beside the models of the repository `out`, as its models now are and those that are `staged` will be.
 
-    Raises `InputError` where one of them is there and was written by somebody else.
+    Args: whether one of these runs on a GPU. Raises `InputError` where a file is there that somebody else wrote.
     """
     if config.to == "kserve":
+        on_gpu |= any("KIND_GPU" in _triton_config_of(model) for model in models_in(out))
         text = yaml.safe_dump(_inference_service(out, config, on_gpu), sort_keys=False)
         file = out / KSERVE_MANIFEST
         if file.exists() and not read_text(file, "InferenceService", ELSEWHERE).startswith(KSERVE_MARK):
             raise InputError(f"{file} does not begin with {KSERVE_MARK.strip()!r}, so it is not wmlc's; {ELSEWHERE}")
         return {KSERVE_MANIFEST: KSERVE_MARK + text}
     if config.to == "ovms":
-        return {OVMS_CONFIG: json.dumps(_ovms_config(out), indent=2) + "\n"}
+        return {OVMS_CONFIG: json.dumps(_ovms_config(out, staged), indent=2) + "\n"}
     return {}
 
 
-def _ovms_config(out: Path) -> dict[str, Any]:
+def _triton_config_of(model: Path) -> str:
+    file = model / TRITON_CONFIG
+    return read_text(file, "model configuration", ELSEWHERE) if file.is_file() else ""
+
+
+def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
     """OpenVINO Model Server's list of models: the one that is there, with an entry for each model that wmlc shipped.
 
     Others' entries and settings stay, also in entries of ours that somebody has changed; an entry just as we
     write it goes when there is nothing left of its model.
     """
-    file, names = out / OVMS_CONFIG, [model.name for model in models_in(out)]
+    file, names = out / OVMS_CONFIG, sorted({*(model.name for model in models_in(out)), *staged})
     ours = {name: {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names}
     if not file.exists():
         return {"model_config_list": list(ours.values())}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmlc import records
+from wmlc.data.normalisation import Normalisation
 from wmlc.errors import InputError
 from wmlc.files import OURS, flush
 from wmlc.records import Manifest
@@ -68,6 +69,14 @@ def check_same_interface(manifest: Manifest, model: Path) -> None:
                 f"{manifest.model} {former.version} in this repository has another {key} than the new one; "
                 "ship into another --out"
             )
+    was, now = former.preprocess, manifest.preprocess
+    alike = Normalisation(tuple(was.mean), tuple(was.std)).is_near(Normalisation(tuple(now.mean), tuple(now.std)))
+    if was.inside != now.inside or was.framing != now.framing or not (now.inside or alike):
+        raise InputError(
+            f"{manifest.model} {former.version} in this repository takes pictures in another way ({was.formula}, "
+            f"{was.framing.words}) than the new one ({now.formula}, {now.framing.words}), and its clients would go on "
+            "with that; ship into another --out"
+        )
 
 
 def publish(staged: Path, model: Path, version: int, *, replace: bool) -> Path:

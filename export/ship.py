@@ -86,6 +86,7 @@ def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path
         staged = [_stage_peer(run, peer, benched[peer], data, staging, out, config) for peer in peers]
         if config.ensemble:
             staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
+        root_files(out, config, False, [model.name for model in staged])  # refused before the first rename
         out.mkdir(exist_ok=True)
         for model in staged:
             yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from wmlc.accuracy import disagreement, parity
-from wmlc.console import say, say_exactly
+from wmlc.console import note, say, say_exactly
 from wmlc.data import Data
 from wmlc.errors import InputError, one_line
 from wmlc.export.config import ExportConfig
@@ -46,9 +46,13 @@ def verify(run: Run, repository: Path, url: str, data_root: str | None = None) -
     not speak that protocol, ends in the middle or never ends (`wmlc.export.server` has its bounds).
     """
     newest = [model / str(newest_version(model)) for model in models_in(repository)]
-    manifests = {path: read_manifest(path) for path in newest}
-    if not manifests:
+    everything = {path: read_manifest(path) for path in newest}
+    if not everything:
         raise InputError(f"there is no shipped model in {repository}; ship one, or name the repository with --out")
+    own = {path: manifest for path, manifest in everything.items() if manifest.run == run.root.resolve().name}
+    manifests = own or everything
+    if others := {manifest.run for manifest in everything.values()} - {each.run for each in manifests.values()}:
+        note(f"{len(everything) - len(manifests)} models of {', '.join(sorted(others))} left out; name these by --run")
     server = Server.at(url)
     server.check_live()
     data = open_run_data(run, data_root)

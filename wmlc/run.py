@@ -170,8 +170,8 @@ def open_run_data(run: Run, root: str | None = None) -> Data:
     for what, (here, there) in found.items():
         if here != there:
             raise InputError(
-                f"{data.config.root} is not the data set of {run.root}: its {what} is {_short(here)}, the run's "
-                f"{_short(there)}; name that with --data-root"
+                f"{data.config.root or config.name} is not the data set of {run.root}: its {what} is {_short(here)}, "
+                f"the run's {_short(there)}; name that with --data-root"
             )
     return data
 
