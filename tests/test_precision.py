@@ -158,6 +158,24 @@ def test_activations_that_float16_cannot_hold_stay_in_float32(
         assert set(types.values()) == {TensorProto.FLOAT if kept else TensorProto.FLOAT16}
 
 
+def test_what_two_operators_in_float32_take_is_cast_once(tmp_path: Path) -> None:
+    """Differences stay in float32, as normalisation does."""
+    fp32, half = two_layers(tmp_path / "fp32.onnx", 1.0), tmp_path / "half.onnx"
+    model = onnx.load(str(fp32))
+    nodes = list(model.graph.node)
+    nodes[3].input[0] = "more"
+    nodes[3:3] = [
+        helper.make_node("Sub", ["r", "a"], ["first"], name="one"), helper.make_node("Sub", ["a", "r"], ["other"], name="two"),
+        helper.make_node("Max", ["first", "other"], ["more"], name="apart"),
+    ]  # fmt: skip
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save_model(model, str(fp32))
+    to_fp16(fp32, half, FED)
+    expected = run_onnx(fp32, FED)
+    np.testing.assert_allclose(run_onnx(half, FED), expected, atol=0.01 * np.abs(expected).max())
+
+
 def test_activations_that_are_no_numbers_are_said_to_be(tmp_path: Path) -> None:
     fed = FED.copy()
     fed[3, 0, 0, 0] = np.inf

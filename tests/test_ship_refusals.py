@@ -186,3 +186,26 @@ def test_a_server_that_does_not_answer_is_one_line(benched_run: Run, tmp_path: P
     assert invoke("--run", benched_run.root).exit_code == 2
     result = invoke("--run", benched_run.root, "--verify", "http://127.0.0.1:9", "--peer", "1")
     assert result.output == "Error: --verify ships nothing: give it --out, --run and --json, without --peer\n"
+
+
+def test_a_version_that_takes_pictures_in_another_way_is_refused(benched_run: Run, tmp_path: Path) -> None:
+    (version,) = ship(benched_run, "1", tmp_path / "models", TRITON)
+    manifest = json.loads((version / "manifest.json").read_text())
+    for key, value in (("mean", [9.0] * len(manifest["preprocess"]["mean"])), ("inside", True)):
+        former = manifest | {"preprocess": manifest["preprocess"] | {key: value}}
+        (version / "manifest.json").write_text(json.dumps(former))
+        with pytest.raises(
+            InputError, match=r"1 in this repository takes pictures in another way \(.*ship into another"
+        ):
+            list(ship(benched_run, "1", tmp_path / "models", TRITON))
+    assert [path.name for path in version.parent.iterdir() if path.is_dir()] == ["1"]
+
+
+def test_a_name_that_is_elsewhere_already_is_refused_before_anything_is_there(benched_run: Run, tmp_path: Path) -> None:
+    (version,) = ship(benched_run, "1", tmp_path / "first", replace(TRITON, to="ovms"))
+    there = {"config": {"name": version.parent.name, "base_path": "/elsewhere/m"}}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "config.json").write_text(json.dumps({"model_config_list": [there]}))
+    with pytest.raises(InputError, match="at /elsewhere/m already; move it away"):
+        list(ship(benched_run, "1", tmp_path / "models", replace(TRITON, to="ovms")))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["config.json"]
