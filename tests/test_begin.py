@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 from training import a_run_record, stopping, train, weights
 
+from wmlc import records
 from wmlc import run as runs
 from wmlc.compress import begin, session
 from wmlc.compress.session import resume_run, start_run
@@ -37,6 +38,13 @@ def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Pat
     with pytest.raises(InputError, match=r"the weights of .*start are not those that .*run began with, so it cannot"):
         resume_run(Run(tmp_path / "run"))
     safetensors.torch.save_file(former, start / "weights.safetensors")
+    record = runs.read_config(Run(tmp_path / "run"))
+    records.write(Run(tmp_path / "run").config, replace(record, images="others"))
+    with pytest.raises(
+        InputError, match=r"the training images are not those that .*run began with, by their names and"
+    ):
+        resume_run(Run(tmp_path / "run"))
+    records.write(Run(tmp_path / "run").config, record)
     assert runs.read_family(resume_run(Run(tmp_path / "run"))).finished
 
 

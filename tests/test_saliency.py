@@ -108,6 +108,15 @@ def test_grasp_is_minus_hessian_times_gradient_times_parameter() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_grasp_looks_through_attention() -> None:
+    """Whose fused kernels have no second derivative."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    network = nn.Sequential(nn.Flatten(2), layer, nn.Flatten(), nn.Linear(24, 3))
+    scores = parameter_saliency(network, torch.randn(4, 3, 2, 4), torch.tensor([0, 1, 2, 0]), "grasp")
+    assert all(score.isfinite().all() for score in scores.values()) and scores["1.self_attn.in_proj_weight"].any()
+
+
 def test_grasp_keeps_its_lowest_scores_and_the_others_their_highest() -> None:
     scores = {"weight": torch.tensor([3.0, -1.0])}
     torch.testing.assert_close(importance(scores, "grasp"), {"weight": torch.tensor([-3.0, 1.0])})

@@ -79,3 +79,18 @@ class Auxiliary(Deep):
 def test_what_is_another_network_in_training_is_not_taken_apart(kind: type[nn.Module], why: str | None) -> None:
     staged = split(made(kind), EXAMPLE)
     assert staged.note == (why and f"nothing can be shared: the network cannot be traced ({why})")
+
+
+def test_a_weight_that_two_layers_share_is_in_one_stage() -> None:
+    class Tied(InPlace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs[4].weight = self.convs[1].weight
+
+    whole = made(Tied).eval()
+    staged = split(whole, EXAMPLE)
+    holders = [name for name, stage in staged.network.named_children()
+               if any(own is whole.convs[1].weight for own in stage.parameters())]  # fmt: skip
+    assert staged.note is None and len(holders) == 1
+    with torch.no_grad():
+        assert torch.equal(staged.network(images()), whole(images()))

@@ -258,6 +258,20 @@ def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_gradients_are_matched_by_parameter() -> None:
+    """A network that leaves out blocks at random has other ones in each process; what nobody has stays without."""
+
+    def means(rank: int) -> list[list[float] | None]:
+        parameters = [nn.Parameter(torch.zeros(size)) for size in (2, 3, 1, 1)]
+        for place in ((0, 2), (1, 2))[rank]:
+            parameters[place].grad = torch.full_like(parameters[place], 1.0 + rank)
+        with joined() as ranks:
+            ranks.mean_gradients(parameters)
+        return [None if own.grad is None else own.grad.tolist() for own in parameters]
+
+    assert on_two(means) == [[[0.5] * 2, [1.0] * 3, [1.5], None]] * 2
+
+
 def test_started_again_they_do_not_look_for_the_dead(tmp_path: Path) -> None:
     """In torchrun's store there still stands where the processes were that it had started before."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
