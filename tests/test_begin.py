@@ -48,6 +48,15 @@ def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Pat
     assert runs.read_family(resume_run(Run(tmp_path / "run"))).finished
 
 
+def test_what_peers_learned_to_weigh_stays_beside_an_uncut_one(run: Run, tmp_path: Path) -> None:
+    """Which is the start, that nothing is learned of: it has its share, and the others theirs of the rest."""
+    start, ratios = str(run.network(0)), (0.6, 0.4, 0.0)
+    own = train(tmp_path / "run", start=start, ratios=ratios, epochs=1, share="none", reweigh_every=1, weight_lr=1.0)
+    learned = runs.read_epochs(own, "family")[0].peer_weights
+    assert len(learned) == 2 and learned[0] != learned[1]
+    assert runs.read_family(own).peer_weights == pytest.approx([2 / 3 * learned[0], 2 / 3 * learned[1], 1 / 3])
+
+
 def test_a_trial_of_a_rate_that_breaks_off_for_another_reason_says_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
