@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wmlc.compress.config import CHOICES
+from wmlc.compress.widths.proof import read_channels
+from wmlc.compress.widths.rank import group_magnitude, group_taylor
 from wmlc.compress.widths.saliency import importance, parameter_saliency
 from wmlc.models.zoo import build_network
 
@@ -150,3 +152,27 @@ def test_synflow_reaches_every_layer_below_a_relu6() -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             assert scores[f"{name}.weight"].sum() > 0, name
+
+
+class OwnConv(nn.Module):
+    """A convolution that is of no class of torch's."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(out, into, 3, 3)), nn.Parameter(torch.zeros(out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(F.conv2d(images, self.weight, self.bias, padding=1))
+
+
+def test_layers_of_classes_that_are_not_known_count_by_their_weights() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(OwnConv(3, 8), OwnConv(8, 4), nn.Flatten(), nn.Linear(64, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[:4] *= 1e-3
+        network[1].weight[:, :4] *= 1e-3
+    graph = read_channels(network, (3, 4, 4))
+    batch = torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 2, 0])
+    for scores in (group_magnitude(network, graph), group_taylor(network, graph, [batch], True)):
+        own = next(score for group, score in zip(graph.groups, scores, strict=True) if group.root == "0")
+        assert own[:4].max() < own[4:].min()

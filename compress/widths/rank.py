@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,8 @@ def group_magnitude(network: nn.Module, graph: ChannelGraph) -> list[Tensor]:
 
     The mean, over the layers that make or read a unit, of the sum of the squares of its weights there.
     """
-    return _measured(torch_pruning.importance.GroupMagnitudeImportance(normalizer=None), network, graph)
+    measure = torch_pruning.importance.GroupMagnitudeImportance(normalizer=None)
+    return _measured(measure, network, graph, torch.square)
 
 
 def group_taylor(
@@ -43,9 +44,14 @@ def group_taylor(
         for parameter in network.parameters():
             if parameter.grad is None:  # such as a head that nothing reads
                 parameter.grad = torch.zeros_like(parameter)
-        totals = [total + own for total, own in zip(totals, _measured(measure, network, graph), strict=True)]
-        count += 1
+        scores = _measured(measure, network, graph, _first_order)
+        totals, count = [total + own for total, own in zip(totals, scores, strict=True)], count + 1
     return [total / count for total in totals]
+
+
+def _first_order(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return (weight * weight.grad).abs()
 
 
 def random_scores(graph: ChannelGraph, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -53,13 +59,30 @@ def random_scores(graph: ChannelGraph, generator: torch.Generator | None = None)
     return [torch.rand(group.units, generator=generator) for group in graph.groups]
 
 
-def _measured(measure: Any, network: nn.Module, graph: ChannelGraph) -> list[Tensor]:
-    """Each unit's score by one of torch-pruning's measures, per group, on the CPU; 0 where no layer has any."""
+def _measured(
+    measure: Any, network: nn.Module, graph: ChannelGraph, worth: Callable[[Tensor], Tensor]
+) -> list[Tensor]:  # fmt: skip
+    """Each unit's score by one of torch-pruning's measures, per group, on the CPU.
+
+    Args: what the measure sums, of each number of a parameter. It is summed over all of a group's parameters where the
+    measure knows none of its layers, as it goes by their classes, and somebody's own have others.
+    """
     scores = []
     for group in graph.groups:
         scored = measure(_as_torch_prunings(network, group))
-        scores.append(torch.zeros(group.units) if scored is None else scored[: group.units].cpu())
+        known = scored is not None and scored.any()
+        scores.append(scored[: group.units].cpu() if known else _summed(network, group, worth))
     return scores
+
+
+def _summed(network: nn.Module, group: ChannelGroup, worth: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of what each unit's numbers are worth, over a group's parameters."""
+    parameters, total = dict(network.named_parameters()), torch.zeros(group.units)
+    for place in group.places:
+        if (parameter := parameters.get(place.tensor)) is not None:
+            own = worth(parameter).detach().cpu().movedim(place.dim, 0)
+            total += own.flatten(1).sum(1)[place.positions].sum(1) if own.ndim > 1 else own[place.positions].sum(1)
+    return total
 
 
 class _Member(tuple[object, list[int]]):
