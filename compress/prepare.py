@@ -15,7 +15,7 @@ from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, r
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
-from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.place import Device, seed_all
 from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
@@ -253,7 +253,7 @@ def make_full(
     Args: an earlier split, for the same stages; whether the seed sets the weights, or they are drawn anew.
     """
     if seeded:
-        torch.manual_seed(config.seed)
+        seed_all(config.seed)
     shape, classes, fitted = record.input_shape, record.class_names, None
     network = build_network(config.arch, len(classes), shape, config.arch_args)
     if config.start is not None:

@@ -169,7 +169,15 @@ def _check_shapes(path: Path, out: Path, network: nn.Module, spec: NetworkSpec) 
     one, has lost its name and is known by its shape.
     """
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
-    own = network.state_dict().keys()
+    own, called = network.state_dict().keys(), dict[int, str]()
+    for name, weight in network.named_parameters(remove_duplicate=False):  # one that two layers share has one name
+        if name in shapes:
+            called.setdefault(id(weight), name)
+    shapes |= {
+        name: shapes[called[id(weight)]]
+        for name, weight in network.named_parameters(remove_duplicate=False)
+        if id(weight) in called
+    }
     nameless = {tuple(dims) for name, dims in shapes.items() if name not in own}
     layers = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
     idle = _without_part(network, spec) if any(f"{name}.weight" not in shapes for name in layers) else set()

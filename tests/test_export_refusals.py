@@ -39,6 +39,13 @@ def test_a_layer_without_a_part_in_the_logits_is_not_missed(tmp_path: Path) -> N
     assert "conv.weight" in names and not any(name.startswith("aux") for name in names)
 
 
+def test_a_weight_that_two_layers_share_is_there_for_both(tmp_path: Path) -> None:
+    net = Net().eval()
+    net.conv, net.fc = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)), nn.Linear(3, 4)  # type: ignore[assignment]
+    net.conv[1].weight = net.conv[0].weight
+    export_onnx(net, SPEC, tmp_path / "net.onnx", PIXELS)
+
+
 def test_what_the_exporter_cannot_write_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^torch .* cannot write net\.py:make as ONNX \(.*i0e.*\); change its code, or use it"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from wmlc.compiler import require_compiler
@@ -58,3 +60,10 @@ def device_of_run(config: TrainConfig, ranks: Ranks) -> Device:
         return device
 
     return ranks.of_each(chosen)
+
+
+def seed_all(number: int) -> None:
+    """Let torch, and what a network's own code may draw from beside it, begin anew."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)

@@ -15,7 +15,7 @@ from torch import Tensor
 from wmlc.compress.learn.extras import ensembles
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import Forward, Method, Taught, train_loss
-from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.place import Device, seed_all
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient, source_gradient
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.state import TrainState
@@ -159,7 +159,7 @@ def fit(
     for epoch in range(state.epoch, epochs_of(config, steps)):
         start, watch, spent = time.perf_counter(), Watch(epoch, device), 0.0
         # dropout, another's in each process; on_epoch may have drawn numbers
-        torch.manual_seed(1_000_003 * config.seed + epoch + 500_000_003 * device.ranks.rank)
+        seed_all(1_000_003 * config.seed + epoch + 500_000_003 * device.ranks.rank)
         family.train()  # evaluation left it in eval mode
         now = min(steps, total - epoch * steps)
         batches = data.train_batches(config.batch_size, epoch if teacher is None else teacher.replayed(epoch))

@@ -167,6 +167,9 @@ def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[n
     """The units [G] that each peer keeps of all groups; see `choose_widths`."""
     if (planned := scored.fitting(asked)) is not None:
         return planned.counts
+    if not scored.graph.groups and any(asked.ratios):
+        whole = "; ".join(f"{', '.join(own.layers[:3])}: {own.why}" for own in scored.graph.left_whole[:3])
+        raise InputError(f"no channel of the network can be cut ({whole}); pass --ratios 0, or another network")
     counts, reaches = _counts_of_all(scored, asked)
     for peer in range(len(asked.ratios), 0, -1):
         ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
