@@ -168,19 +168,17 @@ def _check_shapes(path: Path, out: Path, network: nn.Module, spec: NetworkSpec) 
     A weight that the exporter computed anew, as the transpose that a product of matrices takes or as a standardised
     one, has lost its name and is known by its shape.
     """
-    shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
-    own, called = network.state_dict().keys(), dict[int, str]()
-    for name, weight in network.named_parameters(remove_duplicate=False):  # one that two layers share has one name
-        if name in shapes:
-            called.setdefault(id(weight), name)
-    shapes |= {
-        name: shapes[called[id(weight)]]
-        for name, weight in network.named_parameters(remove_duplicate=False)
-        if id(weight) in called
-    }
+    tensors = onnx.load(str(path)).graph.initializer
+    shapes = {tensor.name: list(tensor.dims) for tensor in tensors}
+    own = network.state_dict().keys()
     nameless = {tuple(dims) for name, dims in shapes.items() if name not in own}
     layers = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
     idle = _without_part(network, spec) if any(f"{name}.weight" not in shapes for name in layers) else set()
+    for name, module in layers.items():  # of tensors that hold the same, as two layers may share theirs, one is left
+        due = list(module.weight.shape)
+        alike = (each for each in tensors if list(each.dims) == due and f"{name}.weight" not in shapes)
+        if any(np.array_equal(onnx.numpy_helper.to_array(each), module.weight.detach().numpy()) for each in alike):
+            shapes[f"{name}.weight"] = due
     wrong = []
     for name, module in layers.items():
         if f"{name}.weight" in idle:
