@@ -101,6 +101,14 @@ TAKES = {
 REFUSAL = {("OpenCV, classic engine", "fp16"): re.escape("'input' is 7 (CV_16FC1)")}
 
 
+WRONG_WITH_VNNI = ("OpenCV", "int8-cpu", "mobilenet_v2")  # as docs/readers.md says; right on a CPU without
+
+
+def has_vnni() -> bool:
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "avx512_vnni" in flags.read_text(encoding="utf-8")
+
+
 def cases(*cells: str) -> list[tuple[str, str]]:
     """Reader and form of the cells of the table that say one of `cells`."""
     return [
@@ -179,8 +187,10 @@ READ += [(name, "fp32", "resnet50") for name in READERS if name != "onnx referen
 
 @pytest.mark.parametrize(("name", "form", "arch"), READ)
 def test_logits_are_those_that_the_file_means(
-    name: str, form: str, arch: str, exported: Callable[[str, str], Path]
+    name: str, form: str, arch: str, exported: Callable[[str, str], Path], request: pytest.FixtureRequest
 ) -> None:
+    if (name, form, arch) == WRONG_WITH_VNNI and has_vnni():
+        request.applymarker(pytest.mark.xfail(strict=True, reason="OpenCV 5.0.0.93 is wrong on a CPU with AVX512-VNNI"))
     path = exported(arch, form)
     allowed = allowed_error(form, path, exported(arch, "fp32"))
     reader = READERS[name] if (name, form) in cases("yes") else AS_WRITTEN[name]
