@@ -104,9 +104,9 @@ REFUSAL = {("OpenCV, classic engine", "fp16"): re.escape("'input' is 7 (CV_16FC1
 WRONG_WITH_VNNI = ("OpenCV", "int8-cpu", "mobilenet_v2")  # as docs/readers.md says; right on a CPU without
 
 
-def has_vnni() -> bool:
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "avx512_vnni" in flags.read_text(encoding="utf-8")
+def cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    return set(info.read_text(encoding="utf-8").split()) if info.exists() else set()
 
 
 def cases(*cells: str) -> list[tuple[str, str]]:
@@ -189,7 +189,7 @@ READ += [(name, "fp32", "resnet50") for name in READERS if name != "onnx referen
 def test_logits_are_those_that_the_file_means(
     name: str, form: str, arch: str, exported: Callable[[str, str], Path], request: pytest.FixtureRequest
 ) -> None:
-    if (name, form, arch) == WRONG_WITH_VNNI and has_vnni():
+    if (name, form, arch) == WRONG_WITH_VNNI and "avx512_vnni" in cpu_flags():
         request.applymarker(pytest.mark.xfail(strict=True, reason="OpenCV 5.0.0.93 is wrong on a CPU with AVX512-VNNI"))
     path = exported(arch, form)
     allowed = allowed_error(form, path, exported(arch, "fp32"))
@@ -219,9 +219,7 @@ def test_int8_gpu_overflows_the_int8_kernels_of_older_cpus(
     name: str, form: str, exported: Callable[[str, str], Path]
 ) -> None:
     """Why there is a form for CPUs, and why the docs send these readers there."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text(encoding="utf-8").split()) if info.exists() else set()
-    if "avx2" not in flags or {"avx_vnni", "avx512_vnni"} & flags:
+    if "avx2" not in (flags := cpu_flags()) or {"avx_vnni", "avx512_vnni"} & flags:
         pytest.skip("needs a CPU with AVX2 and without VNNI, which adds pairs of products in 16 bits")
     path, fp32 = exported("resnet20", form), exported("resnet20", "fp32")
     allowed = allowed_error(form, path, fp32)
