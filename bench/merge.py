@@ -36,7 +36,7 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
         path.replace(beside)
         note(f"the former bench is of {apart}, so nothing to compare with; it is {beside} now")
         return new
-    again = {_cell(row): row for row in new.rows}
+    again = {_cell(row) for row in new.rows}
     new = replace(new, rows=_with_what_stays(new.rows, old))
     others = [row for row in old.rows if _cell(row) not in again]
     there = {sha256(file) for file in _files(run)} if others else set()
@@ -100,9 +100,7 @@ def _apart(old: Bench, new: Bench) -> str | None:
     then, now = old.environment, new.environment
     if then.cpu != now.cpu or (then.gpu != now.gpu and None not in (then.gpu, now.gpu)):
         return "another machine"
-    if _named(old.data) != _named(new.data) or (
-        old.data and new.data and None not in (digests := {old.data.digest, new.data.digest}) and len(digests) > 1
-    ):
+    if _are_other(old.data, new.data):
         return "other test images"
     packages = dict.fromkeys(itertools.chain.from_iterable(PACKAGES.values()))
     if changed := [name for name in packages if then.versions.get(name) != now.versions.get(name)]:
@@ -117,8 +115,11 @@ def _apart(old: Bench, new: Bench) -> str | None:
     return None
 
 
-def _named(data: TestData | None) -> tuple[str, int] | None:
-    return (data.name, data.test_images) if data else None
+def _are_other(old: TestData | None, new: TestData | None) -> bool:
+    """Whether test images are others; a bench from before digests were noted is told by name and number alone."""
+    if old is None or new is None:
+        return old is not new
+    return new != (replace(old, digest=new.digest) if None in (old.digest, new.digest) else old)
 
 
 def _cell(row: Row) -> tuple[str, str, int, int, str, int]:

@@ -112,7 +112,7 @@ def one_step(scale: Scale, out: Path, size: tuple[str, int, int, int], name: str
 def compiled(scale: Scale, out: Path) -> Cells:
     """The step of the first network, and the latency of another and its smallest peer, by torch.compile.
 
-    Ten things to compile, each of which takes a quarter of a minute on an H100 with 16 CPU cores.
+    Seven things to compile, each of which takes about twenty seconds on an H100 with 16 CPU cores.
     """
     if scale is DRY:
         yield "said", "nothing is compiled at toy size"
