@@ -13,9 +13,10 @@ from wmlc import records
 from wmlc import run as runs
 from wmlc.compress.config import with_absolute_paths
 from wmlc.compress.finetune import untaught
+from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
-from wmlc.compress.prepare import Made, Prepared
+from wmlc.compress.prepare import Made, Prepared, settle_teacher
 from wmlc.console import note, say
 from wmlc.data import Data, data_of, open_parts
 from wmlc.data.decode import Layout
@@ -119,6 +120,18 @@ def together(data: Data, ranks: Ranks) -> None:
         "the hash of the training images' names and labels": ranks.of_each(data.train_digest)[:12],
     }  # fmt: skip
     ranks.agree(counts, "give all processes the same images")
+
+
+def as_prepared(config: TrainConfig, prepared: Prepared) -> TrainConfig:
+    """`config` with the ratios that latencies came to, and as its start allows; a note where that cannot teach."""
+    if prepared.plan is not None:
+        config = replace(config, ratios=ratios_of(prepared.plan))
+    settled = settle_teacher(config, prepared.made)
+    if config.teacher == "frozen" != settled.teacher:
+        note("the head for these classes is new, so the start teaches nothing")
+    elif config.feature_loss != settled.feature_loss:
+        note("the network is one stage, so peers are not held against its channels (--feature-loss none)")
+    return settled
 
 
 def start_weights(prepared: Prepared) -> str | None:

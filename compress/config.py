@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wmlc.compress.budgets import LATENCY, SENSITIVITY, with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
+from wmlc.compress.setting_types import LONGEST_SHOWN, shown, typed
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS, kind_and_place
 from wmlc.errors import InputError
@@ -48,7 +48,6 @@ AT_LEAST = {
 ABOVE_0 = ("lr", "temperature", "finetune_lr", "clip", "paid_out")
 PRETRAINED, IMAGENET = "pretrained", "imagenet"  # a start, and its classes, that are no file
 MOST = 2**31  # of a whole number, as records hold it; a seed has a bound of its own
-LONGEST_SHOWN = 60  # letters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +83,11 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
         if name not in fields:
             near = difflib.get_close_matches(name[:LONGEST_SHOWN], fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(fields)}"
-            raise InputError(f"{source}: unknown setting {_shown(key)}; {hint}")
+            raise InputError(f"{source}: unknown setting {shown(key)}; {hint}")
         if value == AUTO and f"{name}_auto" in fields:
             values[f"{name}_auto"] = True
         else:
-            values[name] = _typed(name, value, str(fields[name].type), source)
+            values[name] = typed(name, value, str(fields[name].type), source)
     if "data" in values:
         values["data"], values["data_root"] = kind_and_place(values["data"], values.get("data_root"))
     config = TrainConfig(**values)
@@ -129,7 +128,7 @@ def trained_ratios(config: TrainConfig) -> tuple[float, ...]:
 def _check_choices(config: TrainConfig) -> None:
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in (*allowed, None):
-            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {_shown(getattr(config, name))}")
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {shown(getattr(config, name))}")
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be a finite number, got {value}")
@@ -249,6 +248,13 @@ def without_teacher(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features, feature_weight=weight)
 
 
+def without_channels(config: TrainConfig) -> TrainConfig:
+    """`config` where the network is one stage: no peer is held against the channels of its start's."""
+    term = FEATURE_TERMS.get(config.feature_loss or "none")
+    of_start = term is not None and term.of_start
+    return dataclasses.replace(config, feature_loss="none", feature_weight=None) if of_start else config
+
+
 def _check_bounds(config: TrainConfig) -> None:
     if config.epochs == 0 and config.start is None:
         raise InputError("epochs 0 cuts a trained network and trains nothing; pass --start with it, or epochs from 1")
@@ -256,7 +262,7 @@ def _check_bounds(config: TrainConfig) -> None:
         raise InputError(f"epochs 0 trains nothing, and steps {config.steps} does; leave out one of them")
     for name, least in AT_LEAST.items():
         if (value := getattr(config, name)) is not None and not value >= least:
-            raise InputError(f"{name} must be at least {least}, got {_shown(value)}")
+            raise InputError(f"{name} must be at least {least}, got {shown(value)}")
     if config.alpha is not None and not config.alpha <= 1:
         raise InputError(f"alpha must be from 0 to 1, got {config.alpha:g}")
     for name in ABOVE_0:
@@ -271,10 +277,10 @@ def _check_bounds(config: TrainConfig) -> None:
     if config.nesterov and not config.momentum:
         raise InputError("nesterov needs a momentum above 0, got 0")
     if not config.seed < 2**32:
-        raise InputError(f"seed must be below {2**32}, got {_shown(config.seed)}")
+        raise InputError(f"seed must be below {2**32}, got {shown(config.seed)}")
     for name, value in vars(config).items():
         if type(value) is int and name != "seed" and value > MOST:
-            raise InputError(f"{name} must be at most {MOST}, got {_shown(value)}")
+            raise InputError(f"{name} must be at most {MOST}, got {shown(value)}")
     if config.trunk_ratio and (sharing(config) in ("none", "exits") or len(config.ratios) == 1):
         raise InputError("trunk_ratio cuts shared stages, and nothing is shared here; leave it out, or share")
     if config.baseline_from is not None and not config.baseline:
@@ -288,7 +294,7 @@ def _check_network(config: TrainConfig) -> None:
     if not config.arch.strip() or config.arch.endswith(":") or config.arch.startswith(":"):
         raise InputError(
             f"arch must be a built-in name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, "
-            f"got {_shown(config.arch)}"
+            f"got {shown(config.arch)}"
         )
     if config.arch_args and not is_foreign(config.arch):
         raise InputError(f"{config.arch} is built in and takes no arguments; leave out arch_args")
@@ -297,53 +303,3 @@ def _check_network(config: TrainConfig) -> None:
         raise InputError("start must be a file, a directory or pretrained, got ''")
     if config.start_classes is not None and config.start is None:
         raise InputError("start_classes names the classes of a start; pass start with it")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# By a field's annotation: what it takes in words, whether a value is one, and that as the field's own type.
-_TYPES: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
-    "int": ("a whole number", lambda v: type(v) is int, int),
-    "float": ("a number", _number, float),
-    "bool": ("true or false", lambda v: isinstance(v, bool), bool),
-    "str": ("a text", lambda v: isinstance(v, str), str),
-    "tuple[float, ...]": (
-        "a list of numbers",
-        lambda v: isinstance(v, list | tuple) and all(map(_number, v)),
-        lambda v: tuple(map(float, v)),
-    ),
-}
-
-
-def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
-    """`value` as the type that a field's `annotation` names."""
-    if value is None and "None" in annotation:
-        return None
-    kind = annotation.split(" | ")[0]
-    words, fits, make = _TYPES[kind]
-    if not fits(value):
-        hint = " (YAML reads that as a text; write it with a point, as 1.0e-3)"
-        hint = hint if kind == "float" and _in_text(value) else ""
-        raise InputError(f"{source}: {name} must be {words}, got {_shown(value)}{hint}")
-    try:
-        return make(value)
-    except OverflowError:
-        raise InputError(f"{name} must be a finite number, got {_shown(value)}") from None
-
-
-def _in_text(value: Any) -> bool:
-    """Whether it is a number in quotes, or one that YAML 1.1 takes for a text, like 1e-3."""
-    with contextlib.suppress(ValueError):
-        return isinstance(value, str) and math.isfinite(float(value))
-    return False
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    try:
-        shown = repr(value)
-    except ValueError:  # a whole number of more digits than Python prints
-        return "a number of thousands of digits"
-    return shown if len(shown) <= LONGEST_SHOWN else shown[: LONGEST_SHOWN - 1] + "…"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_teacher
+from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
@@ -24,7 +24,7 @@ from wmlc.compress.widths.tree import Partition, sharing_tree
 from wmlc.compress.worth import Images, budget_of, measure_sensitivity, rank, score
 from wmlc.errors import InputError, one_line
 from wmlc.models.cost import total_cost
-from wmlc.models.foreign import is_foreign
+from wmlc.models.foreign import is_foreign, raised
 from wmlc.models.head import own_modes
 from wmlc.models.residual import leave_out, left_out
 from wmlc.models.resizable import Resizable
@@ -67,6 +67,11 @@ class Made:
         """Whether it is a trained one as it stands."""
         return self.fitted is not None and self.fitted.head != "new"
 
+    @property
+    def in_one_stage(self) -> bool:
+        """Whether it could not be taken apart."""
+        return self.staged is not None and not self.staged.cuts.cuts
+
 
 def prepare(
     config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None,
@@ -83,6 +88,7 @@ def prepare(
     made = make_full(config, record, device)
     if tell is not None:
         tell(made)
+    _check_step(made, config.arch, record.input_shape, device)
     config = settle_teacher(config, made)
     scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
     if method.exits:
@@ -103,6 +109,22 @@ def prepare(
     return prepared
 
 
+def _check_step(made: Made, arch: str, input_shape: tuple[int, int, int], device: Device) -> None:
+    """Raise `InputError` where the code of a network of others fails in a training step, or in bf16."""
+    if made.staged is None:
+        return
+    images = torch.zeros(2, *input_shape, device=device.name)
+    for bf16 in sorted({False, device.bf16}):
+        try:
+            with replace(device, bf16=bf16).autocast():
+                logits = copy.deepcopy(made.network).train()(images)
+            logits.float().sum().backward()
+        except Exception as error:  # whatever its code raises
+            remedy = "; pass --precision fp32" if bf16 else ""
+            how = " in bf16" if bf16 else ""
+            raise InputError(f"{arch} cannot be trained{how}: {raised(error)}{remedy}") from error
+
+
 def _check_as_saved(prepared: Prepared, input_shape: tuple[int, int, int]) -> None:
     """Raise `InputError` where the narrowest peer would be another network once it is saved and loaded again.
 
@@ -110,7 +132,7 @@ def _check_as_saved(prepared: Prepared, input_shape: tuple[int, int, int]) -> No
     another: a number of channels that only one of the two has cut.
     """
     made = prepared.made
-    if made.staged is None or made.whole is None or not made.staged.cuts.cuts:
+    if made.staged is None or made.whole is None or made.in_one_stage:
         return
     full, arch = prepared.full, type(made.whole).__name__
     narrowest = min(range(len(prepared.widths)), key=lambda place: prepared.widths[place].macs)
@@ -172,6 +194,8 @@ def resizable_of(
 def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:
     """`config` with what its start can do: a network whose head is new cannot teach, and is trained itself.
 
+    One that is a single stage has no stages' channels to hold peers against.
+
     Raises `InputError` for a method that is nothing without its teacher, and where nothing is left to train.
     """
     if config.start is None:
@@ -183,6 +207,8 @@ def settle_teacher(config: TrainConfig, made: Made) -> TrainConfig:
                 "(wmlc train with --ratios 0), and start from its run"
             )
         config = without_teacher(config)
+    if made.in_one_stage:
+        config = without_channels(config)
     if config.epochs and not trains_uncut(config) and not any(config.ratios):
         raise InputError(
             "a peer of ratio 0 is the start itself, and there is no other to train; pass a ratio above 0, or --epochs 0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -27,13 +26,13 @@ from wmlc.compress.describe import (
     targets,
 )
 from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs, untaught
-from wmlc.compress.latency import Clock, Clocks, print_plan, ratios_of
+from wmlc.compress.latency import Clock, Clocks, print_plan
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
-from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teacher, trained_peers
+from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
@@ -154,7 +153,7 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         prepared = prepare(
             config, images, device, clock, tell=None if as_json else partial(begin.print_start, data, device)
         )
-    config = _as_prepared(config, prepared)
+    config = begin.as_prepared(config, prepared)
     peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
     if as_json:
         record = {
@@ -180,16 +179,6 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
 def _clock(config: TrainConfig, clocks: Clocks | None) -> AbstractContextManager[Clock | None]:
     """What measures the latency that `config` asks for; None where it asks for none."""
     return clocks(config) if clocks is not None and config.ratio_of == LATENCY else contextlib.nullcontext()
-
-
-def _as_prepared(config: TrainConfig, prepared: Prepared) -> TrainConfig:
-    """`config` with the ratios that latencies came to, and as its start allows; a note where that cannot teach."""
-    if prepared.plan is not None:
-        config = dataclasses.replace(config, ratios=ratios_of(prepared.plan))
-    settled = settle_teacher(config, prepared.made)
-    if config.teacher == "frozen" != settled.teacher:
-        note("the head for these classes is new, so the start teaches nothing")
-    return settled
 
 
 def start_run(
@@ -218,7 +207,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     began_with = begin.start_weights(prepared)
     ranks.agree({"the start": began_with}, "give all processes the same --start")
     begin.check_epochs(config, prepared)
-    config = _as_prepared(config, prepared)
+    config = begin.as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     shared = data.shared(ranks)
     shared.train_steps(config.batch_size)
@@ -341,8 +330,9 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         return run
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
+    of_peers = f"peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
     say(
-        f"test top-1 of peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
+        f"test top-1 of {of_peers if len(family.peers) > 1 else f'peer 1: {shown}'}"
         + (f"; baseline {family.baseline.top1:.2f}" if family.baseline else "")
     )
     say(f"wrote {run.root}")

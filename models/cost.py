@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from wmlc.models.head import run_once
 from wmlc.records import Cost
+
+Watch = TypeVar("Watch", bound=TorchDispatchMode)
 
 
 class MacCounter(TorchDispatchMode):
@@ -41,10 +44,26 @@ def macs_of(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
-    """Parameters and MACs of the whole network for one image [C, H, W]; nothing is computed, on the meta device."""
-    with torch.no_grad(), without_fast_attention(), _NormsAsTheyCome(), MacCounter() as counter:
-        on_meta(network)(torch.empty(1, *input_shape, device="meta"))
+    """Parameters and MACs of the whole network for one image [C, H, W]."""
+    with without_fast_attention(), _NormsAsTheyCome():
+        counter = run_within(MacCounter, network, input_shape)
     return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)
+
+
+def run_within(watch: type[Watch], network: nn.Module, input_shape: tuple[int, int, int]) -> Watch:
+    """What a new `watch` saw while `network` ran on one image [C, H, W] in evaluation mode.
+
+    On the meta device, where nothing is computed; as it stands where it cannot run there, as its code asks for a
+    tensor's value.
+    """
+    with torch.no_grad():
+        try:
+            with watch() as watching:
+                on_meta(network)(torch.empty(1, *input_shape, device="meta"))
+        except RuntimeError:
+            with watch() as watching:
+                run_once(network, input_shape, 1)
+    return watching
 
 
 def on_meta(network: nn.Module) -> nn.Module:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wmlc.models.cost import on_meta
+from wmlc.models.cost import run_within
 
 
 def operations_digest(network: nn.Module, input_shape: tuple[int, int, int]) -> str:
     """A hash of all operations on one image [C, H, W], of their shapes and arguments, and of whose output each takes.
 
-    No weight's value is in it. Nothing is computed, on the meta device.
+    No weight's value is in it.
     """
-    with torch.no_grad(), _Told() as told:
-        on_meta(network)(torch.empty(1, *input_shape, device="meta"))
+    told = run_within(_Told, network, input_shape)
     return hashlib.sha256("\n".join(told.lines).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import SweepConfig, settle, with_absolute_paths, without_teacher
+from wmlc.compress.config import SweepConfig, settle, with_absolute_paths, without_channels, without_teacher
 from wmlc.compress.sweep.engines import (
     FAILED,
     FINISHED,
@@ -149,8 +149,8 @@ def _differing(held: dict[str, Any], config: TrainConfig) -> list[str]:
         wanted.pop("ratios")
     elif config.ratio_of == LATENCY:
         wanted["ratios"] = tuple(round(ratio, 4) for ratio in config.ratios)
-    if config.start is not None:  # whether that can teach
-        alone = vars(without_teacher(config))
+    for less in (without_teacher, without_channels) if config.start is not None else ():  # whether that can teach
+        alone = vars(less(config))
         if all(held[name] == alone[name] for name in OF_A_TEACHER):
             wanted |= {name: alone[name] for name in OF_A_TEACHER}
     return [f"{key} {held[key]} there, {value} here" for key, value in wanted.items() if held[key] != value]

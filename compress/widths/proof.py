@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import KNOWN, cut_in_place
+from wmlc.compress.widths.double import in_float64
 from wmlc.compress.widths.graph import (
     ChannelGraph,
     ChannelGroup,
@@ -61,7 +62,7 @@ def read_channels(
     except Exception as error:  # whatever its code raises
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
     groups = groups_of(traced, network)
-    with contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
+    with in_float64(), contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
         proven, left = Prover(network, example).prove(groups)
     blocks = _blocks(network, input_shape, whole) if with_blocks else []
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wmlc.compress.widths.double import in_float64
+
 
 def parameter_saliency(network: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Each parameter's score, by parameter name, shaped as the parameter; `network` is left untouched.
@@ -66,7 +68,8 @@ def _synflow(network: nn.Module, image_shape: torch.Size) -> dict[str, Tensor]:
         for parameter in network.parameters():
             parameter.abs_()
     device = next(network.parameters()).device
-    total = network(torch.ones(1, *image_shape, dtype=torch.float64, device=device)).sum()
+    with in_float64():
+        total = network(torch.ones(1, *image_shape, device=device)).sum()
     parameters = dict(network.named_parameters())
     gradients = _gradients(total, parameters)
     return {

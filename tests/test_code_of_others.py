@@ -1,0 +1,123 @@
+"""Networks whose code asks for values, makes tensors of its own, or cannot be trained as it is. Takes 2 s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_stages import EXAMPLE, SHAPE, InPlace, made
+from torch import Tensor, nn
+
+from wmlc.compress.begin import as_prepared
+from wmlc.compress.config import settle
+from wmlc.compress.learn.place import Device
+from wmlc.compress.prepare import Made, Prepared, _check_step, prepare
+from wmlc.compress.sweep.session import _compared, _differing
+from wmlc.compress.widths.proof import read_channels
+from wmlc.data import DataConfig, open_data
+from wmlc.errors import InputError
+from wmlc.models.cost import total_cost
+from wmlc.models.operations import operations_digest
+from wmlc.models.stages import split
+
+
+class Asks(InPlace):
+    """It looks at a value, and goes on as every other image would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2 if float(x.sum()) > 1e9 else x)
+
+
+class MakesItsOwn(InPlace):
+    """A tensor of no named type, as user's code makes them, meets a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.convs:
+            x = layer(x)
+        pooled = torch.zeros(x.shape[0], self.fc.in_features)
+        return self.fc(pooled.copy_(x.mean((2, 3))))
+
+
+class WithoutBf16(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + torch.linalg.pinv(logits.unsqueeze(2)).squeeze(1)
+
+
+class Detached(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_what_a_network_costs_is_counted_where_its_code_asks_for_a_value() -> None:
+    asks, plain = made(Asks), made(InPlace)
+    assert total_cost(asks, SHAPE) == total_cost(plain, SHAPE)
+    assert operations_digest(asks, SHAPE) == operations_digest(made(Asks), SHAPE) != operations_digest(plain, SHAPE)
+
+
+def test_channels_are_proven_where_code_makes_tensors_of_no_named_type() -> None:
+    graph = read_channels(made(MakesItsOwn), SHAPE)
+    assert len(graph.groups) == 4 and torch.get_default_dtype() == torch.float32
+
+
+def made_of(kind: type[nn.Module]) -> Made:
+    whole = made(kind)
+    staged = split(whole, EXAMPLE)
+    return Made(staged.network, staged, whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "why"),
+    [
+        (WithoutBf16, True, r"mine cannot be trained in bf16: RuntimeError: linalg.pinv\(.*; pass --precision fp32"),
+        (WithoutBf16, False, None),
+        (Detached, True, "mine cannot be trained: RuntimeError: element 0 of tensors does not require grad"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_in_words(
+    kind: type[nn.Module], bf16: bool, why: str | None
+) -> None:
+    network = made_of(kind)
+    before = {name: tensor.clone() for name, tensor in network.network.state_dict().items()}
+    if why is None:
+        _check_step(network, "mine", SHAPE, Device("cpu", bf16))
+    else:
+        with pytest.raises(InputError, match=why):
+            _check_step(network, "mine", SHAPE, Device("cpu", bf16))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.network.state_dict().items())
+
+
+ONE_STAGE = """
+import torch
+from torch import nn
+
+
+class Asks(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.fc(x * 2 if x.sum() > 1e9 else x)
+"""
+
+
+def test_a_start_of_one_stage_teaches_without_its_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default term looks at stages; that there are none is a note, and a sweep finds such a run again."""
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    (tmp_path / "mine.py").write_text(ONE_STAGE)
+    given = {"arch": f"{tmp_path}/mine.py:Asks", "ratios": (0.4,), "epochs": 1}
+    data = open_data(DataConfig(), "cpu")
+    device = Device("cpu", bf16=False)
+    prepared = prepare(settle(given), data, device)
+    assert prepared.made.whole is not None
+    torch.save(prepared.made.whole.state_dict(), tmp_path / "mine.pth")
+    config = settle({**given, "start": str(tmp_path / "mine.pth")})
+    prepared = prepare(config, data, device)
+    assert isinstance(prepared, Prepared) and config.feature_loss == "channels"
+    settled = as_prepared(config, prepared)
+    assert "peers are not held against its channels" in capsys.readouterr().err
+    assert (settled.teacher, settled.feature_loss, settled.feature_weight) == ("frozen", "none", None)
+    assert settle(vars(settled)) == settled and _differing(_compared(settled), config) == []
