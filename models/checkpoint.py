@@ -120,7 +120,7 @@ def tensors_digest(tensors: Iterable[Tensor], about: str = "") -> str:
     return digest.hexdigest()
 
 
-def _other_names(network: nn.Module) -> Iterator[tuple[str, str]]:
+def other_names(network: nn.Module) -> Iterator[tuple[str, str]]:
     """Pairs of names of one tensor, in either order: modules may share it, or be in the network twice."""
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     names: dict[int, list[str]] = {}
@@ -141,7 +141,7 @@ def _read_weights(path: Path, network: nn.Module, unused: list[str]) -> dict[str
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); {REMEDY}") from None
     expected = network.state_dict()
-    for one, other in _other_names(network):
+    for one, other in other_names(network):
         if one in tensors and other not in tensors:
             tensors[other] = tensors[one]
     for name in (name for name in unused if name in expected and name not in tensors):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.errors import InputError
-from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
+from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, other_names, read_spec
 from wmlc.models.foreign import TIMM, Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels, own_pixels
@@ -106,7 +106,9 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     with contextlib.suppress(InputError):  # then nothing about its head can be changed
         heads = classifiers_of(network, input_shape)
     words = [_found(start, place, tensors, names)]
-    missing = [name for name in due if name not in names.values() and not IS_BOOKKEEPING.search(name)]
+    found = {*names.values()}
+    found |= {other for one, other in other_names(network) if one in found}  # safetensors keeps one of tied weights
+    missing = [name for name in due if name not in found and not IS_BOOKKEEPING.search(name)]
     over, said = _left_over(start, place, names, due)
     words += said
     headless = bool(missing) and {_layer(name) for name in missing} <= heads

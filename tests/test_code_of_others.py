@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from test_stages import EXAMPLE, SHAPE, InPlace, made
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.operations import operations_digest
 from wmlc.models.stages import split
+from wmlc.models.start import fit_start, read_start
 
 
 class Asks(InPlace):
@@ -86,6 +88,21 @@ def test_a_network_that_cannot_be_trained_is_refused_in_words(
         with pytest.raises(InputError, match=why):
             _check_step(network, "mine", SHAPE, Device("cpu", bf16))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.network.state_dict().items())
+
+
+class Tied(InPlace):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs[4].weight = self.convs[1].weight
+
+
+def test_tied_weights_that_safetensors_wrote_once_are_a_start(tmp_path: Path) -> None:
+    safetensors.torch.save_model(made(Tied), str(tmp_path / "tied.safetensors"))
+    torch.manual_seed(1)
+    network = Tied()
+    start = read_start(str(tmp_path / "tied.safetensors"), "mine.py:Tied", SHAPE)
+    assert fit_start(network, start, list("abcde"), SHAPE).head == "kept"
+    assert all(torch.equal(own, made(Tied).state_dict()[name]) for name, own in network.state_dict().items())
 
 
 ONE_STAGE = """
