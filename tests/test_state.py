@@ -16,6 +16,7 @@ from torch import nn
 from training import SMALL, stopping, train
 
 from wmlc.compress import session
+from wmlc.compress.learn.extras import KeptChannels
 from wmlc.compress.learn.state import TrainState, load_state, read_progress, save_state
 from wmlc.errors import InputError
 from wmlc.run import Run, read_epochs
@@ -56,6 +57,21 @@ def test_a_failed_checkpoint_write_leaves_the_former_one_good(tmp_path: Path) ->
     for parameter, other in zip(network.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(parameter, other)
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], restored.state[other]["momentum_buffer"])
+
+
+def test_which_channels_are_looked_at_comes_from_the_checkpoint_where_that_holds_it(tmp_path: Path) -> None:
+    network, optimizer = a_network()
+    extra = KeptChannels(1, torch.tensor([0, 2]))
+    network.append(extra)
+    before = {name: tensor for name, tensor in network.state_dict().items() if "index_K" not in name}
+    save_state(tmp_path / "now", a_state(best=dict(network.state_dict())), network, optimizer)
+    network.pop(1)
+    save_state(tmp_path / "before", a_state(best=before), network, optimizer)
+    for checkpoint, index in (("now", [0, 2]), ("before", [1, 3])):
+        network, optimizer = a_network()
+        network.append(KeptChannels(1, torch.tensor([1, 3])))
+        load_state(tmp_path / checkpoint, network, optimizer, peers=2, epochs=4)
+        assert network.state_dict()["1.index_K"].tolist() == index
 
 
 @pytest.mark.parametrize(

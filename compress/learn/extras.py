@@ -42,7 +42,7 @@ class KeptChannels(nn.Module):
     def __init__(self, dim: int, index_K: Tensor) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("index_K", index_K, persistent=False)
+        self.register_buffer("index_K", index_K)  # in checkpoints, as another device may rank channels otherwise
 
     def forward(self, output: Tensor) -> Tensor:
         """The full network's output → those of its channels that the branch has."""

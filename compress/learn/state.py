@@ -122,7 +122,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read(path: Path, expected: Mapping[str, Tensor], complete: bool = True) -> dict[str, Tensor]:
-    """The tensors in `path`, each one of `expected`, and all of them where it shall be `complete`."""
+    """The tensors in `path`, each one of `expected`, and all of them where it shall be `complete`.
+
+    But for whole numbers, of which checkpoints once held fewer: those stay what they are.
+    """
     if path.exists() and not path.is_file():  # a pipe, which would never end
         raise InputError(f"{path} is no regular file; {_REMEDY}")
     try:
@@ -133,6 +136,7 @@ def _read(path: Path, expected: Mapping[str, Tensor], complete: bool = True) -> 
         name in expected and (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype)
         for name, tensor in tensors.items()
     )
-    if not fits or (complete and tensors.keys() != expected.keys()):
+    absent = {name: tensor for name, tensor in expected.items() if complete and name not in tensors}
+    if not fits or any(tensor.is_floating_point() for tensor in absent.values()):
         raise InputError(f"{path} does not belong to the run's networks; {_REMEDY}")
-    return tensors
+    return absent | tensors
