@@ -78,9 +78,6 @@ def root_files(out: Path, config: ShipConfig, on_gpu: bool, staged: Sequence[str
     if config.to == "kserve":
         on_gpu |= any("KIND_GPU" in _triton_config_of(model) for model in models_in(out))
         text = yaml.safe_dump(_inference_service(out, config, on_gpu), sort_keys=False)
-        file = out / KSERVE_MANIFEST
-        if file.exists() and not read_text(file, "InferenceService", ELSEWHERE).startswith(KSERVE_MARK):
-            raise InputError(f"{file} does not begin with {KSERVE_MARK.strip()!r}, so it is not wmlc's; {ELSEWHERE}")
         return {KSERVE_MANIFEST: KSERVE_MARK + text}
     if config.to == "ovms":
         return {OVMS_CONFIG: json.dumps(_ovms_config(out, staged), indent=2) + "\n"}
@@ -201,6 +198,7 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
     """KServe's manifest of a Triton repository; one service serves all models in it."""
     name = re.sub("[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-")[:50].strip("-")
     gpu = {"nvidia.com/gpu": "1"} if on_gpu else {}
+    before = _model_served(out).get("resources", {}).get("limits", {}).get("cpu", 0)  # another model's copies
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -212,7 +210,9 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
                     "protocolVersion": "v2",
                     "runtime": "kserve-tritonserver",
                     "storageUri": storage_uri(out, config),
-                    "resources": {"limits": {"cpu": str(max(2, config.instances)), "memory": "4Gi", **gpu}},
+                    "resources": {
+                        "limits": {"cpu": str(max(2, int(before), config.instances)), "memory": "4Gi", **gpu}
+                    },
                 }
             }
         },
@@ -220,5 +220,21 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
 
 
 def storage_uri(out: Path, config: ShipConfig) -> str:
-    """Where the cluster finds the repository: as given, else under its own name on a volume claim `models`."""
-    return config.storage_uri or f"pvc://models/{out.resolve().name}"
+    """Where the cluster finds the repository: as given, as before, or under its own name on a volume claim `models`."""
+    return config.storage_uri or _model_served(out).get("storageUri") or f"pvc://models/{out.resolve().name}"
+
+
+def _model_served(out: Path) -> dict[str, Any]:
+    """What an InferenceService of an earlier shipment says of its model; `InputError` where it is somebody else's."""
+    file = out / KSERVE_MANIFEST
+    if not file.exists():
+        return {}
+    text = read_text(file, "InferenceService", ELSEWHERE)
+    if not text.startswith(KSERVE_MARK):
+        raise InputError(f"{file} does not begin with {KSERVE_MARK.strip()!r}, so it is not wmlc's; {ELSEWHERE}")
+    try:
+        model: dict[str, Any] = yaml.safe_load(text)["spec"]["predictor"]["model"]
+        assert isinstance(model["storageUri"], str) and int(model["resources"]["limits"]["cpu"]) > 0
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, AssertionError):
+        raise InputError(f"{file} is no InferenceService as wmlc writes it; {ELSEWHERE}") from None
+    return model

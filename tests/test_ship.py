@@ -221,6 +221,21 @@ def test_a_service_has_a_name_that_kubernetes_takes(directory: str, name: str) -
     assert service["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_a_service_keeps_its_place_and_its_cpus_when_another_model_joins(tmp_path: Path) -> None:
+    def served(**settings: Any) -> dict[str, Any]:
+        text = root_files(tmp_path, ShipConfig(to="kserve", **settings), on_gpu=False)["inference-service.yaml"]
+        (tmp_path / "inference-service.yaml").write_text(text)
+        return yaml.safe_load(text)["spec"]["predictor"]["model"]
+
+    served(storage_uri="s3://ours/models", instances=4)
+    assert (now := served())["storageUri"] == "s3://ours/models" and now["resources"]["limits"]["cpu"] == "4"
+    assert served(storage_uri="gs://theirs")["storageUri"] == "gs://theirs"
+    text = (tmp_path / "inference-service.yaml").read_text()
+    (tmp_path / "inference-service.yaml").write_text(text.replace("storageUri", "uri"))
+    with pytest.raises(InputError, match="is no InferenceService as wmlc writes it"):
+        served()
+
+
 def test_a_repository_is_for_one_kind_of_server(benched_run: Run, tmp_path: Path) -> None:
     list(ship(benched_run, "1", tmp_path / "models", TRITON))
     with pytest.raises(InputError, match="has another server than the new one; ship into another --out"):
