@@ -199,6 +199,7 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
     name = re.sub("[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-")[:50].strip("-")
     gpu = {"nvidia.com/gpu": "1"} if on_gpu else {}
     before = _model_served(out).get("resources", {}).get("limits", {}).get("cpu", 0)  # another model's copies
+    cpus = max(2, int(before), config.instances)
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -210,9 +211,7 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
                     "protocolVersion": "v2",
                     "runtime": "kserve-tritonserver",
                     "storageUri": storage_uri(out, config),
-                    "resources": {
-                        "limits": {"cpu": str(max(2, int(before), config.instances)), "memory": "4Gi", **gpu}
-                    },
+                    "resources": {"limits": {"cpu": str(cpus), "memory": "4Gi", **gpu}},
                 }
             }
         },

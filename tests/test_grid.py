@@ -53,6 +53,16 @@ def test_the_grid_is_every_combination_and_the_last_key_varies_fastest() -> None
     assert [point.name for point in read_grid("digits", [])] == ["digits"]
 
 
+def test_a_runs_name_is_its_own_and_no_longer_than_file_systems_take() -> None:
+    sets = ["data=imagefolder", "data_root=a/b,a-b,a b"]
+    names = [point.name for point in read_grid("digits", sets)]
+    assert len(set(names)) == 3 and names[0] == "data-imagefolder_data_root-a-b"
+    assert all(name.startswith(f"{names[0]}-") for name in names[1:])
+    assert names == [point.name for point in read_grid("digits", sets)]
+    first, second = (point.name for point in read_grid("digits", [f"data_root={'/é' * 120}x,{'/é' * 120}y"]))
+    assert first != second and first.startswith("data_root-é-é-é") and 190 < len(first.encode()) <= 200
+
+
 @pytest.mark.parametrize(
     ("text", "key", "values"),
     [
