@@ -156,6 +156,13 @@ def same_beginning(prepared: Prepared, data: Data, record: RunRecord, root: Path
         )
 
 
+def tell_other_arithmetic(device: Device, record: RunRecord) -> None:
+    """A note where a run that goes on does so on another kind of device than it began on, or in other floats."""
+    began, now = (f"{each.name} in {'bf16' if each.bf16 else 'fp32'}" for each in (record.device, device))
+    if began != now:
+        note(f"the run began on {began} and goes on on {now}; --device and --precision of a new run say which")
+
+
 def make_run(
     run: Run, config: TrainConfig, command: str, trials: list[RateTrial], prepared: Prepared, data: Data,
     device: Device, began_with: str | None,

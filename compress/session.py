@@ -242,6 +242,8 @@ def _resume(run: Run, ranks: Ranks) -> Run:
     begin.together(data, ranks)
     prepared = prepare(config, data, device, record.latency, record.sensitivity)
     ranks.of_each(lambda: begin.same_beginning(prepared, data, record, run.root))
+    if ranks.first:
+        begin.tell_other_arithmetic(device, record)
     return _train_stoppable(run, config, data.shared(ranks), prepared, device)
 
 

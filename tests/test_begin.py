@@ -15,6 +15,7 @@ from wmlc import run as runs
 from wmlc.compress import begin, session
 from wmlc.compress.session import resume_run, start_run
 from wmlc.errors import InputError, Stopped
+from wmlc.records import DeviceRecord
 from wmlc.run import Run, open_run_data
 
 
@@ -27,7 +28,9 @@ def test_a_start_that_the_new_run_would_replace_is_refused(run: Run, tmp_path: P
     assert (old / "baseline").is_dir()
 
 
-def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_start_that_it_began_with(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = tmp_path / "start"
     shutil.copytree(run.network(0), start)
     with stopping(session, "train_phase"), pytest.raises(Stopped):
@@ -44,8 +47,9 @@ def test_a_run_goes_on_from_the_start_that_it_began_with(run: Run, tmp_path: Pat
         InputError, match=r"the training images are not those that .*run began with, by their names and"
     ):
         resume_run(Run(tmp_path / "run"))
-    records.write(Run(tmp_path / "run").config, record)
+    records.write(Run(tmp_path / "run").config, replace(record, device=DeviceRecord(name="cuda", bf16=True)))
     assert runs.read_family(resume_run(Run(tmp_path / "run"))).finished
+    assert "the run began on cuda in bf16 and goes on on cpu in " in capsys.readouterr().err
 
 
 def test_what_peers_learned_to_weigh_stays_beside_an_uncut_one(run: Run, tmp_path: Path) -> None:
