@@ -173,7 +173,8 @@ def make_run(
     """
     settings = with_absolute_paths(config)
     other = config.baseline_from if config.baseline_from != TRAINED_ON else None
-    baseline = None if other is None else _matching_baseline(settings, Path(other), data)
+    taken_from = began_with if prepared.trained else None
+    baseline = None if other is None else _matching_baseline(settings, Path(other), data, taken_from)
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
         sensitivity=[] if prepared.plan else prepared.scored.losses,
@@ -189,12 +190,18 @@ def make_run(
             save_network(network, spec, aside / "baseline")
 
 
-def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.Module, NetworkSpec]:
-    """Another run's baseline; refused unless it was trained on the same data, with the same network and settings."""
+def _matching_baseline(
+    config: TrainConfig, name: Path, data: Data, start_weights: str | None
+) -> tuple[nn.Module, NetworkSpec]:
+    """Another run's baseline; refused unless it was trained on the same data, with the same network and settings.
+
+    Args: the hash of the start's weights, where the start is the baseline as it stands.
+    """
     source = runs.find_run(name)
     if not source.network(BASELINE).is_dir():
         raise InputError(f"{source.root} has no baseline (yet); name a finished run that trained one")
-    spec, settings = read_spec(source.network(BASELINE)), runs.read_config(source).settings
+    spec, source_record = read_spec(source.network(BASELINE)), runs.read_config(source)
+    settings = source_record.settings
     trained = untaught(config), untaught(settings)
     mine, theirs = ({key: getattr(each, key) for key in names_of(*OF_A_BASELINE)} for each in trained)
     record = data.record  # a normalisation can be asked for in several ways, and framing follows the files
@@ -205,6 +212,14 @@ def _matching_baseline(config: TrainConfig, name: Path, data: Data) -> tuple[nn.
         for each in (mine, theirs):
             each.pop(key, None)
     differing = [f"{key} {theirs[key]} there, {value} here" for key, value in mine.items() if theirs[key] != value]
+    alike = {
+        "the classes": (spec.class_names, record.class_names),
+        "the training images, by names and labels,": (source_record.images, data.train_digest()),
+        "the start's weights": (source_record.start_weights, start_weights),
+    }
+    differing += [
+        f"{what} are others" for what, (there, here) in alike.items() if None not in (there, here) and there != here
+    ]
     if differing:
         raise InputError(f"the baseline of {source.root} is no match for this run: {'; '.join(differing)}")
     return load_network(source.network(BASELINE)), spec

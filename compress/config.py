@@ -189,6 +189,10 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(f"finetune_epochs and finetune_lr are for {having}, and the method is {config.method}")
     if method.cuts_trained and config.as_long_as is None and config.finetune_epochs is None and config.steps is None:
         own["as_long_as"] = "wml"
+    if config.as_long_as and METHODS[config.as_long_as].exits and not method.exits:
+        raise InputError(
+            f"as_long_as {config.as_long_as}: it has an exit at each stage, and no peers of these sizes; name another"
+        )
     if config.as_long_as == config.method:
         raise InputError(f"as_long_as {config.method} is the method itself; leave it out, or name another one")
     lasting = [name for name in ("steps", "as_long_as", "finetune_epochs") if getattr(config, name) is not None]
@@ -270,6 +274,8 @@ def _check_bounds(config: TrainConfig) -> None:
             raise InputError(f"{name} must be above 0, got {value:g}")
     if config.lr_auto and config.start is None:
         raise InputError("lr auto tries rates from a trained start; pass --start with it, or a rate")
+    if config.lr_auto and config.finetune_lr not in (None, config.lr):
+        raise InputError(f"lr auto finds the rate of fine-tuning; leave out finetune_lr, got {config.finetune_lr:g}")
     if not config.momentum < 1:
         raise InputError(f"momentum must be from 0 up to, not including, 1, got {config.momentum:g}")
     if not config.trunk_ratio <= 0.9:

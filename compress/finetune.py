@@ -20,6 +20,7 @@ from wmlc.compress.prepare import (
     cut_anew,
     cut_before_training,
     family_of_one,
+    sensible,
     settle_teacher,
     trained_peers,
 )
@@ -50,8 +51,9 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
 
 
 def untaught(config: TrainConfig) -> TrainConfig:
-    """The settings of the unpruned network alone, which nobody teaches; steps that were found are the family's."""
-    return dataclasses.replace(config, teacher="none", steps=None if config.as_long_as else config.steps)
+    """The settings of the unpruned network alone, which nobody teaches; steps of fine-tuning, or found, are not its."""
+    of_family = config.as_long_as or METHODS[config.method].cuts_trained
+    return dataclasses.replace(config, teacher="none", steps=None if of_family else config.steps)
 
 
 def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:
@@ -93,8 +95,11 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
         return config
     method = METHODS[config.method]
     like = settle_teacher(_settled_for(config, config.as_long_as), prepared.made)
+    scored = prepared.scored
+    if method.exits:  # which is not asked what its channels are worth
+        scored = sensible(prepared.made, scored, like, data, device)
     try:
-        other = cut_before_training(prepared.made, prepared.scored, like, data.record, device)
+        other = cut_before_training(prepared.made, scored, like, data.record, device)
     except OutOfReachError as error:
         how = "--finetune-epochs or --steps" if method.cuts_trained else "--steps"
         raise InputError(f"no {like.method} family has these ratios to last as long as ({error}); pass {how}") from None

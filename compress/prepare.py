@@ -95,18 +95,30 @@ def prepare(
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
         return Prepared(made.network, scored, widths, family, made)
-    scored, plan = rank(scored, made.network, config, data, made.fitted is not None, device), None
+    plan = None
     if config.ratio_of == LATENCY:
+        scored = rank(scored, made.network, config, data, made.fitted is not None, device)
         scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     else:
-        scored = device.ranks.of_first(lambda: measure_sensitivity(scored, made.network, config, data, losses))
+        scored = sensible(made, scored, config, data, device, losses)
     if method.cuts_trained:
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
         prepared = replace(cut_before_training(made, scored, config, record, device), plan=plan)
     _check_as_saved(prepared, record.input_shape)
     return prepared
+
+
+def sensible(
+    made: Made, scored: Scored, config: TrainConfig, data: Images, device: Device, losses: Sequence[Sensitivity] = ()
+) -> Scored:
+    """`scored` with what a run's settings rank channels by, and with what answers lose by them where that is asked.
+
+    Args: these `losses`, if they were measured before.
+    """
+    ranked = rank(scored, made.network, config, data, made.fitted is not None, device)
+    return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, losses))
 
 
 def _check_step(made: Made, arch: str, input_shape: tuple[int, int, int], device: Device) -> None:

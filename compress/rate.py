@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
+from wmlc.compress.finetune import of_second_half, recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
@@ -41,7 +41,9 @@ def find_rate(
     the mean of the peers' cross-entropies on held-out images afterwards. Raises `InputError` for a run so short that
     trials would be most of it.
     """
-    total = steps_of(config, data.train_steps(config.batch_size))
+    cuts = METHODS[config.method].cuts_trained
+    part_of = of_second_half(config) if cuts else config  # of a start it is all the training there is
+    total = steps_of(part_of, data.train_steps(config.batch_size))
     steps = max(LEAST, round(SHARE * total))
     if 2 * len(RATES) * steps > total:
         raise InputError(
@@ -54,7 +56,7 @@ def find_rate(
     trials = []
     with progress("learning rates", len(RATES) * steps) as advance:
         for rate in RATES:
-            own = dataclasses.replace(config, lr=rate, steps=steps)
+            own = dataclasses.replace(part_of, lr=rate, steps=steps)
             trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
     once = spending.forward(begun)
     trials[0] = dataclasses.replace(trials[0], training_macs=trials[0].training_macs + once)
@@ -64,8 +66,9 @@ def find_rate(
     left = spending.until(total) - sum(trial.training_macs for trial in trials)
     remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
-    finetune_lr = best.lr if METHODS[config.method].cuts_trained else config.finetune_lr
-    return dataclasses.replace(config, lr=best.lr, finetune_lr=finetune_lr, steps=remaining), trials
+    if cuts:
+        config = dataclasses.replace(config, finetune_lr=best.lr, finetune_epochs=None)  # which `steps` stands for
+    return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
 
 
 def _in_words(trials: Sequence[RateTrial], best: RateTrial, remaining: int, total: int) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from wmlc.compress.budgets import ENGINE_SETTINGS, LATENCY
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
 from wmlc.console import UNKNOWN, note, say, say_exactly
 from wmlc.errors import InputError
 from wmlc.models.foreign import needs_caller
-from wmlc.settings import TrainConfig, names_of
+from wmlc.settings import AUTO, TrainConfig, names_of
 from wmlc.table import Table
 
 DEMO = "digits"
@@ -66,19 +67,52 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
     """A recipe's settings with `given` over them, and the names of those that were left out.
 
     What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
-    family that the other has no choice of. Another run's baseline is one, and none is nobody's.
+    family that the other has no choice of. Another run's baseline is one, and none is nobody's; a rate is none to be
+    found; and of ratios and milliseconds those that are given count. Raises `InputError` where both say how long.
     """
     if given.get("baseline_from") is not None:
         given = {"baseline": True, **given}
     elif given.get("baseline") is False:
         given = {"baseline_from": None, **given}
+    if given.get("lr", AUTO) != AUTO:
+        given = {"lr_auto": False, **given}
+    recipe = _without_latencies(recipe, given)
     former = recipe.get("method", TrainConfig.method)
     method, left = given.get("method", former), list[str]()
     own = METHODS.get(method) if isinstance(method, str) and method != former else None
     if own is not None:
-        not_its = [*names_of("method"), *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])]
+        not_its = {*names_of("method"), *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])}
+        if recipe.get("as_long_as") != method:  # at whose cost methods are compared holds for each of them
+            not_its.discard("as_long_as")
         left = [name for name in recipe if name in not_its and name not in given]
     return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
+
+
+def _without_latencies(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings but those of milliseconds where `given` are ratios, or ratios of something else."""
+    gone: set[str] = set()
+    if given.get("ratio_of", LATENCY) != LATENCY:
+        gone = {"max_latency_ms", "paid_out", *ENGINE_SETTINGS}
+    elif "ratios" in given:
+        gone = {"max_latency_ms"}
+    return {name: value for name, value in recipe.items() if name not in gone or name in given}
+
+
+def check_lengths(settings: Mapping[str, Any]) -> None:
+    """Raise `InputError` where settings that somebody wrote say twice how long to train; a run's record may."""
+    if settings.get("steps") is not None and settings.get("as_long_as") is not None:
+        raise InputError(
+            f"steps {settings['steps']} and as_long_as {settings['as_long_as']} say each how long to train; pass one"
+        )
+
+
+def check_place(given: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise `InputError` where a place was given for data that lie in none: a set of one's own was meant."""
+    if given.get("data_root") is not None and config.data == "digits":
+        raise InputError(
+            f"the digits come with scikit-learn and lie in no data_root, got {given['data_root']}; pass --data too, "
+            "imagefolder for folders of images"
+        )
 
 
 def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
@@ -89,6 +123,7 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     if recipe is None and not given.keys() - {*names_of("place", "incidental", "seed")}:
         recipe = DEMO
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
+    check_lengths(chosen)
     config = settle(chosen, recipe or "options")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")

@@ -34,7 +34,7 @@ from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
 from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
 from wmlc.compress.rate import find_rate
-from wmlc.compress.recipes import choose_config
+from wmlc.compress.recipes import check_place, choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
 from wmlc.compress.worth import Images, budget_of
 from wmlc.console import LongWork, long_work, note, say, say_exactly
@@ -96,6 +96,7 @@ def _train_as_asked(
     if asked.get("ratio_of", LATENCY) != LATENCY and "max_latency_ms" in asked:
         raise InputError("--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them")
     config = choose_config(recipe, asked)
+    check_place(asked, config)
     for words in _without_effect(asked, config, ranks):
         note(words)
     if needs_caller(config.arch):
@@ -122,6 +123,8 @@ def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks)
         said.append(f"--blocks drop without effect: budget {budget_of(config)} keeps all")
     if asked.get("warmup_epochs") and config.schedule == "one-cycle":
         said.append("--warmup-epochs without effect: one-cycle has a warm-up of its own")
+    elif asked.get("warmup_epochs") and config.start is not None and METHODS[config.method].cuts_trained:
+        said.append("--warmup-epochs without effect: fine-tuning has no warm-up")
     if asked.get("sync_bn") and ranks.count == 1:
         said.append("--sync-bn without effect: there is one process")
     return said
@@ -279,7 +282,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
         )
     peers = peer_facts(prepared)
-    doing = "training" if config.epochs else "cutting, and training nothing,"
+    lasting = of_second_half(config) if method.cuts_trained else config
+    doing = "training" if lasting.epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_plan(prepared.plan, prepared.scored.graph)
     print_family(peers, prepared.scored, config)

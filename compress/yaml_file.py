@@ -26,13 +26,15 @@ class _Loader(yaml.SafeLoader):
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in `path`, by name; `InputError` for a file that holds something else.
 
-    Refused before anything is built: aliases, which could multiply, anchors, tags, deep nesting and large files.
+    Hyphens in names are underscores, as in options. Refused before anything is built: aliases, which could multiply,
+    anchors, tags, deep nesting and large files; and a name that stands twice.
     """
     text = read_text(path, "recipe", "name a YAML file of settings")
     if len(text) > MOST_BYTES:
         raise InputError(f"{path} has {len(text):,} letters, a recipe has at most {MOST_BYTES:,}")
     try:
         _check_events(text, path)
+        _check_names(text, path)
         record = yaml.load(text, Loader=_Loader) or {}  # a SafeLoader
     except InputError:
         raise
@@ -40,7 +42,17 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} must hold settings as 'name: value', got {type(record).__name__}")
-    return record
+    return {str(name).replace("-", "_"): value for name, value in record.items()}
+
+
+def _check_names(text: str, path: Path) -> None:
+    """Raise `InputError` for a name that stands twice, of which YAML would take the last."""
+    first: dict[str, int] = {}
+    mapping = yaml.compose(text, Loader=_Loader)
+    for key, _ in mapping.value if isinstance(mapping, yaml.MappingNode) else ():
+        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+        if first.setdefault(name, line) != line:
+            raise InputError(f"{path}, line {line}: {name} stands in line {first[name]} too; leave out one")
 
 
 def _check_events(text: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from wmlc import run as runs
 from wmlc.compress import begin, session
 from wmlc.compress.session import resume_run, start_run
 from wmlc.errors import InputError, Stopped
+from wmlc.models.checkpoint import read_spec
 from wmlc.records import DeviceRecord
 from wmlc.run import Run, open_run_data
 
@@ -82,7 +83,20 @@ def test_rates_that_runs_found_for_themselves_make_no_other_baseline(run: Run, m
         monkeypatch.setattr(begin.runs, "read_config", lambda source, other=other: a_run_record(other))
         config = replace(mine, lr_auto=auto)
         if auto:
-            assert begin._matching_baseline(config, run.root, data)
+            assert begin._matching_baseline(config, run.root, data, None)
         else:
             with pytest.raises(InputError, match=r"is no match for this run: steps 7 there, None here; lr 0\.3 there"):
-                begin._matching_baseline(config, run.root, data)
+                begin._matching_baseline(config, run.root, data, None)
+
+
+def test_a_baseline_is_of_the_same_images_classes_and_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, data = runs.read_config(run).settings, open_run_data(run, None)
+    theirs = replace(a_run_record(mine), images="others", start_weights="1")
+    monkeypatch.setattr(begin.runs, "read_config", lambda source: theirs)
+    monkeypatch.setattr(begin, "read_spec", lambda _: replace(read_spec(run.network(0)), class_names=["a", "b"]))
+    with pytest.raises(InputError) as caught:
+        begin._matching_baseline(mine, run.root, data, "2")
+    assert str(caught.value).endswith(
+        "is no match for this run: the classes are others; the training images, by names and labels, are others; "
+        "the start's weights are others"
+    )

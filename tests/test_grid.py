@@ -13,7 +13,7 @@ from training import a_family, a_run_record, sweep
 
 from wmlc import records
 from wmlc.compress.config import settle
-from wmlc.compress.recipes import read_recipe
+from wmlc.compress.recipes import check_place, choose_config, read_recipe
 from wmlc.compress.sweep.grid import parse_set, read_grid
 from wmlc.compress.sweep.session import Entry, arrange
 from wmlc.errors import InputError
@@ -41,6 +41,22 @@ def test_methods_are_compared_at_the_cost_of_one_of_them() -> None:
     assert [point.config.as_long_as for point in points] == [None, "wml"]
     with pytest.raises(InputError, match="as_long_as wml is the method itself"):
         read_grid("digits", ["method=wml", "as_long_as=wml"])
+
+
+def test_a_grid_says_what_a_recipe_has_for_one_method_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("alpha: 0.9\nas-long-as: wml\nepochs: 2\n")
+    points = read_grid(str(tmp_path / "mine.yaml"), ["method=wml,dml,cl"])
+    assert [point.config.as_long_as for point in points] == [None, "wml", "wml"]
+    assert (
+        "alpha of" in (said := capsys.readouterr().err) and "its method; method-dml, method-cl take their own" in said
+    )
+    with pytest.raises(InputError, match="steps 3 and as_long_as wml say each how long to train; pass one"):
+        choose_config(str(tmp_path / "mine.yaml"), {"method": "dml", "steps": 3})
+
+
+def test_digits_lie_in_no_folder() -> None:
+    with pytest.raises(InputError, match="lie in no data_root, got pets; pass --data too, imagefolder for folders of"):
+        check_place({"data_root": "pets"}, settle({}))
 
 
 def test_the_grid_is_every_combination_and_the_last_key_varies_fastest() -> None:

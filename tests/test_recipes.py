@@ -228,10 +228,29 @@ def test_what_is_given_stays_whatever_the_method() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "given", "held"),
+    [
+        ({"lr_auto": True, "lr": 0.1}, {"lr": 0.05}, {"lr": 0.05, "lr_auto": False}),
+        ({"lr_auto": True}, {"lr": "auto"}, {"lr_auto": True, "lr": "auto"}),
+        ({"max_latency_ms": [2], "threads": 2}, {"ratios": (0.5,)}, {"threads": 2, "ratios": (0.5,)}),
+        ({"max_latency_ms": [2], "engine": "ort"}, {"ratio_of": "macs"}, {"ratio_of": "macs"}),
+        ({"max_latency_ms": [2]}, {"max_latency_ms": (3.0,)}, {"max_latency_ms": (3.0,)}),
+        ({"as_long_as": "wml", "method": "dml"}, {"method": "kd"}, {"as_long_as": "wml", "method": "kd"}),
+        ({"as_long_as": "kd", "method": "dml"}, {"method": "kd"}, {"method": "kd"}),
+    ],
+)
+def test_what_is_given_is_not_beaten_by_what_a_recipe_says_of_the_same(
+    recipe: dict[str, Any], given: dict[str, Any], held: dict[str, Any]
+) -> None:
+    assert override(recipe, given)[0] == held
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("lr: 0.1\nbatch-size: 4\nbatch_size: 8", "{path}, line 3: batch_size stands in line 2 too; leave out one"),
         ("epoch: 3", "{path}: unknown setting 'epoch'; did you mean epochs?"),
-        ("weight-decai: 3", "{path}: unknown setting 'weight-decai'; did you mean weight_decay?"),
+        ("weight-decai: 3", "{path}: unknown setting 'weight_decai'; did you mean weight_decay?"),
         ("epochs: many", "{path}: epochs must be a whole number, got 'many'"),
         ("lr: 1e-1", "{path}: lr must be a number, got '1e-1' (YAML reads that as a text; write it with a point, as 1.0e-3)"),
         ("ratios: 0.5", "{path}: ratios must be a list of numbers, got 0.5"),

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from wmlc.compress.config import settle
 from wmlc.compress.learn.losses import ensemble_loss, wml_losses
 from wmlc.compress.learn.norm_tangent import FusedTangents
+from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
+from wmlc.compress.learn.train import _reweigh
+from wmlc.compress.learn.watch import Watch
 
 ALPHA, INNER_LR = 0.1, 0.05
 WEIGHT_P = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
@@ -102,6 +106,27 @@ def one_held_out(scored_network: Callable[..., Any]) -> Problem:
     with_lived_in_statistics(problem.family)
     problem.held_out = problem.held_out[0][:1], problem.held_out[1][:1]
     return problem
+
+
+def test_a_clipped_step_looks_ahead_as_far_as_it_goes(resnet: Problem) -> None:
+    """A step along gradients that were clipped is one at that share of the rate along what they were."""
+    config, device = settle({"weight_lr": 1.0, "alpha": ALPHA}), Device("cpu", bf16=False)
+    gradients = [4 * gradient for gradient in resnet.inner_gradient(WEIGHT_P)]  # of a step, which descends P · L1
+
+    def moved(share: float, lr: float, clipped: Tensor | float) -> Tensor:
+        for parameter, gradient in zip(resnet.family.parameters(), gradients, strict=True):
+            parameter.grad = share * gradient
+        weights, watch = (WEIGHT_P, None), Watch(0, device)
+        found, _ = _reweigh(
+            resnet.family, resnet.train, None, resnet.held_out, weights, config, lr, clipped, device, watch
+        )
+        return found
+
+    clipped = moved(0.2, 0.5, torch.tensor(0.2, dtype=torch.float64))
+    resnet.family.zero_grad()
+    torch.testing.assert_close(clipped, moved(1.0, 0.1, 1.0))
+    assert not torch.allclose(clipped, moved(0.2, 0.5, 1.0))
+    resnet.family.zero_grad()
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "one_held_out"])

@@ -16,7 +16,7 @@ from training import SMALL
 from wmlc.compress import rate
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
-from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
+from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of, untaught
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.train import epochs_of, lr_factor, steps_of
@@ -255,3 +255,28 @@ def test_a_rate_is_found_at_the_runs_own_cost_and_one_that_diverges_counts(
     assert trials[2].training_macs == spending.until(2)
     left = spending.until(5 * STEPS) - sum(trial.training_macs for trial in trials)
     assert found.steps == spending.affordable(left)
+
+
+def test_a_rate_of_fine_tuning_is_found_in_its_epochs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "LEAST", 2)
+    how: dict[str, Any] = {"method": "prune-finetune", "start": str(run.root), "ratios": (0.5,), "finetune_epochs": 5}
+    own = plan(**how, lr_auto=True)
+    found, trials = rate.find_rate(own.config, own.prepared, own.data, CPU)
+    assert found.steps is not None and found.steps < 5 * STEPS and found.finetune_lr == found.lr
+    assert settle(vars(found)) == found  # as a run that goes on reads them
+    with pytest.raises(InputError, match="lr auto finds the rate of fine-tuning; leave out finetune_lr, got "):
+        settle({**how, "lr_auto": True, "finetune_lr": 0.002})
+
+
+def test_what_a_family_by_sensitivity_costs_is_known_to_a_method_that_cuts_nothing(run: Run) -> None:
+    start = str(run.root)
+    mine = plan(start=start, method="self-distillation", as_long_as="wml", ratios=())
+    theirs = plan(start=start, ratios=())
+    assert abs(mine.macs() - theirs.macs()) <= mine.step() / 2
+    with pytest.raises(InputError, match="as_long_as self-distillation: it has an exit at each stage, and no peers of"):
+        settle({"as_long_as": "self-distillation"})
+
+
+def test_steps_of_fine_tuning_are_not_the_unpruned_networks() -> None:
+    assert untaught(settle({"method": "prune-finetune", "steps": 3})).steps is None
+    assert untaught(settle({"method": "wml", "steps": 3})).steps == 3

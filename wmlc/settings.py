@@ -189,11 +189,11 @@ class TrainConfig:
     )  # fmt: skip
     alpha: float | None = setting(
         None, "Weight of the teaching against the labels.", role="method", group=TEACHING,
-        shown="0.1; 0.5 for cl, kd, and for wml and wml-p from a start",
+        shown="0.1; 0.5 for cl, kd, and by --weigh sources",
     )  # fmt: skip
     temperature: float | None = setting(
         None, "Softens what is taught.", role="method", group=TEACHING,
-        shown="1; 2 for cl, kd, and for wml and wml-p from a start; 3 for one and self-distillation",
+        shown="1; 2 for cl, kd, and by --weigh sources; 3 for one and self-distillation",
     )  # fmt: skip
     feature_loss: str | None = setting(
         None, "Let the stages of the frozen start, or else of the largest peer, teach too: by FitNets' hints, by "

@@ -35,7 +35,7 @@ def peer_weight_gradient(
     *,
     alpha: float,
     temperature: float = 1.0,
-    inner_lr: float,
+    inner_lr: Tensor | float,
     autocast: Callable[[], torch.autocast] | None = None,
     ranks: Ranks = SOLO,
 ) -> Tensor:
@@ -74,7 +74,7 @@ def source_gradient(
     inner_gradients: dict[str, Tensor],
     *,
     temperature: float = 1.0,
-    inner_lr: float,
+    inner_lr: Tensor | float,
     autocast: Callable[[], torch.autocast] | None = None,
     ranks: Ranks = SOLO,
 ) -> tuple[Tensor, Tensor]:
@@ -109,8 +109,9 @@ def source_gradient(
 
 
 def _look_ahead(
-    family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor], inner_lr: float,
-    autocast: Callable[[], torch.autocast] | None, ranks: Ranks, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
+    family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor],
+    inner_lr: Tensor | float, autocast: Callable[[], torch.autocast] | None, ranks: Ranks,
+    outer: Callable[[Tensor], Tensor], weight_P: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradient of `outer` (of the held-out logits) at θ' by ω, [P], and what `images_BCHW` make of it by θ'.
 

@@ -123,6 +123,9 @@ def objective(
     return torch.compile(loss_of, dynamic=False) if config.compile else loss_of
 
 
+CLIP_ROUNDING = 1e-6  # that torch adds to a norm before it divides by it
+
+
 def _cadence(config: TrainConfig) -> int:
     assert config.reweigh_every is not None  # settled
     return config.reweigh_every
@@ -173,13 +176,24 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             device.ranks.mean_gradients(list(family.parameters()))
+            clipped: Tensor | float = 1.0  # what the gradients were multiplied by
             if config.clip is not None:
-                torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
+                norm = torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
+                clipped = (config.clip / (norm + CLIP_ROUNDING)).clamp(max=1.0)
             state.step += 1
             if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
                 held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
                 weight_P, teaching_SP = _reweigh(
-                    family, (images, labels), taught, held_out, (weight_P, teaching_SP), config, lr, device, watch
+                    family,
+                    (images, labels),
+                    taught,
+                    held_out,
+                    (weight_P, teaching_SP),
+                    config,
+                    lr,
+                    clipped,
+                    device,
+                    watch,
                 )
                 spent += spending.reweighing
             optimizer.step()
@@ -252,19 +266,24 @@ def _reweigh(
     weights: tuple[Tensor, Tensor | None],
     config: TrainConfig,
     lr: float,
+    clipped: Tensor | float,
     device: Device,
     watch: Watch,
 ) -> tuple[Tensor, Tensor | None]:
-    """Move the peer `weights`, and those of sources, one mirror step, with the gradients that the step just left."""
+    """Move the peer `weights`, and those of sources, one mirror step, with the gradients that the step just left.
+
+    Args: what clipping multiplied these by. The step moves as far as it would without at that share of its rate.
+    """
     weight_P, teaching_SP = weights
     gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
     alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
     if teaching_SP is None:
         # the step descends P · L1, so a rate γ on L1 is lr · P, and its gradient is P times that of L1
         peers = len(weight_P)
+        inner = {name: gradient / (peers * clipped) for name, gradient in gradients.items()}
         gradient_P = peer_weight_gradient(
-            family, train, held_out, weight_P, {name: gradient / peers for name, gradient in gradients.items()},
-            alpha=alpha, temperature=temperature, inner_lr=lr * peers, autocast=device.autocast, ranks=device.ranks,
+            family, train, held_out, weight_P, inner, alpha=alpha, temperature=temperature,
+            inner_lr=lr * peers * clipped, autocast=device.autocast, ranks=device.ranks,
         )  # fmt: skip
     else:
         teacher_BC = None if taught is None else taught.logits_BC

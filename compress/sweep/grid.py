@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from wmlc.compress.config import settle
-from wmlc.compress.recipes import override, read_recipe
+from wmlc.compress.recipes import check_lengths, override, read_recipe
+from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.settings import TrainConfig
 
@@ -50,6 +51,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         axes[key] = values
     source = " and ".join([*([recipe] if recipe else []), *(["--set"] if sets else [])])
     points: dict[str, Point] = {}
+    left: dict[str, list[str]] = {}  # what runs do without of the recipe's settings, which belong to its method
     for combination in itertools.product(*axes.values()):
         varied = dict(zip(axes, combination, strict=True))
         name = run_name(varied) or Path(recipe or "").stem
@@ -58,12 +60,17 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         if name in points:
             raise InputError(f"two runs of the grid would be called {name}; leave out the value that is named twice")
         try:
-            settings, _ = override(base, varied)
+            settings, lost = override(base, varied)
+            left.setdefault(" and ".join(lost), []).append(name)
             if len(axes.get("method", ())) > 1 and settings["method"] == settings.get("as_long_as"):
                 settings["as_long_as"] = None  # the one that the others are to cost as much as
+            check_lengths(settings)
             points[name] = Point(name, varied, settle(settings, source))
         except InputError as error:
             raise InputError(f"{error} (run {name})") from None
+    for settings_left, names in left.items():
+        if settings_left:
+            note(f"{settings_left} of {recipe} belong to its method; {', '.join(names)} take their own")
     return list(points.values())
 
 

@@ -143,7 +143,7 @@ def _differing(held: dict[str, Any], config: TrainConfig) -> list[str]:
     """The settings in which what a run holds is not what `config` asks for, but for what the run found out itself."""
     found = ["steps", *(OF_A_START if config.start is not None else ())]
     wanted = {name: value for name, value in _compared(config).items() if value is not None or name not in found}
-    for name in ("lr", "finetune_lr", "steps") if config.lr_auto else ():
+    for name in ("lr", "finetune_lr", "finetune_epochs", "steps") if config.lr_auto else ():
         wanted.pop(name, None)
     if config.max_latency_ms:  # it holds what they came to
         wanted.pop("ratios")
@@ -160,7 +160,10 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     """The settings in which a run of the same name must agree."""
     incidental = names_of("incidental")
     recorded = with_absolute_paths(config)  # as a run records them
-    return {name: value for name, value in vars(recorded).items() if name not in incidental}
+    control = TRAINED_ON if config.baseline_from == TRAINED_ON else None  # and not which run's baseline is taken
+    return {name: value for name, value in vars(recorded).items() if name not in incidental} | {
+        "baseline_from": control
+    }
 
 
 def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
