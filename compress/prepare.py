@@ -88,7 +88,8 @@ def prepare(
     made = make_full(config, record, device)
     if tell is not None:
         tell(made)
-    _check_step(made, config.arch, record.input_shape, device)
+    if made.staged is not None:
+        _check_step(made.network, config.arch, record.input_shape, device)
     config = settle_teacher(config, made)
     scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
     if method.exits:
@@ -106,8 +107,16 @@ def prepare(
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
         prepared = replace(cut_before_training(made, scored, config, record, device), plan=plan)
+    if made.staged is not None and config.epochs:
+        _check_step(_narrowest(prepared), f"once cut, {config.arch}", record.input_shape, device)
     _check_as_saved(prepared, record.input_shape)
     return prepared
+
+
+def _narrowest(prepared: Prepared) -> nn.Module:
+    """The peer of the fewest MACs."""
+    least = min(range(len(prepared.widths)), key=lambda place: prepared.widths[place].macs)
+    return prepared.family.peer(1 + least)
 
 
 def sensible(
@@ -121,20 +130,18 @@ def sensible(
     return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, losses))
 
 
-def _check_step(made: Made, arch: str, input_shape: tuple[int, int, int], device: Device) -> None:
-    """Raise `InputError` where the code of a network of others fails in a training step, or in bf16."""
-    if made.staged is None:
-        return
+def _check_step(network: nn.Module, who: str, input_shape: tuple[int, int, int], device: Device) -> None:
+    """Raise `InputError` where the code of somebody's network, `who`, fails in a training step, or in bf16."""
     images = torch.zeros(2, *input_shape, device=device.name)
     for bf16 in sorted({False, device.bf16}):
         try:
             with replace(device, bf16=bf16).autocast():
-                logits = copy.deepcopy(made.network).train()(images)
+                logits = copy.deepcopy(network).train()(images)
             logits.float().sum().backward()
         except Exception as error:  # whatever its code raises
             remedy = "; pass --precision fp32" if bf16 else ""
             how = " in bf16" if bf16 else ""
-            raise InputError(f"{arch} cannot be trained{how}: {raised(error)}{remedy}") from error
+            raise InputError(f"{who} cannot be trained{how}: {raised(error)}{remedy}") from error
 
 
 def _check_as_saved(prepared: Prepared, input_shape: tuple[int, int, int]) -> None:
@@ -147,8 +154,7 @@ def _check_as_saved(prepared: Prepared, input_shape: tuple[int, int, int]) -> No
     if made.staged is None or made.whole is None or made.in_one_stage:
         return
     full, arch = prepared.full, type(made.whole).__name__
-    narrowest = min(range(len(prepared.widths)), key=lambda place: prepared.widths[place].macs)
-    peer, named = prepared.family.peer(1 + narrowest), own_names(made.staged)
+    peer, named = _narrowest(prepared), own_names(made.staged)
     device = next(full.parameters()).device
     try:
         whole = cut_to(leave_out(copy.deepcopy(made.whole), left_out(peer, named)), difference(full, peer, named)).to(

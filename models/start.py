@@ -111,7 +111,7 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     missing = [name for name in due if name not in found and not IS_BOOKKEEPING.search(name)]
     over, said = _left_over(start, place, names, due)
     words += said
-    headless = bool(missing) and {_layer(name) for name in missing} <= heads
+    headless = bool(missing) and all(_layer(name) in heads and not _has_layer(name, found) for name in missing)
     if headless and len({_layer(name) for name in over}) <= 1:  # its own head, if it has one, is called otherwise
         missing, over = [], []
     kept, resized, other, said = _by_shape({mine: tensors[theirs] for theirs, mine in names.items()}, due, heads)
@@ -129,6 +129,11 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     if rows:
         kept |= {mine: tensors[theirs][rows] for theirs, mine in names.items() if _layer(mine) in heads}
     return Fitted(head, words + _load(kept, due, start.where))
+
+
+def _has_layer(name: str, found: set[str]) -> bool:
+    """Whether other tensors of its layer are among those `found`."""
+    return any(_layer(other) == _layer(name) for other in found)
 
 
 def _of_directory(path: Path) -> tuple[str, Path, NetworkSpec]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wmlc.compress.begin import as_prepared
 from wmlc.compress.config import settle
 from wmlc.compress.learn.place import Device
-from wmlc.compress.prepare import Made, Prepared, _check_step, prepare
+from wmlc.compress.prepare import Prepared, _check_step, prepare
 from wmlc.compress.sweep.session import _compared, _differing
 from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataConfig, open_data
@@ -63,12 +63,6 @@ def test_channels_are_proven_where_code_makes_tensors_of_no_named_type() -> None
     assert len(graph.groups) == 4 and torch.get_default_dtype() == torch.float32
 
 
-def made_of(kind: type[nn.Module]) -> Made:
-    whole = made(kind)
-    staged = split(whole, EXAMPLE)
-    return Made(staged.network, staged, whole)
-
-
 @pytest.mark.parametrize(
     ("kind", "bf16", "why"),
     [
@@ -80,14 +74,14 @@ def made_of(kind: type[nn.Module]) -> Made:
 def test_a_network_that_cannot_be_trained_is_refused_in_words(
     kind: type[nn.Module], bf16: bool, why: str | None
 ) -> None:
-    network = made_of(kind)
-    before = {name: tensor.clone() for name, tensor in network.network.state_dict().items()}
+    network = split(made(kind), EXAMPLE).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if why is None:
         _check_step(network, "mine", SHAPE, Device("cpu", bf16))
     else:
         with pytest.raises(InputError, match=why):
             _check_step(network, "mine", SHAPE, Device("cpu", bf16))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.network.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 class Tied(InPlace):
@@ -103,6 +97,13 @@ def test_tied_weights_that_safetensors_wrote_once_are_a_start(tmp_path: Path) ->
     start = read_start(str(tmp_path / "tied.safetensors"), "mine.py:Tied", SHAPE)
     assert fit_start(network, start, list("abcde"), SHAPE).head == "kept"
     assert all(torch.equal(own, made(Tied).state_dict()[name]) for name, own in network.state_dict().items())
+
+
+def test_a_head_that_lacks_its_bias_alone_is_no_head_that_is_missing(tmp_path: Path) -> None:
+    tensors = made(InPlace).state_dict()
+    torch.save({name: own for name, own in tensors.items() if name != "fc.bias"}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"missing: fc\.bias; "):
+        fit_start(made(InPlace), read_start(str(tmp_path / "x.pth"), "mine.py:f", SHAPE), list("abcde"), SHAPE)
 
 
 ONE_STAGE = """

@@ -261,7 +261,7 @@ def test_a_rate_of_fine_tuning_is_found_in_its_epochs(run: Run, monkeypatch: pyt
     monkeypatch.setattr(rate, "LEAST", 2)
     how: dict[str, Any] = {"method": "prune-finetune", "start": str(run.root), "ratios": (0.5,), "finetune_epochs": 5}
     own = plan(**how, lr_auto=True)
-    found, trials = rate.find_rate(own.config, own.prepared, own.data, CPU)
+    found, _ = rate.find_rate(own.config, own.prepared, own.data, CPU)
     assert found.steps is not None and found.steps < 5 * STEPS and found.finetune_lr == found.lr
     assert settle(vars(found)) == found  # as a run that goes on reads them
     with pytest.raises(InputError, match="lr auto finds the rate of fine-tuning; leave out finetune_lr, got "):

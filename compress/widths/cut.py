@@ -53,7 +53,8 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         former = getattr(owner, key)
         stays = torch.ones(former.shape[dim], dtype=torch.bool, device=former.device)
         stays[torch.cat(positions).to(former.device)] = False
-        left = former.detach().index_select(dim, stays.nonzero().flatten()).contiguous()
+        left = former.detach().index_select(dim, stays.nonzero().flatten())
+        left = left.contiguous(memory_format=_memory_format(former))
         if isinstance(former, nn.Parameter):
             setattr(owner, key, nn.Parameter(left, requires_grad=former.requires_grad))
         else:
@@ -62,6 +63,12 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
     for owner_name in changed:
         _set_widths(network.get_submodule(owner_name))
     return network
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    last = tensor.ndim == 4 and not tensor.is_contiguous()
+    last = last and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _shrink(module: nn.Module, number: Number, lost: int) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from wmlc.compress.widths.choose import Asked, Scored, choose_widths, ranked_by
+from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths, ranked_by
 from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, random_scores
-from wmlc.errors import InputError
+from wmlc.errors import InputError, one_line
+
+NEAR = 0.02  # of the full network, that a peer may lose more or less than it was asked to without a word
 
 
 def dense_peers(
@@ -19,24 +26,103 @@ def dense_peers(
     rank: str = "magnitude",
 ) -> list[nn.Module]:  # fmt: skip
     """See `wmlc.family`, which this is."""
-    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
-        raise InputError(f"network must be a torch.nn.Module with parameters, got {type(network).__name__}")
-    if example.ndim not in (3, 4):
-        raise InputError(f"example must be images [N, C, H, W] or one [C, H, W], got {list(example.shape)}")
-    if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
-        raise InputError(f"ratios must be numbers from 0 up to, not including, 1, got {list(ratios)}")
+    wanted, (channels, height, width) = _numbers(ratios), _shape_of(example)
     if ratio_of not in ("params", "macs"):
         raise InputError(f"ratio_of must be params or macs, got {ratio_of!r}")
-    if divisor < 1:
-        raise InputError(f"divisor must be at least 1, got {divisor}")
+    if type(divisor) is not int or divisor < 1:
+        raise InputError(f"divisor must be a whole number from 1, got {divisor!r}")
     if rank not in ("magnitude", "random"):
         raise InputError(f"rank must be magnitude or random, got {rank!r}")
-    channels, height, width = example.shape[-3:]
-    graph = read_channels(network, (channels, height, width))
+    if torch.is_inference_mode_enabled():
+        raise InputError("peers made in torch.inference_mode() could not be trained; leave it for this call")
+    plain = _plain_copy(network)
+    graph = read_channels(plain, (channels, height, width))
     if not graph.groups:
-        why = f": {graph.left_whole[0].why}" if graph.left_whole else ""
-        raise InputError(f"no channel of the network can be cut{why}")
-    scores = group_magnitude(network, graph) if rank == "magnitude" else random_scores(graph)
+        raise InputError(f"no channel of the network can be cut: {_left_whole(graph) or COMPUTED}")
+    scores = group_magnitude(plain, graph) if rank == "magnitude" else random_scores(graph)
     scored = ranked_by(Scored(graph, np.ones(len(graph.layers)), [], []), scores)
-    widths = choose_widths(scored, Asked(tuple(ratios), "none", ratio_of, divisor, uniform=True))
+    try:
+        widths = choose_widths(scored, Asked(tuple(wanted), "none", ratio_of, divisor, uniform=True))
+    except OutOfReachError as error:
+        raise InputError("; ".join(filter(None, (str(error), _left_whole(graph))))) from None
+    for own in widths:
+        _tell_how_near(own, ratio_of, divisor)
+    narrowest = min(widths, key=lambda own: own.macs)
+    _check_training(plain, cut_channels(plain, graph.groups, narrowest.kept), (channels, height, width))
     return [cut_channels(network, graph.groups, own.kept) for own in widths]
+
+
+COMPUTED = (
+    "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
+    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+)
+
+
+def _numbers(ratios: Any) -> list[float]:
+    try:
+        wanted = [float(ratio) for ratio in ratios]
+    except (TypeError, ValueError):
+        wanted = []
+    if not wanted or not all(0 <= ratio < 1 for ratio in wanted):
+        got = one_line(repr(wanted or ratios), 80)
+        raise InputError(f"ratios must be numbers from 0 up to, not including, 1, got {got}")
+    return wanted
+
+
+def _shape_of(example: Any) -> tuple[int, int, int]:
+    if not isinstance(example, Tensor):
+        raise InputError(f"example must be a tensor of images [N, C, H, W] or [C, H, W], got {type(example).__name__}")
+    if example.ndim not in (3, 4):
+        raise InputError(f"example must be images [N, C, H, W] or one [C, H, W], got {list(example.shape)}")
+    channels, height, width = example.shape[-3:]
+    return channels, height, width
+
+
+def _plain_copy(network: Any) -> nn.Module:
+    """`network` in float32 without its forward hooks, to be looked at, so that nothing happens to the caller's own."""
+    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+        raise InputError(f"network must be a torch.nn.Module with parameters, got {type(network).__name__}")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InputError("network is a ScriptModule, whose layers cannot be cut; give the module that it was made of")
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise InputError("network is on the meta device and has no weights; load them first")
+    try:
+        copied = copy.deepcopy(network).float()
+    except Exception as error:  # whatever its attributes raise: locks, files, tensors with a history
+        raise InputError(f"the network cannot be copied: {type(error).__name__}: {one_line(str(error), 160)}") from None
+    for module in copied.modules():
+        module._forward_hooks.clear()
+    return copied
+
+
+def _left_whole(graph: ChannelGraph) -> str:
+    """The first layer that is left whole, and why."""
+    return f"{graph.left_whole[0].layers[0]} is left whole: {graph.left_whole[0].why}" if graph.left_whole else ""
+
+
+def _tell_how_near(own: PeerWidths, ratio_of: str, divisor: int) -> None:
+    """A warning where a peer is far from what was asked; `InputError` where it lost nothing."""
+    if abs(own.ratio - own.achieved_ratio) <= NEAR:
+        return
+    said = f"a peer was asked to lose {own.ratio:.1%} of its {ratio_of} and loses {own.achieved_ratio:.1%}"
+    said += f": divisor={divisor} allows no nearer width, a smaller one would" if divisor > 1 else ""
+    if not own.achieved_ratio:
+        raise InputError(said)
+    warnings.warn(said, stacklevel=4)
+
+
+def _check_training(full: nn.Module, peer: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise `InputError` where a network runs in training and its peer does not: code that eval mode never runs."""
+    images = torch.zeros(2, *shape, device=next(full.parameters()).device)
+    with torch.no_grad():
+        try:
+            full.train()(images)
+        except Exception:  # then the cut is not what it is about
+            return
+        try:
+            peer.train()(images)
+        except Exception as error:  # whatever its code raises
+            raise InputError(
+                f"once cut, the network stops in training: {type(error).__name__}: {one_line(str(error), 160)}; what "
+                "its code does in training alone (an auxiliary head, noise) is not followed: take it out"
+            ) from None

@@ -15,14 +15,17 @@ import contextlib
 import copy
 import io
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from wmlc.compress.widths.cut import KNOWN, cut_in_place
 from wmlc.compress.widths.double import in_float64
@@ -41,6 +44,7 @@ from wmlc.models.residual import residual_blocks
 from wmlc.models.stages import whole_name
 
 EXACT = 1e-6  # of the largest logit
+SMALLEST = torch.finfo(torch.float64).tiny  # that it is taken to be
 SHARES = ((0.5,), (0.75, 0.5), (0.5, 0.75))  # of each group's units that are cut, in one trial after the other
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
@@ -54,7 +58,7 @@ def read_channels(
     the network cannot be run on labels.
     """
     network, whole = on_cpu(network), whole and on_cpu(whole)  # so that a GPU has the groups that a CPU has
-    example = torch.zeros(1, *input_shape, device=next(network.parameters()).device)
+    example = torch.zeros(1, *input_shape, dtype=torch.float32, device=next(network.parameters()).device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the network's own
@@ -198,7 +202,7 @@ class Prover:
             for group in groups:
                 _mute(self.network, group, kept[group.root], reads=True)
             expected = self.network(self.images)
-        apart = float((got - expected).abs().max() / expected.abs().max())
+        apart = _apart(got, expected)
         return None if apart <= EXACT else f"cut, its logits are {apart:.1e} from what they must be"
 
     def _keep(self, group: ChannelGroup, share: float) -> Tensor:
@@ -222,7 +226,19 @@ def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tenso
             logits = network(small)
         except Exception:  # it is of one size only
             return large
-    return small if logits.ndim == 2 and bool(logits.isfinite().all()) else large
+    return small if all(own.ndim == 2 and bool(own.isfinite().all()) for own in _tensors(logits)) else large
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """What a network gives: its logits, or the tensors in whatever holds them."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _apart(got: Any, expected: Any) -> float:
+    """How far two outputs are apart, over the largest number in each of their tensors."""
+    pairs = zip(_tensors(got), _tensors(expected), strict=True)
+    apart = [(own - due).abs().max() / due.abs().max().clamp_min(SMALLEST) for own, due in pairs]
+    return float(torch.stack(apart).max()) if apart else math.nan
 
 
 def _roots(groups: Sequence[ChannelGroup]) -> set[str]:
@@ -274,7 +290,7 @@ def _parents(name: str) -> list[str]:
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
     def normal(tensor: Tensor, size: float) -> Tensor:
-        return torch.randn(tensor.shape, generator=draw) * size  # in float32, which is quicker
+        return torch.randn(tensor.shape, generator=draw, dtype=torch.float32) * size  # which is quicker
 
     with torch.no_grad():
         for name, parameter in network.named_parameters():
