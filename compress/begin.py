@@ -17,6 +17,7 @@ from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
 from wmlc.compress.prepare import Made, Prepared, settle_teacher
+from wmlc.compress.rate import check_trials
 from wmlc.console import note, say
 from wmlc.data import Data, data_of, open_parts
 from wmlc.data.decode import Layout
@@ -93,6 +94,22 @@ def print_start(data: Data | None, device: Device, made: Made) -> None:
     say(line)
     if warning:
         note(warning)
+
+
+def check_length(config: TrainConfig, data: Data) -> None:
+    """Raise `InputError` where there are too few images for a batch, or steps for `--lr auto`.
+
+    A note says how many images each epoch leaves out, where that is more than one in ten.
+    """
+    size, images = config.batch_size, data.record.train
+    left_out = images - data.train_steps(size) * size
+    check_trials(config, data)
+    if config.epochs and left_out > images / 10:
+        fits = min(range(size // 2 + 1, size + 1), key=lambda own: (images % own, -own))
+        note(
+            f"{left_out} of {images:,} training images are more than whole batches of {size} and left out, others each "
+            f"epoch; --batch-size {fits} leaves out {images % fits}"
+        )
 
 
 def check_free(root: Path, force: bool, config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmlc.arch import is_foreign
 from wmlc.compress.budgets import LATENCY, SENSITIVITY, with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.setting_types import LONGEST_SHOWN, shown, typed
@@ -17,7 +18,6 @@ from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS, kind_and_place
 from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
-from wmlc.models.foreign import is_foreign
 from wmlc.run import data_config
 from wmlc.settings import AUTO, TRAINED_ON, TrainConfig, setting
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from wmlc.arch import is_foreign
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
@@ -24,7 +25,7 @@ from wmlc.compress.widths.tree import Partition, sharing_tree
 from wmlc.compress.worth import Images, budget_of, measure_sensitivity, rank, score
 from wmlc.errors import InputError, one_line
 from wmlc.models.cost import total_cost
-from wmlc.models.foreign import is_foreign, raised
+from wmlc.models.foreign import raised
 from wmlc.models.head import own_modes
 from wmlc.models.residual import leave_out, left_out
 from wmlc.models.resizable import Resizable

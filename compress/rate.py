@@ -43,12 +43,7 @@ def find_rate(
     """
     cuts = METHODS[config.method].cuts_trained
     part_of = of_second_half(config) if cuts else config  # of a start it is all the training there is
-    total = steps_of(part_of, data.train_steps(config.batch_size))
-    steps = max(LEAST, round(SHARE * total))
-    if 2 * len(RATES) * steps > total:
-        raise InputError(
-            f"--lr auto tries {len(RATES)} rates for {LEAST} steps or more each, and this run has {total}; pass a rate"
-        )
+    total, steps = _lengths(part_of, data)
     part = copy.deepcopy(trained_peers(prepared.family, config))
     spending = spending_of(part, prepared, config, data)
     with in_step(part, config, device):  # as the run itself begins
@@ -69,6 +64,24 @@ def find_rate(
     if cuts:
         config = dataclasses.replace(config, finetune_lr=best.lr, finetune_epochs=None)  # which `steps` stands for
     return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
+
+
+def check_trials(config: TrainConfig, data: Data) -> None:
+    """Raise `InputError` for a run too short to find its rate; of one whose steps are found too, that is told then."""
+    if config.lr_auto and config.as_long_as is None and config.epochs:
+        _lengths(of_second_half(config) if METHODS[config.method].cuts_trained else config, data)
+
+
+def _lengths(config: TrainConfig, data: Data) -> tuple[int, int]:
+    """The steps of a run and those of a trial."""
+    total = steps_of(config, data.train_steps(config.batch_size))
+    steps = max(LEAST, round(SHARE * total))
+    if (least := 2 * len(RATES) * steps) > total:
+        raise InputError(
+            f"--lr auto tries {len(RATES)} rates for {LEAST} steps or more each, which is half of a run of {least} "
+            f"steps, and this one has {total}; pass a rate, or more epochs"
+        )
+    return total, steps
 
 
 def _in_words(trials: Sequence[RateTrial], best: RateTrial, remaining: int, total: int) -> str:

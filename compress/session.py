@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc import run as runs
+from wmlc.arch import needs_caller
 from wmlc.compress import begin
 from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios
@@ -46,7 +47,6 @@ from wmlc.files import clear_asides, locked
 from wmlc.forms import file_name_of
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.factory import factory_of_caller, named_by_caller
-from wmlc.models.foreign import needs_caller
 from wmlc.ranks import SOLO, Ranks, joined, launch
 from wmlc.records import RateTrial
 from wmlc.run import BASELINE, Run, data_config
@@ -152,6 +152,8 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
             raise
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
+    if data is not None:
+        begin.check_length(config, data)
     with _clock(config, clocks) as clock:
         prepared = prepare(
             config, images, device, clock, tell=None if as_json else partial(begin.print_start, data, device)
@@ -203,6 +205,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     device = device_of_run(config, ranks)
     config, data = ranks.of_each(lambda: begin.open_for_start(config, device))
     begin.together(data, ranks)
+    begin.check_length(config, data)
     with _clock(config, clocks if ranks.first else None) as clock:
         prepared = prepare(
             config, data, device, clock, tell=partial(begin.print_start, data, device) if ranks.first else None
@@ -213,7 +216,6 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     config = begin.as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
     shared = data.shared(ranks)
-    shared.train_steps(config.batch_size)
     ranks.of_first(data.check_test)
     data = shared
     config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
@@ -263,8 +265,7 @@ def _train_stoppable(run: Run, config: TrainConfig, data: Data, prepared: Prepar
     try:
         return _train(run, config, data, prepared, device)
     except KeyboardInterrupt:
-        own = f" --arch {config.arch}" if needs_caller(config.arch) else ""
-        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}{own}'") from None
+        raise Stopped(f"stopped; go on with 'wmlc train --resume --out {run.root}{runs.own_code(run)}'") from None
 
 
 def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device: Device) -> Run:
@@ -313,7 +314,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
     if macs:
         cost = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
-        say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network")
+        beside = " (trials of rates and batch norm's statistics apart)" if config.start is not None else ""
+        say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network{beside}")
     with long_work(macs) as work:
         if cuts_trained:
             if trains_baseline:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from wmlc.arch import is_foreign, needs_caller
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import resizable
 from wmlc.models.factory import named_by_caller
-from wmlc.models.foreign import is_foreign, needs_caller
 from wmlc.models.resizable import Resizable
 from wmlc.models.stages import split
 from wmlc.models.zoo import build_network

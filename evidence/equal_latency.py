@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from wmlc.arch import needs_caller
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import EngineClock
@@ -32,7 +33,6 @@ from wmlc.compress.learn.place import choose_device
 from wmlc.compress.prepare import prepare, resizable_of
 from wmlc.export.for_latency import onnx_writer
 from wmlc.models.factory import named_by_caller
-from wmlc.models.foreign import needs_caller
 from wmlc.settings import TrainConfig
 
 KINDS = {"uniform": {"budget": "uniform"}, "macs": {"budget": "taylor"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.plan_record import read_record
 from wmlc.records import Bench, Cost, Family, Latency, NetworkSpec, Row, ShippedAccuracy, ShippedLatency
-from wmlc.run import BASELINE, Run, open_run_data, peer_name, read_config, read_family, select_peers
+from wmlc.run import BASELINE, Run, open_run_data, own_code, peer_name, read_config, read_family, select_peers
 
 CHECKED_IMAGES = 64
 
@@ -129,11 +130,22 @@ def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
 
 
+def _bench_command(run: Run, config: ShipConfig) -> str:
+    """The bench that measures what is to ship, beside what is measured: against the baseline that stands there."""
+    precisions = [config.precision]
+    with contextlib.suppress(InputError):
+        first = records.read(run.bench, Bench, "bench", "bench again").settings.precisions[:1]
+        precisions = list(dict.fromkeys((*first, config.precision)))
+    asked = f"--engine {config.engine} --precision {','.join(precisions)}"
+    asked += f" --target {config.target}" if config.target else ""
+    return f"wmlc bench --run {run.root} {asked}{own_code(run)}"
+
+
 def _benched(run: Run, peer: int, config: ShipConfig) -> Benched:
     """What the bench measured of this very file at its smallest batch; `InputError` where it did not pass."""
     asked = f"--engine {config.engine} --precision {config.precision}"
     asked += f" --target {config.target}" if config.target else ""
-    remedy = f"run 'wmlc bench --run {run.root} {asked}' first, as only what passed it ships"
+    remedy = f"run '{_bench_command(run, config)}' first, as only what was measured ships"
     bench = records.read(run.bench, Bench, "bench", remedy)
     wanted = (peer, config.engine, config.precision)
     rows = [row for row in bench.rows if (row.peer, row.engine, row.precision) == wanted]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
+from wmlc.arch import TIMM, TORCHVISION
 from wmlc.console import note
-from wmlc.models.foreign import TIMM, TORCHVISION, WITHOUT_TIMM
+from wmlc.models.foreign import WITHOUT_TIMM
 
 MOST_NEAR = 5  # names that are listed for one that nobody has
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from wmlc import records
+from wmlc.arch import needs_caller
 from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
-from wmlc.models.foreign import needs_caller
 from wmlc.models.residual import leave_out
 from wmlc.models.stages import own_names, split
 from wmlc.models.widths import check_runs, cut_to

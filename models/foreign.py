@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from wmlc.arch import TIMM, TORCHVISION, needs_caller
 from wmlc.errors import InputError, one_line
 from wmlc.models.arguments import parse_args
 
 if TYPE_CHECKING:
     from torch import nn
 
-TORCHVISION, TIMM = "torchvision:", "timm:"
 WITHOUT_TIMM = "timm is not installed; pip install 'wmlc[timm]'"
 # What torchvision's networks are made with here: one output, and pixels as they come.
 OF_TORCHVISION: dict[str, dict[str, Any]] = {
@@ -27,16 +27,6 @@ SIZED = {"vit_": "image_size", "maxvit_": "input_size"}  # by how the name begin
 NEAREST = 3  # names that a message suggests
 
 Shape = tuple[int, int, int]  # channels, height, width
-
-
-def is_foreign(arch: str) -> bool:
-    """Whether `arch` is a network of others: torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY."""
-    return ":" in arch
-
-
-def needs_caller(arch: str) -> bool:
-    """Whether `arch` names code that only its caller may name, as it is run; a file that says so isn't asked."""
-    return is_foreign(arch) and not arch.startswith((TORCHVISION, TIMM))
 
 
 def build_whole(

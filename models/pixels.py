@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wmlc.models.foreign import TIMM, TORCHVISION, timm_name, torchvision_name
+from wmlc.arch import TIMM, TORCHVISION
+from wmlc.models.foreign import timm_name, torchvision_name
 
 HALF = (0.5, 0.5, 0.5)
 MADE_FOR_HALF = ("googlenet", "inception_v3")  # their weights are TensorFlow's; torchvision converts inside, we do not

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wmlc.arch import TIMM, TORCHVISION
 from wmlc.errors import InputError, one_line
 from wmlc.models.arguments import parse_args
-from wmlc.models.foreign import TIMM, TORCHVISION, Shape, timm_name, timm_network, torchvision_name
+from wmlc.models.foreign import Shape, timm_name, timm_network, torchvision_name
 
 PRETRAINED = "pretrained"
 ANSWERS_WITHIN_S = 5.0  # a host that is there

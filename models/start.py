@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wmlc.arch import TIMM
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, other_names, read_spec
-from wmlc.models.foreign import TIMM, Shape
+from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from wmlc.arch import is_foreign
 from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
-from wmlc.models.foreign import build_whole, is_foreign
+from wmlc.models.foreign import build_whole
 from wmlc.models.mobilenet import build_mobilenet_v2
 from wmlc.models.resnet import RESNETS, build_resnet
 

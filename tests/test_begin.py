@@ -13,6 +13,7 @@ from training import a_run_record, stopping, train, weights
 from wmlc import records
 from wmlc import run as runs
 from wmlc.compress import begin, session
+from wmlc.compress.config import settle
 from wmlc.compress.session import resume_run, start_run
 from wmlc.errors import InputError, Stopped
 from wmlc.models.checkpoint import read_spec
@@ -100,3 +101,32 @@ def test_a_baseline_is_of_the_same_images_classes_and_start(run: Run, monkeypatc
         "is no match for this run: the classes are others; the training images, by names and labels, are others; "
         "the start's weights are others"
     )
+
+
+def test_what_a_batch_leaves_out_of_an_epoch_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, data = runs.read_config(run).settings, open_run_data(run, None)
+    images = data.record.train
+    begin.check_length(replace(mine, batch_size=images // 2), data)
+    assert capsys.readouterr().err == ""
+    begin.check_length(replace(mine, batch_size=images // 2 + 10), data)
+    left_out = images - images // 2 - 10
+    said = capsys.readouterr().err
+    assert f"{left_out} of {images} training images are more than whole batches of {images // 2 + 10} and" in said
+    assert f"--batch-size {images // 2} leaves out {images % 2}" in said
+    with pytest.raises(InputError, match=f"more than the {images} images trained on"):
+        begin.check_length(replace(mine, batch_size=images + 1), data)
+    with pytest.raises(
+        InputError, match="which is half of a run of 60 steps, and this one has 2; pass a rate, or more"
+    ):
+        begin.check_length(replace(mine, lr_auto=True, steps=2), data)
+
+
+def test_a_command_for_a_run_of_ones_own_code_names_it(tmp_path: Path) -> None:
+    own = Run(tmp_path)
+    for arch, words in (("net.py:make", " --arch net.py:make"), ("timm:resnet10t", ""), ("resnet20", "")):
+        records.write(own.config, a_run_record(settle({"arch": arch})))
+        assert runs.own_code(own) == words
+    own.config.unlink()
+    assert runs.own_code(own) == ""
+    with pytest.raises(InputError, match="is not finished; finish the run with 'wmlc train --resume --out "):
+        runs.read_family(own)

@@ -12,12 +12,13 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from wmlc.arch import is_foreign, needs_caller
 from wmlc.cli import main
 from wmlc.compress.config import settle
 from wmlc.compress.recipes import read_recipe
 from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
-from wmlc.models.foreign import build_whole, is_foreign, needs_caller
+from wmlc.models.foreign import build_whole
 from wmlc.models.head import classifier_of, keep_classes, new_head
 from wmlc.models.pixels import own_pixels
 

@@ -42,6 +42,17 @@ def change_rows(run: Run, **changes: Any) -> None:
     records.write(run.bench, replace(bench, rows=[replace(row, **changes) for row in bench.rows]))
 
 
+def test_the_bench_that_is_asked_for_keeps_the_baseline_of_the_one_that_is_there(
+    benched_run: Run, tmp_path: Path
+) -> None:
+    run = copy_of(benched_run, tmp_path / "run")
+    change_rows(run, engine="torch")
+    with pytest.raises(
+        InputError, match=r"run 'wmlc bench --run .* --engine ort --precision fp32,int8' first, as only"
+    ):
+        list(ship(run, "1", tmp_path / "models", replace(TRITON, precision="int8")))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmlc import records
+from wmlc.arch import needs_caller
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.files import new_file
@@ -87,16 +90,34 @@ def all_runs() -> Iterator[Run]:
     """Every run under `runs/`, those of a sweep in its directory among them, by name."""
     for config in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("*/*/config.json")]):
         within = config.parent.relative_to(RUNS).parts
-        if not any(part.startswith(".") for part in within):  # what is not done yet, and hidden ones
+        hidden = any(part.startswith(".") for part in within)  # such as what is not done yet
+        if not hidden and not _of_another(config):
             yield Run(config.parent)
+
+
+def _of_another(config: Path) -> bool:
+    """Whether a config.json is another program's: readable, and without our version. A damaged one is ours."""
+    try:
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not (isinstance(found, dict) and "schema_version" in found)
 
 
 def read_family(run: Run) -> Family:
     """The record of a finished run; `InputError` where it is not finished or damaged."""
-    remedy = f"finish the run with 'wmlc train --resume --out {run.root}'"
+    remedy = f"finish the run with 'wmlc train --resume --out {run.root}{own_code(run)}'"
     if not run.family.exists():
         raise InputError(f"{run.root} is not finished; {remedy}")
     return records.read(run.family, Family, "family record", f"train again, or {remedy}")
+
+
+def own_code(run: Run) -> str:
+    """What a command on a run takes besides: ` --arch …`, where its network is code that only the caller names."""
+    with contextlib.suppress(InputError):
+        arch = read_config(run).settings.arch
+        return f" --arch {arch}" if needs_caller(arch) else ""
+    return ""
 
 
 def read_config(run: Run) -> RunRecord:

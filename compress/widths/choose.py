@@ -183,8 +183,7 @@ def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[n
             raise OutOfReachError(
                 f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of}{under}: it "
                 f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
-                + (_advice(scored, asked) if advise else "ask for less")
-                + "".join(f"; {way} may do" for way in _narrower(scored, asked) if advise),
+                + (_advice(scored, asked) if advise else "ask for less"),
                 peer,
                 reach,
             )
@@ -332,5 +331,9 @@ def _advice(scored: Scored, asked: Asked) -> str:
         ways += [f"--trunk-ratio {trunk:g}"] if trunk else []
     if asked.share != "none":
         ways += [f"--share {s}" for s in share_choices(scored.stages) if s != asked.share and works(share=s)]
+    if asked.ratio_of != LATENCY:  # which is measured at the levels of one divisor
+        finer = (asked.divisor >> halvings for halvings in range(1, asked.divisor.bit_length()))
+        divisor = next((own for own in finer if works(divisor=own)), None)
+        ways += [f"--divisor {divisor}"] if divisor else []
     less = "allow more" if asked.ratio_of == LATENCY else "ask for less"
     return f"{less}, or pass {' or '.join(ways)}" if ways else less

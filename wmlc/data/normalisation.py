@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from wmlc.errors import InputError
+from wmlc.stats import top1_difference
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
     from torch import Tensor
@@ -179,7 +180,8 @@ def start_words(top1: Mapping[str, float], data: Data) -> tuple[str, str | None]
     rest = ", ".join(f"{name} {value:.2f} %" for name, value in others)
     line = f"start: {own:.2f} % of {data.record.held_out:,} held-out images {how} ({in_force}); {rest}"
     best = max(top1, key=lambda name: top1[name])
-    if top1[best] - own <= WORTH_SAYING:
+    certain, _ = top1_difference(top1[best], own, data.record.held_out)
+    if top1[best] - own <= WORTH_SAYING or certain <= 0:  # so few images tell normalisations apart by chance
         return line, None
     better = top1[best] - own
     return line, (
