@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wmlc import records
-from wmlc.console import say, say_exactly
+from wmlc.console import digits, say, say_exactly
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
@@ -39,13 +39,13 @@ class Bounds:
     def misses(self, row: Row) -> list[tuple[float, str]]:
         """Each bound that a network misses: by which share of it, and in words."""
         measured = (
-            (self.max_latency_ms, times(row).p99, "takes {} ms (p99)", ".3g"),
-            (self.max_bytes, row.file_bytes, "has {} bytes", ",.0f"),
-            (self.max_macs, row.macs, "has {} MACs", ",.0f"),
+            (self.max_latency_ms, times(row).p99, "takes {} ms (p99)", _ms),
+            (self.max_bytes, row.file_bytes, "has {} bytes", "{:,.0f}".format),
+            (self.max_macs, row.macs, "has {} MACs", "{:,.0f}".format),
         )
         missed = [
-            (got / most - 1, f"{words.format(format(got, digits))}, {got - most:{digits}} above {most:{digits}}")
-            for most, got, words, digits in measured
+            (got / most - 1, f"{words.format(shown(got))}, {shown(got - most)} above {shown(most)}")
+            for most, got, words, shown in measured
             if most is not None and got is not None and got > most
         ]
         if self.max_macs is not None and row.macs is None:
@@ -64,6 +64,11 @@ class Among:
     precision: str | None = setting(None, "In this precision only.", metavar="P")
     threads: int | None = setting(None, "With so many threads.", metavar="T", shown="the bench's first")
     batch: int | None = setting(None, "At this batch size.", metavar="B", shown="the bench's first")
+
+
+def _ms(value: float) -> str:
+    """Three significant digits, as short as they go, or more: 2, 12.3, 1,234."""
+    return digits(value) if value >= 100 else f"{value:.3g}"
 
 
 def times(row: Row) -> Latency:
@@ -154,16 +159,18 @@ def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Amo
     row = choose(record.rows, bounds, **wanted)
     command = ship_command(run, record, row) if run and bench == run.bench else None
     unknown = "top-1 was not measured, so this is the fastest" if row.top1 is None else None
+    baseline = next((r for r in narrow(record.rows, **{**wanted, "precision": None}) if r.peer == BASELINE), None)
+    fits = not bounds.misses(baseline) if baseline and baseline.latency_ms else None
     if as_json:
-        say_exactly(json.dumps({**asdict(row), "command": command, "note": unknown}, indent=2))
+        more = {"command": command, "note": unknown, "baseline_fits": fits}
+        say_exactly(json.dumps({**asdict(row), **more}, indent=2))
         return
     say(f"{row.name}: {described(row)}")
     threads = f"{row.threads} thread{'s' * (row.threads > 1)}"
     say(f"measured with {row.engine}, {threads}, batch {row.batch}, in {bench}")
     if unknown:
         say(unknown)
-    baseline = next((r for r in narrow(record.rows, **{**wanted, "precision": None}) if r.peer == BASELINE), None)
-    if baseline and baseline.latency_ms and not bounds.misses(baseline):
+    if baseline and fits:
         say(f"the unpruned baseline fits too: {described(baseline)}")
     if command:
         say(f"ship it: {command}")
@@ -189,6 +196,6 @@ def described(row: Row) -> str:
     top1 = "top-1 not measured" if row.top1 is None else f"top-1 {row.top1:.2f}"
     drop = "" if row.top1_drop is None else f" ({row.top1_drop:.2f} below the baseline)"
     macs = "an unknown number of" if row.macs is None else f"{row.macs:,}"
-    said = f"p50 {times(row).p50:.3g} ms, p99 {times(row).p99:.3g} ms"
+    said = f"p50 {_ms(times(row).p50)} ms, p99 {_ms(times(row).p99)} ms"
     faster = f", {row.speedup.median:.2f} times as fast" if row.speedup else ""
     return f"{said}{faster}, {top1}{drop}, {row.file_bytes:,} bytes, {macs} MACs"

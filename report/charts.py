@@ -14,29 +14,51 @@ Spec = dict[str, Any]
 
 FEW_EPOCHS = 40  # up to here every epoch gets a mark on its line
 LETTER, HALF_A_PAGE = 6, 340  # pixels: of a letter, and of a plot beside another one
+FLAT_MARGIN = 0.02  # of the value: what an axis shows on each side of the only one that there is
 FEW_TICKS = 10  # up to here every epoch gets its number on the axis
 FILLS = {"fp16": 0.4, "int8": 0.0}  # how full a point is, other than fp32's: precision without colour
 COLUMNS = {"speed": 10, "channels": 82, "macs": 202, "intensity": 302}  # pixels right of the layers' bars
 
 
+def widened(scale: Spec, values: Iterable[float | None]) -> Spec:
+    """`scale` with a domain around the only value that there is, as Vega rounds the tick of a domain without width."""
+    ends = around([value for value in values if value is not None])
+    return scale if ends is None else {**scale, "domain": ends}
+
+
+def around(values: Sequence[float]) -> list[float] | None:
+    """The ends of a domain around `values` that are all equal; None where they span one."""
+    if not values or max(values) - min(values) > 1e-9 * max(map(abs, values)):
+        return None
+    margin = FLAT_MARGIN * (abs(values[0]) or 1.0)
+    return [values[0] - margin, values[0] + margin]
+
+
 def accuracy_chart(points: Sequence[Point], cost: str, title: str, domain: Sequence[str], by: str) -> Spec:
-    """Top-1 over `cost` ("p50", "params" or "macs"), with intervals where there are any, and the Pareto front.
+    """Top-1 over `cost` ("p50", "params" or "macs"), with intervals where there are any, and each data's Pareto front.
 
     Args: `by` names what colour and shape stand for, "network" or "run", and `domain` lists all of these.
     """
-    x: Spec = {"field": cost, "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 16}}
+    scale = {"zero": False, "padding": 16}
+    costs = [
+        end for point in points for end in (vars(point)[cost], *((point.low, point.high) if cost == "p50" else ()))
+    ]
+    tops = [end for point in points for end in (point.top1, point.top1_low, point.top1_high)]
+    x: Spec = {"field": cost, "type": "quantitative", "title": title, "scale": widened(scale, costs)}
     if cost != "p50":
         x["axis"] = {"format": "~s"}
-    y = {"field": "top1", "type": "quantitative", "title": "top-1, %", "scale": {"zero": False, "padding": 16}}
+    y = {"field": "top1", "type": "quantitative", "title": "top-1, %", "scale": widened(scale, tops)}
     who = _who(by, domain, [vars(point)[by] for point in points], least=1 if by == "run" else 2)
     hollow = [{"test": f"datum.precision === '{name}'", "value": fill} for name, fill in FILLS.items()]
-    front = pareto_front(points, lambda point: vars(point)[cost], lambda point: point.top1)
-    layers: list[Spec] = [
+    fronts: list[Spec] = [
         {
             "data": {"values": [{cost: vars(point)[cost], "top1": point.top1} for point in front]},
             "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [3, 3], "strokeWidth": 1.5},
             "encoding": {"x": x, "y": y, "color": {"value": GREY}},
-        },
+        }
+        for front in _fronts(points, cost)
+    ]
+    layers: list[Spec] = [
         {
             "mark": {"type": "point", "size": 110, "strokeWidth": 2, "opacity": 1},
             "encoding": {
@@ -52,14 +74,22 @@ def accuracy_chart(points: Sequence[Point], cost: str, title: str, domain: Seque
     ]
     if cost == "p50" and any(point.low is not None for point in points):
         ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "stroke": who}
-        layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends})
+        layers.insert(0, {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": ends})
     if any(point.top1_low is not None for point in points):
         ends = {"x": x, "y": {**y, "field": "top1_low"}, "y2": {"field": "top1_high"}, "stroke": who}
-        layers.insert(1, {"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
+        layers.insert(0, {"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
     if by == "run":
         words = {"x": x, "y": y, "text": {"field": "number"}}
         layers.append({"mark": {"type": "text", "dy": -13, "fontSize": 11}, "encoding": words})
-    return {**_frame(330), "data": {"values": [vars(point) for point in points]}, "layer": layers}
+    return {**_frame(330), "data": {"values": [vars(point) for point in points]}, "layer": [*fronts, *layers]}
+
+
+def _fronts(points: Sequence[Point], cost: str) -> list[list[Point]]:
+    """The Pareto front of each data set: a top-1 does not compare with one on other images."""
+    return [
+        list(pareto_front([p for p in points if p.data == data], lambda p: vars(p)[cost], lambda p: p.top1))
+        for data in dict.fromkeys(point.data for point in points)
+    ]
 
 
 def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level: float | None = None) -> Spec:
@@ -68,7 +98,7 @@ def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level
     Args: a dotted line at `level`, if given.
     """
     names = list(lines)
-    values = [{"epoch": epoch, "who": who, "value": value} for who in names for epoch, value in lines[who]]
+    values: list[Spec] = [{"epoch": epoch, "who": who, "value": value} for who in names for epoch, value in lines[who]]
     wide: dict[int, dict[str, float]] = {}
     for index, who in enumerate(names):
         for epoch, value in lines[who]:
@@ -79,12 +109,13 @@ def line_chart(lines: Lines, domain: Sequence[str], title: str, form: str, level
         colour["legend"] |= {"symbolType": "stroke", "symbolSize": 300, "symbolStrokeWidth": 2}
     dashes = {**colour, "scale": {**colour["scale"], "range": [DASHES[i % len(DASHES)] for i in range(len(domain))]}}
     few = {"point": {"size": 24, "filled": True}} if len(wide) <= FEW_EPOCHS else {}
+    scale = widened({"zero": False, "padding": 8}, [*(row["value"] for row in values), level])
     drawn = {
         "data": {"values": values},
         "mark": {"type": "line", "strokeWidth": 2, **few},
         "encoding": {
             "x": x,
-            "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 8}},
+            "y": {"field": "value", "type": "quantitative", "title": title, "scale": scale},
             "color": colour,
             "strokeDash": dashes,
         },

@@ -16,6 +16,8 @@ from wmlc.settings import names_of
 from wmlc.stats import Spread, spread
 
 OF_A_ROW = ("lr", "lr_auto", "steps")  # where a baseline does not depend on them
+IN_NUMBERS = ("data", "image_size", "train_images", "held_out", "arch", "start")  # told by what they came to
+UNRECORDED = ("test images",)  # None for want of a record; what else is None is unset
 WORDS = {"warmup_epochs": "warm-up epochs"}  # for a setting, where they are not its name
 
 
@@ -88,26 +90,28 @@ def comparable(runs: Sequence[TrainedRun]) -> list[Comparable]:
 
 
 def common_settings(run: TrainedRun) -> dict[str, Any]:
-    """What must agree for a run to stand beside another, by the words for it; None for what its record lacks.
+    """What must agree for a run to stand beside another, by the words for it; None for what is unset or `UNRECORDED`.
 
-    Training settings are among them, as runs that differ there have another baseline. Not the rate and the steps of a
-    run from a trained start: its baseline is the start, and each method may be given the rate that suits it.
+    All that a baseline depends on is among them, the seed apart. Not the rate and the steps of a run from a trained
+    start: its baseline is the start, and each method may be given the rate that suits it.
     """
     data, names, own = run.family.data, run.family.data.class_names, run.settings
-    training = {name: vars(own)[name] for name in names_of("training") if name not in OF_A_ROW}
+    of_a_baseline = names_of("data", "network", "training")
+    settings = {name: vars(own)[name] for name in of_a_baseline if name not in (*OF_A_ROW, *IN_NUMBERS)}
     if own.start is None:
         taken = own.steps if own.as_long_as is None else None  # else they follow from what the peers' MACs are
-        training |= {"lr": "auto" if own.lr_auto else own.lr, "steps": taken or "whole epochs"}
+        settings |= {"lr": "auto" if own.lr_auto else own.lr, "steps": taken or "whole epochs"}
     return {
         "network": run.family.arch,
         "start": own.start or RANDOM,
+        "start weights": run.start_weights,
         "data": data.name,
         "classes": f"{len(names)} ({names[0]} … {names[-1]})",
         "image size": "×".join(str(side) for side in data.input_shape[1:]),
         "training images": data.train,
         "held-out images": data.held_out,
         "test images": run.test_images,
-        **{WORDS.get(name, name.replace("_", " ")): value for name, value in training.items()},
+        **{WORDS.get(name, name.replace("_", " ")): value for name, value in settings.items()},
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
-from wmlc.report.charts import FEW_EPOCHS, Spec, epoch_ticks
+from wmlc.report.charts import FEW_EPOCHS, Spec, around, epoch_ticks, widened
 from wmlc.report.palette import DASHES, GREY, LIGHT, PAGE_SHAPES
 from wmlc.report.runs import TrainedRun
 from wmlc.stats import Spread
@@ -130,13 +130,24 @@ def _panel(line: Line) -> str:
 def _rows(figure: Figure, letters: int) -> list[dict[str, Any]]:
     """The points with the ends of their spread; a panel's name in lines of so many letters."""
     steps = _steps(figure) if figure.over in SIZES else {}
+    flat = _flat(figure) if figure.over in (*SIZES, "latency") else {}
     rows: list[dict[str, Any]] = []
     for line in figure.lines:
         names, step = steps.get(_panel(line) if figure.panels else "", ([], 0.0))
         shift = 0.0 if line.baseline or not step else step * (names.index(line.name) - (len(names) - 1) / 2)
         look: dict[str, Any] = {"panel": "\n".join(wrap(_panel(line), letters)), "line": line.words}
+        look |= flat.get(_panel(line) if figure.panels else "", {})
         rows += [look | {"x": p.x + shift, "mean": p.y.mean} | _ends(p.y) for p in line.points]
     return rows
+
+
+def _flat(figure: Figure) -> dict[str, dict[str, float]]:
+    """By panel whose points all have one x, the ends of its axis: Vega rounds the tick of a domain without width."""
+    found: dict[str, list[float]] = {}
+    for line in figure.lines:
+        found.setdefault(_panel(line) if figure.panels else "", []).extend(point.x for point in line.points)
+    ends = {panel: around(xs) for panel, xs in found.items()}
+    return {panel: {"left": own[0], "right": own[1]} for panel, own in ends.items() if own}
 
 
 def _steps(figure: Figure) -> dict[str, tuple[list[str], float]]:
@@ -168,7 +179,9 @@ def _layers(figure: Figure) -> list[Spec]:
     grey = {line.words for line in figure.lines if line.baseline}
     xs = sorted({point.x for line in figure.lines for point in line.points})
     x = _x(figure, xs)
-    y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": {"zero": False, "padding": 8}}
+    shown = [end for line in figure.lines for p in line.points for end in (p.y.mean, *_ends(p.y).values())]
+    scale = widened({"zero": False, "padding": 8}, [*shown, *(level.y.mean for level in figure.levels)])
+    y: Spec = {"field": "mean", "type": "quantitative", "title": figure.y, "scale": scale}
     y["axis"] = {"grid": True}  # which a level alone would not have
     columns = max(1, WIDTH // (SYMBOL + LETTER * max(map(len, names))))
     legend: Spec = {"title": None, "columns": columns, "labelLimit": WIDTH, "symbolOpacity": 1}
@@ -197,6 +210,9 @@ def _layers(figure: Figure) -> list[Spec]:
                 "encoding": {"x": x, "y": y, "color": colour, "shape": shape},
             },
         ]
+        span: Spec = {"x": {**x, "field": "left"}, "x2": {"field": "right"}, "y": y}
+        unseen: Spec = {"type": "rule", "opacity": 0}
+        drawn.append({"transform": [{"filter": "isValid(datum.left)"}], "mark": unseen, "encoding": span})
     rule: Spec = {"type": "rule", "strokeDash": [4, 4], "color": GREY}
     rules = [{"data": {"values": [{}]}, "mark": rule, "encoding": {"y": {"datum": lv.y.mean}}} for lv in figure.levels]
     # several would lie on one another: the small print tells them

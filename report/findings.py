@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wmlc.report.budgets import planned_words
-from wmlc.report.configurations import Comparable, Configuration, baseline_top1
+from wmlc.report.configurations import UNRECORDED, Comparable, Configuration, baseline_top1
 from wmlc.report.cost import ALIKE, amount_text
 from wmlc.report.paper import in_words
 from wmlc.report.runs import TrainedRun
@@ -37,7 +37,8 @@ def separation(sets: Sequence[Comparable]) -> str | None:
         return None
     differing = []
     for words in [words for words in sets[0].settings if all(words in each.settings for each in sets)]:
-        values = list(dict.fromkeys(in_words(each.settings[words]) for each in sets))
+        nothing = "unknown" if words in UNRECORDED else "none"
+        values = list(dict.fromkeys(in_words(each.settings[words], nothing) for each in sets))
         if len(values) > 1:
             differing.append(f"{words} ({' / '.join(values)})")
     return f"{len(sets)} tables, not to be compared with each other: their runs differ in {', '.join(differing)}"
@@ -97,6 +98,8 @@ def _lead_of(first: Configuration, second: Configuration, told: bool = True) -> 
     middle = difference.mean or 0
     words = f"paired by seed {middle:+.2f} (95 %: {middle - half:+.2f} to {middle + half:+.2f}, n = {len(pairs)})"
     verdict = "more than the seeds' spread" if middle - half > 0 else "no difference that these n could show"
+    if middle + half < 0:
+        verdict = f"by the seeds in common {second.name} leads, by more than their spread"
     return f"{start}; {words}: {verdict}"
 
 
@@ -206,6 +209,11 @@ def _baselines(runs: Comparable) -> list[str]:
         if len(found) > 1:
             which = ", ".join(f"{top1:.2f} in {root}" for top1, root in found.items())
             notes.append(f"baselines of seed {seed} differ: {which}; each run's drop is to its own")
+    if trained := [str(run.root) for run in runs.runs if run.control]:
+        notes.append(
+            f"the baseline of {', '.join(trained)} is the start, trained on; that of others is the start as it stands, "
+            "so their drops do not compare"
+        )
     return notes
 
 
@@ -215,6 +223,14 @@ def _conditions(runs: Comparable) -> list[str]:
     roots = dict.fromkeys(str(run.settings.data_root) for run in runs.runs)
     if len(roots) > 1:
         notes.append(f"the data come from {' and '.join(roots)}; taken for the same, with as many images and classes")
+    known: dict[int | None, dict[str, str]] = {}  # each seed draws a random subset of its own
+    for run in runs.runs:
+        if run.record.images is not None:
+            seed = None if run.settings.train_images is None else run.seed
+            known.setdefault(seed, {}).setdefault(run.record.images, str(run.root))
+    for found in known.values():
+        if len(found) > 1:
+            notes.append(f"the training images are others in {' than in '.join(found.values())}, by names and labels")
     machines = dict.fromkeys(_machine(run) for run in runs.runs)
     if len(machines) > 1:
         notes.append(f"times are not comparable: trained on {', '.join(machines)}")

@@ -7,21 +7,25 @@ from collections.abc import Callable, Collection, Sequence
 from wmlc.report.figures import Line
 from wmlc.report.runs import TrainedRun, alike
 
+QUIET = ("arch_args", "start_classes", "normalise", "interpolation", "crop", "skip_broken")  # told where runs differ
+UNSET = "none"
+
 Groups = dict[str, list[TrainedRun]]
 
 
 def differences(runs: Sequence[TrainedRun]) -> list[str]:
-    """In which of data, training images, network, its start and epochs the runs differ."""
+    """In which of data, training images, network, its start, epochs, and of what these depend on, the runs differ."""
     facts = [facts_of(run) for run in runs]
     return [name for name in facts[0] if len({its[name] for its in facts}) > 1]
 
 
 def facts_of(run: TrainedRun) -> dict[str, str]:
-    """What runs of one figure should have in common, by setting."""
+    """What runs of one figure should have in common, by setting; `UNSET` for what is not set."""
     data, epochs = run.family.data, str(run.family.epochs)
-    name = data.name if data.name != "imagefolder" else f"imagefolder of {len(data.class_names)} classes"
     network = {"arch": run.family.arch, "start": run.start_name}
-    return network | {"data": name, "train_images": f"{data.train:,}", "epochs": epochs}
+    told = network | {"data": run.data_name, "train_images": f"{data.train:,}", "epochs": epochs}
+    quiet = {name: vars(run.settings)[name] for name in QUIET} | {"start_weights": run.start_weights}
+    return told | {name: UNSET if value in (None, "") else str(value) for name, value in quiet.items()}
 
 
 def labelled(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> Groups:
@@ -30,7 +34,7 @@ def labelled(runs: Sequence[TrainedRun], apart_from: Collection[str] = ()) -> Gr
     if "data" in differing:  # the numbers of images then differ too, and tell no more
         differing = [name for name in differing if name != "train_images"]
     groups: Groups = {}
-    for label, group in alike(runs, apart_from).items():
+    for label, group in alike(runs, (*apart_from, "baseline_from")).items():  # whose levels tell baselines apart
         for run in group:
             facts = facts_of(run)
             more = [f"{name}={facts[name]}" for name in differing if f" {name}=" not in label]

@@ -37,18 +37,19 @@ def _found(run: TrainedRun) -> str:
     pruned = [peer for peer in run.family.peers if peer.achieved_ratio > 0]
     if not pruned:
         return "None of them is pruned, so none can be faster; 'wmlc train --ratios' takes how much to cut."
-    whole = _top1(run, baseline)
-    drop = {peer.peer: round(whole - _top1(run, peer), 6) for peer in pruned}
+    top1 = {peer.peer: _both_top1(run, baseline, peer) for peer in pruned}
+    drop = {number: round(whole - own, 6) for number, (whole, own) in top1.items()}
     near = [peer for peer in pruned if drop[peer.peer] <= NEAR]
     peer = min(near, key=lambda p: p.params) if near else min(pruned, key=lambda p: drop[p.peer])
-    scores = f"top-1 {_top1(run, peer):.2f} % against {whole:.2f} %{_shown_by(run, whole, _top1(run, peer))}"
+    whole, own = top1[peer.peer]
+    scores = f"top-1 {own:.2f} % against {whole:.2f} %{_shown_by(run, whole, own)}"
     less = f"{1 - peer.params / baseline.params:.0%} fewer parameters".replace("%", " %")
     if not near:
         start = (
             f"No pruned peer is within a point of the baseline: the nearest is peer {peer.peer}, "
             f"{drop[peer.peer]:.2f} points below ({scores}), which misses the point by {drop[peer.peer] - NEAR:.2f}"
         )
-    elif _tells_a_point(run, whole, _top1(run, peer)):
+    elif _tells_a_point(run, whole, own):
         start = f"Peer {peer.peer}, with {less}, is the smallest within a point of the baseline ({scores})"
     else:
         start = (
@@ -81,16 +82,20 @@ def _shown_by(run: TrainedRun, whole: float, own: float) -> str:
     return f"; on {images:,} test images the drop is {low:.1f} to {high:.1f} points, 95 %"
 
 
-def _top1(run: TrainedRun, network: Network) -> float:
-    """Through the engine where that was measured, else as after training; both on the test set."""
-    row = _first_row(run, network.peer)
-    return network.top1 if row is None or row.top1 is None else row.top1
+def _both_top1(run: TrainedRun, baseline: Network, peer: Network) -> tuple[float, float]:
+    """The baseline's and the peer's, both through one engine where it measured both, else both as after training."""
+    whole = {cell_of(row): row.top1 for row in _rows(run, baseline.peer)}
+    for row in _rows(run, peer.peer):
+        at = whole.get(cell_of(row))
+        if at is not None and row.top1 is not None:
+            return at, row.top1
+    return baseline.top1, peer.top1
 
 
-def _first_row(run: TrainedRun, peer: int) -> Row | None:
-    """The peer's row in the first cell, in the precision that all are compared in."""
-    inside = (row for row in run.rows if cell_of(row) == cell_of(run.rows[0]))
-    return next((row for row in inside if network_of(row.name, row.peer) == peer_name(peer)), None)
+def _rows(run: TrainedRun, peer: int) -> list[Row]:
+    """The peer's rows, the first cell's first, in the precision that all are compared in."""
+    inside = [row for row in run.rows if row.precision == run.rows[0].precision]
+    return [row for row in inside if network_of(row.name, row.peer) == peer_name(peer)]
 
 
 def _speed(run: TrainedRun, peer: int, joint: str) -> str:
@@ -98,9 +103,10 @@ def _speed(run: TrainedRun, peer: int, joint: str) -> str:
     command = f"'wmlc bench --run {run.root}'"
     if run.bench is None:
         return f". Nothing was timed yet: {command} measures the speed-up."
-    row = _first_row(run, peer)
-    if row is None:
+    rows = _rows(run, peer)
+    if not rows:
         return f". The bench has no times of it: {command} measures the speed-up."
+    row = next((row for row in rows if row.speedup), rows[0])
     if row.speedup is None:
         return f". Its speed-up was not measured: {'; '.join(row.notes) or f'{command} measures it'}."
     low, high = row.speedup.low, row.speedup.high

@@ -75,11 +75,12 @@ def _rows(run: Run) -> list[list[str]]:
     if isinstance(found, dict):
         done = f"{found['family']} epochs of the family, {found['baseline']} of the baseline"
         return [[root, f"not finished: {done}", *[""] * 7]]
-    budgets = {own.peer: own for own in found.latency.peers} if found.latency else {}
+    plan = found.latency
+    planned = {own.peer: (own, plan.budgets_ms.get(own.peer)) for own in plan.peers} if plan else {}
     named = [("baseline", found.baseline)] if found.baseline else []
     rows = [
         [
-            root, name, *_pruned(network, budgets.get(network.peer)), f"{network.params:,}",
+            root, name, *_pruned(network, *planned.get(network.peer, (None, None))), f"{network.params:,}",
             f"{network.macs / 1e6:,.2f} M", f"{network.top1:.2f}",
             *(_took(network, found) if isinstance(network, Baseline) else ("", "")),
         ]
@@ -88,11 +89,11 @@ def _rows(run: Run) -> list[list[str]]:
     return [*rows, [root, "ensemble", "", "", "", "", f"{found.ensemble_top1:.2f}", *_took(found, found)]]
 
 
-def _pruned(network: Network, planned: PeerLatency | None) -> tuple[str, str]:
-    """What was asked of a network and what it came to: the share that went or, where it was cut for it, a latency."""
+def _pruned(network: Network, planned: PeerLatency | None, budget_ms: float | None) -> tuple[str, str]:
+    """What was asked of a network and what it came to: the share that went or, of peers cut for one, a latency."""
     if planned is None:
         return f"{network.ratio:.1%}", f"{network.achieved_ratio:.1%}"
-    return f"{digits(planned.budget_ms)} ms", f"{digits(planned.ms)} ms"
+    return UNKNOWN if budget_ms is None else f"{digits(budget_ms)} ms", f"{digits(planned.ms)} ms"
 
 
 def _took(trained: Family | Baseline, family: Family) -> tuple[str, str]:

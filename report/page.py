@@ -34,7 +34,7 @@ def write_report(runs: Sequence[Run], out: Path, *, force: bool) -> None:
         raise InputError(f"{out} is a directory; name the page, such as {out / 'report.html'}")
     page = make_page(read_runs(runs, with_bench=True))
     with new_file(out) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace")  # names that are no Unicode, as \\udcff
     say(f"wrote {out}")
 
 

@@ -155,12 +155,14 @@ def _differing(
     ]
 
 
-def in_words(value: Any) -> str:
-    """A setting as a person reads it."""
+def in_words(value: Any, nothing: str = "unknown") -> str:
+    """A setting as a person reads it; `nothing` stands for what is unset, or was not recorded."""
     if isinstance(value, list):
         return ", ".join(in_words(each) for each in value)
-    if value is None:
-        return "unknown"
+    if value is None or value == "":
+        return nothing
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

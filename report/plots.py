@@ -18,7 +18,7 @@ from wmlc.files import check_writable, new_file, refuse_existing, write_json
 from wmlc.records import Epoch, Peer
 from wmlc.report.charts import Spec
 from wmlc.report.figures import Figure, Line, MeanPoint, figure_spec, render
-from wmlc.report.groups import Groups, differences, facts_of, gather, labelled
+from wmlc.report.groups import QUIET, Groups, differences, facts_of, gather, labelled
 from wmlc.report.runs import RANDOM, TrainedRun, finished_runs, read_runs
 from wmlc.report.sizes import TEST, accuracy_over_latency, accuracy_over_macs, accuracy_over_ratio
 from wmlc.run import provenance
@@ -92,7 +92,7 @@ def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     told = [
         words.get(name, "{}").format(value)
         for name, value in facts.items()
-        if name not in differing and value != RANDOM
+        if name not in (*differing, *QUIET, "start_weights") and value != RANDOM
     ]
     training = [", ".join(told)] if told else []
     if differing:
@@ -187,12 +187,17 @@ def ensembles(runs: Sequence[TrainedRun]) -> Figure:
 
 
 def accuracy_over_epochs(runs: Sequence[TrainedRun]) -> Figure:
-    """The mean top-1 over the peers; `prune-finetune`'s are its cut ones, whose epochs follow the baseline's."""
+    """The mean top-1 over the peers that are trained; names tell where these are the cut ones alone.
+
+    The epochs of `prune-finetune` follow the baseline's.
+    """
 
     def draw(label: str, group: list[TrainedRun]) -> list[Line] | str:
         cut = group[0].settings.method == "prune-finetune" and group[0].settings.start is None
         points = over_epochs(group, lambda epoch: fmean(epoch.top1), first=group[0].family.epochs if cut else 0)
-        name = f"{label} (cut peers, after the baseline)" if cut else label
+        trained = {len(run.trained_peers) for run in group if run.epochs}
+        fewer = trained != {len(group[0].family.peers)}  # an uncut peer that is the start is not trained
+        name = f"{label} (cut peers, after the baseline)" if cut else f"{label} (cut peers)" if fewer else label
         return [Line(label, name, points)] if points else NO_EPOCHS
 
     return Figure("Top-1, mean over the peers", "epoch", HELD_OUT, *gather(labelled(runs), draw))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from wmlc.errors import InputError
 from wmlc.records import Bench, Epoch, Family, NetworkSpec, Peer, Row, RunRecord
 from wmlc.report.cost import in_epochs
 from wmlc.run import Run, find_run, peer_name, read_config, read_epochs, read_family
-from wmlc.settings import TrainConfig, names_of
+from wmlc.settings import TRAINED_ON, TrainConfig, names_of
 
 # What makes a run what it is: not which of several like it, and not where it was computed.
-OF_A_CONFIGURATION = names_of("data", "network", "training", "family", "method")
+OF_A_CONFIGURATION = (*names_of("data", "network", "training", "family", "method"), "start_weights", "baseline_from")
 RANDOM = "random weights"  # in a start's place
+HASH = 8  # letters of a hash that tell it from the few others
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TrainedRun:
     baseline_epochs: list[Epoch]
     test_images: int | None  # that its accuracies were measured on; None where that was not recorded
     bench: Bench | None
+    start_weights: str | None = None  # the first letters of their hash, where runs from one path began with others
+    control: bool = False  # its baseline is the start, trained on, where that of others is the start as it stands
 
     @property
     def settings(self) -> TrainConfig:
@@ -59,10 +62,22 @@ class TrainedRun:
         return RANDOM if self.settings.start is None else str(Path(*Path(self.settings.start).parts[-2:]))
 
     @property
+    def data_name(self) -> str:
+        """The data set, and of a folder its number of classes."""
+        data = self.family.data
+        return data.name if data.name != "imagefolder" else f"imagefolder of {len(data.class_names)} classes"
+
+    @property
     def as_it_started(self) -> bool:
         """Whether its baseline is the start, not trained on."""
         baseline = self.family.baseline
         return self.settings.start is not None and baseline is not None and not baseline.best_epoch
+
+    @property
+    def head_is_whole(self) -> bool:
+        """Whether it is known to have begun with the start's own head, not with a new one for its classes."""
+        own = self.settings
+        return self.as_it_started or own.baseline_from == TRAINED_ON or own.teacher == "frozen" or own.method == "kd"
 
     @property
     def trained_peers(self) -> list[Peer]:
@@ -82,7 +97,41 @@ def read_runs(runs: Sequence[Run], *, with_bench: bool) -> list[TrainedRun]:
         names = [str(run.root) for run in runs]
     if len(set(names)) < len(names):
         raise InputError(f"each run may be named once, got {', '.join(names)}")
-    return [_read_run(run, name, with_bench) for run, name in zip(runs, names, strict=True)]
+    return told_by_start([_read_run(run, name, with_bench) for run, name in zip(runs, names, strict=True)])
+
+
+def told_by_start(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
+    """The runs, each with what tells it from others whose start has the same path: its weights, its baseline."""
+    groups: dict[Any, list[TrainedRun]] = {}
+    for run in runs:
+        groups.setdefault(_path_of_start(run), []).append(run)
+    return [_told_among(run, groups[_path_of_start(run)]) for run in runs]
+
+
+def _path_of_start(run: TrainedRun) -> tuple[str | None, ...]:
+    own = run.settings
+    return own.start, own.start_classes, own.arch, own.arch_args, run.family.data.name
+
+
+def _told_among(run: TrainedRun, others: Sequence[TrainedRun]) -> TrainedRun:
+    """The run, told apart from `others` whose start has the same path.
+
+    A head that is new is part of what is hashed, and is another one for each seed, so that there only runs of one seed
+    are held against each other. What an older run did not record stays unknown.
+    """
+    if run.settings.start is None:
+        return run
+    whole = any(other.head_is_whole for other in others)
+    hashes: dict[int, set[str]] = {}
+    for other in others:
+        if other.record.start_weights is not None:
+            hashes.setdefault(0 if whole else other.seed, set()).add(other.record.start_weights)
+    own = (run.record.start_weights or "unknown")[:HASH]
+    return replace(
+        run,
+        start_weights=own if any(len(found) > 1 for found in hashes.values()) else None,
+        control=bool(run.family.baseline and not run.as_it_started and any(other.as_it_started for other in others)),
+    )
 
 
 def _read_run(run: Run, name: str, with_bench: bool) -> TrainedRun:
@@ -165,6 +214,7 @@ def configuration(run: TrainedRun, apart_from: Collection[str] = ()) -> dict[str
         settings["ratios"] = None
     if settings["as_long_as"] is not None:
         settings |= {"steps": None, "finetune_epochs": None}
+    settings |= {"start_weights": run.start_weights, "baseline_from": TRAINED_ON if run.control else None}
     of_it = [name for name in settings if name in OF_A_CONFIGURATION and name not in apart_from]
     return {name: settings[name] for name in of_it if settings[name] is not None}
 
@@ -192,9 +242,10 @@ def _name(mine: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
         "join": [rival for rival in rivals if "join" in rival],  # without shared stages there is none
         "lr": others,
         "start": others,
+        "start_weights": others,
     }
     varying = [name for name in mine if any(other.get(name) != mine[name] for other in among.get(name, rivals))]
-    told = {name: _shown(mine[name]) for name in varying}
+    told = {name: _shown(mine[name], [other.get(name) for other in others]) for name in varying}
     if "start" in told:
         told["start"] = shortest_end(mine["start"], [other["start"] for other in others if "start" in other])
     return " ".join([mine["method"], *(f"{name}={value}" for name, value in told.items())])
@@ -209,5 +260,14 @@ def shortest_end(path: str, others: Sequence[str]) -> str:
     return path
 
 
-def _shown(value: Any) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+def _shown(value: Any, others: Sequence[Any]) -> str:
+    """A setting in a name; numbers in all their digits where six do not tell them from those of the `others`."""
+    if not isinstance(value, tuple):
+        return str(value)
+    short = _listed(value, "g")
+    alike = any(isinstance(other, tuple) and other != value and _listed(other, "g") == short for other in others)
+    return _listed(value, "") if alike else short
+
+
+def _listed(values: Sequence[float], form: str) -> str:
+    return ",".join(format(value, form).removesuffix(".0") for value in values)

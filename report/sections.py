@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wmlc.layer_pairs import NO_FASTER, UNBLOCKED
@@ -82,9 +82,14 @@ def accuracy_section(runs: Sequence[TrainedRun]) -> Section:
     machines = {(run.bench.environment.cpu, run.bench.environment.gpu) for run in runs if run.bench}
     if len(machines) > 1:
         words.append("These runs were benched on different machines, so their latencies do not compare.")
+    data = list(dict.fromkeys(run.data_name for run in runs))
+    if len(data) > 1:
+        words.append(f"These runs are of different data ({', '.join(data)}), so their top-1 does not compare.")
     precisions = {row.precision for run in runs for row in run.rows}
     hollow = " Full points are fp32, pale ones fp16, hollow ones int8." if len(precisions) > 1 else ""
     front = "The dotted line is the Pareto front: no network above and left of it."
+    if len(data) > 1:
+        front = "A dotted line is the Pareto front of one data set: none of its networks is above and left of it."
     numbers = " b is a run's baseline, 1 its smallest peer." if len(runs) > 1 else ""
     bars = (
         "Bars span the 95 % intervals: of p50, and of top-1 by the number of test images."
@@ -166,19 +171,39 @@ def _cost(run: TrainedRun, name: str) -> str:
 
 
 def _no_curve(run: TrainedRun) -> str:
-    if run.settings.epochs == 0:
-        return f"{run.name} trained nothing: its peers are the start, cut."
+    settings = run.settings
+    if settings.epochs == 0 or (settings.method == "prune-finetune" and settings.finetune_epochs == 0):
+        whole = "its baseline" if settings.start is None else "the start"
+        return f"{run.name} trained nothing: its peers are {whole}, cut."
     return f"{run.name} has no {run.root / 'metrics.jsonl'}, which 'wmlc train' writes."
+
+
+def _weighed(run: TrainedRun) -> str:
+    """What ω weighs, and which peers have none."""
+    said = "How much each peer's teaching counts; all weights sum to 1."
+    if run.settings.weigh == "sources":
+        said = (
+            "How much each peer counts in the ensemble; all weights sum to 1. What each peer learns from has weights "
+            "of its own, 'teaching' in metrics.jsonl."
+        )
+    trained = [peer.peer for peer in run.trained_peers]
+    apart = [str(peer.peer) for peer in run.family.peers if peer.peer not in trained]
+    if apart:
+        one, whole = len(apart) == 1, "the unpruned baseline" if run.settings.start is None else "the start"
+        who = f"Peer {apart[0]} is" if one else f"Peers {', '.join(apart)} are"
+        said += f" {who} {whole}, not trained, and {'has' if one else 'have'} no weight here."
+    return said
 
 
 def weights_section(runs: Sequence[TrainedRun]) -> Section:
     """The trace of the peer weights."""
-    words, shown = ["How much each peer's teaching counts; all weights sum to 1."], []
+    words, shown = [], list[Chart]()
     for run, key, name in _keyed(runs):
         lines = series.weight_lines(run)
         if not lines:
             words.append(_no_curve(run))
             continue
+        words.append(name + _weighed(run))
         if len({value for line in lines.values() for _, value in line}) == 1:
             words.append(f"{run.name}: its weights are equal throughout ({run.family.method}).")
         chart = charts.line_chart(lines, network_names(run), "ω", ".4f", level=1 / len(lines))
@@ -190,10 +215,8 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
 def widths_section(runs: Sequence[TrainedRun]) -> Section:
     """Channels a stage as bars for each network."""
     caption = "Mean over a stage's layers; the line spans its narrowest to its widest."
-    lost = (
-        "KL divergence by about half of a channel group alone (a diamond: without its residual block); beside it, what "
-        "each peer keeps, the smallest first; 0: it is without the block."
-    )
+    lost = "KL divergence by about half of a channel group alone (a diamond: without its residual block)"
+    kept = f"{lost}; beside it, what each peer keeps, the smallest first; 0: it is without the block."
     words = [
         f"{name}Peer {peer.peer} is without the residual blocks {', '.join(peer.left_out)}."
         for run, _, name in _keyed(runs)
@@ -206,7 +229,12 @@ def widths_section(runs: Sequence[TrainedRun]) -> Section:
         if (bars := series.width_bars(run))
     ]
     shown += [
-        Chart(f"sensitivity{key}", f"{name}What the start's answers lose", {"": charts.sensitivity_chart(groups)}, lost)
+        Chart(
+            f"sensitivity{key}",
+            f"{name}What the start's answers lose",
+            {"": charts.sensitivity_chart(groups)},
+            kept if run.family.latency else f"{lost}.",
+        )
         for run, key, name in _keyed(runs)
         if (groups := series.group_bars(run))
     ]
@@ -268,8 +296,9 @@ def table_section(runs: Sequence[TrainedRun]) -> Section:
 
 
 def all_notes(run: TrainedRun, several: bool) -> list[str]:
-    """Each note of the training and of the bench once, after the rows that it is about."""
-    lines = [*run.family.notes, *(run.bench.notes if run.bench else []), *grouped_notes(run.rows)]
+    """Each note of the training and of the bench once, after the rows that it is about; and when an earlier one was."""
+    rows = [replace(row, notes=[*row.notes, f"measured at {row.time}"]) if row.time else row for row in run.rows]
+    lines = [*run.family.notes, *(run.bench.notes if run.bench else []), *grouped_notes(rows)]
     return [f"{run.name}: {line}" if several else line for line in lines]
 
 

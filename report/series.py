@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wmlc.console import digits, scaled
 from wmlc.layer_pairs import LayerPair, compare
 from wmlc.records import Profile, Row, Scenario, Speedup, lost_without
-from wmlc.report.cells import Cell, cell_of, profile_cell
+from wmlc.report.cells import Cell, cell_of, ms_text, profile_cell
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
 from wmlc.stats import positive_interval, top1_interval
@@ -40,6 +40,7 @@ class Point:
     """An entry in a chart: its numbers, and as `…_text` what hovering tells."""
 
     run: str
+    data: str  # what its top-1 was measured on
     network: str
     label: str
     number: str  # that stands beside it
@@ -79,7 +80,7 @@ class GroupBar:
 
     group: str
     nats: float
-    kept: str
+    kept: str  # empty where a run did not record it: of parameters and MACs
     without: float | None  # nats that are lost without its residual block, at the block's first group
 
 
@@ -143,12 +144,13 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
     p50 = row.latency_ms.p50 if row and row.latency_ms else None
     ends_of_p50 = row.p50_interval if row else None
     interval = positive_interval(p50, ends_of_p50.low, ends_of_p50.high) if p50 and ends_of_p50 else None
-    ends = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
+    ends = f" [{ms_text(interval[0])}, {ms_text(interval[1])}]" if interval else ""
     images = run.bench.data.test_images if run.bench and run.bench.data else run.test_images
     low, high = top1_interval(top1, images) if images else (None, None)
     top1_ends = f" [{low:.1f}, {high:.1f}]" if images else ""
     return Point(
         run=run.name,
+        data=run.data_name,
         network=entry.network,
         label=entry.name,
         number=_mark(entry.network),
@@ -162,7 +164,7 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
         top1_low=low,
         top1_high=high,
         top1_text=f"{top1:.2f} %{top1_ends}" + ("" if drop is None else f" (drop {drop:.2f})"),
-        p50_text="not measured" if p50 is None else f"{p50:.3g} ms{ends}",
+        p50_text="not measured" if p50 is None else f"{ms_text(p50)} ms{ends}",
         speedup_text=interval_text(row.speedup) if row and row.speedup else "not measured",
         params_text=scaled(entry.params),
         macs_text=UNKNOWN if entry.macs is None else scaled(entry.macs),
@@ -191,10 +193,15 @@ def latency_points(runs: Iterable[TrainedRun], cell: Cell) -> list[Point]:
 
 
 def size_points(runs: Iterable[TrainedRun]) -> list[Point]:
-    """Every network with a top-1 once, in its first cell; where no bench measured it, as the training left it."""
+    """Every network with a top-1 once, in its first cell; where no bench measured it, as the training left it.
+
+    Beside a bench's numbers the training's stand only where the baseline's are fp32, as the training's are.
+    """
     found = []
     for run in runs:
-        known = [entry for entry in _benched(run) if entry.top1 is not None] or _trained(run)
+        known = [entry for entry in _benched(run) if entry.top1 is not None]
+        if not known or any(each.row and each.row.precision == "fp32" for each in known if each.peer == BASELINE):
+            known += _trained(run)
         first: dict[str, Entry] = {}
         for entry in known:
             if entry.params and entry.macs:
@@ -252,17 +259,16 @@ def width_bars(run: TrainedRun) -> list[WidthBar]:
 def group_bars(run: TrainedRun) -> list[GroupBar]:
     """A bar a channel group of a run whose widths were chosen by its start's answers, in the network's order."""
     plan = run.family.latency
-    if plan is None:
-        return []
-    blocks = lost_without(plan.sensitivity)
+    losses = plan.sensitivity if plan else run.record.sensitivity
+    blocks = lost_without(losses)
     return [
         GroupBar(
             group=own.group,
             nats=own.by_half,
-            kept=f"{', '.join(str(peer.counts[own.group]) for peer in plan.peers)} of {own.units[-1]}",
+            kept=f"{', '.join(str(peer.counts[own.group]) for peer in plan.peers)} of {own.units[-1]}" if plan else "",
             without=blocks.pop(own.block, None),
         )
-        for own in plan.sensitivity
+        for own in losses
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
@@ -50,10 +50,19 @@ def _over_size(label: str, group: Sequence[TrainedRun], size: Callable[[Peer], f
     return Line(label, label, points, told=told)
 
 
-def told_of(group: Sequence[TrainedRun]) -> str:
-    """n = 3, cost 3.20: how many runs there are of a configuration, and what training one took."""
-    cost = spread([run.cost for run in group]).mean
-    return f"n = {len(group)}" + ("" if cost is None else f", cost {amount_text(cost)}")
+def told_of(group: Sequence[TrainedRun], counts: Collection[int] = ()) -> str:
+    """n = 3, cost 3.20: how many runs there are of a configuration, and what training one took.
+
+    Args: how many of them have each point, where not all need to: n = 1 to 3.
+    """
+    cost, all_of_them = spread([run.cost for run in group]).mean, [len(group)]
+    least, most = min(counts or all_of_them), max(counts or all_of_them)
+    n = f"n = {most}" if least == most else f"n = {least} to {most}"
+    return n + ("" if cost is None else f", cost {amount_text(cost)}")
+
+
+def _counts(lines: Sequence[Line]) -> set[int]:
+    return {len(point.y.values) for line in lines for point in line.points}
 
 
 def _remarks(runs: Sequence[TrainedRun]) -> list[str]:
@@ -75,18 +84,19 @@ def _alike_baselines(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
         if run.family.baseline:
             found.setdefault(tuple((_of_a_baseline(run) | facts_of(run)).items()), []).append(run)
     facts = [dict(its) for its in found]
-    told = [name for name in (facts[0] if facts else {}) if all(name in its for its in facts)]
-    telling = [name for name in told if len({its[name] for its in facts}) > 1]
+    names = dict.fromkeys(name for its in facts for name in its)
+    telling = [name for name in names if len({its[name] for its in facts if name in its}) > 1]
     return {
-        " ".join(["baseline", *(f"{name}={its[name]}" for name in telling)]): alike
-        for its, alike in zip(facts, found.values(), strict=True)
+        " ".join(["baseline", *(f"{name}={its[name]}" if name else its[name] for name in telling if name in its)]): runs
+        for its, runs in zip(facts, found.values(), strict=True)
     }
 
 
 def _of_a_baseline(run: TrainedRun) -> dict[str, str]:
-    """The settings that a run's baseline depends on: of a start as it stands not how the peers were trained."""
+    """What a run's baseline is, and the settings that it depends on: of a start as it stands not how peers learn."""
     names = names_of("data", "network") if run.as_it_started else names_of("data", "network", "training")
-    return {name: str(value) for name, value in vars(run.settings).items() if name in names}
+    what = {"": "(the start as it stands)" if run.as_it_started else "(trained)"}
+    return what | {name: str(value) for name, value in vars(run.settings).items() if name in names}
 
 
 def _top1(runs: Sequence[TrainedRun]) -> Spread:
@@ -116,7 +126,7 @@ def accuracy_over_latency(runs: Sequence[TrainedRun]) -> Figure:
             who = [str(run.root) for run in group if run not in benched] if benched else [label]
             left_out.setdefault("not benched with top-1; 'wmlc bench --run RUN' does it", []).extend(who)
         drawn = _timed_lines(label, benched, len(machines) > 1)
-        lines += [replace(line, told=told_of(benched)) for line in drawn]
+        lines += [replace(line, told=told_of(benched, _counts(drawn))) for line in drawn]
         used += benched
     for name, alike in _alike_baselines(used).items():
         lines += [replace(line, baseline=True) for line in _timed_lines(name, alike, len(machines) > 1, [BASELINE])]

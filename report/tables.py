@@ -115,9 +115,11 @@ def _scenario_columns(found: Mapping[str, Scenario]) -> dict[str, Sortable]:
         "multi-stream p99, ms": _starred(several, several.p99_ms),
         "offline, samples/s": _starred(offline, offline.samples_per_s),
         "server, bound on p99, ms": told(server.latency_bound_ms, lambda value: f"{value:g}"),
-        "server, queries/s that held it": (None, "none") if held is None and "server" in found else told(held, digits),
-        "server, p99 at that rate, ms": _starred(server, server.p99_ms),
-        "server, queries/s that failed": _starred(server, server.failed_rate_per_s),
+        "server, queries/s that held it": (None, "none")
+        if held is None and "server" in found
+        else _starred(server, held),
+        "server, p99 at that rate, ms": told(server.p99_ms, digits),
+        "server, queries/s that failed": told(server.failed_rate_per_s, digits),
     }
 
 

@@ -13,7 +13,7 @@ from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_exactly, say_not
 from wmlc.layer_pairs import OTHER, UNBLOCKED, UNBLOCKED_WORDS, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.budgets import budget_rows, verdict
-from wmlc.report.cells import grouped_notes
+from wmlc.report.cells import grouped_notes, ms_text
 from wmlc.run import BASELINE
 from wmlc.stats import top1_interval
 from wmlc.table import Table
@@ -232,10 +232,10 @@ def layer_table(baseline: Profile, peer: Profile, title: str = "") -> Table:
 
 def profiled_words(profile: Profile) -> str:
     """What the profile adds up to beside the call that was timed without it, in one line."""
-    said = f"{profile.name}: its layers add up to {profile.profiled_ms:.3g} ms"
+    said = f"{profile.name}: its layers add up to {ms_text(profile.profiled_ms)} ms"
     if not profile.p50_ms:
         return f"{said}, with what the profiler itself takes"
-    return f"{said} with the profiler on, a call takes {profile.p50_ms:.3g} ms without it (p50)"
+    return f"{said} with the profiler on, a call takes {ms_text(profile.p50_ms)} ms without it (p50)"
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:

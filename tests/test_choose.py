@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from measured import made_row
 
 from wmlc import records
-from wmlc.bench.choose import Bounds, choose, pareto, ship_command
+from wmlc.bench.choose import Bounds, choose, described, pareto, ship_command
 from wmlc.cli import main
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench
@@ -127,3 +127,17 @@ def test_what_is_named_is_looked_for_before_what_is_not():
     assert choose(rows, Bounds(min_top1=60.0), engine=None, threads=None, batch=8, precision=None).peer == 2
     with pytest.raises(InputError, match="batch 8 was not benched, 1 was"):
         choose(rows, Bounds(min_top1=60.0), engine=None, threads=1, batch=8, precision=None)
+
+
+def test_json_says_whether_the_baseline_fits_too(benched_run: Run):
+    found = [invoke("--run", str(benched_run.root), *bound, "--json") for bound in (("--max-bytes", "100000000"),)]
+    assert [json.loads(result.output)["baseline_fits"] for result in found] == [True]
+
+
+def test_a_long_time_has_all_its_digits():
+    slow = made_row(1, 1234.5, 70.0)
+    assert described(slow).startswith("p50 1,234 ms, p99 2,469 ms") and described(ROWS[1]).startswith(
+        "p50 1 ms, p99 2 ms"
+    )
+    with pytest.raises(GateError, match=r"peer1, takes 2,469 ms \(p99\), 1,469 above 1,000"):
+        choose([slow], Bounds(max_latency_ms=1000.0))

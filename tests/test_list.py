@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made import made_epoch, made_trained
+from made import made_epoch, made_plan, made_trained
 
+from wmlc import records
+from wmlc.records import Family
 from wmlc.report.listing import print_runs
+from wmlc.run import Run, all_runs, find_run
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +68,25 @@ def test_an_unfinished_and_a_damaged_run_cost_a_line_each(capsys: pytest.Capture
     assert a == {"run": "runs/a", "finished": False, "family_epochs": 1, "baseline_epochs": 0}
     assert b["damaged"].startswith("runs/b/family.json is not a readable family record: ") and not b["finished"]
     assert "metrics.jsonl, line 1" in c["damaged"] and d["finished"]
+
+
+def test_a_peer_without_a_budget_was_asked_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(made_trained(Path("runs/a"), (70.0, 80.0), None, max_latency_ms=(0.6, 5.0)))
+    family = records.read(run.family, Family, "family record", "")
+    records.write(run.family, replace(family, latency=made_plan((0.6, 1.0), full_ms=1.0), ratio_of="latency"))
+    assert [line.split()[1:7] for line in listed(capsys)[1:3]] == [
+        ["peer", "1", "0.600", "ms", "0.594", "ms"], ["peer", "2", "-", "0.990", "ms", "10,000"],
+    ]  # fmt: skip
+
+
+def test_a_config_of_another_program_is_no_run() -> None:
+    made_trained(Path("runs/ours"), (70.0, 80.0))
+    made_trained(Path("runs/torn"), (70.0, 80.0))
+    Path("runs/torn/config.json").write_text('{"schema_version": 2, "settings')
+    for number, text in enumerate(('{"model_type": "resnet"}', "[1]")):
+        other = Path(f"runs/other{number}/config.json")
+        other.parent.mkdir()
+        other.write_text(text)
+    os.utime("runs/torn/config.json", (0, 0))
+    assert [run.root.name for run in all_runs()] == ["ours", "torn"]
+    assert find_run(None).root == Path("runs/ours")

@@ -135,7 +135,9 @@ def test_networks_without_a_number_are_no_points() -> None:
     lacking = {1: {"top1": None}, 2: {"latency_ms": None}}
     run = trained(SCORES, {}, lambda row: lacking.get(row.peer, {}))
     assert [point.network for point in latency_points([run], Cell("ort", 1, 1))] == ["baseline", "peer3"]
-    assert [point.network for point in size_points([run])] == ["baseline", "peer2", "peer3"]
+    assert [(point.network, point.p50) for point in size_points([run])] == [
+        ("baseline", 2.0), ("peer2", None), ("peer3", 2.0), ("peer1", None),  # the last by its training's top-1
+    ]  # fmt: skip
     assert [point.label for point in size_points([trained(SCORES)])] == ["baseline", "peer1", "peer2", "peer3"]
 
 
