@@ -152,9 +152,9 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
             raise
         note(f"{error}; noise stands in for it here, so a saliency that looks at images may cut other layers")
         images = noise
-    if data is not None:
-        begin.check_length(config, data)
     with _clock(config, clocks) as clock:
+        if data is not None:
+            begin.check_length(config, data)
         prepared = prepare(
             config, images, device, clock, tell=None if as_json else partial(begin.print_start, data, device)
         )
@@ -205,8 +205,8 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     device = device_of_run(config, ranks)
     config, data = ranks.of_each(lambda: begin.open_for_start(config, device))
     begin.together(data, ranks)
-    begin.check_length(config, data)
     with _clock(config, clocks if ranks.first else None) as clock:
+        begin.check_length(config, data)
         prepared = prepare(
             config, data, device, clock, tell=partial(begin.print_start, data, device) if ranks.first else None
         )

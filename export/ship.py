@@ -14,7 +14,7 @@ import torch
 
 from wmlc import records
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
-from wmlc.console import say, say_exactly
+from wmlc.console import note, say, say_exactly
 from wmlc.data import Data, normalise
 from wmlc.data.sources import PACKED
 from wmlc.errors import GateError, InputError
@@ -154,6 +154,8 @@ def _benched(run: Run, peer: int, config: ShipConfig) -> Benched:
     row = min(rows, key=lambda row: row.batch)
     if row.latency_ms is None:
         raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row.notes)}); it cannot ship")
+    if row.budget_met is False:
+        note(f"{peer_name(peer)} misses its budget of {row.latency_budget_ms:g} ms: {row.latency_ms.p50:.3g} ms (p50)")
     file = run_file(run, peer, config.form, config.suffix)
     if not file.is_file() or sha256(file) != row.file_sha256:
         raise InputError(f"{file} is not the file that was benched; {remedy}")

@@ -201,7 +201,7 @@ def test_a_name_of_timms_with_a_typo_is_a_line(here: Path) -> None:
 
 def test_a_way_that_nothing_can_follow_leaves_its_channels_whole(here: Path) -> None:
     """Into numpy and back: what comes before it is no group, and gets no gradient."""
-    result = CliRunner().invoke(main, ["train", *OWN, "--arch", "net.py:Numpy", "--dry-run"])
+    result = CliRunner().invoke(main, ["train", *OWN, "--arch", "net.py:Numpy", "--precision", "fp32", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "left whole: the channels of layers.0 (they cannot be cut one by one)" in result.output
     assert not (here / "run").exists() and not (here / "runs").exists()

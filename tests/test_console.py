@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from made import made_bench, made_epoch, made_row, made_trained
 
-from wmlc import records
+from wmlc import console, records
 from wmlc.cli import main
 from wmlc.compress import session
 from wmlc.compress.describe import print_epoch, print_epoch_header
@@ -43,6 +43,18 @@ def test_what_a_terminal_would_obey_is_spelled_out(name: str, capsys: pytest.Cap
     assert not OBEYED.search(printed.out + printed.err)
     assert f"run {shown}\n" == printed.err and printed.out.count(shown) >= 4
     assert f"{shown:<30}  1\n" in printed.out, "aligned as it is shown"
+
+
+def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 8))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with progress("timing", 2000) as advance:
+        for _ in range(8):
+            advance(250)
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said == ["timing: 750 of 2,000, 0:00:40 left", "timing: 1,500 of 2,000, 0:00:16 left"]
 
 
 def test_an_escape_reads_as_python_writes_it() -> None:

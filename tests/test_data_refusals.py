@@ -55,8 +55,11 @@ def test_bad_folders_are_refused_at_the_door(tmp_path):
     root.mkdir()
     assert refusal(lambda: open_folder(root)) == f"{root} is empty; {WANTED}"
     (root / "test" / "cat").mkdir(parents=True)
-    assert refusal(lambda: open_folder(root)) == f"{root} has no train/; {WANTED}"
+    assert refusal(lambda: open_folder(root)) == f"{root} has no train/, only test/; {WANTED}"
     (root / "train").mkdir()
+    assert refusal(lambda: open_folder(root / "test")) == (
+        f"{root / 'test'} has no train/, only cat/; did you mean {root}? {WANTED}"
+    )
     remedy = "give each of at least 2 classes a folder of images"
     assert refusal(lambda: open_folder(root)) == f"{root / 'train'} has no class folders; {remedy}"
     (root / "train" / "cat").mkdir()
@@ -121,7 +124,7 @@ def test_an_unreadable_file_is_named_by_whoever_decodes_it(tmp_path, workers):
     data = open_folder(tmp_path, image_size=72, workers=workers)
     message = refusal(lambda: list(data.test_pixels(4)))
     assert message.startswith(f"{bad} is not a readable image (")
-    assert message.endswith("); repair or remove it")
+    assert message.endswith("); repair or remove it, or train with --skip-broken")
 
 
 def test_an_unreadable_header_is_named(tmp_path):

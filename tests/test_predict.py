@@ -98,7 +98,10 @@ def test_a_table_and_what_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"no picture")
     for words, fault in (
         ([tmp_path / "no.png"], "no.png is not a readable image"),
-        ([tmp_path / "lost.png"], "lost.png"),
+        ([tmp_path / "lost.png"], f"there is no picture {tmp_path / 'lost.png'}"),
+        ([tmp_path / "set"], f"{tmp_path / 'set'} is a folder; name the pictures in it"),
+        ([picture, "--arch", "resnet20"], "--arch must be FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, as a run"),
+        ([picture, "--arch", "lost.py:make"], "--arch: there is no file lost.py"),
         ([picture, "--peer", "2"], "--peer must be 1 to 1"),
     ):
         result = predict(run, *words)

@@ -112,7 +112,7 @@ def test_the_first_bad_step_is_named_though_it_is_seen_later(place: int, now_and
         own.mean()
 
     assert words(end) == f"the loss became nan in epoch 3, step {place + 1}, at lr 0.1; " + (
-        "lower --lr, raise --warmup-epochs or pass --clip 1"
+        "lower --lr, raise --warmup-epochs or pass --clip 1, with --force to train anew"
     )
 
 

@@ -19,6 +19,7 @@ from wmlc.ranks import launched
 
 UNKNOWN = "-"  # a number that there is not
 WIDTH = 100  # columns that text is wrapped to
+TELL_S = 20  # between two lines of progress where there is no terminal
 
 QUIET = not launched().first  # of several processes that train together one speaks
 out = Console(soft_wrap=True, highlight=False, emoji=False, quiet=QUIET)
@@ -59,14 +60,23 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with rate and time left, where that is a terminal; yields `advance(n)`."""
+    """A bar on standard error with rate and time left, or a line now and then where that is no terminal.
+
+    Yields `advance(n)`.
+    """
     columns = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}", markup=False))
     with _bar(columns) as bar:
-        task = bar.add_task(visible(label), total=total, rate="")
+        task, done = bar.add_task(visible(label), total=total, rate=""), 0
+        start = told = time.monotonic()
 
         def advance(count: int) -> None:
-            speed = bar.tasks[task].speed
+            nonlocal done, told
+            speed, done, now = bar.tasks[task].speed, done + count, time.monotonic()
             bar.update(task, advance=count, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+            if not err.is_terminal and done < total and now - told >= TELL_S:
+                left = timedelta(seconds=round((now - start) * (total - done) / done))
+                note(f"{label}: {done:,} of {total:,}, {left} left")
+                told = now
 
         yield advance
 

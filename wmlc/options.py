@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from wmlc.arch import needs_caller
 from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped, one_line
 from wmlc.settings import AUTO, BUDGET, CALLERS_ARCH
@@ -238,8 +239,17 @@ shown_as = click.option(
 
 
 def _name_code(context: click.Context, parameter: click.Parameter, arch: str | None) -> None:
-    if arch is not None:
-        os.environ[CALLERS_ARCH] = arch
+    if arch is None:
+        return
+    file, _, factory = arch.rpartition(":")
+    if not (needs_caller(arch) and file and factory):
+        raise InputError(
+            f"--arch must be FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, as a run of your own code was trained with, "
+            f"got {arch!r}; a run of another network takes none"
+        )
+    if file.endswith(".py") and not Path(file).expanduser().is_file():
+        raise InputError(f"--arch: there is no file {file}")
+    os.environ[CALLERS_ARCH] = arch
 
 
 def run_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -96,7 +96,11 @@ class Worker:
         self._timeout_s, self._limit_s = timeout_s, seat.limit_s or timeout_s
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, seat), daemon=True)
-        self._process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits: see `_serve`
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends when the process does
 
     def __enter__(self) -> Worker:

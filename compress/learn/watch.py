@@ -62,12 +62,12 @@ class Watch:
             if not math.isfinite(loss):
                 raise NotFinite(
                     f"the loss became {loss} in epoch {self._epoch + 1}, step {step + 1}, at lr {lr:.3g}; "
-                    f"lower --lr, raise --warmup-epochs or pass --clip 1"
+                    f"lower --lr, raise --warmup-epochs or pass --clip 1, with --force to train anew"
                 )
             if step in broken:
                 raise NotFinite(
                     f"the gradient of the peer weights is not finite in epoch {self._epoch + 1}, step {step + 1}, at "
-                    f"lr {lr:.3g}; lower --lr or raise --warmup-epochs"
+                    f"lr {lr:.3g}; lower --lr or raise --warmup-epochs, with --force to train anew"
                 )
         self._sum += math.fsum(losses)
         self._losses, self._rates, self._gradients = [], [], []

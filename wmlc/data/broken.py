@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wmlc.console import note, progress
 from wmlc.data.listing import Kept
-from wmlc.data.pictures import read_picture
+from wmlc.data.pictures import REPAIR, read_picture
 from wmlc.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,5 +55,5 @@ def _fault(path: str) -> str:
     try:
         read_picture(path)
     except InputError as error:
-        return str(error)
+        return str(error).removesuffix(REPAIR)
     return ""

@@ -39,6 +39,7 @@ _TURN = {
 }  # fmt: skip
 _SIDEWAYS = (5, 6, 7, 8)  # the turns after which width and height have changed places
 # Names hold none of these: control characters, line breaks of Unicode, halves of a character
+REPAIR = "; repair or remove it, or train with --skip-broken"
 BETWEEN = "\0"  # the parts of a packed picture's name
 _UNFIT = ("Cc", "Zl", "Zp", "Cs")
 
@@ -106,15 +107,15 @@ def _with_file(path: str, use: Callable[[Image], Any]) -> Any:
             return use(file)
     except InputError as error:
         raise InputError(f"{shown(path)} {error}") from None
+    except FileNotFoundError:
+        raise InputError(f"there is no picture {shown(path)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{shown(path)} is a folder; name the pictures in it") from None
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
-        raise InputError(
-            f"{shown(path)} is not a readable image (it is none of {kinds}); repair or remove it"
-        ) from None
+        raise InputError(f"{shown(path)} is not a readable image (it is none of {kinds}){REPAIR}") from None
     except Exception as error:
-        raise InputError(
-            f"{shown(path)} is not a readable image ({one_line_shown(error)}); repair or remove it"
-        ) from None
+        raise InputError(f"{shown(path)} is not a readable image ({one_line_shown(error)}){REPAIR}") from None
 
 
 def _opened(path: str) -> str | io.BytesIO:

@@ -215,7 +215,11 @@ def _check_folder(config: DataConfig) -> None:
     if not any(root.iterdir()):
         raise InputError(f"{root} is empty; {wanted}")
     if not (root / "train").is_dir():
-        raise InputError(f"{root} has no train/; {wanted}")
+        within = root.resolve().parent
+        meant = f"did you mean {within}? " if (within / "train").is_dir() else ""
+        folders = [f"{own.name}/" for own in sorted(root.iterdir()) if own.is_dir()]
+        found = f", only {_some(folders)}" if folders else ""
+        raise InputError(f"{root} has no train/{found}; {meant}{wanted}")
     test = test_folder(config)
     classes, test_classes = class_folders(root / "train"), class_folders(test)
     names, test_names = list(classes), list(test_classes)
