@@ -125,6 +125,8 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
     check_lengths(chosen)
     config = settle(chosen, recipe or "options")
+    if config.start is not None and config.epochs and not {"lr", "lr_auto"} & chosen.keys():
+        note(f"lr {config.lr:g}, the default, is for random weights; --lr auto finds one that suits this start")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     return config

@@ -100,7 +100,7 @@ def _rows(run: TrainedRun, peer: int) -> list[Row]:
 
 def _speed(run: TrainedRun, peer: int, joint: str) -> str:
     """How the headline ends: what is known of the peer's speed; `joint` leads to a speed-up that was shown."""
-    command = f"'wmlc bench --run {run.root}'"
+    command = f"'wmlc bench {run.named}'"
     if run.bench is None:
         return f". Nothing was timed yet: {command} measures the speed-up."
     rows = _rows(run, peer)

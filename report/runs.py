@@ -12,7 +12,7 @@ from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.records import Bench, Epoch, Family, NetworkSpec, Peer, Row, RunRecord
 from wmlc.report.cost import in_epochs
-from wmlc.run import Run, find_run, peer_name, read_config, read_epochs, read_family
+from wmlc.run import Run, find_run, own_code, peer_name, read_config, read_epochs, read_family
 from wmlc.settings import TRAINED_ON, TrainConfig, names_of
 
 # What makes a run what it is: not which of several like it, and not where it was computed.
@@ -60,6 +60,11 @@ class TrainedRun:
     def start_name(self) -> str:
         """What it began from: the end of a path, pretrained, or random weights."""
         return RANDOM if self.settings.start is None else str(Path(*Path(self.settings.start).parts[-2:]))
+
+    @property
+    def named(self) -> str:
+        """The options by which a command finds it, and its network's code where that is the caller's own."""
+        return f"--run {self.root}{own_code(Run(self.root))}"
 
     @property
     def data_name(self) -> str:
@@ -159,7 +164,9 @@ def _read_run(run: Run, name: str, with_bench: bool) -> TrainedRun:
 
 def read_bench(run: Run) -> Bench:
     """The newest bench of a run; `InputError` where it is damaged."""
-    return records.read(run.bench, Bench, "bench record", f"bench again with 'wmlc bench --run {run.root}'")
+    return records.read(
+        run.bench, Bench, "bench record", f"bench again with 'wmlc bench --run {run.root}{own_code(run)}'"
+    )
 
 
 def _test_images(run: Run, family: Family) -> int | None:
@@ -184,7 +191,7 @@ def finished_runs(names: Sequence[Path]) -> list[Run]:
     finished = [run for run in runs if run.family.exists()]
     for run in runs:
         if finished and run not in finished:
-            note(f"left out {run.root}: not finished; go on with 'wmlc train --resume --out {run.root}'")
+            note(f"left out {run.root}: not finished; go on with 'wmlc train --resume --out {run.root}{own_code(run)}'")
     return finished or runs
 
 

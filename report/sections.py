@@ -70,12 +70,12 @@ def accuracy_section(runs: Sequence[TrainedRun]) -> Section:
         if points := series.latency_points(runs, cell):
             timed[cell.words] = charts.accuracy_chart(points, "p50", "p50 latency, ms", domain, by)
     words = [
-        f"{run.name} was not benched yet; 'wmlc bench --run {run.root}' measures latency and speed-up."
+        f"{run.name} was not benched yet; 'wmlc bench {run.named}' measures latency and speed-up."
         for run in runs
         if run.bench is None
     ]
     words += [
-        f"The bench of {run.name} left top-1 unmeasured; 'wmlc bench --run {run.root}' measures it."
+        f"The bench of {run.name} left top-1 unmeasured; 'wmlc bench {run.named}' measures it."
         for run in runs
         if run.rows and all(row.top1 is None for row in run.rows)
     ]
@@ -184,7 +184,7 @@ def _weighed(run: TrainedRun) -> str:
     if run.settings.weigh == "sources":
         said = (
             "How much each peer counts in the ensemble; all weights sum to 1. What each peer learns from has weights "
-            "of its own, 'teaching' in metrics.jsonl."
+            "of its own."
         )
     trained = [peer.peer for peer in run.trained_peers]
     apart = [str(peer.peer) for peer in run.family.peers if peer.peer not in trained]
@@ -209,6 +209,11 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
         chart = charts.line_chart(lines, network_names(run), "ω", ".4f", level=1 / len(lines))
         caption = "The dotted line is equal weights."
         shown.append(Chart(f"peer-weights{key}", f"{name}Peer weights ω", {"": chart}, caption))
+        teaching, who = series.teaching_lines(run), [series.LABELS, series.START, *network_names(run)]
+        if teaching:
+            choices = {peer: charts.line_chart(own, who, "w", ".4f") for peer, own in teaching.items()}
+            caption = "The weight of each source in what a peer learns; they sum to 1."
+            shown.append(Chart(f"sources{key}", f"{name}What each peer learns from", choices, caption))
     return Section("weights", "Peer weights", words, shown)
 
 
@@ -251,7 +256,7 @@ def layers_section(runs: Sequence[TrainedRun]) -> Section:
             choices[label] = charts.profile_chart(rows, peer.name, network_names(run), who)
         if not choices:
             lone = " of a baseline to set one beside" if run.bench and run.bench.profiles else ""
-            words.append(f"{run.name} has no layer profile{lone}; 'wmlc bench --run {run.root} --profile' makes one.")
+            words.append(f"{run.name} has no layer profile{lone}; 'wmlc bench {run.named} --profile' makes one.")
             continue
         caption = (
             f"▲ has fewer MACs and got no faster (took over {NO_FASTER:.0%} of the time), △ was not cut. "

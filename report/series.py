@@ -14,6 +14,7 @@ from wmlc.run import BASELINE, peer_name
 from wmlc.stats import positive_interval, top1_interval
 
 UNKNOWN = "–"  # on a page
+LABELS, START = "labels", "start"  # what a peer learns from, besides other peers
 
 Lines = dict[str, list[tuple[int, float]]]  # by name, (epoch, value)
 
@@ -235,6 +236,18 @@ def weight_lines(run: TrainedRun) -> Lines:
     return {
         peer_name(peer.peer): [(epoch.epoch, epoch.peer_weights[index]) for epoch in run.epochs]
         for index, peer in enumerate(run.trained_peers)
+    }
+
+
+def teaching_lines(run: TrainedRun) -> dict[str, Lines]:
+    """Of each peer that learns by weights of its own, the weights of its sources over the epochs."""
+    told = [(epoch.epoch, epoch.teaching) for epoch in run.epochs if epoch.teaching]
+    peers = [peer_name(peer.peer) for peer in run.trained_peers] if told else []
+    taught = bool(told) and len(told[0][1][0]) == 2 + len(peers)  # by a frozen teacher too
+    sources = list(enumerate([LABELS, *([START] if taught else []), *peers]))
+    return {
+        peer: {name: [(epoch, w[student][place]) for epoch, w in told] for place, name in sources if name != peer}
+        for student, peer in enumerate(peers)
     }
 
 

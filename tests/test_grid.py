@@ -54,6 +54,13 @@ def test_a_grid_says_what_a_recipe_has_for_one_method_alone(tmp_path: Path, caps
         choose_config(str(tmp_path / "mine.yaml"), {"method": "dml", "steps": 3})
 
 
+def test_a_start_that_is_given_no_rate_is_told_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, told in (({}, True), ({"lr": 0.1}, False), ({"lr": "auto"}, False), ({"epochs": 0}, False)):
+        choose_config(None, {"start": "net.pth", **given})
+        said = "lr 0.1, the default, is for random weights; --lr auto finds one that suits this start"
+        assert (said in capsys.readouterr().err) == told
+
+
 def test_digits_lie_in_no_folder() -> None:
     with pytest.raises(InputError, match="lie in no data_root, got pets; pass --data too, imagefolder for folders of"):
         check_place({"data_root": "pets"}, settle({}))

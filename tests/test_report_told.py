@@ -27,7 +27,7 @@ from wmlc.report.headline import headline
 from wmlc.report.plots import FIGURES
 from wmlc.report.runs import TrainedRun
 from wmlc.report.sections import accuracy_section, all_notes, training_section, weights_section, widths_section
-from wmlc.report.series import entries, group_bars, size_points
+from wmlc.report.series import entries, group_bars, size_points, teaching_lines
 from wmlc.report.sizes import accuracy_over_latency, accuracy_over_macs
 from wmlc.report.tables import scenario_table
 from wmlc.run import Run
@@ -94,10 +94,24 @@ def test_weights_of_sources_and_a_peer_that_is_not_trained_are_said() -> None:
     words = weights_section([a_run(top1=(60.0, 70.0, 80.0), epochs=lines, **own)]).words
     assert words[0] == (
         "How much each peer counts in the ensemble; all weights sum to 1. What each peer learns from has weights of its "
-        "own, 'teaching' in metrics.jsonl. Peer 3 is the start, not trained, and has no weight here."
+        "own. Peer 3 is the start, not trained, and has no weight here."
     )
     plain = weights_section([a_run(epochs=lines)]).words
     assert plain[0] == "How much each peer's teaching counts; all weights sum to 1."
+
+
+def test_what_each_peer_learns_from_is_drawn() -> None:
+    teaching = [[0.5, 0.3, 0.0, 0.2], [0.4, 0.35, 0.25, 0.0]]
+    lines = [replace(made_epoch(number, (60.0, 70.0)), teaching=teaching) for number in (1, 2)]
+    own = {"start": "net.pth", "weigh": "sources", "ratios": (0.7, 0.5, 0.0)}
+    run = a_run(top1=(60.0, 70.0, 80.0), epochs=lines, **own)
+    assert teaching_lines(run)["peer2"] == {
+        "labels": [(1, 0.4), (2, 0.4)], "start": [(1, 0.35), (2, 0.35)], "peer1": [(1, 0.25), (2, 0.25)]
+    }  # fmt: skip
+    untaught = [replace(made_epoch(1, (60.0, 70.0)), teaching=[[0.5, 0.0, 0.5], [0.4, 0.6, 0.0]])]
+    assert list(teaching_lines(a_run(epochs=untaught))["peer1"]) == ["labels", "peer2"]
+    (_, chart) = weights_section([run]).charts
+    assert chart.title == "What each peer learns from" and list(chart.choices) == ["peer1", "peer2"]
 
 
 def test_a_mean_over_the_cut_peers_alone_is_called_so() -> None:
