@@ -22,6 +22,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
+from onnxscript import ir, optimizer
 
 from wmlc.console import note, progress
 from wmlc.errors import InputError, one_line
@@ -31,6 +32,7 @@ from wmlc.forms import INPUT
 QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "ReduceMean", "GlobalAveragePool"]
 PREPROCESS_OPS = ["Cast", "Div", "Sub"]  # pixels are scaled in fp32 in every precision
 _CALIBRATION_BATCH = 16
+ANY_SIZE = 2**40  # numbers in a tensor, which are all folded
 FP16_HOLDS = float(np.finfo(np.float16).max)
 
 _METHODS = {
@@ -168,7 +170,8 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
         _quiet(), _said_of(fp32, out), progress("calibrating", len(images)) as advance,
         tempfile.TemporaryDirectory(dir=out.parent) as own,
     ):  # fmt: skip
-        copied = Path(shutil.copy(fp32, own))  # beside which the quantizer writes
+        copied = Path(own) / fp32.name  # beside which the quantizer writes
+        onnx.save_model(_with_whole_weights(onnx.load(str(fp32))), str(copied))
         quantization.quantize_static(
             str(copied),
             str(out),
@@ -185,6 +188,24 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
     with _said_of(fp32, out):
         made = onnx.load(str(out))
     _save(made, out, precision="int8", target=target, calibrator=calibrator, calibration_images=len(images))
+
+
+def _with_whole_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the weights of layers as numbers where operators make them of others (weight standardisation).
+
+    The quantizer looks at no weight that is computed. Where none is, the very model.
+    """
+    from_images, known = {INPUT}, {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if from_images & {*node.input}:
+            from_images |= {*node.output}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    if all(node.input[1] in known | from_images for node in layers):
+        return model
+    folded = ir.from_proto(model)
+    optimizer.fold_constants(folded, onnx_shape_inference=False, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
+    optimizer.remove_unused_nodes(folded)
+    return ir.to_proto(folded)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,23 @@ def two_layers(path: Path, factor: float) -> Path:
     return path
 
 
+def test_int8_has_weights_in_int8_that_the_network_computes_of_others(tmp_path: Path) -> None:
+    """As weight standardisation does: the quantizer would leave them, and their layer's arithmetic, in float32."""
+    model = onnx.load(str(two_layers(tmp_path / "fp32.onnx", 1.0)))
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("b.weight", "b.raw")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(2.0), "scale"))
+    model.graph.node.insert(0, helper.make_node("Mul", ["b.raw", "scale"], ["b.weight"], name="standardise"))
+    onnx.save_model(model, str(tmp_path / "fp32.onnx"))
+    to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", FED, target="cpu", calibrator="minmax")
+    made = onnx.load(str(tmp_path / "int8.onnx"))
+    kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    assert kinds["a.weight_quantized"] == kinds["b.weight_quantized"] == TensorProto.INT8
+    assert "Mul" not in {node.op_type for node in made.graph.node} and "b.raw" not in kinds
+    logits = [run_onnx(tmp_path / name, FED) for name in ("fp32.onnx", "int8.onnx")]
+    assert disagreement(parity(*logits, "int8"), "int8") is None
+
+
 FED = np.random.default_rng(1).standard_normal((20, 3, 2, 2), dtype=np.float32)
 
 
