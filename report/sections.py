@@ -209,7 +209,7 @@ def weights_section(runs: Sequence[TrainedRun]) -> Section:
         chart = charts.line_chart(lines, network_names(run), "ω", ".4f", level=1 / len(lines))
         caption = "The dotted line is equal weights."
         shown.append(Chart(f"peer-weights{key}", f"{name}Peer weights ω", {"": chart}, caption))
-        teaching, who = series.teaching_lines(run), [series.LABELS, series.START, *network_names(run)]
+        teaching, who = series.teaching_lines(run), [*network_names(run), series.LABELS, series.START]
         if teaching:
             choices = {peer: charts.line_chart(own, who, "w", ".4f") for peer, own in teaching.items()}
             caption = "The weight of each source in what a peer learns; they sum to 1."
