@@ -33,6 +33,8 @@ class Bounds:
         for name, value in vars(self).items():
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be above 0, got {value:g}")
+        if self.min_top1 is not None and self.min_top1 < 1:
+            raise InputError(f"min_top1 is in percent, got {self.min_top1:g}; did you mean {100 * self.min_top1:g}?")
         if all(value is None for value in vars(self).values()):
             raise InputError("name at least one bound: --max-latency-ms, --max-bytes, --max-macs or --min-top1")
 
@@ -194,7 +196,8 @@ def ship_command(run: Run, record: Bench, row: Row) -> str | None:
 def described(row: Row) -> str:
     """What a network gives, in words."""
     top1 = "top-1 not measured" if row.top1 is None else f"top-1 {row.top1:.2f}"
-    drop = "" if row.top1_drop is None else f" ({row.top1_drop:.2f} below the baseline)"
+    gap = row.top1_drop
+    drop = "" if gap is None else f" ({abs(gap):.2f} {'above' if gap < 0 else 'below'} the baseline)"
     macs = "an unknown number of" if row.macs is None else f"{row.macs:,}"
     said = f"p50 {_ms(times(row).p50)} ms, p99 {_ms(times(row).p99)} ms"
     faster = f", {row.speedup.median:.2f} times as fast" if row.speedup else ""

@@ -149,6 +149,7 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     if len(ratios) > MAX_PEERS or not all(0 <= ratio < 1 for ratio in ratios):
         raise InputError(
             f"ratios must be 1 to {MAX_PEERS} numbers from 0 up to, not including, 1, got {list(config.ratios)}"
+            + _as_shares(ratios)
         )
     own: dict[str, Any] = {"ratios": ratios, **_of_a_start(config, method, ratios)}
     for name in ("alpha", "temperature", "join"):
@@ -199,6 +200,12 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     if config.finetune_epochs is not None and len(lasting) > 1:
         raise InputError(f"{' and '.join(lasting)} say each how long to train; pass one of them")
     return dataclasses.replace(config, **own)
+
+
+def _as_shares(ratios: tuple[float, ...]) -> str:
+    """What was meant where ratios are percents."""
+    percents = bool(ratios) and all(own == 0 or 1 < own < 100 for own in ratios)
+    return f"; did you mean {','.join(f'{own / 100:g}' for own in ratios)}?" if percents else ""
 
 
 def _of_a_start(config: TrainConfig, method: Method, ratios: tuple[float, ...]) -> dict[str, Any]:

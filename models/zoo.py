@@ -31,6 +31,8 @@ def build_network(
     if is_foreign(arch):
         return build_whole(arch, classes, input_shape, arch_args, factory)
     name, _, number = arch.partition(MARK)
+    if arch.endswith(".py"):
+        raise InputError(f"{arch} is a file; name the function or class in it that makes the network: {arch}:FACTORY")
     if name not in ARCHITECTURES or (MARK in arch and not number.isdecimal()):
         raise InputError(
             f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}, or torchvision:NAME, timm:NAME, "

@@ -121,6 +121,14 @@ def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
     assert ship_command(benched_run, record, elsewhere) is None
 
 
+def test_a_share_is_no_percent_and_a_gain_no_negative_loss():
+    with pytest.raises(InputError, match=r"min_top1 is in percent, got 0\.65; did you mean 65\?"):
+        Bounds(min_top1=0.65)
+    gained, lost = (replace(made_row(1, 1.0, 70.0), top1_drop=drop) for drop in (-3.333, 2.0))
+    assert "70.00 (3.33 above the baseline)" in described(gained)
+    assert "70.00 (2.00 below the baseline)" in described(lost)
+
+
 def test_what_is_named_is_looked_for_before_what_is_not():
     """Batch 8 was benched with two threads alone, and the bench's first row has one."""
     rows = [made_row(1, 1.0, 70.0, threads=1, batch=1), made_row(2, 2.0, 75.0, threads=2, batch=8)]

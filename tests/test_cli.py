@@ -59,6 +59,8 @@ RESUME_ALONE = "--resume takes all settings from the run; pass only --out with i
          "('wmlc list --networks TEXT' finds some)"),
         (["--data", "mnist"], "there is no data set 'mnist'; choose one of digits, cifar10, cifar100, imagefolder, imagenet, hf, wds"),
         (["--ratios", "0.5,a"], "--ratios must be numbers with commas between them, like 0.7,0.5,0.3,0; got '0.5,a'"),
+        (["--ratios", "70,50"], "ratios must be 1 to 8 numbers from 0 up to, not including, 1, got [70.0, 50.0]; did you mean 0.7,0.5?"),
+        (["--arch", "net.py"], "net.py is a file; name the function or class in it that makes the network: net.py:FACTORY"),
         (["--ratios", "1.0,0"], "ratios must be 1 to 8 numbers from 0 up to, not including, 1, got [1.0, 0.0]"),
         (["--ratios", ",".join(["0.5"] * 9)], f"ratios must be 1 to 8 numbers from 0 up to, not including, 1, got {[0.5] * 9}"),
         (["--share", "stage9"], "unknown --share 'stage9' for this network; choose one of tree, none, stem, stage1, stage2, stage3, branches"),
