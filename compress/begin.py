@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from wmlc import records
 from wmlc import run as runs
-from wmlc.compress.config import with_absolute_paths
-from wmlc.compress.finetune import untaught
+from wmlc.compress.config import untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
@@ -96,7 +95,7 @@ def print_start(data: Data | None, device: Device, made: Made) -> None:
         note(warning)
 
 
-def check_length(config: TrainConfig, data: Data) -> None:
+def check_length(config: TrainConfig, data: Data, processes: int = 1) -> None:
     """Raise `InputError` where there are too few images for a batch, or steps for `--lr auto`.
 
     A note says how many images each epoch leaves out, where that is more than one in ten.
@@ -105,7 +104,8 @@ def check_length(config: TrainConfig, data: Data) -> None:
     left_out = images - data.train_steps(size) * size
     check_trials(config, data)
     if config.epochs and left_out > images / 10:
-        fits = min(range(size // 2 + 1, size + 1), key=lambda own: (images % own, -own))
+        sizes = [own for own in range(size // 2 + 1, size + 1) if own % processes == 0]
+        fits = min(sizes, key=lambda own: (images % own, -own))
         note(
             f"{left_out} of {images:,} training images are more than whole batches of {size} and left out, others each "
             f"epoch; --batch-size {fits} leaves out {images % fits}"

@@ -197,7 +197,8 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     if config.as_long_as == config.method:
         raise InputError(f"as_long_as {config.method} is the method itself; leave it out, or name another one")
     lasting = [name for name in ("steps", "as_long_as", "finetune_epochs") if getattr(config, name) is not None]
-    if config.finetune_epochs is not None and len(lasting) > 1:
+    found = config.lr_auto and config.as_long_as is None  # then steps are what its trials left of the epochs
+    if config.finetune_epochs is not None and len(lasting) > 1 and not found:
         raise InputError(f"{' and '.join(lasting)} say each how long to train; pass one of them")
     return dataclasses.replace(config, **own)
 
@@ -259,6 +260,12 @@ def without_teacher(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, teacher=teacher, reuse_teacher=0, feature_loss=features, feature_weight=weight)
 
 
+def untaught(config: TrainConfig) -> TrainConfig:
+    """The settings of the unpruned network alone, which nobody teaches; steps of fine-tuning, or found, are not its."""
+    of_family = config.as_long_as or METHODS[config.method].cuts_trained
+    return dataclasses.replace(config, teacher="none", steps=None if of_family else config.steps)
+
+
 def without_channels(config: TrainConfig) -> TrainConfig:
     """`config` where the network is one stage: no peer is held against the channels of its start's."""
     term = FEATURE_TERMS.get(config.feature_loss or "none")
@@ -269,7 +276,7 @@ def without_channels(config: TrainConfig) -> TrainConfig:
 def _check_bounds(config: TrainConfig) -> None:
     if config.epochs == 0 and config.start is None:
         raise InputError("epochs 0 cuts a trained network and trains nothing; pass --start with it, or epochs from 1")
-    if config.epochs == 0 and config.steps is not None:
+    if config.epochs == 0 and config.steps is not None and not config.finetune_epochs:
         raise InputError(f"epochs 0 trains nothing, and steps {config.steps} does; leave out one of them")
     for name, least in AT_LEAST.items():
         if (value := getattr(config, name)) is not None and not value >= least:

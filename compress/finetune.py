@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wmlc.compress.config import settle
+from wmlc.compress.config import settle, untaught
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
@@ -48,12 +48,6 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
     trained.load_state_dict(weights)
     trained = trained.to(device.name).eval()
     return cut_anew(prepared, trained, config, data.shared(SOLO), device)  # ranked by the same images in all processes
-
-
-def untaught(config: TrainConfig) -> TrainConfig:
-    """The settings of the unpruned network alone, which nobody teaches; steps of fine-tuning, or found, are not its."""
-    of_family = config.as_long_as or METHODS[config.method].cuts_trained
-    return dataclasses.replace(config, teacher="none", steps=None if of_family else config.steps)
 
 
 def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:

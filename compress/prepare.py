@@ -16,7 +16,7 @@ from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, r
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
-from wmlc.compress.learn.place import Device, seed_all
+from wmlc.compress.learn.place import Device, draws_kept, seed_all
 from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.outputs import output_channels
@@ -89,7 +89,8 @@ def prepare(
     made = make_full(config, record, device)
     if tell is not None:
         tell(made)
-    if made.staged is not None:
+    trains = made.staged is not None and bool(config.epochs or config.finetune_epochs)
+    if trains:
         _check_step(made.network, config.arch, record.input_shape, device)
     config = settle_teacher(config, made)
     scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
@@ -108,7 +109,7 @@ def prepare(
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
         prepared = replace(cut_before_training(made, scored, config, record, device), plan=plan)
-    if made.staged is not None and config.epochs:
+    if trains:
         _check_step(_narrowest(prepared), f"once cut, {config.arch}", record.input_shape, device)
     _check_as_saved(prepared, record.input_shape)
     return prepared
@@ -136,12 +137,11 @@ def _check_step(network: nn.Module, who: str, input_shape: tuple[int, int, int],
     images = torch.zeros(2, *input_shape, device=device.name)
     for bf16 in sorted({False, device.bf16}):
         try:
-            with replace(device, bf16=bf16).autocast():
+            with replace(device, bf16=bf16).autocast(), draws_kept(device.name):
                 logits = copy.deepcopy(network).train()(images)
             logits.float().sum().backward()
         except Exception as error:  # whatever its code raises
-            remedy = "; pass --precision fp32" if bf16 else ""
-            how = " in bf16" if bf16 else ""
+            how, remedy = (" in bf16", "; pass --precision fp32") if bf16 else ("", "")
             raise InputError(f"{who} cannot be trained{how}: {raised(error)}{remedy}") from error
 
 

@@ -62,14 +62,15 @@ def find_rate(
     remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
     if cuts:
-        config = dataclasses.replace(config, finetune_lr=best.lr, finetune_epochs=None)  # which `steps` stands for
+        config = dataclasses.replace(config, finetune_lr=best.lr)
     return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
 
 
 def check_trials(config: TrainConfig, data: Data) -> None:
     """Raise `InputError` for a run too short to find its rate; of one whose steps are found too, that is told then."""
-    if config.lr_auto and config.as_long_as is None and config.epochs:
-        _lengths(of_second_half(config) if METHODS[config.method].cuts_trained else config, data)
+    part_of = of_second_half(config) if METHODS[config.method].cuts_trained else config
+    if config.lr_auto and config.as_long_as is None and part_of.epochs:
+        _lengths(part_of, data)
 
 
 def _lengths(config: TrainConfig, data: Data) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from wmlc.settings import AUTO, TrainConfig, names_of
 from wmlc.table import Table
 
 DEMO = "digits"
+LENGTHS = ("steps", "as_long_as", "finetune_epochs")  # each of which says how long to train
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -77,13 +78,18 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
     if given.get("lr", AUTO) != AUTO:
         given = {"lr_auto": False, **given}
     recipe = _without_latencies(recipe, given)
+    if any(given.get(name) is not None for name in LENGTHS):
+        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
+    if given.get("lr") == AUTO:
+        recipe = {name: value for name, value in recipe.items() if name != "finetune_lr"}
     former = recipe.get("method", TrainConfig.method)
     method, left = given.get("method", former), list[str]()
     own = METHODS.get(method) if isinstance(method, str) and method != former else None
     if own is not None:
         not_its = {*names_of("method"), *(["share"] if own.fixed_shape else []), *([] if own.ratios else ["ratios"])}
-        if recipe.get("as_long_as") != method:  # at whose cost methods are compared holds for each of them
-            not_its.discard("as_long_as")
+        not_its.discard("as_long_as")  # at whose cost methods are compared holds for each of them
+        if recipe.get("as_long_as") == method:
+            recipe = {name: value for name, value in recipe.items() if name != "as_long_as"}
         left = [name for name in recipe if name in not_its and name not in given]
     return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
 
@@ -94,7 +100,8 @@ def _without_latencies(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> d
     if given.get("ratio_of", LATENCY) != LATENCY:
         gone = {"max_latency_ms", "paid_out", *ENGINE_SETTINGS}
     elif "ratios" in given:
-        gone = {"max_latency_ms"}
+        of_latency = LATENCY in (given.get("ratio_of"), recipe.get("ratio_of"))
+        gone = {"max_latency_ms"} | (set() if of_latency else {"paid_out", *ENGINE_SETTINGS})
     return {name: value for name, value in recipe.items() if name not in gone or name in given}
 
 
@@ -125,7 +132,7 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     chosen, left = override(read_recipe(recipe) if recipe else {}, given)
     check_lengths(chosen)
     config = settle(chosen, recipe or "options")
-    if config.start is not None and config.epochs and not {"lr", "lr_auto"} & chosen.keys():
+    if config.start is not None and config.epochs and not {"lr", "lr_auto", "finetune_lr"} & chosen.keys():
         note(f"lr {config.lr:g}, the default, is for random weights; --lr auto finds one that suits this start")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")

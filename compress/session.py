@@ -15,7 +15,7 @@ from wmlc import run as runs
 from wmlc.arch import needs_caller
 from wmlc.compress import begin
 from wmlc.compress.budgets import LATENCY, SENSITIVITY
-from wmlc.compress.config import settle, trained_ratios
+from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
     family_notes,
     peer_facts,
@@ -26,7 +26,7 @@ from wmlc.compress.describe import (
     share_choices,
     targets,
 )
-from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs, untaught
+from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs
 from wmlc.compress.latency import Clock, Clocks, print_plan
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
@@ -206,7 +206,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     config, data = ranks.of_each(lambda: begin.open_for_start(config, device))
     begin.together(data, ranks)
     with _clock(config, clocks if ranks.first else None) as clock:
-        begin.check_length(config, data)
+        begin.check_length(config, data.shared(ranks), ranks.count)
         prepared = prepare(
             config, data, device, clock, tell=partial(begin.print_start, data, device) if ranks.first else None
         )

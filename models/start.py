@@ -112,7 +112,8 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
     missing = [name for name in due if name not in found and not IS_BOOKKEEPING.search(name)]
     over, said = _left_over(start, place, names, due)
     words += said
-    headless = bool(missing) and all(_layer(name) in heads and not _has_layer(name, found) for name in missing)
+    fitting = {mine for theirs, mine in names.items() if tensors[theirs].shape == due[mine].shape}
+    headless = bool(missing) and all(_layer(name) in heads and not _has_layer(name, fitting) for name in missing)
     if headless and len({_layer(name) for name in over}) <= 1:  # its own head, if it has one, is called otherwise
         missing, over = [], []
     kept, resized, other, said = _by_shape({mine: tensors[theirs] for theirs, mine in names.items()}, due, heads)

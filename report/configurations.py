@@ -16,7 +16,9 @@ from wmlc.settings import names_of
 from wmlc.stats import Spread, spread
 
 OF_A_ROW = ("lr", "lr_auto", "steps")  # where a baseline does not depend on them
-IN_NUMBERS = ("data", "image_size", "train_images", "held_out", "arch", "start")  # told by what they came to
+IN_NUMBERS = (  # told by what they came to
+    "data", "image_size", "train_images", "held_out", "arch", "start", "interpolation", "crop",
+)  # fmt: skip
 UNRECORDED = ("test images",)  # None for want of a record; what else is None is unset
 WORDS = {"warmup_epochs": "warm-up epochs"}  # for a setting, where they are not its name
 
@@ -97,7 +99,7 @@ def common_settings(run: TrainedRun) -> dict[str, Any]:
     """
     data, names, own = run.family.data, run.family.data.class_names, run.settings
     of_a_baseline = names_of("data", "network", "training")
-    settings = {name: vars(own)[name] for name in of_a_baseline if name not in (*OF_A_ROW, *IN_NUMBERS)}
+    settings = {name: vars(own)[name] for name in of_a_baseline if name not in (*OF_A_ROW, *IN_NUMBERS)} | run.pixels
     if own.start is None:
         taken = own.steps if own.as_long_as is None else None  # else they follow from what the peers' MACs are
         settings |= {"lr": "auto" if own.lr_auto else own.lr, "steps": taken or "whole epochs"}

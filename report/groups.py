@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from wmlc.report.figures import Line
 from wmlc.report.runs import TrainedRun, alike
 
-QUIET = ("arch_args", "start_classes", "normalise", "interpolation", "crop", "skip_broken")  # told where runs differ
+QUIET = ("arch_args", "start_classes", "skip_broken")  # told where runs differ
 UNSET = "none"
 
 Groups = dict[str, list[TrainedRun]]
@@ -24,7 +24,7 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     data, epochs = run.family.data, str(run.family.epochs)
     network = {"arch": run.family.arch, "start": run.start_name}
     told = network | {"data": run.data_name, "train_images": f"{data.train:,}", "epochs": epochs}
-    quiet = {name: vars(run.settings)[name] for name in QUIET} | {"start_weights": run.start_weights}
+    quiet = {name: vars(run.settings)[name] for name in QUIET} | run.pixels | {"start_weights": run.start_weights}
     return told | {name: UNSET if value in (None, "") else str(value) for name, value in quiet.items()}
 
 

@@ -62,6 +62,17 @@ class TrainedRun:
         return RANDOM if self.settings.start is None else str(Path(*Path(self.settings.start).parts[-2:]))
 
     @property
+    def pixels(self) -> dict[str, str]:
+        """What is done to pictures, whatever was said of it in so many words; the images' own mean differs by seed."""
+        own, framing = self.settings, self.family.data.framing
+        crop = 1.0 if framing.shorter_side is None else round(min(framing.size) / framing.shorter_side, 3)
+        return {
+            "normalise": own.normalise or "data",
+            "interpolation": own.interpolation or framing.interpolation,
+            "crop": f"{crop if own.crop is None else own.crop:g}",
+        }
+
+    @property
     def named(self) -> str:
         """The options by which a command finds it, and its network's code where that is the caller's own."""
         return f"--run {self.root}{own_code(Run(self.root))}"
@@ -115,7 +126,8 @@ def told_by_start(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
 
 def _path_of_start(run: TrainedRun) -> tuple[str | None, ...]:
     own = run.settings
-    return own.start, own.start_classes, own.arch, own.arch_args, run.family.data.name
+    classes = "\n".join(run.family.data.class_names)  # for others the head is another
+    return own.start, own.start_classes, own.arch, own.arch_args, run.family.data.name, classes
 
 
 def _told_among(run: TrainedRun, others: Sequence[TrainedRun]) -> TrainedRun:
@@ -221,7 +233,7 @@ def configuration(run: TrainedRun, apart_from: Collection[str] = ()) -> dict[str
         settings["ratios"] = None
     if settings["as_long_as"] is not None:
         settings |= {"steps": None, "finetune_epochs": None}
-    settings |= {"start_weights": run.start_weights, "baseline_from": TRAINED_ON if run.control else None}
+    settings |= run.pixels | {"start_weights": run.start_weights, "baseline_from": TRAINED_ON if run.control else None}
     of_it = [name for name in settings if name in OF_A_CONFIGURATION and name not in apart_from]
     return {name: settings[name] for name in of_it if settings[name] is not None}
 

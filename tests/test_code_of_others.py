@@ -106,6 +106,27 @@ def test_a_head_that_lacks_its_bias_alone_is_no_head_that_is_missing(tmp_path: P
         fit_start(made(InPlace), read_start(str(tmp_path / "x.pth"), "mine.py:f", SHAPE), list("abcde"), SHAPE)
 
 
+def test_a_head_for_other_classes_may_have_no_bias(tmp_path: Path) -> None:
+    tensors = made(InPlace).state_dict()
+    kept = {name: own for name, own in tensors.items() if not name.startswith("fc.")}
+    torch.save(kept | {"fc.weight": torch.ones(7, 8)}, tmp_path / "x.pth")
+    fitted = fit_start(made(InPlace), read_start(str(tmp_path / "x.pth"), "mine.py:f", SHAPE), list("abcde"), SHAPE)
+    assert fitted.head == "new"
+
+
+def test_a_step_that_is_tried_draws_nothing() -> None:
+    class Drops(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    network = made(Drops)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for bf16 in (False, True):
+        _check_step(network, "mine", SHAPE, Device("cpu", bf16))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 ONE_STAGE = """
 import torch
 from torch import nn

@@ -58,7 +58,7 @@ def only(runs: list[TrainedRun]) -> Comparable:
     [
         ({"arch": "timm:x", "arch_args": "width=4"}, {"arch": "timm:x"}, "arch args (width=4 / none)"),
         ({"normalise": "data"}, {"normalise": "imagenet"}, "normalise (data / imagenet)"),
-        ({"interpolation": "bicubic"}, {}, "interpolation (bicubic / none)"),
+        ({"interpolation": "bicubic"}, {}, "interpolation (bicubic / bilinear)"),
         ({"crop": 0.875}, {"crop": 1.0}, "crop (0.875 / 1)"),
         ({"skip_broken": True}, {}, "skip broken (yes / no)"),
         ({"start": START, "start_classes": "imagenet"}, {"start": START}, "start classes (imagenet / none)"),
@@ -71,6 +71,11 @@ def test_no_baseline_is_lent_to_another_network_or_other_pictures(
     sets = comparable(read(make("a", **one), make("b", baseline=None, **other)))
     assert separation(sets) == f"2 tables, not to be compared with each other: their runs differ in {words}"
     assert sets[1].configurations[0].top1_drop.mean is None
+
+
+def test_a_default_that_is_named_tells_no_runs_apart(make: Make) -> None:
+    runs = read(make("a", normalise="data", interpolation="bilinear"), make("b", seed=1))
+    assert len(only(runs).configurations) == 1
 
 
 def test_what_was_not_recorded_is_unknown_and_what_is_unset_is_none(make: Make) -> None:

@@ -15,7 +15,7 @@ from wmlc import records
 from wmlc.compress.config import settle
 from wmlc.compress.recipes import check_place, choose_config, read_recipe
 from wmlc.compress.sweep.grid import parse_set, read_grid
-from wmlc.compress.sweep.session import Entry, arrange
+from wmlc.compress.sweep.session import Entry, _makes_baseline, arrange
 from wmlc.errors import InputError
 from wmlc.run import Run
 from wmlc.settings import TrainConfig
@@ -50,8 +50,9 @@ def test_a_grid_says_what_a_recipe_has_for_one_method_alone(tmp_path: Path, caps
     assert (
         "alpha of" in (said := capsys.readouterr().err) and "its method; method-dml, method-cl take their own" in said
     )
+    assert choose_config(str(tmp_path / "mine.yaml"), {"method": "dml", "steps": 3}).as_long_as is None
     with pytest.raises(InputError, match="steps 3 and as_long_as wml say each how long to train; pass one"):
-        choose_config(str(tmp_path / "mine.yaml"), {"method": "dml", "steps": 3})
+        choose_config(None, {"method": "dml", "steps": 3, "as_long_as": "wml"})
 
 
 def test_a_start_that_is_given_no_rate_is_told_of_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,3 +213,9 @@ def test_a_dry_run_prints_the_grid_and_makes_nothing(tmp_path: Path, capsys: pyt
     assert first["settings"] == {"method": "wml", "seed": 0} and first["state"] == "to do"
     assert second["baseline_from"] == first["run"] == str(out / "method-wml_seed-0")
     assert not out.exists()
+
+
+def test_methods_with_steps_share_a_baseline_only_where_it_is_trained_as_long() -> None:
+    both = [point.config for point in read_grid("digits", ["method=wml,prune-finetune,kd", "steps=12", "start=x.pth"])]
+    assert len({_makes_baseline(config) for config in both if config.method != "prune-finetune"}) == 1
+    assert len({_makes_baseline(config) for config in both}) == 2

@@ -144,6 +144,27 @@ def test_nothing_happens_to_the_callers_own_network() -> None:
     assert len(seen) == 1  # the copy has the network's hooks
 
 
+def test_a_hook_that_a_network_cannot_run_without_stays() -> None:
+    class Hooked(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem.register_forward_hook(Hooked.keep)
+            self.stem.found = None
+
+        @staticmethod
+        def keep(module: nn.Module, _: object, output: Tensor) -> None:
+            module.found = output
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.stem(images)
+            features = self.stem.found
+            self.stem.found = None
+            return self.head((features + self.body(features)).mean((2, 3)))
+
+    (half,) = wmlc.family(Hooked(), torch.zeros(SHAPE), (0.5,), divisor=np.int64(1))
+    assert half(torch.zeros(1, *SHAPE)).shape == (1, 5)
+
+
 def test_a_ratio_that_widths_come_nowhere_near_is_told() -> None:
     with pytest.warns(UserWarning, match=r"asked to lose 40\.0% of its macs and loses 48\.9%: divisor=16 allows no"):
         wmlc.family(Small(), torch.zeros(SHAPE), (0.4,), divisor=16)

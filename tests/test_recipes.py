@@ -232,9 +232,16 @@ def test_what_is_given_stays_whatever_the_method() -> None:
     [
         ({"lr_auto": True, "lr": 0.1}, {"lr": 0.05}, {"lr": 0.05, "lr_auto": False}),
         ({"lr_auto": True}, {"lr": "auto"}, {"lr_auto": True, "lr": "auto"}),
-        ({"max_latency_ms": [2], "threads": 2}, {"ratios": (0.5,)}, {"threads": 2, "ratios": (0.5,)}),
+        (
+            {"max_latency_ms": [2], "threads": 2, "ratio_of": "latency"},
+            {"ratios": (0.5,)},
+            {"threads": 2, "ratio_of": "latency", "ratios": (0.5,)},
+        ),
         ({"max_latency_ms": [2], "engine": "ort"}, {"ratio_of": "macs"}, {"ratio_of": "macs"}),
         ({"max_latency_ms": [2]}, {"max_latency_ms": (3.0,)}, {"max_latency_ms": (3.0,)}),
+        ({"max_latency_ms": [2], "engine": "ort", "paid_out": 1.0}, {"ratios": (0.5,)}, {"ratios": (0.5,)}),
+        ({"steps": 100}, {"as_long_as": "wml"}, {"as_long_as": "wml"}),
+        ({"finetune_lr": 0.01}, {"lr": "auto"}, {"lr": "auto"}),
         ({"as_long_as": "wml", "method": "dml"}, {"method": "kd"}, {"as_long_as": "wml", "method": "kd"}),
         ({"as_long_as": "kd", "method": "dml"}, {"method": "kd"}, {"method": "kd"}),
     ],

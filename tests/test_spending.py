@@ -15,8 +15,8 @@ from training import SMALL
 
 from wmlc.compress import rate
 from wmlc.compress.begin import open_for_start
-from wmlc.compress.config import settle
-from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of, untaught
+from wmlc.compress.config import settle, untaught
+from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.train import epochs_of, lr_factor, steps_of
@@ -264,6 +264,9 @@ def test_a_rate_of_fine_tuning_is_found_in_its_epochs(run: Run, monkeypatch: pyt
     found, _ = rate.find_rate(own.config, own.prepared, own.data, CPU)
     assert found.steps is not None and found.steps < 5 * STEPS and found.finetune_lr == found.lr
     assert settle(vars(found)) == found  # as a run that goes on reads them
+    assert found.finetune_epochs == 5
+    later = dataclasses.replace(found, epochs=0)  # the start's own: what is trained is what comes after the cut
+    assert settle(vars(later)) == later
     with pytest.raises(InputError, match="lr auto finds the rate of fine-tuning; leave out finetune_lr, got "):
         settle({**how, "lr_auto": True, "finetune_lr": 0.002})
 

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +97,7 @@ class Worker:
         self._timeout_s, self._limit_s = timeout_s, seat.limit_s or timeout_s
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, seat), daemon=True)
+        resource_tracker.ensure_running()  # which lets SIGINT through again where it is started
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits: see `_serve`
         try:
             self._process.start()

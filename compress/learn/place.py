@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +62,18 @@ def device_of_run(config: TrainConfig, ranks: Ranks) -> Device:
         return device
 
     return ranks.of_each(chosen)
+
+
+@contextlib.contextmanager
+def draws_kept(device: str) -> Iterator[None]:
+    """Within, what is drawn is not missed afterwards: the random states are as they were."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def seed_all(number: int) -> None:

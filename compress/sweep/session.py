@@ -20,7 +20,7 @@ import yaml
 
 from wmlc.arch import needs_caller
 from wmlc.compress.budgets import LATENCY
-from wmlc.compress.config import SweepConfig, settle, with_absolute_paths, without_channels, without_teacher
+from wmlc.compress.config import SweepConfig, settle, untaught, with_absolute_paths, without_channels, without_teacher
 from wmlc.compress.sweep.engines import (
     FAILED,
     FINISHED,
@@ -143,7 +143,7 @@ def _differing(held: dict[str, Any], config: TrainConfig) -> list[str]:
     """The settings in which what a run holds is not what `config` asks for, but for what the run found out itself."""
     found = ["steps", *(OF_A_START if config.start is not None else ())]
     wanted = {name: value for name, value in _compared(config).items() if value is not None or name not in found}
-    for name in ("lr", "finetune_lr", "finetune_epochs", "steps") if config.lr_auto else ():
+    for name in ("lr", "finetune_lr", "steps") if config.lr_auto else ():
         wanted.pop(name, None)
     if config.max_latency_ms:  # it holds what they came to
         wanted.pop("ratios")
@@ -167,7 +167,7 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
 
 
 def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:
-    settings = _compared(config)
+    settings = _compared(untaught(config))
     return tuple(settings[name] for name in ("data_root", *names_of(*OF_A_BASELINE)))
 
 

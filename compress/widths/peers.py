@@ -17,6 +17,7 @@ from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, random_scores
 from wmlc.errors import InputError, one_line
+from wmlc.models.head import run_once
 
 NEAR = 0.02  # of the full network, that a peer may lose more or less than it was asked to without a word
 
@@ -29,13 +30,14 @@ def dense_peers(
     wanted, (channels, height, width) = _numbers(ratios), _shape_of(example)
     if ratio_of not in ("params", "macs"):
         raise InputError(f"ratio_of must be params or macs, got {ratio_of!r}")
-    if type(divisor) is not int or divisor < 1:
+    if not isinstance(divisor, int | np.integer) or divisor < 1:
         raise InputError(f"divisor must be a whole number from 1, got {divisor!r}")
     if rank not in ("magnitude", "random"):
         raise InputError(f"rank must be magnitude or random, got {rank!r}")
     if torch.is_inference_mode_enabled():
         raise InputError("peers made in torch.inference_mode() could not be trained; leave it for this call")
     plain = _plain_copy(network)
+    _without_hooks(plain, (channels, height, width))
     graph = read_channels(plain, (channels, height, width))
     if not graph.groups:
         raise InputError(f"no channel of the network can be cut: {_left_whole(graph) or COMPUTED}")
@@ -79,7 +81,7 @@ def _shape_of(example: Any) -> tuple[int, int, int]:
 
 
 def _plain_copy(network: Any) -> nn.Module:
-    """`network` in float32 without its forward hooks, to be looked at, so that nothing happens to the caller's own."""
+    """`network` in float32, to be looked at, so that nothing happens to the caller's own."""
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise InputError(f"network must be a torch.nn.Module with parameters, got {type(network).__name__}")
     if isinstance(network, torch.jit.ScriptModule):
@@ -90,9 +92,21 @@ def _plain_copy(network: Any) -> nn.Module:
         copied = copy.deepcopy(network).float()
     except Exception as error:  # whatever its attributes raise: locks, files, tensors with a history
         raise InputError(f"the network cannot be copied: {type(error).__name__}: {one_line(str(error), 160)}") from None
-    for module in copied.modules():
-        module._forward_hooks.clear()
     return copied
+
+
+def _without_hooks(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Take the forward hooks off, which write where the caller reads; unless the network cannot run without them."""
+    hooks = [(module, module._forward_hooks.copy()) for module in network.modules() if module._forward_hooks]
+    if not hooks:
+        return
+    for module, _ in hooks:
+        module._forward_hooks.clear()
+    try:
+        run_once(network, shape, 1)
+    except Exception:  # it needs what they do
+        for module, own in hooks:
+            module._forward_hooks.update(own)
 
 
 def _left_whole(graph: ChannelGraph) -> str:
