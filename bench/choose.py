@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wmlc import records
-from wmlc.console import digits, say, say_exactly
+from wmlc.console import ms_text, say, say_exactly
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
@@ -41,7 +41,7 @@ class Bounds:
     def misses(self, row: Row) -> list[tuple[float, str]]:
         """Each bound that a network misses: by which share of it, and in words."""
         measured = (
-            (self.max_latency_ms, times(row).p99, "takes {} ms (p99)", _ms),
+            (self.max_latency_ms, times(row).p99, "takes {} ms (p99)", ms_text),
             (self.max_bytes, row.file_bytes, "has {} bytes", "{:,.0f}".format),
             (self.max_macs, row.macs, "has {} MACs", "{:,.0f}".format),
         )
@@ -66,11 +66,6 @@ class Among:
     precision: str | None = setting(None, "In this precision only.", metavar="P")
     threads: int | None = setting(None, "With so many threads.", metavar="T", shown="the bench's first")
     batch: int | None = setting(None, "At this batch size.", metavar="B", shown="the bench's first")
-
-
-def _ms(value: float) -> str:
-    """Three significant digits, as short as they go, or more: 2, 12.3, 1,234."""
-    return digits(value) if value >= 100 else f"{value:.3g}"
 
 
 def times(row: Row) -> Latency:
@@ -199,6 +194,6 @@ def described(row: Row) -> str:
     gap = row.top1_drop
     drop = "" if gap is None else f" ({abs(gap):.2f} {'above' if gap < 0 else 'below'} the baseline)"
     macs = "an unknown number of" if row.macs is None else f"{row.macs:,}"
-    said = f"p50 {_ms(times(row).p50)} ms, p99 {_ms(times(row).p99)} ms"
+    said = f"p50 {ms_text(times(row).p50)} ms, p99 {ms_text(times(row).p99)} ms"
     faster = f", {row.speedup.median:.2f} times as fast" if row.speedup else ""
     return f"{said}{faster}, {top1}{drop}, {row.file_bytes:,} bytes, {macs} MACs"

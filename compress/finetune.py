@@ -41,6 +41,11 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, epochs=epochs, lr=config.finetune_lr, warmup_epochs=0.0)
 
 
+def of_peers(config: TrainConfig) -> TrainConfig:
+    """The settings that the peers are trained by: those of the fine-tuning where a method cuts the trained network."""
+    return of_second_half(config) if METHODS[config.method].cuts_trained else config
+
+
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
     """The family, cut from the trained network in the directory `baseline`."""
     weights = device.ranks.of_first(lambda: load_stages(baseline).state_dict())  # which rank 0 has just written
@@ -101,7 +106,7 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     if not prepared.trained:  # then a method that cuts the trained network trains that itself
         alone = planned_macs(family_of_one(prepared.full), prepared, untaught(config), data)
         macs += alone * (METHODS[like.method].cuts_trained - method.cuts_trained)
-    own, part = of_second_half(config) if method.cuts_trained else config, trained_peers(prepared.family, config)
+    own, part = of_peers(config), trained_peers(prepared.family, config)
     steps = spending_of(part, prepared, own, data).affordable(macs)
     say(
         f"{steps:,} steps, {steps / data.train_steps(config.batch_size):.2f} epochs, cost as much as "

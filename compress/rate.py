@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from wmlc.compress.finetune import of_second_half, recalibrated, spending_of, teacher_of
+from wmlc.compress.finetune import of_peers, recalibrated, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
@@ -41,8 +41,7 @@ def find_rate(
     the mean of the peers' cross-entropies on held-out images afterwards. Raises `InputError` for a run so short that
     trials would be most of it.
     """
-    cuts = METHODS[config.method].cuts_trained
-    part_of = of_second_half(config) if cuts else config  # of a start it is all the training there is
+    part_of = of_peers(config)  # of a start it is all the training there is
     total, steps = _lengths(part_of, data)
     part = copy.deepcopy(trained_peers(prepared.family, config))
     spending = spending_of(part, prepared, config, data)
@@ -61,14 +60,14 @@ def find_rate(
     left = spending.until(total) - sum(trial.training_macs for trial in trials)
     remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
-    if cuts:
+    if METHODS[config.method].cuts_trained:
         config = dataclasses.replace(config, finetune_lr=best.lr)
     return dataclasses.replace(config, lr=best.lr, steps=remaining), trials
 
 
 def check_trials(config: TrainConfig, data: Data) -> None:
     """Raise `InputError` for a run too short to find its rate; of one whose steps are found too, that is told then."""
-    part_of = of_second_half(config) if METHODS[config.method].cuts_trained else config
+    part_of = of_peers(config)
     if config.lr_auto and config.as_long_as is None and part_of.epochs:
         _lengths(part_of, data)
 

@@ -69,7 +69,7 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
 
     What belongs to the recipe's method is left to another method's own: the constants of a loss, and the shape of a
     family that the other has no choice of. Another run's baseline is one, and none is nobody's; a rate is none to be
-    found; and of ratios and milliseconds those that are given count. Raises `InputError` where both say how long.
+    found; and of ratios and milliseconds, and of what says how long to train, those that are given count.
     """
     if given.get("baseline_from") is not None:
         given = {"baseline": True, **given}

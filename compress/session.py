@@ -26,7 +26,7 @@ from wmlc.compress.describe import (
     share_choices,
     targets,
 )
-from wmlc.compress.finetune import as_long_as, cut_trained, of_second_half, planned_macs
+from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
 from wmlc.compress.latency import Clock, Clocks, print_plan
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
@@ -215,9 +215,8 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     begin.check_epochs(config, prepared)
     config = begin.as_prepared(config, prepared)
     # what can be refused is refused now, before the directory is made or an old run given up
-    shared = data.shared(ranks)
     ranks.of_first(data.check_test)
-    data = shared
+    data = data.shared(ranks)
     config, trials = as_long_as(config, prepared, data, device), list[RateTrial]()
     if config.lr_auto:
         config, trials = find_rate(config, prepared, data, device)
@@ -283,8 +282,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
             f"{run.checkpoint} is of a baseline, and this run trains none; delete it to train from the start"
         )
     peers = peer_facts(prepared)
-    lasting = of_second_half(config) if method.cuts_trained else config
-    doing = "training" if lasting.epochs else "cutting, and training nothing,"
+    doing = "training" if of_peers(config).epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
     print_plan(prepared.plan, prepared.scored.graph)
     print_family(peers, prepared.scored, config)
@@ -293,7 +291,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     trains_baseline = trains_baseline and not (cuts_trained and reached == "family")
 
     def train_family(prepared: Prepared, work: LongWork) -> TrainState:
-        family, own = trained_peers(prepared.family, config), of_second_half(config) if method.cuts_trained else config
+        family, own = trained_peers(prepared.family, config), of_peers(config)
         return train_phase(run, "family", family, prepared, own, method, data, device, reached == "family", work)
 
     def train_baseline(work: LongWork) -> None:
@@ -308,7 +306,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
 
     # the unpruned network is trained for the epochs that were asked for
     control = untaught(config)
-    fitted = trained_peers(prepared.family, config), of_second_half(config) if method.cuts_trained else config
+    fitted = trained_peers(prepared.family, config), of_peers(config)
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
     macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
@@ -338,10 +336,9 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         return run
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
-    of_peers = f"peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
-    say(
-        f"test top-1 of {of_peers if len(family.peers) > 1 else f'peer 1: {shown}'}"
-        + (f"; baseline {family.baseline.top1:.2f}" if family.baseline else "")
-    )
+    top1 = f"peer 1: {shown}"
+    if len(family.peers) > 1:
+        top1 = f"peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
+    say(f"test top-1 of {top1}" + (f"; baseline {family.baseline.top1:.2f}" if family.baseline else ""))
     say(f"wrote {run.root}")
     return run

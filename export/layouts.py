@@ -198,8 +198,7 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
     """KServe's manifest of a Triton repository; one service serves all models in it."""
     name = re.sub("[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-")[:50].strip("-")
     gpu = {"nvidia.com/gpu": "1"} if on_gpu else {}
-    before = _model_served(out).get("resources", {}).get("limits", {}).get("cpu", 0)  # another model's copies
-    cpus = max(2, int(before), config.instances)
+    cpus = max(2, _served_before(out)[1], config.instances)  # another model may have more copies
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -220,20 +219,19 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
 
 def storage_uri(out: Path, config: ShipConfig) -> str:
     """Where the cluster finds the repository: as given, as before, or under its own name on a volume claim `models`."""
-    return config.storage_uri or _model_served(out).get("storageUri") or f"pvc://models/{out.resolve().name}"
+    return config.storage_uri or _served_before(out)[0] or f"pvc://models/{out.resolve().name}"
 
 
-def _model_served(out: Path) -> dict[str, Any]:
-    """What an InferenceService of an earlier shipment says of its model; `InputError` where it is somebody else's."""
+def _served_before(out: Path) -> tuple[str, int]:
+    """The place and the CPUs that an earlier shipment's InferenceService names; `InputError` where it is another's."""
     file = out / KSERVE_MANIFEST
     if not file.exists():
-        return {}
+        return "", 0
     text = read_text(file, "InferenceService", ELSEWHERE)
     if not text.startswith(KSERVE_MARK):
         raise InputError(f"{file} does not begin with {KSERVE_MARK.strip()!r}, so it is not wmlc's; {ELSEWHERE}")
     try:
-        model: dict[str, Any] = yaml.safe_load(text)["spec"]["predictor"]["model"]
-        assert isinstance(model["storageUri"], str) and int(model["resources"]["limits"]["cpu"]) > 0
-    except (yaml.YAMLError, TypeError, KeyError, ValueError, AssertionError):
+        model = yaml.safe_load(text)["spec"]["predictor"]["model"]
+        return str(model["storageUri"]), int(model["resources"]["limits"]["cpu"])
+    except (yaml.YAMLError, TypeError, KeyError, ValueError):
         raise InputError(f"{file} is no InferenceService as wmlc writes it; {ELSEWHERE}") from None
-    return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from wmlc.console import digits
 from wmlc.records import Profile, Row
 
 TITLES = {"ort": "ONNX Runtime", "torch": "PyTorch", "trt": "TensorRT", "openvino": "OpenVINO"}  # of engines
@@ -55,11 +54,6 @@ def grouped_notes(rows: Sequence[Row]) -> list[str]:
         names = [name if len(at) == len(cells) else f"{name} ({' and '.join(at)})" for name, at in found.items()]
         lines.append(f"{'all' if set(names) == everyone else ', '.join(names)}: {line}")
     return lines
-
-
-def ms_text(ms: float) -> str:
-    """Milliseconds in a sentence: three significant digits, as short as they go, or more: 2, 12.3, 123.4, 1,234."""
-    return digits(ms) if ms >= 100 else f"{ms:.3g}"
 
 
 def _parts(row: Row) -> tuple[str, str, str]:

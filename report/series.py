@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from wmlc.console import digits, scaled
+from wmlc.console import digits, ms_text, scaled
 from wmlc.layer_pairs import LayerPair, compare
 from wmlc.records import Profile, Row, Scenario, Speedup, lost_without
-from wmlc.report.cells import Cell, cell_of, ms_text, profile_cell
+from wmlc.report.cells import Cell, cell_of, profile_cell
 from wmlc.report.runs import TrainedRun, network_of
 from wmlc.run import BASELINE, peer_name
 from wmlc.stats import positive_interval, top1_interval

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from wmlc import records
-from wmlc.console import UNKNOWN, WIDTH, digits, note, say, say_exactly, say_notes, scaled
+from wmlc.console import UNKNOWN, WIDTH, digits, ms_text, note, say, say_exactly, say_notes, scaled
 from wmlc.layer_pairs import OTHER, UNBLOCKED, UNBLOCKED_WORDS, compare
 from wmlc.records import Bench, Profile, Row, Scenario
 from wmlc.report.budgets import budget_rows, verdict
-from wmlc.report.cells import grouped_notes, ms_text
+from wmlc.report.cells import grouped_notes
 from wmlc.run import BASELINE
 from wmlc.stats import top1_interval
 from wmlc.table import Table

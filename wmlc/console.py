@@ -148,6 +148,11 @@ def digits(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:#.3g}"
 
 
+def ms_text(ms: float) -> str:
+    """Milliseconds in a sentence: three significant digits, as short as they go, or more: 2, 12.3, 123.4, 1,234."""
+    return digits(ms) if ms >= 100 else f"{ms:.3g}"
+
+
 def scaled(count: float) -> str:
     """1234567 -> 1.23M."""
     for unit in ("", "k", "M", "G"):

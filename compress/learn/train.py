@@ -27,6 +27,8 @@ from wmlc.models.checkpoint import tensors_digest
 from wmlc.records import Epoch
 from wmlc.settings import TrainConfig
 
+CLIP_ROUNDING = 1e-6  # that torch adds to a norm before it divides by it
+
 
 def lr_factor(schedule: str, done: float, epochs: float, warmup_epochs: float) -> float:
     """The learning rate as a share of its peak after `done` epochs (fractions count).
@@ -123,9 +125,6 @@ def objective(
     return torch.compile(loss_of, dynamic=False) if config.compile else loss_of
 
 
-CLIP_ROUNDING = 1e-6  # that torch adds to a norm before it divides by it
-
-
 def _cadence(config: TrainConfig) -> int:
     assert config.reweigh_every is not None  # settled
     return config.reweigh_every
@@ -184,17 +183,9 @@ def fit(
             if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
                 held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
                 weight_P, teaching_SP = _reweigh(
-                    family,
-                    (images, labels),
-                    taught,
-                    held_out,
-                    (weight_P, teaching_SP),
-                    config,
-                    lr,
-                    clipped,
-                    device,
+                    family, (images, labels), taught, held_out, (weight_P, teaching_SP), config, lr, clipped, device,
                     watch,
-                )
+                )  # fmt: skip
                 spent += spending.reweighing
             optimizer.step()
             watch.stepped(loss, lr)

@@ -161,9 +161,8 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     incidental = names_of("incidental")
     recorded = with_absolute_paths(config)  # as a run records them
     control = TRAINED_ON if config.baseline_from == TRAINED_ON else None  # and not which run's baseline is taken
-    return {name: value for name, value in vars(recorded).items() if name not in incidental} | {
-        "baseline_from": control
-    }
+    compared = {name: value for name, value in vars(recorded).items() if name not in incidental}
+    return compared | {"baseline_from": control}
 
 
 def _makes_baseline(config: TrainConfig) -> tuple[Any, ...]:

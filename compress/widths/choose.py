@@ -300,20 +300,16 @@ def too_slow(
 
     Args: the `precision` of the files that are timed, "" where the engine runs no files; what the lowest is known `by`.
     """
-    ways = _narrower(scored, asked) + ["other arithmetic (--latency-precision int8)"] * (precision not in ("int8", ""))
+    finer = max(1, asked.divisor // 2)
+    narrower = any(levels_of(own, finer)[0] < levels_of(own, asked.divisor)[0] for own in scored.graph.groups)
+    ways = [f"narrower widths (--divisor {finer})"] * narrower
+    ways += ["other arithmetic (--latency-precision int8)"] * (precision not in ("int8", ""))
     return (
         f"peer {peer} cannot come down to {wanted_ms:.3g} ms under --share {asked.share}: it takes {least_ms:.3g} ms "
         f"at the least, by {by} (no layer may lose more than {P_UP:.0%}); "
         + (_advice(scored, asked) if advise else "allow more")
         + f"; {' or '.join(ways)} may do, measured apart" * (advise and bool(ways))
     )
-
-
-def _narrower(scored: Scored, asked: Asked) -> list[str]:
-    """That narrower widths may do, where a finer divisor allows any."""
-    finer = max(1, asked.divisor // 2)
-    narrower = any(levels_of(own, finer)[0] < levels_of(own, asked.divisor)[0] for own in scored.graph.groups)
-    return [f"narrower widths (--divisor {finer})"] * narrower
 
 
 def _advice(scored: Scored, asked: Asked) -> str:

@@ -17,9 +17,14 @@ from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, random_scores
 from wmlc.errors import InputError, one_line
+from wmlc.models.foreign import raised
 from wmlc.models.head import run_once
 
 NEAR = 0.02  # of the full network, that a peer may lose more or less than it was asked to without a word
+COMPUTED = (
+    "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
+    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+)
 
 
 def dense_peers(
@@ -54,12 +59,6 @@ def dense_peers(
     return [cut_channels(network, graph.groups, own.kept) for own in widths]
 
 
-COMPUTED = (
-    "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
-    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
-)
-
-
 def _numbers(ratios: Any) -> list[float]:
     try:
         wanted = [float(ratio) for ratio in ratios]
@@ -91,7 +90,7 @@ def _plain_copy(network: Any) -> nn.Module:
     try:
         copied = copy.deepcopy(network).float()
     except Exception as error:  # whatever its attributes raise: locks, files, tensors with a history
-        raise InputError(f"the network cannot be copied: {type(error).__name__}: {one_line(str(error), 160)}") from None
+        raise InputError(f"the network cannot be copied: {raised(error)}") from None
     return copied
 
 
@@ -137,6 +136,6 @@ def _check_training(full: nn.Module, peer: nn.Module, shape: tuple[int, int, int
             peer.train()(images)
         except Exception as error:  # whatever its code raises
             raise InputError(
-                f"once cut, the network stops in training: {type(error).__name__}: {one_line(str(error), 160)}; what "
+                f"once cut, the network stops in training: {raised(error)}; what "
                 "its code does in training alone (an auxiliary head, noise) is not followed: take it out"
             ) from None

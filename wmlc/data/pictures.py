@@ -38,8 +38,8 @@ _TURN = {
     8: "ROTATE_90",
 }  # fmt: skip
 _SIDEWAYS = (5, 6, 7, 8)  # the turns after which width and height have changed places
-# Names hold none of these: control characters, line breaks of Unicode, halves of a character
 REPAIR = "; repair or remove it, or train with --skip-broken"
+# Names hold none of these: control characters, line breaks of Unicode, halves of a character
 BETWEEN = "\0"  # the parts of a packed picture's name
 _UNFIT = ("Cc", "Zl", "Zp", "Cs")
 
