@@ -15,12 +15,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from wmlc.accuracy import disagreement, images_a_call, parity, picked, reordered, top1_percent
+from wmlc.accuracy import images_a_call, picked, top1_percent
 from wmlc.bench import measure
+from wmlc.bench.agreement import held_against_reference
 from wmlc.bench.attribution import attribute
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, Engine, engine_class
-from wmlc.bench.engines.machine import allowed_cpus, pinned_cpus
+from wmlc.bench.engines.machine import pinned_cpus
 from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.engines.worker import FOREIGN_S, Memory, Opened, Seat, Worker
 from wmlc.bench.layout import with_layout
@@ -29,7 +30,6 @@ from wmlc.bench.profile import merge
 from wmlc.bench.scenarios import measure_scenario
 from wmlc.bench.subjects import Key, Subject
 from wmlc.console import progress
-from wmlc.data import normalise
 from wmlc.errors import EngineFailed, InputError
 from wmlc.records import LayerTime, Profile, Scenario, WarmUp
 from wmlc.settings import BenchSettings
@@ -274,10 +274,11 @@ def _check_agreement(own: Measurement, worker: Worker, images: Images, batch: in
     pixels_NHWC = images.pixels_NHWC[: images_a_call(height, width)]
     logits_BC = worker.logits(pixels_NHWC)
     precision = own.opened[0].precision or own.subject.precision
-    expected_BC, other = _reference(own.subject, pixels_NHWC, batch)
-    own.parity = parity(logits_BC, expected_BC, precision)
-    if reason := disagreement(own.parity, precision, other, reordered(logits_BC, expected_BC)):
-        raise EngineFailed(reason)
+    found = held_against_reference(own.subject, logits_BC, pixels_NHWC, precision, batch)
+    own.parity = found.apart
+    if found.failure:
+        raise EngineFailed(found.failure)
+    own.lacking += found.notes
     if own.subject.batch is None and own.subject.output is not None and (size := worker.call_size()) is not None:
         own.lacking.append(f"asked about {size} image{'s' * (size > 1)} a call, as the file fails at more")
     if images.data is not None:
@@ -293,30 +294,6 @@ def _check_classes(subject: Subject, answers: np.ndarray, classes: int) -> None:
             f"{subject.source} {what} and the data set has {classes} classes; name the set that it was trained on, or "
             "leave --data out"
         )
-
-
-def _reference(subject: Subject, pixels_NHWC: np.ndarray, batch: int) -> tuple[np.ndarray, str]:
-    """The logits that an engine has to agree with, and whose: torch's, or of plans and others' files ONNX Runtime's,
-    in a process of its own, as a file may crash it or never end."""
-    if subject.directory is not None and subject.source.suffix != ".plan":
-        import torch
-
-        from wmlc.models.checkpoint import load_network, read_spec
-
-        spec = read_spec(subject.directory)
-        with torch.inference_mode():
-            images_NCHW = normalise(torch.from_numpy(pixels_NHWC), spec.mean, spec.std)
-            return load_network(subject.directory)(images_NCHW).numpy(), "torch"
-    opener: Callable[..., Engine] = OrtEngine
-    seat = Seat(
-        opener=functools.partial(opener, output=subject.output, as_written=True), path=subject.onnx_file,
-        feed=subject.feed, threads=len(allowed_cpus()), libraries=OrtEngine.libraries, batch=subject.batch,
-        limit_s=FOREIGN_S,
-    )  # fmt: skip
-    with Worker(seat) as worker:
-        worker.ready()
-        worker.first(np.take(pixels_NHWC, range(subject.batch or batch), axis=0, mode="wrap"))
-        return worker.logits(pixels_NHWC), "ONNX Runtime"
 
 
 def _launch(cell: Cell, measured: Measured, config: BenchConfig, images: Images, launch: int) -> None:

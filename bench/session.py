@@ -142,7 +142,10 @@ def _bench(
     what: str,
     plan: LatencyPlan | None = None,
 ) -> Bench:
-    settings, environment = BenchSettings(**vars(config)), read_environment(devices, config.threads)
+    gpu_files = [name for name, own in devices.items() if own == "cuda" and engine_class(name).takes == ONNX]
+    target = config.int8_target if gpu_files and "int8" in config.precisions else config.target
+    settings = BenchSettings(**vars(config) | {"target": target})
+    environment = read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
     note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
     if len(config.threads) > 1 and (gpu := [name for name, device in devices.items() if device != "cpu"]):

@@ -290,22 +290,30 @@ def run_wmlc(words: Sequence[str], apart: bool = False) -> None:
         raise RuntimeError(done.stderr.strip() or f"it ended with {done.returncode}")
 
 
+def _note_machine(out: Path, part: str, scale: Scale) -> None:
+    """Where and when a part was measured, beside the others': they may be of several days."""
+    file = out / "machines.json"
+    machines = json.loads(file.read_text()) if file.exists() else {}
+    machines[part] = {
+        "device": torch.cuda.get_device_name() if scale is REAL else "a CPU, at toy size", "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    write_json(file, machines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, section; all by default")
     parser.add_argument("--dry", action="store_true", help="at toy size on a CPU")
     asked = parser.parse_args()
-    scale = DRY if asked.dry else REAL
-    if scale is REAL and not torch.cuda.is_available():
+    scale, parts = DRY if asked.dry else REAL, asked.parts or [*PARTS, "section"]
+    if unknown := [name for name in parts if name not in (*PARTS, "section")]:
+        sys.exit(f"evidence/gpu.py: {unknown[0]} is no part; there are {', '.join(PARTS)}, section")
+    if scale is REAL and parts != ["section"] and not torch.cuda.is_available():
         sys.exit("evidence/gpu.py: torch sees no GPU here; --dry walks all parts on a CPU")
     asked.out.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "device": torch.cuda.get_device_name() if scale is REAL else "a CPU, at toy size", "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-    (asked.out / "machine.json").write_text(json.dumps(machine))
-    for name in asked.parts or [*PARTS, "section"]:
+    for name in parts:
         if name == "section":
             text = gpu_section.section(asked.out, list(PARTS))
             (asked.out / "section.md").write_text(text)
@@ -314,6 +322,7 @@ def main() -> int:
         start = time.monotonic()
         file, found = asked.out / f"{name}.json", dict[str, Any]()
         write_json(file, ENDED)
+        _note_machine(asked.out, name, scale)
         try:
             for key, value in PARTS[name](scale, asked.out):
                 found[key] = value

@@ -9,6 +9,9 @@
 set -uo pipefail
 : "${OUT:?where to write; it need not exist}"
 PYTHON=${PYTHON:-python3} DRY=${DRY:-}
+OUT=$(realpath -m "$OUT")
+if [ -n "${DATA:-}" ]; then DATA=$(realpath -m "$DATA") && export DATA; fi
+mkdir -p "$(dirname "$OUT")"
 cd "$(dirname "$0")/.."
 # Seconds of each part, the surest first; what takes longer is ended.
 # `planned` is not among them, as it takes eight minutes an engine: LIMITS=planned:500 evidence/gpu.sh, into the same OUT.

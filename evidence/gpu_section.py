@@ -12,8 +12,11 @@ GOALS = {"cost": ("a family over separate networks", 0.5), "reweigh_share": ("ω
 
 def section(out: Path, parts: Sequence[str]) -> str:
     """What the `parts` found, as Markdown."""
-    machine = json.loads((out / "machine.json").read_text())
-    lines = [f"On {machine['device']}, torch {machine['torch']}, {machine['date']}, `evidence/gpu.sh`.", ""]
+    machines = json.loads((out / "machines.json").read_text())
+    where = {part: f"{own['device']}, torch {own['torch']}, {own['date']}" for part, own in machines.items()}
+    alike = len({*where.values()}) == 1
+    lines = [f"On {next(iter(where.values()))}, `evidence/gpu.sh`.", ""] if alike else ["`evidence/gpu.sh`:", ""]
+    lines += [] if alike else [f"- `{part}`: on {own}" for part, own in where.items()]
     read = {name: json.loads((out / f"{name}.json").read_text()) for name in parts if (out / f"{name}.json").exists()}
     for name in parts:
         own = read.get(name)

@@ -226,7 +226,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A copy of `run` that was benched in fp32 and int8, in this process; tests leave it as it is."""
-    from measured import InProcess
+    from measured import engines_in_process
 
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
@@ -241,9 +241,17 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shutil.copytree(run.root, copy.root)
     files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wmlc.bench.cells.Worker", InProcess)
+        engines_in_process(patch)
         bench_run(copy, config, files, data, copy.bench)
     return copy
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run in this process."""
+    from measured import engines_in_process
+
+    engines_in_process(monkeypatch)
 
 
 def pytest_configure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from wmlc import records
 from wmlc.bench.cells import Cell, Measurement
 from wmlc.bench.engines.worker import Feed, Memory, Opened, Seat, _Bench
 from wmlc.bench.subjects import Subject
-from wmlc.records import About, Cost, Latency, Row, Speedup, WarmUp
+from wmlc.records import About, Bench, Cost, Latency, Row, Speedup, WarmUp
+from wmlc.run import Run
 
 CELL = Cell(engine="ort", device="cpu", threads=1, batch=1)
 FILE = Path(__file__)  # stands for a network's
@@ -45,6 +49,12 @@ class InProcess:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bench, name)
+
+
+def engines_in_process(patch: pytest.MonkeyPatch) -> None:
+    """From now on a bench's engines, and what they are held against, run in this process."""
+    for room in ("cells", "agreement"):
+        patch.setattr(f"wmlc.bench.{room}.Worker", InProcess)
 
 
 def measured(peer: int, ms: float = 1.0, *, macs: int = 100, top1: float | None = 90.0, **changes: Any) -> Measurement:
@@ -162,3 +172,14 @@ def save_onnx(path: Path, graph: Any, precision: str = "") -> None:
     if precision:
         helper.set_model_props(model, {"precision": precision})
     onnx.save_model(model, str(path))
+
+
+def copy_of(run: Run, to: Path) -> Run:
+    shutil.copytree(run.root, to)
+    return Run(to)
+
+
+def change_rows(run: Run, **changes: Any) -> None:
+    """Give all rows of the bench these values."""
+    bench = records.read(run.bench, Bench, "bench", "")
+    records.write(run.bench, replace(bench, rows=[replace(row, **changes) for row in bench.rows]))

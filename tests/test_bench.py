@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from made import made_plan
-from measured import InProcess
+from onnx import helper, numpy_helper
 
 from wmlc import records
+from wmlc.bench.agreement import held_against_reference
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.ort_engine import OrtEngine
 from wmlc.bench.engines.worker import Feed, Seat, Worker
 from wmlc.bench.session import bench_run
-from wmlc.bench.subjects import Files
+from wmlc.bench.subjects import Files, _read_network
 from wmlc.data import Data, DataConfig, normalise, open_data
 from wmlc.errors import EngineFailed, InputError
 from wmlc.models.checkpoint import load_network, read_spec
@@ -27,12 +30,6 @@ from wmlc.records import Bench
 from wmlc.run import Run, open_run_data, peer_name, read_family
 
 QUICK = BenchConfig(device="cpu", seconds=0.01, launches=1)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines run in this process."""
-    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +87,29 @@ def test_top1_through_the_engine_is_torchs(benched_run: Run, data: Data) -> None
                 right += int((network(normalise(pixels, spec.mean, spec.std)).argmax(1) == labels).sum())
         assert row.top1 == pytest.approx(100 * right / data.test_count())
         assert row.top1_drop == pytest.approx((rows[0].top1 or 0) - row.top1)
+
+
+def test_int8_that_moves_logits_far_is_the_files_doing_and_an_engine_that_does_is_refused(
+    benched_run: Run, in_process: None, tmp_path: Path
+) -> None:
+    model = onnx.load(str(benched_run.onnx / "family-int8-cpu-peer1.onnx"))
+    model.graph.node[-1].output[0] = "half"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(2.0), "two"))
+    model.graph.node.append(helper.make_node("Mul", ["half", "two"], ["logits"]))
+    onnx.save_model(model, str(tmp_path / "far.onnx"))
+    network = _read_network(benched_run, 1)
+    subject = replace(network, precision="int8", source=tmp_path / "far.onnx", onnx_file=tmp_path / "far.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    fed = normalise(torch.from_numpy(pixels), network.feed.mean, network.feed.std).numpy()
+    logits = OrtEngine(subject.source, 1, "cpu").infer(fed)
+    found = held_against_reference(subject, logits, pixels, "int8", 1)
+    assert found.failure is None and found.apart > 0.5
+    (note,) = found.notes
+    assert re.fullmatch(r"int8 moves its logits by [01]\.?\d* of their size; its top-1 has the cost", note)
+    wrong = held_against_reference(subject, logits[:, ::-1], pixels, "int8", 1)
+    assert wrong.failure and "differ from torch's" in wrong.failure and not wrong.notes
+    in_fp32 = held_against_reference(replace(subject, precision="fp32"), logits, pixels, "fp32", 1)
+    assert in_fp32.failure and "allowed is 0.001" in in_fp32.failure
 
 
 def test_a_run_without_a_baseline_says_what_is_missing(

@@ -38,12 +38,6 @@ def two(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines run in this process."""
-    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
-
-
-@pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """Nothing is run: each network takes a millisecond for 1,000 MACs. The cells, as they are measured."""
     cells: list[Cell] = []

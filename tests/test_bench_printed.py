@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from measured import InProcess, classifier, faster
+from measured import classifier, engines_in_process, faster
 
 from wmlc import records
 from wmlc.cli import main
@@ -21,7 +21,7 @@ from wmlc.report.terminal import print_bench
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a bench of two files, run in this process."""
-    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
+    engines_in_process(monkeypatch)
     files = [classifier(tmp_path / "wide.onnx", 32), classifier(tmp_path / "narrow.onnx", 8)]
     return ["bench", *map(str, files), "--seconds", "0.01", "--launches", "1", "--no-accuracy"]
 

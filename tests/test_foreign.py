@@ -11,7 +11,7 @@ import onnx
 import pytest
 from foreign_files import FEATURES, FLOAT, IDS, INT64, OURS, SCORES, bench, save, scorer
 from image_folders import make_folder
-from measured import InProcess, classifier
+from measured import classifier
 from onnx import TensorProto, helper
 
 from wmlc import records
@@ -25,11 +25,6 @@ from wmlc.data import DataConfig, open_data
 from wmlc.data.normalisation import numbers
 from wmlc.errors import EngineFailed, InputError
 from wmlc.records import Bench
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,6 @@ from wmlc.run import Run
 from wmlc.settings import BenchSettings
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlc.bench.cells.Worker", InProcess)
-
-
 def conv(kind: str, domain: str = "", **given: Any) -> list[Any]:
     return [helper.make_node(kind, ["pixels", "w"], ["maps"], domain=domain, **given),
             helper.make_node("Flatten", ["maps"], ["flat"])]  # fmt: skip
@@ -102,6 +97,12 @@ def test_agreement_is_relative_to_the_logits() -> None:
     assert reordered(small[:, ::-1], small) > 0.5 and reordered(small, small) == 0
     assert "no finite numbers" in (disagreement(parity(near * np.nan, expected, "fp16"), "fp16") or "")
     assert "another class" in (disagreement(5e-4, "fp32", changed=0.2) or "")
+    ids = np.arange(256) % 10  # of a network that gives no scores, one in a hundred may change as well
+    few, many = (np.where(np.arange(256) < count, ids + 1, ids) for count in (2, 4))
+    assert disagreement(parity(few, ids, "fp32"), "fp32", changed=reordered(few, ids), ids=True) is None
+    assert disagreement(parity(many, ids, "fp32"), "fp32", changed=reordered(many, ids), ids=True) == (
+        "its engine gives 1.6% of the images another class than torch, allowed is 1%"
+    )
     zeros = np.zeros((4, 3), np.float32)
     assert parity(zeros, zeros, "fp32") == parity(zeros, zeros, "int8") == 0
 

@@ -14,9 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from measured import InProcess
-
-from wmlc.bench import cells
+from measured import engines_in_process
 
 SCRIPT = Path(__file__).resolve().parents[1] / "evidence" / "gpu.py"
 
@@ -33,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_all_parts_run_at_toy_size(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "Worker", InProcess)
+    engines_in_process(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path / "out"), "--dry"])
     assert gpu.main() == 0
     found = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in gpu.PARTS}
@@ -49,7 +47,9 @@ def test_all_parts_run_at_toy_size(gpu: ModuleType, tmp_path: Path, monkeypatch:
 
 
 def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "machine.json").write_text('{"device": "a GPU", "torch": "2.9", "date": "2026-11-26"}')
+    there = {"device": "a GPU", "torch": "2.9", "date": "2026-11-26"}
+    machines = {"tests": there, "planned": there | {"date": "2026-11-28"}}
+    (tmp_path / "machines.json").write_text(json.dumps(machines))
     (tmp_path / "tests.json").write_text('{"said": "3 passed", "rc": 0}')
     (tmp_path / "train.json").write_text('{"missing part": "DATA=DIR"}')
     (tmp_path / "engines.json").write_text('{"missing": ["trt"], "ort, fp32": {"failed": "no CUDA"}}')
@@ -61,7 +61,7 @@ def test_what_is_missing_is_said(gpu: ModuleType, tmp_path: Path) -> None:
     }
     (tmp_path / "planned.json").write_text(json.dumps(plans))
     text = gpu.gpu_section.section(tmp_path, list(gpu.PARTS))
-    for words in ("GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
+    for words in ("- `planned`: on a GPU, torch 2.9, 2026-11-28", "GPU tests: 3 passed", "`train`: not measured (DATA=DIR)", "`steps`: not measured (it did not run)",
                   "- ort, fp32: no CUDA", "- torch, fp32, batch 32: too narrow",
                   "| ort, fp16, batch 32 | 1.000 | 0.950 | 0.980 [0.900, 1.100] | 2.00 | - |", "- torch compiled, fp16: no Triton", "not importable there: trt"):  # fmt: skip
         assert words in text

@@ -103,14 +103,20 @@ def _sizes(logits_BC: np.ndarray) -> np.ndarray:
     return np.maximum(logits.max(1), max(float(np.sqrt(np.square(logits).mean())), TINY))
 
 
-def disagreement(difference: float, precision: str, other: str = "torch", changed: float = 0.0) -> str | None:
+def disagreement(
+    difference: float, precision: str, other: str = "torch", changed: float = 0.0, ids: bool = False
+) -> str | None:
     """Why an engine's numbers cannot be trusted, or None where it agrees with the `other`.
 
-    Args: the share of images whose class `changed`, see `reordered`; it counts in fp32 alone.
+    Args: the share of images whose class `changed`, see `reordered`; it counts in fp32 alone, and of networks that give
+    class `ids` and no scores.
     """
     allowed = PARITY.get(precision)
     if allowed is None:
         return f"its engine computes in {precision}, for which no agreement with {other} is defined"
+    if ids:
+        most = max(allowed, REORDERED)
+        return None if changed <= most else _reordered_too_far(changed, other, most)
     if math.isnan(difference):
         return f"its engine's or {other}'s logits are no finite numbers; are the weights?"
     if difference > allowed:
@@ -118,5 +124,9 @@ def disagreement(difference: float, precision: str, other: str = "torch", change
             f"its engine's logits differ from {other}'s by {difference:.2g} of their own size, allowed is {allowed:g}"
         )
     if precision == "fp32" and changed > REORDERED:
-        return f"its engine gives {changed:.1%} of the images another class than {other}, allowed is {REORDERED:.0%}"
+        return _reordered_too_far(changed, other, REORDERED)
     return None
+
+
+def _reordered_too_far(changed: float, other: str, most: float) -> str:
+    return f"its engine gives {changed:.1%} of the images another class than {other}, allowed is {most:.0%}"

@@ -1,0 +1,75 @@
+"""Whether an engine gives the logits that it should: those of torch, or of its own file as that is written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from wmlc.accuracy import disagreement, parity, reordered
+from wmlc.bench.engines import Engine
+from wmlc.bench.engines.machine import allowed_cpus
+from wmlc.bench.engines.ort_engine import OrtEngine
+from wmlc.bench.engines.worker import FOREIGN_S, Seat, Worker
+from wmlc.bench.subjects import Subject
+from wmlc.data import normalise
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an engine's logits are `apart` from their reference's, and why that is a `failure`, if it is one."""
+
+    apart: float  # `wmlc.accuracy.parity`
+    failure: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def held_against_reference(
+    subject: Subject, logits_BC: np.ndarray, pixels_NHWC: np.ndarray, precision: str, batch: int
+) -> Agreement:
+    """Hold an engine's logits [B, classes] of `pixels_NHWC` against torch's, or of a plan or another's file
+    ONNX Runtime's.
+
+    An int8 file that is further from torch than that may be is no engine's fault where the file says so itself: then
+    that is a note, and its top-1 says what it costs. Args: the `batch` of the cell.
+    """
+    of_network = subject.directory is not None and subject.source.suffix != ".plan"
+    expected_BC = _by_torch(subject, pixels_NHWC) if of_network else _as_written(subject, pixels_NHWC, batch)
+    apart = parity(logits_BC, expected_BC, precision)
+    other = "torch" if of_network else "ONNX Runtime"
+    failure = disagreement(apart, precision, other, reordered(logits_BC, expected_BC), ids=logits_BC.ndim == 1)
+    if failure and of_network and precision == "int8":
+        meant_BC = _as_written(subject, pixels_NHWC, batch)
+        if not disagreement(parity(logits_BC, meant_BC, precision), precision):
+            moved = f"int8 moves its logits by {apart:.2g} of their size; its top-1 has the cost"
+            return Agreement(apart, notes=(moved,))
+    return Agreement(apart, failure)
+
+
+def _by_torch(subject: Subject, pixels_NHWC: np.ndarray) -> np.ndarray:
+    """The logits that a network of a run gives, in float32 and in torch."""
+    import torch
+
+    from wmlc.models.checkpoint import load_network, read_spec
+
+    assert subject.directory is not None
+    spec = read_spec(subject.directory)
+    with torch.inference_mode():
+        images_NCHW = normalise(torch.from_numpy(pixels_NHWC), spec.mean, spec.std)
+        return load_network(subject.directory)(images_NCHW).numpy()
+
+
+def _as_written(subject: Subject, pixels_NHWC: np.ndarray, batch: int) -> np.ndarray:
+    """The logits that a file means, by ONNX Runtime, in a process of its own: a file may crash it or never end."""
+    opener: Callable[..., Engine] = OrtEngine
+    seat = Seat(
+        opener=functools.partial(opener, output=subject.output, as_written=True), path=subject.onnx_file,
+        feed=subject.feed, threads=len(allowed_cpus()), libraries=OrtEngine.libraries, batch=subject.batch,
+        limit_s=FOREIGN_S,
+    )  # fmt: skip
+    with Worker(seat) as worker:
+        worker.ready()
+        worker.first(np.take(pixels_NHWC, range(subject.batch or batch), axis=0, mode="wrap"))
+        return worker.logits(pixels_NHWC)
