@@ -67,8 +67,9 @@ serving: servers
 ## make study DATA=DIR: the methods side by side on an image folder (docs/results.md, section 1); hours on a CPU
 STUDY = --data imagefolder --data-root $(DATA) --train-images 26400 --held-out 0.05 --arch resnet20 --epochs 10
 study: $(VENV)/.installed
-	$(BIN)/wmlc train $(STUDY) --method wml --out runs/wml
-	$(BIN)/wmlc train $(STUDY) --method wml-p --baseline runs/wml --out runs/wml-p
+	$(if $(DATA),,$(error DATA=DIR says where the image folder lies))
+	$(BIN)/wmlc train $(STUDY) --method wml --join sum --out runs/wml
+	$(BIN)/wmlc train $(STUDY) --method wml-p --join sum --baseline runs/wml --out runs/wml-p
 	$(BIN)/wmlc train $(STUDY) --method independent --baseline runs/wml --out runs/independent
 	$(BIN)/wmlc bench --run runs/wml --engine ort
 	$(BIN)/python tests/benchmarks/picture.py runs/wml docs/family.svg

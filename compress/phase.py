@@ -57,7 +57,7 @@ def _trained(
     """`train_phase`, of processes that begin with the same weights."""
     state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
     cut, ranks = set[int](), device.ranks
-    if config.start is not None and phase == "family":  # what batch norm keeps is the whole network's
+    if phase == "family" and (config.start is not None or method.cuts_trained):  # batch norm's are the whole network's
         cut = recalibrated(family, config)
     slow = slow_norms(family)
     spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)

@@ -12,6 +12,7 @@ the ratios of MACs at which a uniform cut, and one by `--budget taylor`, take as
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -98,16 +99,17 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
                     break
                 at = min(0.95, max(0.05, 1 - (1 - at) / (1 + off)))
             found[kind] = best
+    found["plan"] = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 def train(out: Path, name: str, epochs: int, seeds: list[int], options: list[str]) -> None:
-    """Train what was planned; a run that is there is not trained again."""
+    """Train what was planned; a run of this plan, of as many epochs, that is there is not trained again."""
     found = json.loads((out / f"{name}.json").read_text())
     for seed in seeds:
         for kind in ("latency", *KINDS):
-            run = out / "runs" / f"{name}-{kind}-{seed}"
+            run = out / "runs" / f"{name}-{kind}-{found['plan']}-{epochs}-{seed}"
             if not (run / "family.json").exists():
                 subprocess.run(
                     [
@@ -124,14 +126,14 @@ def show(out: Path) -> None:
         found = json.loads(file.read_text())
         print(f"{file.stem}: whole {found['full_ms']:.3g} ms")
         for kind in ("latency", *KINDS):
-            own = found[kind]
-            runs = sorted((out / "runs").glob(f"{file.stem}-{kind}-*/family.json"))
-            tops = [json.loads(run.read_text())["peers"][0]["top1"] for run in runs]
-            spread = f" ± {stdev(tops):.2f}" if len(tops) > 1 else ""
-            top1 = f"{mean(tops):.2f}{spread} ({', '.join(f'{top:.2f}' for top in tops)})" if tops else "not trained"
-            print(
-                f"  {kind:<8} {own['ms']:.4g} ms [{own['low']:.4g}, {own['high']:.4g}]  MACs {own['macs']:.3f}  {top1}"
-            )
+            own, tops = found[kind], dict[str, list[float]]()
+            for run in sorted((out / "runs").glob(f"{file.stem}-{kind}-{found['plan']}-*/family.json")):
+                epochs = run.parent.name.split("-")[-2]
+                tops.setdefault(epochs, []).append(json.loads(run.read_text())["peers"][0]["top1"])
+            print(f"  {kind:<8} {own['ms']:.4g} ms [{own['low']:.4g}, {own['high']:.4g}]  MACs {own['macs']:.3f}")
+            for epochs, each in tops.items():
+                spread = f" ± {stdev(each):.2f}" if len(each) > 1 else ""
+                print(f"    {epochs} epochs: {mean(each):.2f}{spread} ({', '.join(f'{top:.2f}' for top in each)})")
 
 
 def main() -> int:

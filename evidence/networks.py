@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def run_one(name: str, threads: int, timeout: float) -> Row:
             why = f"it took more than {timeout:.0f} s"
             process.kill()
             process.join()
-        row = Row(**json.loads(file.read_text())) if file.exists() else Row(name, side_of(name))
+        row = Row(name, side_of(name))
+        with suppress(OSError, ValueError):  # killed before it wrote one, or while
+            row = Row(**json.loads(file.read_text()))
     if why:
         row.verdict, row.reason = "failed", why
     return row

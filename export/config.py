@@ -15,7 +15,8 @@ PLAN_SUFFIXES = (".plan", ".engine")
 SERVERS = ("triton", "kserve", "ovms", "mlserver")
 SHIPPED_ENGINES = ("ort", "trt")
 SHIP_DEVICES = ("auto", "cpu", "cuda")
-UNKNOWN_TO = {"ovms": ("device", "instances", "queue_delay_us"), "mlserver": ("device", "instances")}
+UNKNOWN_TO = {"ovms": ("device", "instances", "max_batch", "queue_delay_us"), "mlserver": ("device", "instances")}
+CPU_ONLY = ("ovms", "mlserver")  # whose layouts run a model on the CPU
 
 
 def changed(config: ExportConfig | ShipConfig, names: Iterable[str]) -> list[str]:
@@ -112,7 +113,7 @@ class ShipConfig:
         "What an int8 file shall run on.",
         group=MODEL,
         metavar="|".join(TARGETS),
-        shown="gpu for TensorRT, else cpu",
+        shown="as benched",
     )
     with_preprocess: bool = setting(False, "Take uint8 pixels [N, H, W, C] in.", group=MODEL)
     data_root: str | None = setting(None, "Where the run's data set lies now, if it has moved.", metavar="DIR")
@@ -126,7 +127,7 @@ class ShipConfig:
         "auto", "Where the server runs it; auto: where the bench did.", group=SERVED, metavar="|".join(SHIP_DEVICES)
     )
     instances: int = setting(1, "Copies that run side by side.", group=SERVED)
-    max_batch: int = setting(32, "Most images that the server puts together.", group=SERVED)
+    max_batch: int = setting(32, "Most images that the server puts together; MLServer counts requests.", group=SERVED)
     queue_delay_us: int = setting(500, "Longest wait for more of them, in microseconds.", group=SERVED)
     license: str | None = setting(None, "The model's license, for its manifest.", group=MODEL, metavar="SPDX")
     storage_uri: str | None = setting(
@@ -152,6 +153,8 @@ class ShipConfig:
             raise InputError(
                 f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"
             )
+        if self.to in CPU_ONLY and self.target == "gpu":
+            raise InputError(f"{self.to} runs a model on the CPU, where int8 made for a GPU may give other answers")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
             raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")
         if self.max_latency_ms is not None and not self.max_latency_ms > 0:

@@ -14,15 +14,15 @@ import yaml
 
 from wmlc.errors import InputError, one_line
 from wmlc.export.config import ShipConfig
-from wmlc.export.publish import models_in
+from wmlc.export.publish import LABELS_FILE, TRITON_CONFIG, models_in
 from wmlc.files import read_text
 from wmlc.forms import INPUT, OUTPUT
 
-LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"
 KSERVE_MANIFEST, OVMS_CONFIG = "inference-service.yaml", "config.json"
 KSERVE_MARK = "# Written by wmlc ship, which writes it anew\n"
 ELSEWHERE = "move it away, or ship into another --out"
 OVMS_ROOT = "/models"  # where OpenVINO Model Server's container mounts the repository
+OVMS_PLUGIN = {"INFERENCE_PRECISION_HINT": "f32"}  # as benched: else bf16, on a CPU that has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,12 @@ def root_files(out: Path, config: ShipConfig, on_gpu: bool, staged: Sequence[str
     return {}
 
 
+def most_images(model: Path) -> int | None:
+    """The images of one request that a model's configuration allows; None where that says nothing of it."""
+    said = re.search(r"^max_batch_size:\s*(\d+)", _triton_config_of(model), re.MULTILINE)
+    return int(said[1]) if said else None
+
+
 def _triton_config_of(model: Path) -> str:
     file = model / TRITON_CONFIG
     return read_text(file, "model configuration", ELSEWHERE) if file.is_file() else ""
@@ -96,7 +102,7 @@ def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
     write it goes when there is nothing left of its model.
     """
     file, names = out / OVMS_CONFIG, sorted({*(model.name for model in models_in(out)), *staged})
-    ours = {name: {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}} for name in names}
+    ours = {name: _ovms_entry(name) for name in names}
     if not file.exists():
         return {"model_config_list": list(ours.values())}
     what = f"{file} is no model list of OpenVINO Model Server"
@@ -109,7 +115,7 @@ def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{what} (it has no model_config_list of named models); {ELSEWHERE}")
     for entry in entries:
         name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
-        if name in ours and place.rstrip("/") != f"{OVMS_ROOT}/{name}":
+        if name in ours and place.rstrip("/").rpartition("/")[2] != name:  # the repository may be mounted elsewhere
             raise InputError(f"{file} has a model {one_line(name)} at {one_line(place)} already; {ELSEWHERE}")
     kept = [
         entry
@@ -128,8 +134,11 @@ def _named(entry: Any) -> bool:
 
 def _as_written(entry: Any) -> bool:
     """Whether an entry is to the letter what wmlc writes."""
-    name = entry["config"]["name"]
-    return bool(entry == {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}"}})
+    return bool(entry == _ovms_entry(entry["config"]["name"]))
+
+
+def _ovms_entry(name: str) -> dict[str, Any]:
+    return {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}", "plugin_config": OVMS_PLUGIN}}
 
 
 def triton_config(model: Model, config: ShipConfig) -> str:
@@ -175,6 +184,11 @@ def triton_config(model: Model, config: ShipConfig) -> str:
     )
     if model.threads is not None and config.engine == "ort":
         message.parameters["intra_op_thread_count"].string_value = str(model.threads)
+    if model.device == "cuda" and config.engine == "ort":  # TF32 is not the fp32 that was benched
+        cuda = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(
+            name="cuda", parameters={"use_tf32": "0"}
+        )
+        message.optimization.execution_accelerators.gpu_execution_accelerator.append(cuda)
     text = text_format.MessageToString(message)
     text_format.Parse(text, triton.ModelConfig())  # it reads back
     return text
@@ -190,7 +204,11 @@ def _mlserver_settings(model: Model, config: ShipConfig) -> dict[str, Any]:
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(model.labels)]}],
         "max_batch_size": config.max_batch,
         "max_batch_time": config.queue_delay_us / 1e6,
-        "parameters": {"uri": f"./{model.file_name}", "version": str(model.version)},
+        "parameters": {
+            "uri": f"./{model.file_name}",
+            "version": str(model.version),
+            "extra": {"intra_op_threads": model.threads or 0},  # as benched; 0: all cores
+        },
     }
 
 
@@ -198,7 +216,8 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
     """KServe's manifest of a Triton repository; one service serves all models in it."""
     name = re.sub("[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-")[:50].strip("-")
     gpu = {"nvidia.com/gpu": "1"} if on_gpu else {}
-    cpus = max(2, _served_before(out)[1], config.instances)  # another model may have more copies
+    busy = [_cpus_of(model) for model in models_in(out)]  # another model may have more copies
+    cpus = max(2, _served_before(out)[1], config.instances, *busy)
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -215,6 +234,14 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
             }
         },
     }
+
+
+def _cpus_of(model: Path) -> int:
+    """The CPUs that a model's copies compute on at once, by its configuration; 0 of one on a GPU."""
+    text = _triton_config_of(model)
+    counts = [int(count) for count in re.findall(r"^\s*count:\s*(\d+)", text, re.MULTILINE)]
+    threads = re.search(r'"intra_op_thread_count"\s*value\s*:?\s*\{\s*string_value:\s*"(\d+)"', text)
+    return 0 if "KIND_GPU" in text else max(counts, default=1) * int(threads[1] if threads else 1)
 
 
 def storage_uri(out: Path, config: ShipConfig) -> str:

@@ -17,7 +17,9 @@ class OnnxRuntime(MLModel):
         file = Path(self.settings.parameters.uri)
         if not file.is_absolute() and self.settings._source:
             file = Path(self.settings._source).parent / file
-        self._session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = (self.settings.parameters.extra or {}).get("intra_op_threads", 0)
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

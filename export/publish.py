@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmlc import records
+from wmlc.console import note
 from wmlc.data.normalisation import Normalisation
 from wmlc.errors import InputError
 from wmlc.files import OURS, flush
 from wmlc.records import Manifest
 
 MANIFEST_FILE = "manifest.json"
+LABELS_FILE, TRITON_CONFIG = "labels.txt", "config.pbtxt"  # beside the versions of a model, which share them
 
 
 def newest_version(model: Path) -> int:
@@ -31,7 +33,10 @@ def models_in(repository: Path) -> list[Path]:
 
 def refuse_foreign(model: Path) -> None:
     """Raise `InputError` where a model of that name is there that wmlc did not ship, and which would be overwritten."""
-    if newest_version(model) == 0 and model.exists() and (not model.is_dir() or any(model.iterdir())):
+    if newest_version(model) or not model.exists():
+        return
+    # of a model of ours whose versions have all been moved away, these are left
+    if not model.is_dir() or {path.name for path in model.iterdir()} - {LABELS_FILE, TRITON_CONFIG}:
         raise InputError(f"{model} was not shipped by wmlc, which would overwrite it; ship into another --out")
 
 
@@ -63,7 +68,7 @@ def read_manifest(version: Path, remedy: str = "ship it again") -> Manifest:
 def check_same_interface(manifest: Manifest, model: Path) -> None:
     """Versions of a model share its configuration, so they must be called alike, by the same kind of server."""
     former = read_manifest(model / str(newest_version(model)), "ship into another --out")
-    for key in ("server", "file", "input", "output", "labels"):
+    for key in ("server", "file", "input", "output", "labels", "arch_args"):
         if getattr(former, key) != getattr(manifest, key):
             raise InputError(
                 f"{manifest.model} {former.version} in this repository has another {key} than the new one; "
@@ -76,6 +81,12 @@ def check_same_interface(manifest: Manifest, model: Path) -> None:
             f"{manifest.model} {former.version} in this repository takes pictures in another way ({was.formula}, "
             f"{was.framing.words}) than the new one ({now.formula}, {now.framing.words}), and its clients would go on "
             "with that; ship into another --out"
+        )
+    if manifest.plan is not None and manifest.max_batch > former.max_batch:
+        note(
+            f"{manifest.model} {former.version} was shipped for {former.max_batch} images a call, and what versions "
+            f"share will say {manifest.max_batch}, which its plan may not take; to be able to go back to it, ship with "
+            f"--max-batch {former.max_batch}"
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,13 @@ from wmlc import records
 from wmlc.accuracy import disagreement, images_a_call, parity, top1_percent
 from wmlc.console import note, say, say_exactly
 from wmlc.data import Data, normalise
-from wmlc.data.sources import PACKED
 from wmlc.errors import GateError, InputError
+from wmlc.export.benched import Benched, as_benched, check_device, missed_gates, read_benched, served_on
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import OnnxFile, convert, images_to_check, run_file, write_file
+from wmlc.export.extract import OnnxFile, convert, fed_pixels, images_to_check, run_file, write_file
 from wmlc.export.layouts import Model, check_labels, lay_out, root_files, storage_uri
+from wmlc.export.naming import model_name
 from wmlc.export.publish import (
     MANIFEST_FILE,
     check_same_interface,
@@ -32,51 +32,45 @@ from wmlc.export.publish import (
     staging_beside,
 )
 from wmlc.export.to_onnx import export_onnx
-from wmlc.files import locked, new_file, sha256
+from wmlc.files import locked, new_file
+from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, load_stages, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.plan_record import read_record
-from wmlc.records import Bench, Cost, Family, Latency, NetworkSpec, Row, ShippedAccuracy, ShippedLatency
-from wmlc.run import BASELINE, Run, open_run_data, own_code, peer_name, read_config, read_family, select_peers
+from wmlc.records import Cost, Family, NetworkSpec, Row, ShippedAccuracy, ShippedLatency
+from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 CHECKED_IMAGES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benched:
-    """What the bench says of a network: its row at the smallest batch, where and when that was measured."""
-
-    row: Row
-    latency: Latency  # the row's
-    machine: str | None  # the GPU or the CPU that it ran on
-    time: str
-    test_images: int
-    against: str  # the precision of the baseline that it is compared with
-
-
 def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
-    """Put the peers `wanted` ("2", "2,4", "all", "baseline") into the repository `out`, yielding each new version.
+    """Put the peers `wanted` ("2", "2,4", "all", "baseline") into the repository `out`, and yield the new versions.
 
-    Everything is checked and staged beside `out` before the first rename. Raises `InputError` for what the
-    caller can fix, such as a peer that no bench of this engine and precision measured, or whose file has changed since,
-    and `GateError` where `config.min_top1` or `config.max_latency_ms` is not met; then nothing is written.
+    Everything is checked and staged beside `out` before the first rename, and all is in place before the first yield.
+    Raises `InputError` for what the caller can fix, such as a peer that no bench of this engine and precision measured,
+    or whose file has changed since, and `GateError` where `config.min_top1` or `config.max_latency_ms` is not met; then
+    nothing is written.
     """
     if out.is_file():
         raise InputError(f"{out} is a file; choose a directory for --out")
     try:
         with locked(out, "the repository"):
-            yield from _ship(run, wanted, out, config)
+            shipped = _ship(run, wanted, out, config)
+        yield from shipped
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+        place = out if error.filename is None else error.filename  # beside it, where versions are made ready
+        raise InputError(f"cannot write {place}: {error.strerror or error}; choose another --out") from error
 
 
-def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]:
-    family = read_family(run)
+def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> list[Path]:
+    config, family = as_benched(run, config), read_family(run)
     check_labels(family.data.class_names)
     peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
-    benched = {peer: _benched(run, peer, config) for peer in peers}
-    if missed := [line for peer in peers for line in _missed(peer_name(peer), benched[peer], config)]:
+    benched = {peer: read_benched(run, peer, config) for peer in peers}
+    for peer in peers:
+        check_device(peer_name(peer), benched[peer].row, config)
+    if missed := [line for peer in peers for line in missed_gates(peer_name(peer), benched[peer], config)]:
         raise GateError("; ".join(missed))
     measures = config.with_preprocess or config.ensemble  # what the bench has not seen
     if config.data_root and not measures:
@@ -89,12 +83,14 @@ def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path
             staged.append(_stage_ensemble(run, family, data, staging, out, config, benched[peers[0]].row))
         root_files(out, config, False, [model.name for model in staged])  # refused before the first rename
         out.mkdir(exist_ok=True)
-        for model in staged:
-            yield publish(staging / model.name, out / model.name, model.version, replace=config.replace)
+        versions = [
+            publish(staging / model.name, out / model.name, model.version, replace=config.replace) for model in staged
+        ]
     on_gpu = any(model.device == "cuda" for model in staged)
     for name, text in root_files(out, config, on_gpu).items():
         with new_file(out / name) as aside:
             aside.write_text(text, encoding="utf-8")
+    return versions
 
 
 def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json: bool) -> None:
@@ -115,72 +111,6 @@ def print_shipped(run: Run, wanted: str, out: Path, config: ShipConfig, as_json:
         say(f"wrote {out / name}")
     if config.to == "kserve" and not config.storage_uri:
         say(f"its storageUri is {storage_uri(out, config)}; --storage-uri names another place")
-
-
-def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
-    """resnet20_cifar10_p05: architecture, data set and ratio, and the precision if it is not fp32."""
-    data = str(spec.about.data)
-    if data in ("imagefolder", *PACKED):
-        data = Path(read_config(run).settings.data_root or data).resolve().name
-    peer, ratio = spec.about.peer, spec.about.ratio
-    which = "baseline" if peer == BASELINE else "ensemble" if peer is None else f"p{ratio:g}".replace(".", "")
-    if peer and sum(p.ratio == ratio for p in read_family(run).peers) > 1:
-        which += f"-{peer}"
-    parts = [spec.arch, data, which, *([] if form == "fp32" else [form.removesuffix("-cpu")])]
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts))
-
-
-def _bench_command(run: Run, config: ShipConfig) -> str:
-    """The bench that measures what is to ship, beside what is measured: against the baseline that stands there."""
-    precisions = [config.precision]
-    with contextlib.suppress(InputError):
-        first = records.read(run.bench, Bench, "bench", "bench again").settings.precisions[:1]
-        precisions = list(dict.fromkeys((*first, config.precision)))
-    asked = f"--engine {config.engine} --precision {','.join(precisions)}"
-    asked += f" --target {config.target}" if config.target else ""
-    return f"wmlc bench --run {run.root} {asked}{own_code(run)}"
-
-
-def _benched(run: Run, peer: int, config: ShipConfig) -> Benched:
-    """What the bench measured of this very file at its smallest batch; `InputError` where it did not pass."""
-    asked = f"--engine {config.engine} --precision {config.precision}"
-    asked += f" --target {config.target}" if config.target else ""
-    remedy = f"run '{_bench_command(run, config)}' first, as only what was measured ships"
-    bench = records.read(run.bench, Bench, "bench", remedy)
-    wanted = (peer, config.engine, config.precision)
-    rows = [row for row in bench.rows if (row.peer, row.engine, row.precision) == wanted]
-    if not rows or bench.data is None:
-        raise InputError(f"{peer_name(peer)} was not benched with {asked}; {remedy}")
-    row = min(rows, key=lambda row: row.batch)
-    if row.latency_ms is None:
-        raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row.notes)}); it cannot ship")
-    if row.budget_met is False:
-        note(f"{peer_name(peer)} misses its budget of {row.latency_budget_ms:g} ms: {row.latency_ms.p50:.3g} ms (p50)")
-    file = run_file(run, peer, config.form, config.suffix)
-    if not file.is_file() or sha256(file) != row.file_sha256:
-        raise InputError(f"{file} is not the file that was benched; {remedy}")
-    return Benched(
-        row=row,
-        latency=row.latency_ms,
-        machine=bench.environment.gpu if row.device == "cuda" else bench.environment.cpu,
-        time=row.time or bench.environment.time,
-        test_images=bench.data.test_images,
-        against=bench.settings.precisions[0],
-    )
-
-
-def _missed(name: str, benched: Benched, config: ShipConfig) -> list[str]:
-    """The gates that a benched network misses, in words."""
-    missed, top1, p99 = [], benched.row.top1, benched.latency.p99
-    if config.min_top1 is not None and (top1 is None or top1 < config.min_top1):
-        got = "was not measured" if top1 is None else f"is {top1:.2f}"
-        missed.append(f"{name}: top-1 {got}, --min-top1 asks for {config.min_top1:g}")
-    if config.max_latency_ms is not None and p99 > config.max_latency_ms:
-        missed.append(
-            f"{name}: p99 at batch {benched.row.batch} is {p99:.3g} ms, --max-latency-ms allows "
-            f"{config.max_latency_ms:g}"
-        )
-    return missed
 
 
 def _stage_peer(
@@ -208,6 +138,9 @@ def _stage_peer(
         accuracy = replace(again, baseline_precision=benched.against)
     latency = ShippedLatency(
         ms=benched.latency,
+        p50_interval=row.p50_interval,
+        latency_budget_ms=row.latency_budget_ms,
+        budget_met=row.budget_met,
         batch=row.batch,
         engine=row.engine,
         provider=row.provider,
@@ -274,8 +207,16 @@ def _check_equal(
 ) -> None:
     """A file that the bench has not seen passes the same check of agreement, on real test images."""
     logits_NC = OnnxFile(file, spec, _export_config(config)).logits(pixels_NHWC)
-    if reason := disagreement(parity(logits_NC, expected_NC, config.precision), config.precision, other):
-        raise InputError(f"{file.stem} cannot ship in this form: {reason}; choose another --precision")
+    apart = parity(logits_NC, expected_NC, config.precision)
+    if not (reason := disagreement(apart, config.precision, other)):
+        return
+    if config.precision == "int8":
+        fed = fed_pixels(torch.from_numpy(pixels_NHWC), spec, config.with_preprocess)
+        meant_NC = open_as_written(file).run([OUTPUT], {INPUT: fed})[0]
+        if not disagreement(parity(logits_NC, meant_NC, "int8"), "int8"):
+            note(f"{file.stem}: int8 moves its logits by {apart:.2g} of their size; its top-1 has the cost")
+            return
+    raise InputError(f"{file.stem} cannot ship in this form: {reason}; choose another --precision")
 
 
 def _stage(
@@ -296,7 +237,7 @@ def _stage(
         labels=spec.class_names,
         input_dims=[height, width, channels] if config.with_preprocess else [channels, height, width],
         pixels=config.with_preprocess,
-        device=row.device if config.device == "auto" else config.device,
+        device=served_on(row, config),
         threads=row.threads,
         preferred_batches=[usual] if 1 < usual <= config.max_batch else [],
     )
@@ -319,8 +260,14 @@ def _stage(
 
 
 def _plan_batch(plan: Path, config: ShipConfig) -> int:
-    """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes."""
-    _, usual, largest = read_record(plan).batch_range
+    """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes, or
+    for less."""
+    smallest, usual, largest = read_record(plan).batch_range
+    if smallest > 1:
+        raise InputError(
+            f"{plan.name} takes {smallest} images or more, and a server is asked about single ones; build it with "
+            f"--batch-range 1,{usual},{largest}"
+        )
     if config.max_batch > largest:
         raise InputError(
             f"max_batch is {config.max_batch}, {plan.name} takes {largest} at most; pass --max-batch {largest}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from wmlc.data import Data
 from wmlc.errors import InputError, one_line
 from wmlc.export.config import ExportConfig
 from wmlc.export.extract import OnnxFile, fed_pixels, run_file
+from wmlc.export.layouts import most_images
 from wmlc.export.publish import models_in, newest_version, read_manifest
 from wmlc.export.server import DATATYPES, Metadata, Server
 from wmlc.files import sha256
@@ -87,7 +88,7 @@ def _verify_model(server: Server, directory: Path, manifest: Manifest, run: Run,
     pixels_NHWC = next(iter(data.test_pixels(IMAGES)))[0]
     expected_NC = OnnxFile(reference, spec, export).logits(pixels_NHWC.numpy())
     fed = fed_pixels(pixels_NHWC, spec, export.with_preprocess)
-    size = max(1, min(8, manifest.max_batch))
+    size = max(1, min(8, manifest.max_batch, most_images(directory.parent) or manifest.max_batch))
     binary = server.takes_binary(name)
     answers = [server.infer(manifest, fed[at : at + size], binary) for at in range(0, len(fed), size)]
     apart = parity(np.concatenate(answers), expected_NC, manifest.precision)
@@ -99,12 +100,13 @@ def _verify_model(server: Server, directory: Path, manifest: Manifest, run: Run,
 def _describe(manifest: Manifest, run: Run) -> tuple[NetworkSpec, ExportConfig]:
     """The network of the run that the manifest is about, and the form it was shipped in."""
     peer = manifest.network.peer
-    spec = read_spec(run.network(1 if peer is None else peer))
-    if spec.class_names != manifest.labels or spec.mean != manifest.preprocess.mean:
+    spec, pictures = read_spec(run.network(1 if peer is None else peer)), manifest.preprocess
+    if spec.class_names != manifest.labels or spec.framing != pictures.framing:
         raise InputError(
             f"{manifest.model} was shipped from run {manifest.run!r}, which is not {run.root}; name it with --run"
         )
-    inside = manifest.preprocess.inside
+    spec = replace(spec, mean=pictures.mean, std=pictures.std)  # as shipped: the run may have been trained anew since
+    inside = pictures.inside
     return spec, ExportConfig(precision=manifest.precision, target=manifest.target, with_preprocess=inside)
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from google.protobuf import text_format
+from made import made_speedup
 from torch import nn
 
 import wmlc
@@ -105,6 +106,12 @@ def test_the_manifest_says_what_was_measured(repository: Path, benched_run: Run)
     assert "by the method `wml`; fp32" in card
     from_start = replace(manifest, network=replace(manifest.network, start="r20.safetensors"))
     assert "by the method `wml` from `r20.safetensors`; fp32" in model_card(from_start)
+    assert row.p50_interval and manifest.latency.p50_interval == row.p50_interval and "budget" not in card
+    assert f"p50 {row.latency_ms.p50:.3f} ms [{row.p50_interval.low:.3f}, {row.p50_interval.high:.3f}], p99" in card
+    own = replace(manifest.latency, latency_budget_ms=0.25, budget_met=False, speedup=made_speedup(0.98, 1.01, 1.04))
+    missed = model_card(replace(manifest, latency=own))
+    assert "| latency budget | 0.250 ms, **missed** by p50 |" in missed
+    assert "1.01 [0.98, 1.04], not shown to be faster |" in missed
 
 
 def test_the_ensemble_is_the_weighted_mean_of_all_peers(repository: Path, benched_run: Run) -> None:
@@ -249,7 +256,13 @@ def test_openvino_model_server_finds_every_model(benched_run: Run, tmp_path: Pat
     list(ship(benched_run, "2", out, replace(TRITON, to="ovms")))
     listed = json.loads((out / "config.json").read_text())["model_config_list"]
     assert listed == [  # in the order in which they were shipped, as entries that are there stay where they are
-        {"config": {"name": name, "base_path": f"/models/{name}"}}
+        {
+            "config": {
+                "name": name,
+                "base_path": f"/models/{name}",
+                "plugin_config": {"INFERENCE_PRECISION_HINT": "f32"},  # what was benched, and no bf16
+            }
+        }
         for name in ("resnet20_digits_p07", "resnet20_digits_p0")
     ]
     assert listing(out / "resnet20_digits_p0") == ["1/labels.txt", "1/manifest.json", "1/model.onnx", "1/model_card.md"]
@@ -262,7 +275,8 @@ def test_mlserver_gets_settings_and_a_runtime(benched_run: Run, tmp_path: Path) 
     settings = json.loads((model / "model-settings.json").read_text())
     assert (settings["name"], settings["implementation"]) == ("resnet20_digits_p07", "wmlc_runtime.OnnxRuntime")
     assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
-    assert settings["parameters"] == {"uri": "./model.onnx", "version": "1"}
+    extra = {"intra_op_threads": 1}  # as benched
+    assert settings["parameters"] == {"uri": "./model.onnx", "version": "1", "extra": extra}
     assert "class OnnxRuntime(MLModel)" in (model / "wmlc_runtime.py").read_text()
 
 

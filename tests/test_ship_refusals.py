@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from measured import change_rows, copy_of
 
 from wmlc import records
 from wmlc.cli import main
@@ -19,7 +19,6 @@ from wmlc.export import ship as ship_module
 from wmlc.export.config import ShipConfig
 from wmlc.export.ship import ship
 from wmlc.models.checkpoint import read_spec
-from wmlc.records import Bench
 from wmlc.run import Run, read_family
 
 pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -29,17 +28,6 @@ TRITON = ShipConfig()
 
 def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(main, ["ship", *map(str, arguments)])
-
-
-def copy_of(run: Run, to: Path) -> Run:
-    shutil.copytree(run.root, to)
-    return Run(to)
-
-
-def change_rows(run: Run, **changes: Any) -> None:
-    """Give all rows of the bench these values."""
-    bench = records.read(run.bench, Bench, "bench", "")
-    records.write(run.bench, replace(bench, rows=[replace(row, **changes) for row in bench.rows]))
 
 
 def test_the_bench_that_is_asked_for_keeps_the_baseline_of_the_one_that_is_there(

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ def own_code(run: Run) -> str:
     """What a command on a run takes besides: ` --arch …`, where its network is code that only the caller names."""
     with contextlib.suppress(InputError):
         arch = read_config(run).settings.arch
-        return f" --arch {arch}" if needs_caller(arch) else ""
+        return f" --arch {shlex.quote(arch)}" if needs_caller(arch) else ""
     return ""
 
 

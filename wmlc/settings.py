@@ -302,7 +302,7 @@ class BenchSettings:
         group=CELLS, flag="--precision", metavar="P,P,…",
     )  # fmt: skip
     target: str | None = setting(
-        None, "What an int8 file shall run on.", group=CELLS, metavar="cpu|gpu", shown="gpu for TensorRT, else cpu"
+        None, "What an int8 file shall run on.", group=CELLS, metavar="cpu|gpu", shown="gpu where an engine runs on one"
     )
     batches: tuple[int, ...] = setting((1,), "Images a call.", group=CELLS, flag="--batch", metavar="B,B,…")
     threads: tuple[int, ...] = setting((1,), "CPU threads of each engine, pinned.", group=CELLS, metavar="T,T,…")

@@ -71,7 +71,9 @@ def draw(family: Family, rows: dict[int, Row]) -> str:
 def main() -> None:
     """Read a run and its bench, and write the picture."""
     run, out = Run(Path(sys.argv[1])), Path(sys.argv[2])
-    rows = {row.peer: row for row in read_bench(run).rows if row.batch == 1}
+    rows = {
+        row.peer: row for row in read_bench(run).rows if (row.batch, row.engine, row.precision) == (1, "ort", "fp32")
+    }
     out.write_text(draw(read_family(run), rows), encoding="utf-8")
 
 

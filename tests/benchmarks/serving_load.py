@@ -178,7 +178,14 @@ def main() -> int:
     print_summary(model, settings, found)
     if settings.json:
         given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-        record = {**provenance(), "cores": os.cpu_count(), "what": WHAT, "model": model, "settings": given, **found}
+        record = {
+            **vars(provenance()),
+            "cores": os.cpu_count(),
+            "what": WHAT,
+            "model": model,
+            "settings": given,
+            **found,
+        }
         settings.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0 if found["answered"] and not found["wrong"] and not found["errors"] else 1
 

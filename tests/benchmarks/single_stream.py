@@ -84,7 +84,9 @@ def main() -> None:
             worker.ready()
             worker.first(pixels_NHWC)
             worker.warm_up(0.5)
-            return worker.load(Load(scenario="single-stream", seconds=arguments.seconds, cpus=cpus)).p50_ms or 0.0
+            found = worker.load(Load(scenario="single-stream", seconds=arguments.seconds, cpus=cpus)).p50_ms
+            assert found is not None, "LoadGen's test was cut short"
+            return found
 
     ways: dict[str, Callable[[], float]] = {"bare": bare, "ours": ours, "loadgen": loadgen}
     medians: dict[str, list[float]] = {name: [] for name in ways}

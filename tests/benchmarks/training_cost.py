@@ -49,7 +49,8 @@ def make_family(arch: str, ratios: tuple[float, ...], shape: tuple[int, int, int
     scores = parameter_saliency(full, torch.randn(images, *shape), torch.randint(CLASSES, (images,)), "snip")
     scored = score_channels(read_channels(full, shape), scores, "snip", stages)
     widths = choose_widths(scored, Asked(ratios, share, "params", TrainConfig.divisor))
-    family = build_family(full, scored.graph.groups, widths, sharing_tree(len(ratios), stages, share))
+    tree = sharing_tree(len(ratios), stages, share)
+    family = build_family(full, scored.graph.groups, widths, tree, mean_joins=METHODS["wml"].join == "mean")
     return family.to(memory_format=torch.channels_last).train()
 
 

@@ -1,6 +1,6 @@
 """Every file that rooms exchange, as a type: `read` and `write` are the one way from and to JSON."""
 
-from wmlc.records.common import Cost, Framing, Interpolation, Latency, Machine, Provenance, Record, Speedup
+from wmlc.records.common import Cost, Framing, Interpolation, Interval, Latency, Machine, Provenance, Record, Speedup
 from wmlc.records.latency import (
     EngineAt,
     LatencyPlan,
@@ -19,7 +19,6 @@ from wmlc.records.measured import (
     Environment,
     Front,
     FrontPoint,
-    Interval,
     LayerTime,
     Profile,
     Row,
@@ -37,6 +36,7 @@ from wmlc.records.shipped import (
     ShippedAccuracy,
     ShippedLatency,
     ShippedNetwork,
+    ShippedPlan,
     Tensor,
 )
 from wmlc.records.training import (
@@ -105,6 +105,7 @@ __all__ = [
     "ShippedAccuracy",
     "ShippedLatency",
     "ShippedNetwork",
+    "ShippedPlan",
     "Speedup",
     "StageCuts",
     "Tensor",

@@ -86,6 +86,14 @@ class Latency(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval(Record):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speedup(Record):
     """Times as fast: the median over `n` rounds in `launches`, with its 95 % interval from `low` to `high`."""
 

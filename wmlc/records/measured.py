@@ -11,6 +11,7 @@ from wmlc.records.common import (
     SCHEMA,
     Amount,
     Count,
+    Interval,
     Latency,
     Machine,
     Percent,
@@ -24,14 +25,6 @@ from wmlc.records.common import (
     Version,
 )
 from wmlc.settings import BenchSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval(Record):
-    """A 95 % interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

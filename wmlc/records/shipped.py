@@ -12,6 +12,7 @@ from wmlc.records.common import (
     Amount,
     Count,
     Framing,
+    Interval,
     Latency,
     Machine,
     Percent,
@@ -130,6 +131,9 @@ class ShippedLatency(Record):
     """What the bench measured of the file `of_sha256`."""
 
     ms: Latency
+    p50_interval: Interval | None = None
+    latency_budget_ms: Positive | None = None  # what the peer was cut for
+    budget_met: bool | None = None  # by p50
     batch: Size
     engine: str
     provider: str | None
@@ -139,6 +143,14 @@ class ShippedLatency(Record):
     throughput_per_s: Amount | None
     time: str
     of_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedPlan(Machine):
+    """What a shipped TensorRT plan belongs to."""
+
+    version_compatible: bool
+    hardware_compatible: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +170,8 @@ class Manifest(Record):
     labels: Annotated[list[str], Len(1)]
     max_batch: Size
     architecture: str
+    arch_args: str = ""
+    plan: ShippedPlan | None = None  # None: an ONNX file, which no machine is meant by
     network: ShippedNetwork
     precision: str
     target: str | None
