@@ -125,6 +125,18 @@ def test_prune_finetune_takes_another_runs_baseline(exits: Run, tmp_path: Path) 
     assert kept["head.fc.weight"].shape[1] < trained["head.fc.weight"].shape[1]
 
 
+def test_prune_finetune_takes_batch_norm_anew_as_its_networks_have_fewer_channels(exits: Run, tmp_path: Path) -> None:
+    run = train(
+        tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.0), finetune_epochs=0, baseline_from=str(exits.root)
+    )
+    whole, cut = (
+        {name: {*value.tolist()} for name, value in weights(run.network(peer)).items() if "running_mean" in name}
+        for peer in (0, 1)
+    )
+    assert whole.keys() == cut.keys()
+    assert not any(whole[name] & cut[name] for name in whole)
+
+
 def test_prune_finetune_goes_on_after_a_kill_between_its_halves(finetuned: Run, tmp_path: Path) -> None:
     with stopping(session, "cut_trained"), pytest.raises(InputError, match="stopped; go on with"):
         train(tmp_path / "run", method="prune-finetune", ratios=(0.5, 0.3, 0.0), finetune_epochs=1)
