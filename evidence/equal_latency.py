@@ -22,19 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from wmlc.arch import needs_caller
-from wmlc.bench.latency.config import LatencyConfig
-from wmlc.bench.latency.files import Writers
-from wmlc.bench.latency.session import EngineClock
-from wmlc.compress.begin import open_for_start
-from wmlc.compress.budgets import ENGINE_SETTINGS
-from wmlc.compress.config import settle
-from wmlc.compress.latency import units_of
-from wmlc.compress.learn.place import choose_device
-from wmlc.compress.prepare import prepare, resizable_of
-from wmlc.export.for_latency import onnx_writer
-from wmlc.models.factory import named_by_caller
-from wmlc.settings import TrainConfig
+# Engines' processes import this file anew, so that torch and what needs it are imported where they are used.
 
 KINDS = {"uniform": {"budget": "uniform"}, "macs": {"budget": "taylor"}}
 NEAR, TRIES = 0.02, 6  # of the latency that is wanted
@@ -42,6 +30,19 @@ NEAR, TRIES = 0.02, 6  # of the latency that is wanted
 
 def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     """Write OUT/NAME.json: the options of each kind, and what the cut networks take."""
+    from wmlc.arch import needs_caller
+    from wmlc.bench.latency.config import LatencyConfig
+    from wmlc.bench.latency.files import Writers
+    from wmlc.bench.latency.session import EngineClock
+    from wmlc.compress.begin import open_for_start
+    from wmlc.compress.budgets import ENGINE_SETTINGS
+    from wmlc.compress.config import settle
+    from wmlc.compress.latency import units_of
+    from wmlc.compress.learn.place import choose_device
+    from wmlc.compress.prepare import prepare, resizable_of
+    from wmlc.export.for_latency import onnx_writer
+    from wmlc.models.factory import named_by_caller
+
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
     engine: dict[str, Any] = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}
     engine.pop("latency_tables", None)  # OUT has them
@@ -83,7 +84,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
             at = 1 - found["latency"]["macs"]
             best = None
             for _ in range(TRIES):
-                cut: TrainConfig = settle({**asked, "ratio_of": "macs", "ratios": (round(at, 4),), **budget})
+                cut = settle({**asked, "ratio_of": "macs", "ratios": (round(at, 4),), **budget})
                 widths = prepare(open_for_start(cut, device)[0], data, device).widths[0]
                 counts_G = np.array([len(widths.kept[group.root]) for group in graph.groups])
                 (own_time,) = clock.time(network, [counts_G])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether latency tables predict, budgets are met and savings paid out: the tables of docs/results.md, section 11.
 
-    evidence/latency.py OUT                                    # all networks, about 20 minutes on two idle cores
+    evidence/latency.py OUT                                    # all networks, 15 to 20 minutes each on two idle cores
     evidence/latency.py OUT resnet18 --engine ort --precision int8
     evidence/latency.py OUT --show                             # what OUT has, as tables
 
@@ -17,19 +17,13 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from wmlc.bench.latency.config import LatencyConfig
-from wmlc.bench.latency.files import Writers
-from wmlc.bench.latency.session import EngineClock
-from wmlc.compress.latency import plan_for_latency, priced, units_of
-from wmlc.compress.standalone import network_named
-from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored
-from wmlc.export.for_latency import onnx_writer
-from wmlc.latency_model import LatencyModel
+
+# Engines' processes import this file anew, so that torch and what needs it are imported where they are used.
 
 NETWORKS = {"resnet20": (32, 10), "resnet18": (224, 1000), "mobilenet_v2": (224, 1000)}  # side, classes
 RANDOM = 40  # width choices
@@ -64,14 +58,21 @@ def main() -> int:
 
 def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dict[str, object]:
     """All that is measured of a network."""
+    from wmlc.bench.latency.files import Writers
+    from wmlc.bench.latency.session import EngineClock
+    from wmlc.compress.latency import plan_for_latency, priced, units_of
+    from wmlc.compress.standalone import network_named
+    from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored
+    from wmlc.export.for_latency import onnx_writer
+    from wmlc.latency_model import LatencyModel
+
     side, classes = NETWORKS[name]
     network = network_named(name, "", side, classes, 8)
     sizes, graph = network.sizes, network.graph
     writers = Writers(onnx_writer(config.precision, config.int8_target))
     with EngineClock(config, writers, tables) as clock:
-        start = time.monotonic()
         table = clock.table(sizes)
-        seconds, model = time.monotonic() - start, LatencyModel(table)
+        model = LatencyModel(table)
         draw = np.random.default_rng(1)
         counts = [np.array([own[draw.integers(len(own))] for own in sizes.levels]) for _ in range(random)]
         errors = [
@@ -103,8 +104,8 @@ def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dic
         for own, counts_G, now in zip(plan.peers, chosen, took, strict=True)
     ]  # fmt: skip
     return {
-        "at": vars(clock.at), "table_s": seconds, "full_ms": full.ms, "errors": errors, "budgets": budgets,
-        "refused": refused,
+        "at": vars(clock.at), "table_s": table.seconds, "planned_full_ms": plan.full_ms, "full_ms": full.ms,
+        "errors": errors, "budgets": budgets, "refused": refused,
     }  # fmt: skip
 
 
