@@ -38,6 +38,25 @@ def test_other_test_images_of_the_same_number_are_told_by_their_digest(tmp_path:
         assert run.bench.exists() != apart
 
 
+def test_rows_of_another_gpu_go_and_one_that_ran_on_none_leaves_them(tmp_path: Path) -> None:
+    run, plain = Run(tmp_path), made_bench([made_row(0)])
+    for then, now, apart in (("A", "A", False), ("A", "B", True), (None, "B", False), ("A", None, False)):
+        old, new = (replace(plain, environment=replace(plain.environment, gpu=gpu)) for gpu in (then, now))
+        records.write(run.bench, old)
+        with_former(new, run.bench, run)
+        assert run.bench.exists() != apart, (then, now)
+
+
+def test_int8_plans_stand_beside_int8_onnx_files_of_a_gpu(tmp_path: Path) -> None:
+    run, plain = Run(tmp_path), made_bench([made_row(0)])
+    int8 = replace(plain.settings, precisions=("fp32", "int8"))
+    for engine, target, apart in (("trt", None, False), ("ort", "gpu", False), ("ort", None, True)):
+        records.write(run.bench, replace(plain, settings=replace(int8, target="gpu")))
+        new = replace(plain, settings=replace(int8, engines=(engine,), target=target))
+        with_former(new, run.bench, run)
+        assert run.bench.exists() != apart, (engine, target)
+
+
 def test_a_digest_is_of_labels_and_files_wherever_they_lie(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "data")
     before = open_folder(folder).test_digest()

@@ -68,3 +68,15 @@ def test_blocks_hold_every_round_once():
         found = intervals._blocks(launches[:count])
         assert len(found) == blocks
         np.testing.assert_array_equal(np.concatenate(found), np.concatenate(launches[:count]))
+
+
+def test_a_burst_is_its_median_whatever_its_slowest_call_took():
+    (medians_R,) = intervals.burst_medians([[np.array([1.0, 1.0, 9.0]), np.array([4.0, 2.0])]])
+    assert medians_R.tolist() == [1.0, 3.0]
+
+
+def test_the_interval_of_two_launches_is_that_of_two_numbers():
+    """Their mean has the standard error ½, and Student's t with one degree of freedom is 12.706."""
+    low, high = intervals.median_interval([np.zeros(3), np.ones(3)], seed=0)
+    assert (low + high) / 2 == 0.5
+    assert (high - low) / 2 == pytest.approx(12.706 / 2, rel=0.05)

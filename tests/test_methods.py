@@ -108,6 +108,15 @@ def test_self_distillation_by_hand() -> None:
     close(losses, 0.9 * CE_1 + 0.1 * 4 * KL_21, CE_2_DOUBLED)
 
 
+def test_of_three_exits_the_deepest_teaches_both_others() -> None:
+    logits_PBC, labels_B = some_logits(3)
+    p_BC, *taught = ((z_BC / 2).softmax(1) for z_BC in (logits_PBC[2], *logits_PBC[:2]))
+    own = [-z_BC.log_softmax(1)[torch.arange(5), labels_B].mean() for z_BC in logits_PBC]
+    apart = [(p_BC * (p_BC / q_BC).log()).sum(1).mean() for q_BC in taught]
+    expected_P = torch.stack([0.9 * own[0] + 0.1 * 4 * apart[0], 0.9 * own[1] + 0.1 * 4 * apart[1], own[2]])
+    torch.testing.assert_close(self_distillation_losses(logits_PBC, labels_B, 0.1, 2.0), expected_P)
+
+
 def test_wml_at_a_temperature_by_hand() -> None:
     losses = wml_losses(2 * Z_PBC, Y_B, alpha=0.1, temperature=2.0)
     close(losses, 0.9 * CE_1 + 0.1 * 4 * KL_12, 0.9 * CE_2_DOUBLED + 0.1 * 4 * KL_21)

@@ -212,3 +212,9 @@ def test_a_run_goes_on_with_what_was_measured_when_it_began(
     assert {each.units[0] for each in blocks} == {0} and len(blocks) == 7
     (other,) = read_family(without).peers
     assert other.left_out and other.left_out == read_spec(without.network(1)).left_out
+
+
+def test_between_two_levels_a_loss_is_interpolated_over_the_logarithm() -> None:
+    assert sensitivity._curve({2: 1.0, 8: 0.0}, [2, 4, 8]).tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert sensitivity._curve({2: 0.1, 4: 0.4, 8: 0.0}, [2, 4, 8]).tolist() == pytest.approx([0.4, 0.4, 0.0])
+    assert sensitivity._curve({2: -1.0, 8: 0.0}, [2, 4, 8]).tolist() == [0.0, 0.0, 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import yaml
 from made import made_framing, made_plan
 from measured import change_rows, copy_of
+from torch import nn
 
 from wmlc import records
 from wmlc.errors import InputError
+from wmlc.export.card import model_card
 from wmlc.export.config import ShipConfig
+from wmlc.export.extract import run_file
 from wmlc.export.layouts import Model, most_images, root_files, triton_config
 from wmlc.export.naming import LONGEST, model_name
 from wmlc.export.publish import read_manifest
@@ -50,9 +54,13 @@ def test_int8_ships_for_the_target_that_was_benched(benched_run: Run, tmp_path: 
     records.write(run.bench, replace(bench, settings=replace(bench.settings, target="gpu")))
     (version,) = ship(run, "1", tmp_path / "models", replace(TRITON, precision="int8"))
     assert (read_manifest(version).target, version.parent.name) == ("gpu", "resnet20_digits_p07_int8-gpu")
-    for server in ("ovms", "mlserver"):
-        with pytest.raises(InputError, match=f"{server} runs a model on the CPU, where int8 made for a GPU"):
-            list(ship(run, "1", tmp_path / server, ShipConfig(to=server, precision="int8")))
+    refused = r"peer1 is int8 made for a GPU, which may give other answers in (ovms|triton) on the CPU; bench with"
+    with pytest.raises(InputError, match=refused):
+        list(ship(run, "1", tmp_path / "ovms", ShipConfig(to="ovms", precision="int8")))
+    assert list(ship(run, "1", tmp_path / "mlserver", ShipConfig(to="mlserver", precision="int8"))), "benched by it"
+    change_rows(run, device="cuda")
+    with pytest.raises(InputError, match=refused):
+        list(ship(run, "1", tmp_path / "triton", replace(TRITON, precision="int8", device="cpu")))
 
 
 def served(**changes: Any) -> Model:
@@ -86,8 +94,30 @@ def test_openvinos_model_list_may_name_another_mount(benched_run: Run, tmp_path:
     out, ovms = tmp_path / "models", ShipConfig(to="ovms")
     list(ship(benched_run, "1", out, ovms))
     (out / "config.json").write_text((out / "config.json").read_text().replace("/models/", "/srv/ours/"))
+    list(ship(benched_run, "1,2", out, ovms))
+    listed = json.loads((out / "config.json").read_text())["model_config_list"]
+    names = ("resnet20_digits_p07", "resnet20_digits_p0")
+    assert [entry["config"]["base_path"] for entry in listed] == [f"/srv/ours/{name}" for name in names]
+
+
+def test_openvinos_entries_from_before_ask_for_float32_too(benched_run: Run, tmp_path: Path) -> None:
+    out, ovms = tmp_path / "models", ShipConfig(to="ovms")
     list(ship(benched_run, "1", out, ovms))
-    assert "/srv/ours/resnet20_digits_p07" in (out / "config.json").read_text()
+    now = json.loads((out / "config.json").read_text())
+    before = json.loads(json.dumps(now))
+    del before["model_config_list"][0]["config"]["plugin_config"]
+    (out / "config.json").write_text(json.dumps(before))
+    list(ship(benched_run, "1", out, ovms))
+    assert json.loads((out / "config.json").read_text()) == now
+
+
+def test_a_model_of_that_name_elsewhere_is_not_ours(benched_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    out.mkdir()
+    theirs = {"name": "resnet20_digits_p07", "base_path": "s3://theirs/resnet20_digits_p07"}
+    (out / "config.json").write_text(json.dumps({"model_config_list": [{"config": theirs}]}))
+    with pytest.raises(InputError, match="has a model resnet20_digits_p07 at s3://theirs/resnet20_digits_p07 already"):
+        list(ship(benched_run, "1", out, ShipConfig(to="ovms")))
 
 
 def test_a_model_whose_versions_were_all_moved_away_is_still_ours(benched_run: Run, tmp_path: Path) -> None:
@@ -95,6 +125,28 @@ def test_a_model_whose_versions_were_all_moved_away_is_still_ours(benched_run: R
     (version,) = ship(benched_run, "1", out, TRITON)
     shutil.move(version, tmp_path / "bad")
     assert [path.name for path in ship(benched_run, "1", out, TRITON)] == ["1"]
+    shutil.rmtree(version)
+    (version.parent / "config.pbtxt").write_text('backend: "python"')
+    with pytest.raises(InputError, match="was not shipped by wmlc, which would overwrite it"):
+        list(ship(benched_run, "1", out, TRITON))
+
+
+def test_int8_with_another_mean_inside_is_refused(
+    benched_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wmlc.export import to_onnx
+
+    once = to_onnx.WithPreprocess
+
+    def wrong(network: nn.Module, mean: list[float], std: list[float]) -> nn.Module:
+        return once(network, [value + 2.5 for value in mean], std)
+
+    monkeypatch.setattr(to_onnx, "WithPreprocess", wrong)
+    monkeypatch.setattr(to_onnx, "_check_logits", lambda *_: None)
+    asked, run = replace(TRITON, precision="int8", with_preprocess=True), copy_of(benched_run, tmp_path / "run")
+    run_file(run, 1, "pixels").unlink(missing_ok=True)  # that another test may have made
+    with pytest.raises(InputError, match=r"cannot ship in this form: its engine's logits differ from the benched file"):
+        list(ship(run, "1", tmp_path / "models", asked))
 
 
 def test_all_is_in_place_before_the_first_is_told(benched_run: Run, tmp_path: Path) -> None:
@@ -119,6 +171,12 @@ def test_the_baseline_was_not_trained_by_the_method(benched_run: Run, tmp_path: 
     (version,) = ship(benched_run, "baseline", tmp_path / "models", TRITON)
     card = (version / "model_card.md").read_text()
     assert "the unpruned baseline, trained alone on digits; fp32" in card
+    assert "| speed-up over the baseline | 1.00 [1.00, 1.00] |" in card
+    manifest = read_manifest(version)
+    start = replace(manifest.network, start="r20.pth", trained=False)
+    assert "baseline, `r20.pth` as it stands, measured on digits; fp32" in model_card(replace(manifest, network=start))
+    control = replace(start, trained=True)
+    assert "baseline, trained alone on digits from `r20.pth`; fp32" in model_card(replace(manifest, network=control))
 
 
 def named(run: Run, arch: str, **about: Any) -> str:
@@ -129,7 +187,9 @@ def named(run: Run, arch: str, **about: Any) -> str:
 
 def test_models_are_named_by_what_they_are(benched_run: Run, tmp_path: Path) -> None:
     run = copy_of(benched_run, tmp_path / "run")
-    assert named(run, "/home/alice/net.py:make_net") == named(run, "./net.py:make_net") == "make_net_digits_p07"
+    assert named(run, "/home/alice/net.py:make_net") == named(run, "./net.py:make_net") == "net-make_net_digits_p07"
+    assert named(run, "other.py:make_net") == named(run, "theirs.other:make_net") == "other-make_net_digits_p07"
+    assert named(run, "resnet20", data="blümchen").startswith("resnet20_bl-mchen_p07-")
     assert named(run, "torchvision:resnet18") == "torchvision-resnet18_digits_p07"
     long = named(run, "timm:" + "x" * 300)
     assert len(long) == LONGEST and long != named(run, "timm:" + "x" * 299 + "y")

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 from test_teacher import from_start
+from toy_family import ToyData, toy_family
 from training import SMALL
 
 from wmlc.compress import rate
@@ -27,6 +29,7 @@ from wmlc.errors import InputError
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.zoo import build_network
+from wmlc.records import RateTrial
 from wmlc.report.runs import read_runs
 from wmlc.run import BASELINE, Run, read_config, read_epochs, read_family
 from wmlc.settings import TrainConfig
@@ -283,3 +286,35 @@ def test_what_a_family_by_sensitivity_costs_is_known_to_a_method_that_cuts_nothi
 def test_steps_of_fine_tuning_are_not_the_unpruned_networks() -> None:
     assert untaught(settle({"method": "prune-finetune", "steps": 3})).steps is None
     assert untaught(settle({"method": "wml", "steps": 3})).steps == 3
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.04), (0.02, 0.02)])
+def test_fine_tuning_has_its_own_rate_and_length_and_no_warm_up(given: float | None, expected: float) -> None:
+    config = settle(
+        {"method": "prune-finetune", "lr": 0.4, "warmup_epochs": 2.0, "epochs": 9, "finetune_epochs": 3, "finetune_lr": given}
+    )  # fmt: skip
+    half = of_second_half(config)
+    assert (half.lr, half.warmup_epochs, half.epochs) == (expected, 0.0, 3)
+    assert of_second_half(dataclasses.replace(config, finetune_epochs=None)).epochs == 9
+
+
+def test_each_trial_of_a_rate_begins_with_the_weights_that_the_run_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, seen = toy_family(), list[tuple[float, int | None, list[list[float]]]]()
+    losses = dict(zip(rate.RATES, (1.5, 0.5, None), strict=True))
+
+    def trial(part: Any, prepared: Any, config: TrainConfig, data: Any, *_: Any) -> RateTrial:
+        seen.append((config.lr, config.steps, [own.flatten().tolist() for own in part.parameters()]))
+        for own in part.parameters():
+            own.data += 1
+        macs = spending_of(part, prepared, config, data).until(20)
+        return RateTrial(lr=config.lr, steps=20, held_out_loss=losses[config.lr], training_macs=macs, seconds=0.0)
+
+    monkeypatch.setattr(rate, "_trial", trial)
+    monkeypatch.setattr(ToyData, "train_steps", lambda *_: 100)
+    config = settle({"method": "independent", "start": "a", "ratios": (0.5, 0.3), "epochs": 4, "lr": "auto"})
+    prepared: Any = SimpleNamespace(family=family)
+    begun = [own.flatten().tolist() for own in family.parameters()]
+    found, _ = rate.find_rate(config, prepared, ToyData(), CPU)
+    assert seen == [(lr, 20, begun) for lr in rate.RATES]
+    assert begun == [own.flatten().tolist() for own in family.parameters()]
+    assert (found.lr, found.steps) == (rate.RATES[1], 400 - 3 * 20)
