@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmlc.accuracy import disagreement, parity, reordered
+from wmlc.accuracy import disagreement, moved_by_int8, parity, reordered
 from wmlc.bench.engines import Engine
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.engines.ort_engine import OrtEngine
@@ -43,8 +43,7 @@ def held_against_reference(
     if failure and of_network and precision == "int8":
         meant_BC = _as_written(subject, pixels_NHWC, batch)
         if not disagreement(parity(logits_BC, meant_BC, precision), precision):
-            moved = f"int8 moves its logits by {apart:.2g} of their size; its top-1 has the cost"
-            return Agreement(apart, notes=(moved,))
+            return Agreement(apart, notes=(moved_by_int8(apart),))
     return Agreement(apart, failure)
 
 

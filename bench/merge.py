@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from wmlc import records
 from wmlc.bench.choose import pareto
-from wmlc.bench.engines import PACKAGES
+from wmlc.bench.engines import ONNX, PACKAGES, engine_class
 from wmlc.bench.rows import ACCURACY_OFF
 from wmlc.console import note
 from wmlc.errors import InputError
@@ -110,9 +110,14 @@ def _apart(old: Bench, new: Bench) -> str | None:
     first, mine = (own.settings.precisions[0] for own in (old, new))
     if first != mine:  # of the baseline that speed-ups and drops are over
         return f"another baseline, in {first} (--precision {first},{mine} measures both against that one)"
-    if "int8" in {*old.settings.precisions} & {*new.settings.precisions} and old.settings.target != new.settings.target:
-        return "int8 for another target"
-    return None
+    targets = {_int8_target(own) for own in (old, new)} - {None}
+    return "int8 for another target" if len(targets) > 1 else None
+
+
+def _int8_target(bench: Bench) -> str | None:
+    """What the int8 ONNX files of a bench are made for; None where it has none (all plans are a GPU's)."""
+    of_onnx = any(engine_class(name).takes == ONNX for name in bench.settings.engines)
+    return (bench.settings.target or "cpu") if of_onnx and "int8" in bench.settings.precisions else None
 
 
 def _are_other(old: TestData | None, new: TestData | None) -> bool:

@@ -142,8 +142,8 @@ def _bench(
     what: str,
     plan: LatencyPlan | None = None,
 ) -> Bench:
-    gpu_files = [name for name, own in devices.items() if own == "cuda" and engine_class(name).takes == ONNX]
-    target = config.int8_target if gpu_files and "int8" in config.precisions else config.target
+    of_onnx = any(engine_class(name).takes == ONNX for name in config.engines)
+    target = config.int8_target if of_onnx and "int8" in config.precisions else config.target
     settings = BenchSettings(**vars(config) | {"target": target})
     environment = read_environment(devices, config.threads)
     first = next(iter(subjects.values()))

@@ -56,7 +56,7 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
 
 
 def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:
-    """The peers of a family from a start, from 1, whose batch norm was kept for more channels than they have."""
+    """The peers, from 1, of a family cut from trained weights whose batch norm was kept for more channels."""
     return {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
 
 

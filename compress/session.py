@@ -312,7 +312,8 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
     if macs:
         cost = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
-        beside = " (trials of rates and batch norm's statistics apart)" if config.start is not None else ""
+        retakes = config.start is not None or method.cuts_trained
+        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
         say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network{beside}")
     with long_work(macs) as work:
         if cuts_trained:

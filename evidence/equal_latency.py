@@ -107,10 +107,10 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
 
 def train(out: Path, name: str, epochs: int, seeds: list[int], options: list[str]) -> None:
     """Train what was planned; a run of this plan, of as many epochs, that is there is not trained again."""
-    found = json.loads((out / f"{name}.json").read_text())
+    found, words = _planned(out / f"{name}.json"), [word.strip("-").replace("/", "_") for word in options]
     for seed in seeds:
         for kind in ("latency", *KINDS):
-            run = out / "runs" / f"{name}-{kind}-{found['plan']}-{epochs}-{seed}"
+            run = out / "runs" / f"{name}-{kind}-{found['plan']}-{'-'.join([str(epochs), *words])}-{seed}"
             if not (run / "family.json").exists():
                 subprocess.run(
                     [
@@ -121,20 +121,27 @@ def train(out: Path, name: str, epochs: int, seeds: list[int], options: list[str
                 )  # fmt: skip
 
 
+def _planned(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    if "plan" not in found:
+        sys.exit(f"{file} was planned by an earlier version; plan again, into another OUT")
+    return found
+
+
 def show(out: Path) -> None:
     """A row a kind."""
     for file in sorted(out.glob("*.json")):
-        found = json.loads(file.read_text())
+        found = _planned(file)
         print(f"{file.stem}: whole {found['full_ms']:.3g} ms")
         for kind in ("latency", *KINDS):
             own, tops = found[kind], dict[str, list[float]]()
             for run in sorted((out / "runs").glob(f"{file.stem}-{kind}-{found['plan']}-*/family.json")):
-                epochs = run.parent.name.split("-")[-2]
-                tops.setdefault(epochs, []).append(json.loads(run.read_text())["peers"][0]["top1"])
+                how = run.parent.name.rpartition("-")[0].partition(f"{found['plan']}-")[2]
+                tops.setdefault(how, []).append(json.loads(run.read_text())["peers"][0]["top1"])
             print(f"  {kind:<8} {own['ms']:.4g} ms [{own['low']:.4g}, {own['high']:.4g}]  MACs {own['macs']:.3f}")
-            for epochs, each in tops.items():
+            for how, each in tops.items():
                 spread = f" ± {stdev(each):.2f}" if len(each) > 1 else ""
-                print(f"    {epochs} epochs: {mean(each):.2f}{spread} ({', '.join(f'{top:.2f}' for top in each)})")
+                print(f"    epochs {how}: {mean(each):.2f}{spread} ({', '.join(f'{top:.2f}' for top in each)})")
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ GOALS = {"cost": ("a family over separate networks", 0.5), "reweigh_share": ("ω
 
 def section(out: Path, parts: Sequence[str]) -> str:
     """What the `parts` found, as Markdown."""
-    machines = json.loads((out / "machines.json").read_text())
+    machines = json.loads((out / "machines.json").read_text()) if (out / "machines.json").exists() else {}
     where = {part: f"{own['device']}, torch {own['torch']}, {own['date']}" for part, own in machines.items()}
     alike = len({*where.values()}) == 1
     lines = [f"On {next(iter(where.values()))}, `evidence/gpu.sh`.", ""] if alike else ["`evidence/gpu.sh`:", ""]

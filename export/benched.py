@@ -41,14 +41,17 @@ def as_benched(run: Run, config: ShipConfig) -> ShipConfig:
 def check_device(name: str, row: Row, config: ShipConfig) -> None:
     """Raise `InputError` where what was measured on one device cannot hold where the server runs it; else a note."""
     served = served_on(row, config)
-    if served == row.device:
-        return
     where = f"{name} was benched on {row.device}, and {config.to} will run it on {served}"
     remedy = f"bench with --device {served}, or ship to where it was benched"
+    if served == "cpu" and config.form == "int8-gpu" and (row.device != "cpu" or config.to == "ovms"):
+        raise InputError(
+            f"{name} is int8 made for a GPU, which may give other answers in {config.to} on the CPU; bench with "
+            "--precision fp32,int8 --target cpu --device cpu"
+        )
+    if served == row.device:
+        return
     if config.max_latency_ms is not None:
         raise InputError(f"{where}, so max_latency_ms says nothing of it; {remedy}")
-    if served == "cpu" and config.form == "int8-gpu":
-        raise InputError(f"{where}, where int8 made for a GPU may give other answers; {remedy}")
     note(f"{where}: its latency there is another; {remedy}")
 
 

@@ -75,6 +75,7 @@ def make_manifest(
             params=cost.params,
             macs=cost.macs,
             start=about.start,
+            trained=about.start is None or bool(about.training_macs),
         ),
         precision=precision,
         target=target or None,
@@ -145,10 +146,12 @@ def _which(network: ShippedNetwork) -> str:
 
 
 def _origin(network: ShippedNetwork) -> str:
-    """How it came about; the baseline of a run from a start is that start as it stands, or with a head of its own."""
-    if network.peer == BASELINE:
-        return f"`{network.start}` on {network.data}" if network.start else f"trained alone on {network.data}"
+    """How it came about; the baseline of a run from a start is that start as it stands, if it was not trained on."""
     start = f" from `{network.start}`" if network.start else ""
+    if network.peer == BASELINE and not network.trained:
+        return f"`{network.start}` as it stands, measured on {network.data}"
+    if network.peer == BASELINE:
+        return f"trained alone on {network.data}{start}"
     return f"trained on {network.data} by the method `{network.method}`{start}"
 
 
@@ -188,7 +191,8 @@ def _latency_lines(manifest: Manifest) -> list[str]:
     if speedup is None:
         return [*lines, "| speed-up over the baseline | not measured |"]
     shown = f"{speedup.median:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
-    doubt = ", slower" if speedup.high < 1 else ", not shown to be faster" if speedup.low <= 1 else ""
+    itself = manifest.network.peer == BASELINE and manifest.precision == manifest.accuracy.baseline_precision
+    doubt = ", slower" if speedup.high < 1 else ", not shown to be faster" if speedup.low <= 1 and not itself else ""
     return [*lines, f"| speed-up over {_baseline(manifest)} | {shown}{doubt} |"]
 
 

@@ -153,8 +153,6 @@ class ShipConfig:
             raise InputError(
                 f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"
             )
-        if self.to in CPU_ONLY and self.target == "gpu":
-            raise InputError(f"{self.to} runs a model on the CPU, where int8 made for a GPU may give other answers")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
             raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")
         if self.max_latency_ms is not None and not self.max_latency_ms > 0:

@@ -90,6 +90,17 @@ def most_images(model: Path) -> int | None:
     return int(said[1]) if said else None
 
 
+def read_triton_config(text: str) -> Any:
+    """A `config.pbtxt` as Triton's own protobuf; `ImportError` without tritonclient, `ValueError` for what is none."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as triton
+
+    try:
+        return text_format.Parse(text, triton.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(str(error)) from None
+
+
 def _triton_config_of(model: Path) -> str:
     file = model / TRITON_CONFIG
     return read_text(file, "model configuration", ELSEWHERE) if file.is_file() else ""
@@ -101,10 +112,10 @@ def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
     Others' entries and settings stay, also in entries of ours that somebody has changed; an entry just as we
     write it goes when there is nothing left of its model.
     """
-    file, names = out / OVMS_CONFIG, sorted({*(model.name for model in models_in(out)), *staged})
-    ours = {name: _ovms_entry(name) for name in names}
+    file, shipped = out / OVMS_CONFIG, {model.name for model in models_in(out)}
+    names = sorted({*shipped, *staged})
     if not file.exists():
-        return {"model_config_list": list(ours.values())}
+        return {"model_config_list": [_ovms_entry(name, OVMS_ROOT) for name in names]}
     what = f"{file} is no model list of OpenVINO Model Server"
     try:
         there = json.loads(read_text(file, "model list", ELSEWHERE))
@@ -113,12 +124,18 @@ def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
     entries = there.get("model_config_list") if isinstance(there, dict) else None
     if not isinstance(entries, list) or not all(_named(entry) for entry in entries):
         raise InputError(f"{what} (it has no model_config_list of named models); {ELSEWHERE}")
+    roots = set[str]()  # where the repository is mounted, which may have been changed
     for entry in entries:
         name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
-        if name in ours and place.rstrip("/").rpartition("/")[2] != name:  # the repository may be mounted elsewhere
+        root, _, last = place.rstrip("/").rpartition("/")
+        if name in names and (last != name or (name not in shipped and root != OVMS_ROOT)):
             raise InputError(f"{file} has a model {one_line(name)} at {one_line(place)} already; {ELSEWHERE}")
+        if name in shipped:
+            roots.add(root)
+    mount = roots.pop() if len(roots) == 1 else OVMS_ROOT
+    ours = {name: _ovms_entry(name, mount) for name in names}
     kept = [
-        entry
+        ours[name] if name in ours and _as_written(entry) else entry
         for entry in entries
         if (name := entry["config"]["name"]) in ours or not _as_written(entry) or (out / name).exists()
     ]
@@ -133,12 +150,14 @@ def _named(entry: Any) -> bool:
 
 
 def _as_written(entry: Any) -> bool:
-    """Whether an entry is to the letter what wmlc writes."""
-    return bool(entry == _ovms_entry(entry["config"]["name"]))
+    """Whether an entry is to the letter what wmlc writes, or wrote before it asked for float32."""
+    name = entry["config"]["name"]
+    written = _ovms_entry(name, OVMS_ROOT)
+    return entry in (written, {"config": {"name": name, "base_path": written["config"]["base_path"]}})
 
 
-def _ovms_entry(name: str) -> dict[str, Any]:
-    return {"config": {"name": name, "base_path": f"{OVMS_ROOT}/{name}", "plugin_config": OVMS_PLUGIN}}
+def _ovms_entry(name: str, root: str) -> dict[str, Any]:
+    return {"config": {"name": name, "base_path": f"{root}/{name}", "plugin_config": OVMS_PLUGIN}}
 
 
 def triton_config(model: Model, config: ShipConfig) -> str:
@@ -238,10 +257,12 @@ def _inference_service(out: Path, config: ShipConfig, on_gpu: bool) -> dict[str,
 
 def _cpus_of(model: Path) -> int:
     """The CPUs that a model's copies compute on at once, by its configuration; 0 of one on a GPU."""
-    text = _triton_config_of(model)
-    counts = [int(count) for count in re.findall(r"^\s*count:\s*(\d+)", text, re.MULTILINE)]
-    threads = re.search(r'"intra_op_thread_count"\s*value\s*:?\s*\{\s*string_value:\s*"(\d+)"', text)
-    return 0 if "KIND_GPU" in text else max(counts, default=1) * int(threads[1] if threads else 1)
+    try:
+        config = read_triton_config(_triton_config_of(model))
+    except (ImportError, ValueError):
+        return 0
+    threads = int(config.parameters["intra_op_thread_count"].string_value or 1)
+    return threads * sum(group.count for group in config.instance_group if group.kind != group.KIND_GPU)
 
 
 def storage_uri(out: Path, config: ShipConfig) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
+from wmlc.arch import needs_caller
 from wmlc.data.sources import PACKED
 from wmlc.errors import InputError
 from wmlc.forms import file_name_of
@@ -18,13 +19,19 @@ LONGEST = 120  # letters; a version's files and what is staged beside it need ro
 def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     """resnet20_cifar10_p05: architecture, data set and ratio (of a peer that was cut for 12 ms, 12ms), and the
     precision if it is not fp32."""
-    parts = [file_name_of(spec.arch), data_name(run, spec), _which(run, spec)]
-    parts += [] if form == "fp32" else [form.removesuffix("-cpu")]
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in "_".join(parts)).lstrip("-")
-    if len(name.encode()) <= LONGEST:
+    place, _, function = spec.arch.rpartition(":")
+    code = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    own = f"{code}-{function}" if needs_caller(spec.arch) else file_name_of(spec.arch)
+    parts = [own, data_name(run, spec), _which(run, spec), *([] if form == "fp32" else [form.removesuffix("-cpu")])]
+    name, meant = _plain("_".join(parts)).lstrip("-"), "_".join(parts)
+    if len(name) <= LONGEST and meant.isascii():
         return name
-    short = name.encode()[: LONGEST - 9].decode(errors="ignore")
-    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(meant.encode()).hexdigest()[:8]}"
+
+
+def _plain(words: str) -> str:
+    """With a dash for whatever some server or file system does not take."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in words)
 
 
 def data_name(run: Run, spec: NetworkSpec) -> str:
@@ -40,7 +47,7 @@ def _which(run: Run, spec: NetworkSpec) -> str:
     if peer is None or peer == BASELINE:
         return "ensemble" if peer is None else "baseline"
     labels = {own.peer: f"p{own.ratio:g}".replace(".", "") for own in read_family(run).peers}
-    labels |= {own: f"{ms:g}ms".replace(".", "-") for own, ms in _asked_ms(run).items()}
+    labels |= {own: _plain(f"{ms:g}ms") for own, ms in _asked_ms(run).items()}
     label = labels.get(peer) or f"p{spec.about.ratio:g}".replace(".", "")
     return f"{label}-{peer}" if list(labels.values()).count(label) > 1 else label
 

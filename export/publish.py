@@ -35,9 +35,15 @@ def refuse_foreign(model: Path) -> None:
     """Raise `InputError` where a model of that name is there that wmlc did not ship, and which would be overwritten."""
     if newest_version(model) or not model.exists():
         return
-    # of a model of ours whose versions have all been moved away, these are left
-    if not model.is_dir() or {path.name for path in model.iterdir()} - {LABELS_FILE, TRITON_CONFIG}:
+    if not model.is_dir() or (any(model.iterdir()) and not _is_left_of_ours(model)):
         raise InputError(f"{model} was not shipped by wmlc, which would overwrite it; ship into another --out")
+
+
+def _is_left_of_ours(model: Path) -> bool:
+    """Whether a directory has just what is left of a model of ours whose versions have all been moved away."""
+    if {path.name for path in model.iterdir()} != {LABELS_FILE, TRITON_CONFIG}:
+        return False
+    return f'label_filename: "{LABELS_FILE}"' in (model / TRITON_CONFIG).read_text(encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
@@ -69,7 +75,7 @@ def check_same_interface(manifest: Manifest, model: Path) -> None:
     """Versions of a model share its configuration, so they must be called alike, by the same kind of server."""
     former = read_manifest(model / str(newest_version(model)), "ship into another --out")
     for key in ("server", "file", "input", "output", "labels", "arch_args"):
-        if getattr(former, key) != getattr(manifest, key):
+        if getattr(former, key) not in (getattr(manifest, key), None):
             raise InputError(
                 f"{manifest.model} {former.version} in this repository has another {key} than the new one; "
                 "ship into another --out"

@@ -128,5 +128,10 @@ def disagreement(
     return None
 
 
+def moved_by_int8(apart: float) -> str:
+    """What is said of an int8 file that is far from its float32 network by its own doing, and no engine's."""
+    return f"int8 moves its logits by {apart:.2g} of their size; its top-1 has the cost"
+
+
 def _reordered_too_far(changed: float, other: str, most: float) -> str:
     return f"its engine gives {changed:.1%} of the images another class than {other}, allowed is {most:.0%}"

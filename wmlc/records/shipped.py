@@ -113,6 +113,7 @@ class ShippedNetwork(Record):
     params: Count
     macs: Count
     start: str | None = None  # the trained network that it came from
+    trained: bool = True  # by the run; False: a start as it stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class Manifest(Record):
     labels: Annotated[list[str], Len(1)]
     max_batch: Size
     architecture: str
-    arch_args: str = ""
+    arch_args: str | None = None  # of the network's constructor; None: shipped before that was noted
     plan: ShippedPlan | None = None  # None: an ONNX file, which no machine is meant by
     network: ShippedNetwork
     precision: str
