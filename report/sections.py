@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wmlc.layer_pairs import NO_FASTER, UNBLOCKED
+from wmlc.records import Framing
 from wmlc.report import budgets, charts, series, tables
 from wmlc.report.cells import Cell, all_cells, grouped_notes
 from wmlc.report.cost import cost_words
@@ -332,6 +333,8 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _fact(value: Any) -> str:
     """A value in words; a list or a mapping as a sentence."""
+    if isinstance(value, Framing):
+        return value.words
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):

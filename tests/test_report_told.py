@@ -12,6 +12,7 @@ from made import (
     made_bench,
     made_epoch,
     made_family,
+    made_framing,
     made_latency,
     made_record,
     made_row,
@@ -26,7 +27,7 @@ from wmlc.report.figures import figure_spec
 from wmlc.report.headline import headline
 from wmlc.report.plots import FIGURES
 from wmlc.report.runs import TrainedRun
-from wmlc.report.sections import accuracy_section, all_notes, training_section, weights_section, widths_section
+from wmlc.report.sections import accuracy_section, all_notes, origin, training_section, weights_section, widths_section
 from wmlc.report.series import entries, group_bars, size_points, teaching_lines
 from wmlc.report.sizes import accuracy_over_latency, accuracy_over_macs
 from wmlc.report.tables import scenario_table
@@ -176,6 +177,11 @@ def test_rows_of_an_earlier_bench_say_when_that_was() -> None:
     assert all_notes(a_run([made_row(0), made_row(1, 1.0), old]), several=False) == [
         "peer1 int8: measured at 2025-01-01T00:00:00+00:00"
     ]
+
+
+def test_where_numbers_come_from_is_in_words() -> None:
+    told = origin(a_run([made_row(0)])).blocks["Data"]
+    assert told["framing"] == made_framing(32).words and "Framing(" not in " ".join(told.values())
 
 
 def test_sensitivities_are_drawn_where_no_latency_was_asked_for() -> None:
