@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from wmlc import records
 from wmlc import run as runs
+from wmlc.arch import needs_caller
+from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
@@ -24,6 +26,7 @@ from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory, refuse_existing
 from wmlc.models.checkpoint import load_network, read_spec, save_network, tensors_digest
+from wmlc.models.foreign import why_not_captured
 from wmlc.models.pixels import Pixels
 from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
@@ -70,11 +73,20 @@ def check_epochs(config: TrainConfig, prepared: Prepared) -> None:
         )
 
 
-def print_start(data: Data | None, device: Device, made: Made) -> None:
-    """Say what became of a start, and how right it is on the held-out images under the usual normalisations."""
+def print_start(config: TrainConfig, data: Data | None, device: Device, made: Made) -> None:
+    """Say what became of a start, and how right it is on the held-out images under the usual normalisations.
+
+    Of somebody's own network also whether it can be exported afterwards; for a latency it is exported anyway.
+    """
     fitted, staged = made.fitted, made.staged
     if staged is not None and staged.note:
         note(staged.note)
+    own = needs_caller(config.arch) and config.ratio_of != LATENCY
+    if own and made.whole and data and (why := why_not_captured(made.whole, data.record.input_shape)):
+        note(
+            f"torch cannot capture {config.arch} as a graph ({why}), so no ONNX file can be made of its peers; "
+            "wmlc.load takes them all the same"
+        )
     if fitted is None:
         return
     for words in fitted.words:

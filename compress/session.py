@@ -156,7 +156,7 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         if data is not None:
             begin.check_length(config, data)
         prepared = prepare(
-            config, images, device, clock, tell=None if as_json else partial(begin.print_start, data, device)
+            config, images, device, clock, tell=None if as_json else partial(begin.print_start, config, data, device)
         )
     config = begin.as_prepared(config, prepared)
     peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
@@ -208,7 +208,7 @@ def _start(config: TrainConfig, root: Path, force: bool, command: str, clocks: C
     with _clock(config, clocks if ranks.first else None) as clock:
         begin.check_length(config, data.shared(ranks), ranks.count)
         prepared = prepare(
-            config, data, device, clock, tell=partial(begin.print_start, data, device) if ranks.first else None
+            config, data, device, clock, tell=partial(begin.print_start, config, data, device) if ranks.first else None
         )
     began_with = begin.start_weights(prepared)
     ranks.agree({"the start": began_with}, "give all processes the same --start")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +147,31 @@ def timm_name(arch: str) -> str:
         there = f"its tags are {', '.join(tags)}" if tags else "it has none"
         raise InputError(f"timm:{bare} has no tag {tag!r}; {there}")
     return name
+
+
+def why_not_captured(network: nn.Module, input_shape: Shape) -> str | None:
+    """Why torch cannot capture `network` as a graph, of which an ONNX file is written; None where it can.
+
+    Both ways of torch.export are tried, as its ONNX exporter tries them. Costs seconds.
+    """
+    import torch
+
+    example = torch.zeros(2, *input_shape, device=next(network.parameters()).device)
+    shapes, failures = ({0: torch.export.Dim("batch")},), list[str]()
+    training = network.training
+    network.eval()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            for strict in (False, True):
+                try:
+                    torch.export.export(network, (example,), dynamic_shapes=shapes, strict=strict)
+                    return None
+                except Exception as error:  # whatever its code raises, or torch
+                    failures.append(one_line(raised(error), 120))
+    finally:
+        network.train(training)
+    return failures[0]
 
 
 def raised(error: BaseException) -> str:

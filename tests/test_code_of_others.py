@@ -10,15 +10,16 @@ import torch
 from test_stages import EXAMPLE, SHAPE, InPlace, made
 from torch import Tensor, nn
 
-from wmlc.compress.begin import as_prepared
+from wmlc.compress.begin import as_prepared, print_start
 from wmlc.compress.config import settle
 from wmlc.compress.learn.place import Device
-from wmlc.compress.prepare import Prepared, _check_step, prepare
+from wmlc.compress.prepare import Made, Prepared, _check_step, prepare
 from wmlc.compress.sweep.session import _compared, _differing
 from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
+from wmlc.models.foreign import why_not_captured
 from wmlc.models.operations import operations_digest
 from wmlc.models.stages import split
 from wmlc.models.start import fit_start, read_start
@@ -61,6 +62,21 @@ def test_what_a_network_costs_is_counted_where_its_code_asks_for_a_value() -> No
 def test_channels_are_proven_where_code_makes_tensors_of_no_named_type() -> None:
     graph = read_channels(made(MakesItsOwn), SHAPE)
     assert len(graph.groups) == 4 and torch.get_default_dtype() == torch.float32
+
+
+def test_a_network_that_no_graph_can_be_made_of_is_told_before_it_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = made(Asks).train()
+    why = why_not_captured(mine, SHAPE)
+    assert why and mine.training and why_not_captured(made(InPlace), SHAPE) is None
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
+    data = open_data(DataConfig(name="digits"))
+    config = settle({"arch": "net.py:make_net", "data": "digits"})
+    whole = made(Asks)
+    print_start(config, data, Device("cpu", False), Made(split(whole, EXAMPLE).network, whole=whole))
+    assert "so no ONNX file can be made of its peers; wmlc.load takes" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
