@@ -19,7 +19,7 @@ from wmlc.compress.learn.train import fit, make_optimizer, steps_of
 from wmlc.compress.learn.watch import NotFinite
 from wmlc.compress.phase import in_step
 from wmlc.compress.prepare import Prepared, trained_peers
-from wmlc.console import progress, say
+from wmlc.console import note, progress, say
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.records import RateTrial
@@ -30,6 +30,7 @@ SHARE = 0.05  # of a run's steps, for each trial
 LEAST = 10  # steps of a trial: fewer tell noise
 RECALIBRATED = 512  # images that batch norm is taken over after a trial
 HELD_OUT = 1024  # images that a trial is judged by
+DEAR = 0.75  # of a run's steps: where trials leave fewer, that is told
 
 
 def find_rate(
@@ -60,6 +61,9 @@ def find_rate(
     left = spending.until(total) - sum(trial.training_macs for trial in trials)
     remaining = spending.affordable(left)
     say(_in_words(trials, best, remaining, total))
+    if remaining < DEAR * total:
+        spent = f"{1 - remaining / total:.0%} of this run"
+        note(f"the trials took {spent}; more epochs make them cheap, and --lr {best.lr:g} does without them")
     if METHODS[config.method].cuts_trained:
         config = dataclasses.replace(config, finetune_lr=best.lr)
     return dataclasses.replace(config, lr=best.lr, steps=remaining), trials

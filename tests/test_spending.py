@@ -247,7 +247,7 @@ def test_steps_and_epochs_that_were_asked_for_stay() -> None:
 
 
 def test_a_rate_is_found_at_the_runs_own_cost_and_one_that_diverges_counts(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rate, "LEAST", 2)
     monkeypatch.setattr(rate, "RATES", (1e-6, 0.05, 1e30))
@@ -258,6 +258,10 @@ def test_a_rate_is_found_at_the_runs_own_cost_and_one_that_diverges_counts(
     assert trials[2].training_macs == spending.until(2)
     left = spending.until(5 * STEPS) - sum(trial.training_macs for trial in trials)
     assert found.steps == spending.affordable(left)
+    dear = (
+        f"the trials took {1 - found.steps / (5 * STEPS):.0%} of this run; more epochs make them cheap, and --lr 0.05"
+    )
+    assert found.steps < rate.DEAR * 5 * STEPS and dear in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_rate_of_fine_tuning_is_found_in_its_epochs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
