@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from wmlc.compress.config import settle, untaught
-from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.family import PeerFamily, family_of_one
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
@@ -19,7 +19,6 @@ from wmlc.compress.prepare import (
     Prepared,
     cut_anew,
     cut_before_training,
-    family_of_one,
     sensible,
     settle_teacher,
     trained_peers,

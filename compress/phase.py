@@ -21,6 +21,7 @@ from wmlc.compress.learn.train import epochs_of, fit, make_optimizer, sources_of
 from wmlc.compress.prepare import Prepared
 from wmlc.console import LongWork, note, say
 from wmlc.data import Data
+from wmlc.models.layout import holds_plain
 from wmlc.ranks import Ranks
 from wmlc.records import Epoch, Phase
 from wmlc.run import Run
@@ -42,8 +43,9 @@ def train_phase(
 @contextlib.contextmanager
 def in_step(family: PeerFamily, config: TrainConfig, device: Device) -> Iterator[None]:
     """Let all processes begin with rank 0's weights, and with `--sync-bn` have the same statistics meanwhile."""
+    plain = holds_plain(family)
     for tensor in (*family.parameters(), *family.buffers()):
-        if tensor.ndim == 4:  # of others torch's own `to` takes none
+        if tensor.ndim == 4 and not plain:  # of others torch's own `to` takes none
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     device.ranks.take_of_first([*(own.data for own in family.parameters()), *family.buffers()])
     with synced(family, device.ranks) if config.sync_bn else contextlib.nullcontext():

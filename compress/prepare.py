@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from wmlc.arch import is_foreign
+from wmlc.arch import is_foreign, needs_caller
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
-from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, twins
+from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, family_of_one, twins
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS
 from wmlc.compress.learn.place import Device, draws_kept, seed_all
 from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths
@@ -27,13 +27,14 @@ from wmlc.errors import InputError, one_line
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import raised
 from wmlc.models.head import own_modes
+from wmlc.models.layout import hold_plain
 from wmlc.models.residual import leave_out, left_out
 from wmlc.models.resizable import Resizable
 from wmlc.models.stages import Staged, answers_apart, own_names, split
 from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.widths import cut_to, difference
 from wmlc.models.zoo import build_network
-from wmlc.records import Branch, DataRecord, LatencyPlan, Sensitivity
+from wmlc.records import DataRecord, LatencyPlan, Sensitivity
 from wmlc.settings import TrainConfig
 
 
@@ -308,6 +309,8 @@ def make_full(
     if not is_foreign(config.arch):
         assert isinstance(network, nn.Sequential)
         return Made(network, fitted=fitted)
+    if needs_caller(config.arch):
+        hold_plain(network, shape)
     example = torch.zeros(1, *shape, device=device.name)
     staged = split(network, example, None if like is None else like.cuts)
     return Made(staged.network, staged, network, fitted)
@@ -333,14 +336,6 @@ def asked_of(config: TrainConfig) -> Asked:
         uniform=budget_of(config) == "uniform",
         near=config.start is not None,  # published runs without a start were rounded without
     )  # fmt: skip
-
-
-def family_of_one(full: nn.Sequential) -> PeerFamily:
-    """The unpruned network as a family with one peer, so that one loop trains both."""
-    stages = dict(full.named_children())
-    names = [None, *stages]
-    branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
-    return PeerFamily(branches, stages)
 
 
 def _widths_of_exit(network: nn.Module, scored: Scored, config: TrainConfig, record: DataRecord) -> PeerWidths:

@@ -28,12 +28,13 @@ from wmlc.compress.describe import (
 )
 from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
 from wmlc.compress.latency import Clock, Clocks, print_plan
+from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.methods import ALONE, METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
-from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
+from wmlc.compress.prepare import Prepared, prepare, trained_peers
 from wmlc.compress.rate import find_rate
 from wmlc.compress.recipes import check_place, choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers

@@ -217,7 +217,13 @@ def _check_logits(
     images = normalise(pixels_NHWC, spec.mean, spec.std).contiguous()
     for batch in CHECKED_BATCHES:
         fed = pixels_NHWC[:batch].numpy() if with_preprocess else images[:batch].numpy()
-        (got,) = session.run([OUTPUT], {INPUT: fed})
+        try:
+            (got,) = session.run([OUTPUT], {INPUT: fed})
+        except Exception as error:  # ONNX Runtime has no class of its own for them
+            raise InputError(
+                f"{out} was not written: it does not run at batch {batch} ({one_line(str(error), 200)}); code that "
+                "goes through the images one by one (range(len(x))) makes a file of one batch size"
+            ) from None
         with torch.inference_mode():
             expected = network(images[:batch]).numpy()
         if wrong := wrong_logits(np.asarray(got), expected):

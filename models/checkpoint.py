@@ -17,6 +17,7 @@ from wmlc import records
 from wmlc.arch import needs_caller
 from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
+from wmlc.models.layout import hold_plain
 from wmlc.models.residual import leave_out
 from wmlc.models.stages import own_names, split
 from wmlc.models.widths import check_runs, cut_to
@@ -83,6 +84,8 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     tensors = network.state_dict()  # with the versions of the modules' code, which some look at
     tensors.update(_read_weights(directory / WEIGHTS_FILE, network, spec.unused))
     network.load_state_dict(tensors, assign=True)
+    if needs_caller(spec.arch):
+        hold_plain(network, spec.input_shape)
     return network.eval().requires_grad_(True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import warnings
@@ -16,7 +17,6 @@ from torch.nn import functional
 
 from wmlc.errors import InputError, one_line
 from wmlc.models.cost import MacCounter
-from wmlc.models.head import own_modes
 
 # What the shares of the MACs are that are done at the end of each stage.
 SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
@@ -233,10 +233,10 @@ def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str]) -
     for kind in {type(module) for name, module in network.named_modules() if name in opened}:
         if kind.train is not nn.Module.train:
             raise NotTraceable(f"{kind.__name__} has a train() of its own")
-    with own_modes(network):
-        for module in network.modules():
-            module.training = True
-        training = _traced(network, opened)
+    copied = copy.deepcopy(network)  # tracing runs what it writes into its own buffers
+    for module in copied.modules():
+        module.training = True
+    training = _traced(copied, opened)
     known: dict[object, int] = {}
     (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(training, known)
     if not out <= outs or dead != more_dead:

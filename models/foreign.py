@@ -65,9 +65,13 @@ def _make(
         return _torchvision(arch, classes, input_shape, given)
     if arch.startswith(TIMM):
         return timm_network(arch, input_shape, given, num_classes=classes)
+    import torch
+
     from wmlc.models.factory import call_factory, load_factory
 
     network = call_factory(factory or load_factory(arch), arch, classes, input_shape, given)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InputError(f"{arch} gives a TorchScript module, whose layers cannot be cut; give the one it is made of")
     fits = input_shape[0] == 3 or _takes(network, input_shape)
     return network if fits else _with_channels(network, input_shape[0])
 
@@ -262,7 +266,10 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
     except Exception as error:
         raise InputError(f"{arch} cannot take images of {words} (channels, height, width): {raised(error)}") from error
     if not isinstance(made, torch.Tensor):
-        raise InputError(f"{arch} must give logits [N, classes], got a {type(made).__name__}; it is no classifier")
+        raise InputError(
+            f"{arch} must give logits [N, classes], got a {type(made).__name__}; it is no classifier as it stands: "
+            "if the logits are in there, wrap it in a module whose forward returns them"
+        )
     if made.ndim != 2 or len(made) != 2:
         shape = ["N", *made.shape[1:]] if len(made.shape) and made.shape[0] == 2 else list(made.shape)
         raise InputError(
@@ -295,6 +302,6 @@ def _check_training(network: nn.Module, arch: str, input_shape: Shape) -> None:
         made = torch.func.functional_call(network, tensors, (torch.empty(2, *input_shape, device="meta"),))
     if made is not None and not isinstance(made, torch.Tensor):
         raise InputError(
-            f"{arch} gives a {type(made).__name__} in training, as auxiliary heads do; leave them out, "
-            f"as --arch-args aux_logits=false does for some"
+            f"{arch} gives a {type(made).__name__} in training, as auxiliary heads do; leave them out, as --arch-args "
+            "aux_logits=false does for some, or wrap it in a module whose forward returns the logits alone"
         )

@@ -28,6 +28,7 @@ from wmlc.models.flow import (
     fine_enough,
 )
 from wmlc.models.head import own_modes
+from wmlc.models.layout import pass_on
 from wmlc.records import StageCuts
 
 APART = 1e-4  # relative, of logits that are the same but for the order of sums
@@ -57,6 +58,7 @@ def split(network: nn.Module, example: Tensor, cuts: StageCuts | None = None) ->
     for module in staged.network.modules():
         if module not in own:  # a stage, or dropout that is one's own here
             module.training = network.training
+    pass_on(network, next(iter(staged.network.children())))
     return staged
 
 

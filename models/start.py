@@ -124,7 +124,8 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
         wrong = (("missing", missing), ("left over", over), ("of another shape or kind", other))
         raise InputError(
             f"{start.where} does not hold the weights of {start.arch}: {fits} of its {all_of_it} tensors fit; "
-            f"{'; '.join(f'{what}: {_listed(each)}' for what, each in wrong if each)}; {_remedy(tensors, start.arch)}"
+            f"{'; '.join(f'{what}: {_listed(each)}' for what, each in wrong if each)}; "
+            f"{_remedy(tensors, start.arch, only_more=not missing and not other)}"
         )
     head, said, rows = _head(start, resized, class_names, headless)
     words += said
@@ -247,8 +248,11 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _remedy(tensors: dict[str, Tensor], arch: str) -> str:
-    """What to do about weights of another network; names the built-in one whose they are."""
+def _remedy(tensors: dict[str, Tensor], arch: str, only_more: bool) -> str:
+    """What to do about weights of another network; names the built-in one whose they are.
+
+    Args: whether all that the network has is there, and more.
+    """
     from wmlc.models.zoo import ARCHITECTURES, build_network
 
     for name in ARCHITECTURES:
@@ -258,6 +262,8 @@ def _remedy(tensors: dict[str, Tensor], arch: str) -> str:
             fits = sum(tensors[there].shape == due[here].shape for there, here in matched(tensors, way).items())
             if fits >= MOST_OF_IT * max(len(due), len(tensors)):
                 return f"they look like {name}'s: pass --arch {name}"
+    if only_more:
+        return "if what is left over is no part of the network (a loss's weights, say), save the file without it"
     return "name the network that they were trained in with --arch and --arch-args"
 
 

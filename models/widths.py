@@ -29,7 +29,7 @@ def difference(full: nn.Module, cut: nn.Module, name_of: Callable[[str], str] = 
     for name, module in full.named_modules():
         now = _sizes(others[name]) if name in others else {}
         if changed := {key: now[key] for key, size in _sizes(module).items() if now.get(key, size) != size}:
-            found[name_of(name)] = changed
+            found.setdefault(name_of(name), {}).update(changed)
     return found
 
 

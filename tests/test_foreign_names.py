@@ -175,9 +175,9 @@ def test_a_factory_is_told_what_the_data_are(own: str) -> None:
         ("made", "", " made is no function or class that makes a network; it has Two, Gives, Aux, make_net, fixed, boom, three"),
         ("make_net", "depth=3", "make_net does not take depth; it takes num_classes, width, in_chans"),
         ("Two", "", "Two: its forward needs images, sizes; wmlc gives a network images alone"),
-        ("Gives", "what=tuple", "Gives must give logits [N, classes], got a tuple; it is no classifier"),
+        ("Gives", "what=tuple", "Gives must give logits [N, classes], got a tuple; it is no classifier as it stands: if the logits are in there, wrap it in a module whose forward returns them"),
         ("Gives", "what=map", "Gives must give logits [N, classes], got [N, 4, 8, 8] for N images; it is no classifier"),
-        ("Aux", "what=more", "Aux gives a tuple in training, as auxiliary heads do; leave them out, as --arch-args aux_logits=false does for some"),
+        ("Aux", "what=more", "Aux gives a tuple in training, as auxiliary heads do; leave them out, as --arch-args aux_logits=false does for some, or wrap it in a module whose forward returns the logits alone"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_factory_is_a_line(own: str, name: str, args: str, message: str) -> None:

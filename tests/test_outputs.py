@@ -12,8 +12,8 @@ from hand_networks import SHAPE, hand_network
 from networks import with_lived_in_statistics
 from torch import Tensor, nn
 
+from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.losses import channel_distance
-from wmlc.compress.prepare import family_of_one
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.compress.widths.outputs import output_channels

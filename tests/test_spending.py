@@ -19,10 +19,11 @@ from wmlc.compress import rate
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle, untaught
 from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
+from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.train import epochs_of, lr_factor, steps_of
-from wmlc.compress.prepare import Prepared, family_of_one, prepare, settle_teacher, trained_peers
+from wmlc.compress.prepare import Prepared, prepare, settle_teacher, trained_peers
 from wmlc.data import Data
 from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError

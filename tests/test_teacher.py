@@ -19,13 +19,13 @@ from wmlc.compress import phase, session
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
 from wmlc.compress.learn.extras import kept_channels
-from wmlc.compress.learn.family import PeerFamily
+from wmlc.compress.learn.family import PeerFamily, family_of_one
 from wmlc.compress.learn.losses import channel_distance
 from wmlc.compress.learn.methods import FEATURE_TERMS, Forward
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
 from wmlc.compress.learn.teaching import by_loss, from_teacher
-from wmlc.compress.prepare import family_of_one, prepare
+from wmlc.compress.prepare import prepare
 from wmlc.data import Data
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import read_spec

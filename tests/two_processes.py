@@ -22,12 +22,13 @@ from training import SMALL, train, weights
 from wmlc.compress import phase, session
 from wmlc.compress.config import settle
 from wmlc.compress.learn import train as learning
+from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.methods import METHODS, Forward, Taught, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import peer_weight_gradient, source_gradient
 from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.teaching import alike
-from wmlc.compress.prepare import Prepared, family_of_one, prepare, trained_peers
+from wmlc.compress.prepare import Prepared, prepare, trained_peers
 from wmlc.compress.session import Wanted, resume_run, start_run
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError

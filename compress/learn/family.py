@@ -169,3 +169,11 @@ def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerF
         modules[head] = end_at_exit(full, number, input_shape).get_submodule("head")
         trunk = name
     return PeerFamily(branches, modules)
+
+
+def family_of_one(full: nn.Sequential) -> PeerFamily:
+    """The unpruned network as a family with one peer, so that one loop trains both."""
+    stages = dict(full.named_children())
+    names = [None, *stages]
+    branches = [Branch(name, name, (1,), parent) for parent, name in zip(names, stages, strict=False)]
+    return PeerFamily(branches, stages)

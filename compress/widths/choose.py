@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
-from wmlc.compress.widths.graph import ChannelGraph, channel_importance
+from wmlc.compress.widths.graph import ChannelGraph, channel_importance, left_whole, nothing_to_cut
 from wmlc.compress.widths.knapsack import choose_within
 from wmlc.compress.widths.prices import Priced
 from wmlc.compress.widths.resizable import levels_of
@@ -168,8 +168,7 @@ def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[n
     if (planned := scored.fitting(asked)) is not None:
         return planned.counts
     if not scored.graph.groups and any(asked.ratios):
-        whole = "; ".join(f"{', '.join(own.layers[:3])}: {own.why}" for own in scored.graph.left_whole[:3])
-        raise InputError(f"no channel of the network can be cut ({whole}); pass --ratios 0, or another network")
+        raise InputError(f"{nothing_to_cut(scored.graph)}; pass --ratios 0, or another network")
     counts, reaches = _counts_of_all(scored, asked)
     for peer in range(len(asked.ratios), 0, -1):
         ratio, reach = asked.ratios[peer - 1], reaches[peer - 1]
@@ -182,7 +181,7 @@ def counts_of_peers(scored: Scored, asked: Asked, advise: bool = True) -> list[n
             under = f" under --share {asked.share}{trunk}" if scored.stages else ""
             raise OutOfReachError(
                 f"peer {peer} cannot lose {ratio:.0%} of its {asked.ratio_of}{under}: it "
-                f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}); "
+                f"reaches {max(reach, 0.0):.1%} (no layer may lose more than {P_UP:.0%}{left_whole(scored.graph)}); "
                 + (_advice(scored, asked) if advise else "ask for less"),
                 peer,
                 reach,

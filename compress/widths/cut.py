@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,23 +46,35 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         for number in group.attributes:
             if is_left(number.module):
                 _shrink(network.get_submodule(number.module), number, int(lost.sum()))
-    changed: dict[str, None] = {}
+    owners, changed = _owners(network, {name for name, _ in gone}), dict[nn.Module, None]()
     for (name, dim), positions in gone.items():
-        owner_name, _, key = name.rpartition(".")
-        owner = network.get_submodule(owner_name)
-        former = getattr(owner, key)
+        own, key = owners[name][0]
+        former = getattr(own, key)
         stays = torch.ones(former.shape[dim], dtype=torch.bool, device=former.device)
         stays[torch.cat(positions).to(former.device)] = False
         left = former.detach().index_select(dim, stays.nonzero().flatten())
         left = left.contiguous(memory_format=_memory_format(former))
         if isinstance(former, nn.Parameter):
-            setattr(owner, key, nn.Parameter(left, requires_grad=former.requires_grad))
-        else:
+            left = nn.Parameter(left, requires_grad=former.requires_grad)
+        for owner, key in owners[name]:
             setattr(owner, key, left)
-        changed[owner_name] = None
-    for owner_name in changed:
-        _set_widths(network.get_submodule(owner_name))
+            changed[owner] = None
+    for owner in changed:
+        _set_widths(owner)
     return network
+
+
+def _owners(network: nn.Module, names: Collection[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Of each tensor the modules that hold it, and under which key: layers may share their weights."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in network.modules():
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            holders.setdefault(id(tensor), []).append((module, key))
+    found = {}
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        found[name] = holders[id(getattr(network.get_submodule(owner), key))]
+    return found
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+SMALLER = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @contextlib.contextmanager
-def in_float64() -> Iterator[None]:
-    """Tensors that code makes without naming a type (`torch.zeros(n)`) are of float64, as the weights around them."""
+def in_float64(network: nn.Module | None = None, images: Tensor | None = None) -> Iterator[None]:
+    """Tensors that code makes without naming a type (`torch.zeros(n)`) are of float64, as the weights around them.
+
+    Args: a network that may name one, so that it does not run on the `images` in float64: its casts (`x.float()`) then
+    give float64 as well.
+    """
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        yield
+        named = network is not None and images is not None and not _runs(network, images)
+        with _NoCasts() if named else contextlib.nullcontext():
+            yield
     finally:
         torch.set_default_dtype(usual)
+
+
+class _NoCasts(TorchFunctionMode):
+    """Casts to smaller floats that code asks for give float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+        if func in (Tensor.to, Tensor.type):
+            args, kwargs = tree_map(lambda own: torch.float64 if own in SMALLER else own, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _runs(network: nn.Module, images: Tensor) -> bool:
+    """Whether a copy of it runs in float64."""
+    with contextlib.suppress(Exception), torch.no_grad():  # whatever its code raises
+        copy.deepcopy(network).double().eval()(images.double())
+        return True
+    return False

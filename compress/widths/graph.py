@@ -14,6 +14,11 @@ from wmlc.compress.widths.trace import Traced
 from wmlc.models.residual import within
 from wmlc.records import Cost
 
+COMPUTED = (
+    "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
+    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+)
+
 MOST_GROUPS = 3  # of a block that can be left out, as their widths are chosen together
 
 Counts = np.ndarray  # units that each group keeps, int [G], or of several networks [N, G]
@@ -228,7 +233,22 @@ def out_of_groups(traced: Traced, network: nn.Module, groups: Sequence[ChannelGr
     names = [name for name in traced.macs if name not in made | traced.ends and len(shapes[name]) > 1]
     operations = ", ".join(name.removeprefix("aten.") for name in traced.unknown)
     why = f"what {operations} makes of channels is not known" if operations else "they cannot be cut one by one"
-    return [LeftWhole((name.rpartition(".")[0],), why) for name in names]
+    return [LeftWhole((name.rpartition(".")[0] or name,), why) for name in names]  # the network may hold one itself
+
+
+def nothing_to_cut(graph: ChannelGraph) -> str:
+    """Why a network has no channels that can go."""
+    why = "; ".join(f"{', '.join(own.layers[:3])}: {own.why}" for own in graph.left_whole[:3])
+    return f"no channel of the network can be cut: {why or COMPUTED}"
+
+
+def left_whole(graph: ChannelGraph) -> str:
+    """How many layers keep all of their channels, and why the first does."""
+    layers = list(dict.fromkeys(name for own in graph.left_whole for name in own.layers))
+    if not layers:
+        return ""
+    verb = "layers keep" if len(layers) > 1 else "layer keeps"
+    return f", and {len(layers)} {verb} all channels, as {layers[0]} does: {graph.left_whole[0].why}"
 
 
 def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:

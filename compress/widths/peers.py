@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.widths.choose import Asked, OutOfReachError, PeerWidths, Scored, choose_widths, ranked_by
+from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths, ranked_by
 from wmlc.compress.widths.cut import cut_channels
-from wmlc.compress.widths.graph import ChannelGraph
+from wmlc.compress.widths.graph import nothing_to_cut
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude, random_scores
 from wmlc.errors import InputError, one_line
@@ -21,10 +21,6 @@ from wmlc.models.foreign import raised
 from wmlc.models.head import run_once
 
 NEAR = 0.02  # of the full network, that a peer may lose more or less than it was asked to without a word
-COMPUTED = (
-    "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
-    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
-)
 
 
 def dense_peers(
@@ -45,13 +41,10 @@ def dense_peers(
     _without_hooks(plain, (channels, height, width))
     graph = read_channels(plain, (channels, height, width))
     if not graph.groups:
-        raise InputError(f"no channel of the network can be cut: {_left_whole(graph) or COMPUTED}")
+        raise InputError(nothing_to_cut(graph))
     scores = group_magnitude(plain, graph) if rank == "magnitude" else random_scores(graph)
     scored = ranked_by(Scored(graph, np.ones(len(graph.layers)), [], []), scores)
-    try:
-        widths = choose_widths(scored, Asked(tuple(wanted), "none", ratio_of, divisor, uniform=True))
-    except OutOfReachError as error:
-        raise InputError("; ".join(filter(None, (str(error), _left_whole(graph))))) from None
+    widths = choose_widths(scored, Asked(tuple(wanted), "none", ratio_of, divisor, uniform=True))
     for own in widths:
         _tell_how_near(own, ratio_of, divisor)
     narrowest = min(widths, key=lambda own: own.macs)
@@ -106,11 +99,6 @@ def _without_hooks(network: nn.Module, shape: tuple[int, int, int]) -> None:
     except Exception:  # it needs what they do
         for module, own in hooks:
             module._forward_hooks.update(own)
-
-
-def _left_whole(graph: ChannelGraph) -> str:
-    """The first layer that is left whole, and why."""
-    return f"{graph.left_whole[0].layers[0]} is left whole: {graph.left_whole[0].why}" if graph.left_whole else ""
 
 
 def _tell_how_near(own: PeerWidths, ratio_of: str, divisor: int) -> None:

@@ -66,7 +66,8 @@ def read_channels(
     except Exception as error:  # whatever its code raises
         raise InputError(f"the network's channels cannot be traced: {one_line(error, 160)}") from None
     groups = groups_of(traced, network)
-    with in_float64(), contextlib.redirect_stderr(io.StringIO()):  # where fx prints every cut that stops
+    quiet = contextlib.redirect_stderr(io.StringIO())  # fx prints every cut that stops
+    with quiet, in_float64(network, example):
         proven, left = Prover(network, example).prove(groups)
     blocks = _blocks(network, input_shape, whole) if with_blocks else []
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)

@@ -68,8 +68,9 @@ def _synflow(network: nn.Module, image_shape: torch.Size) -> dict[str, Tensor]:
         for parameter in network.parameters():
             parameter.abs_()
     device = next(network.parameters()).device
-    with in_float64():
-        total = network(torch.ones(1, *image_shape, device=device)).sum()
+    images = torch.ones(1, *image_shape, device=device)
+    with in_float64(network, images):
+        total = network(images.to(torch.float64)).sum()
     parameters = dict(network.named_parameters())
     gradients = _gradients(total, parameters)
     return {
