@@ -156,7 +156,7 @@ def family_notes(peers: list[PeerFacts], config: TrainConfig) -> list[str]:
     """What a user should know before training: peers far from their ratio, peers that came out alike."""
     coarse = f"--divisor {config.divisor} allows no nearer width; a smaller divisor would"
     if budget_of(config) == SENSITIVITY:
-        coarse = "widths that are about eighths of a layer's come no nearer; --budget uniform would"
+        coarse = "widths in eighths of a layer's come no nearer, or lose more answers; --budget uniform may come nearer"
     told = config.ratio_of == LATENCY  # by the plan's own table
     notes = [
         f"peer {p.peer} was asked to lose {p.ratio:.1%} of its {config.ratio_of} and loses "

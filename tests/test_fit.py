@@ -124,6 +124,14 @@ def test_the_ensemble_is_weighed_and_the_average_is_not() -> None:
     assert not family.training
 
 
+def test_answers_that_are_no_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    family = toy_family()
+    images = torch.zeros(4, 4)
+    images[1] = torch.nan
+    evaluate(family, [(images, torch.zeros(4, dtype=torch.int64))], torch.tensor([0.5, 0.5]), CPU)
+    assert "25 % of the images get no finite logits from some peer: it has diverged" in capsys.readouterr().err
+
+
 def test_a_warm_up_takes_half_of_a_short_training_at_most() -> None:
     at = [lr_factor("cosine", done, epochs=1, warmup_epochs=1.0) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert at == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from wmlc.compress.budgets import LATENCY
 from wmlc.compress.describe import print_losses
 from wmlc.compress.latency import plan_for_latency, priced
 from wmlc.compress.widths import sensitivity
-from wmlc.compress.widths.choose import Asked, Scored
+from wmlc.compress.widths.choose import Asked, Scored, choose_widths
 from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.prices import Counted
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.resizable import resizable
@@ -218,3 +220,22 @@ def test_between_two_levels_a_loss_is_interpolated_over_the_logarithm() -> None:
     assert sensitivity._curve({2: 1.0, 8: 0.0}, [2, 4, 8]).tolist() == pytest.approx([1.0, 0.5, 0.0])
     assert sensitivity._curve({2: 0.1, 4: 0.4, 8: 0.0}, [2, 4, 8]).tolist() == pytest.approx([0.4, 0.4, 0.0])
     assert sensitivity._curve({2: -1.0, 8: 0.0}, [2, 4, 8]).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_width_that_is_a_hair_short_of_the_ratio_is_taken_where_the_next_loses_far_more() -> None:
+    """Of 32 units in eighths, as a layer that cannot be cut leaves half of the others at 49.9 %."""
+    made = nn.Sequential(OrderedDict(
+        stem=nn.Conv2d(3, 32, 3, padding=1),
+        head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES), nn.ReLU(), nn.Linear(CLASSES, CLASSES)),
+    ))  # fmt: skip
+    graph = read_channels(made, SHAPE)
+    levels = tuple(tuple(range(8, group.units + 1, 8)) or (group.units,) for group in graph.groups)
+    place = next(at for at, group in enumerate(graph.groups) if group.units == 32)
+    losses = [np.linspace(1.0, 0.0, len(own)) for own in levels]
+    ranks = [torch.arange(group.units) for group in graph.groups]
+    own = Scored(graph, np.ones(len(graph.layers)), ranks, ["stem", "head"], priced=Counted(graph, levels, "macs"),
+                 sensitivity=losses)  # fmt: skip
+    (near,) = choose_widths(own, Asked((0.5,), "none", "macs", 8, uniform=False))
+    assert len(near.kept[graph.groups[place].root]) == 16 and 0.49 < near.achieved_ratio < 0.5
+    (far,) = choose_widths(own, Asked((0.7,), "none", "macs", 8, uniform=False))
+    assert len(far.kept[graph.groups[place].root]) == 8 and far.achieved_ratio > 0.72

@@ -22,6 +22,7 @@ from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import Teacher, losses_of_those_who_teach
 from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step
 from wmlc.compress.learn.watch import Watch
+from wmlc.console import note
 from wmlc.data import Data
 from wmlc.models.checkpoint import tensors_digest
 from wmlc.records import Epoch
@@ -53,19 +54,24 @@ def evaluate(
 ) -> tuple[list[float], tuple[float, float]]:
     """Top-1 in percent of each peer, and of the method's ensemble and the plain average; leaves eval mode.
 
-    Over the batches of all processes together.
+    Over the batches of all processes together. A note says where logits are no finite numbers, which have no class.
     """
     family.eval()
-    counts = torch.zeros(family.peers + 3, dtype=torch.float64, device=device.name)  # read at the end, once
+    counts = torch.zeros(family.peers + 4, dtype=torch.float64, device=device.name)  # read at the end, once
     for images, labels in batches:
         with device.autocast():
             logits_PBC, outputs = family.walk(images)
         logits_PBC = logits_PBC.float()
         ensembles_EBC = torch.stack(ensembles(family, logits_PBC, outputs, weight_P))
-        counts[:-1] += (torch.cat([logits_PBC, ensembles_EBC]).argmax(-1) == labels).sum(1)
+        counts[:-2] += (torch.cat([logits_PBC, ensembles_EBC]).argmax(-1) == labels).sum(1)
+        counts[-2] += (~logits_PBC.isfinite().all(2).all(0)).sum()
         counts[-1] += len(labels)
     device.ranks.sum_(counts)
-    *top1, own, average, _ = (100 * counts / counts[-1]).tolist()
+    *top1, own, average, lost, _ = (100 * counts / counts[-1]).tolist()
+    if lost and device.ranks.first:
+        note(
+            f"{lost:.3g} % of the images get no finite logits from some peer: it has diverged; train with a lower --lr"
+        )
     return top1, (own, average)
 
 

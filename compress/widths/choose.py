@@ -26,6 +26,7 @@ Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share t
 EVENNESS = 4  # the power of full / kept that a layer loses: at 1 some layers give nearly all, at 8 all give alike
 TIE = 1e-5  # of evenness beside sensitivity: enough to choose between groups that lose nothing
 TOLERANCE = 0.01  # how far a reachable ratio may stay from the one that was asked for
+FAR = 0.02  # of the full network, that a peer may lose more than it was asked to without a second look
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ def _counts_of_one(
             counts_G[g], free_G[g] = fixed[stage][g], False
     if unit == LATENCY or (scored.sensitivity is not None and not asked.uniform):
         least_macs = asked.least_macs[peer - 1] if unit == LATENCY and asked.least_macs else 0.0
-        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform, least_macs)
+        slack = 0.0 if unit == LATENCY else TOLERANCE
+        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform, least_macs, slack)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -248,16 +250,25 @@ def _counts_of_one(
 
 
 def _counts_by_knapsack(
-    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool, least_macs: float
-) -> tuple[np.ndarray, float]:
-    """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured."""
+    scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool, least_macs: float,
+    slack: float = 0.0,
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured.
+
+    Args: by how much less than the ratio may go, where widths that keep to it lose far more.
+    """
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
         return counts_G, ratio
     assert scored.priced is not None
     full = scored.priced.cost(scored.graph.full)
     worth, budget = _worth(scored, uniform), (1 - ratio) * full
-    counts_G, least = choose_within(scored.priced, worth, counts_G, free_G, budget, least_macs)
-    return counts_G, 1 - least / full
+    found_G, least = choose_within(scored.priced, worth, counts_G, free_G, budget, least_macs)
+    over = 1 - scored.priced.cost(found_G) / full - ratio
+    if slack and over > FAR:
+        wider_G, _ = choose_within(scored.priced, worth, counts_G, free_G, budget + slack * full, least_macs)
+        if abs(1 - scored.priced.cost(wider_G) / full - ratio) < over:
+            found_G = wider_G
+    return found_G, 1 - least / full
 
 
 def _worth(scored: Scored, uniform: bool) -> list[np.ndarray]:
