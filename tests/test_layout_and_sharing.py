@@ -175,3 +175,40 @@ def test_a_network_of_torchscript_is_refused_in_a_line() -> None:
         scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
     with pytest.raises(InputError, match=r"net.py:make gives a TorchScript module, whose layers cannot be cut"):
         build_whole("net.py:make", 2, (3, 2, 2), factory=lambda: scripted)
+
+
+def test_a_norm_of_every_channel_by_itself_shrinks_with_them() -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(SHAPE[0], 8, 3), nn.GroupNorm(8, 8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(5)
+        )
+
+    made_once = network()
+    made_once(channels_last())
+    graph = read_channels(made_once, SHAPE)
+    assert "0" in {group.root for group in graph.groups}
+    kept = {group.root: torch.arange(group.units - (2 if group.root == "0" else 0)) for group in graph.groups}
+    cut = cut_channels(made_once, graph.groups, kept)
+    found = difference(made_once, cut)
+    assert found["1"] == {"num_groups": 6, "num_channels": 6, "weight": [6], "bias": [6]}
+    again = network()
+    again(channels_last())
+    assert str(cut_to(again, found)[1]).startswith("GroupNorm(6, 6,")
+
+
+class Pads(InPlace):
+    """A shortcut whose new channels are zeros, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convs[0](x)
+        return self.fc((torch.cat([x, torch.zeros_like(x)], 1) + self.wide(x)).mean((2, 3)))
+
+
+def test_zeros_that_stand_for_channels_shrink_with_them() -> None:
+    graph = read_channels(made(Pads), SHAPE)
+    assert graph.groups and not [own for own in graph.left_whole if "wide" in own.layers]

@@ -142,7 +142,7 @@ LAYERS_OF_CHANNELS = [
     nn.Threshold(0.1, 0), nn.Sigmoid(), nn.Tanh(), nn.LPPool2d(2, 2), nn.MaxPool2d(2), nn.AvgPool2d(2),
     nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2), nn.Upsample(scale_factor=2),
     nn.Upsample(scale_factor=2, mode="bilinear"), nn.Dropout(), nn.Dropout2d(), nn.ZeroPad2d(1), nn.ReflectionPad2d(1),
-    nn.ReplicationPad2d(1), nn.Identity(), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.GroupNorm(1, 8),
+    nn.ReplicationPad2d(1), nn.Identity(), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.GroupNorm(1, 8), nn.GroupNorm(8, 8),
     nn.InstanceNorm2d(8, affine=True), nn.LayerNorm(8, elementwise_affine=False), nn.Conv2d(8, 8, 3, groups=8),
 ]  # fmt: skip
 
@@ -169,7 +169,8 @@ def test_what_works_on_each_channel_ties_none_to_another(layer: nn.Module) -> No
 def test_norms_of_groups_take_one_channel_of_each() -> None:
     (group,) = groups(Between(nn.GroupNorm(2, 8)))
     assert group.units == 4 and group.places[0].positions.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    assert groups(Between(nn.GroupNorm(8, 8))) == []
+    (group,) = groups(Between(nn.GroupNorm(8, 8)))
+    assert group.units == 8, "every channel by itself"
 
 
 @pytest.mark.parametrize("layer", [nn.LocalResponseNorm(3), nn.LayerNorm([8, 8, 8]), nn.PixelShuffle(2)])

@@ -108,6 +108,8 @@ def _set_widths(module: Any) -> None:
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:  # every channel by itself
+            module.num_groups = len(module.weight)
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()

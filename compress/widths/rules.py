@@ -29,7 +29,7 @@ MOVES = {
 # Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
 PLACES = {
     aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
-    aten.lift_fresh, aten.cumsum,
+    aten.lift_fresh, aten.cumsum, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
 }  # fmt: skip
 SPATIAL = {
     aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_avg_pool2d,
@@ -190,8 +190,9 @@ def _group_norm(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> 
     tensor, groups = args[0], args[6]
     for vector in args[1:3]:
         labels.tie_vector(tensor, 1, vector)
+    each = groups == tensor.shape[1]  # every channel by itself: then their number shrinks with them
     for plane in labels.planes(tensor):
-        if 1 in along(plane) and groups > 1:
+        if 1 in along(plane) and groups > 1 and not each:
             parts_GC = plane.expand(-1, tensor.shape[1], *plane.shape[2:]).transpose(0, 1).flatten(1)
             parts = parts_GC.reshape(groups, -1)
             labels.tie(parts, parts[:1])
