@@ -123,7 +123,8 @@ def test_entries_of_others_stay_in_a_servers_configuration(tmp_path: Path, made:
     there = {"monitoring": {"metrics": {"enable": True}}, "model_config_list": [theirs, gone, like_ours]}
     (out / "config.json").write_text(json.dumps(there))
     assert ship(made, "ovms", out).exit_code == 0
-    mine = {"config": {"name": MODEL, "base_path": f"/models/{MODEL}"}}
+    as_benched = {"INFERENCE_PRECISION_HINT": "f32"}
+    mine = {"config": {"name": MODEL, "base_path": f"/models/{MODEL}", "plugin_config": as_benched}}
     assert json.loads((out / "config.json").read_text()) == {
         **there, "model_config_list": [theirs, like_ours, mine],
     }  # fmt: skip
