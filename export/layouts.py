@@ -124,15 +124,17 @@ def _ovms_config(out: Path, staged: Sequence[str]) -> dict[str, Any]:
     entries = there.get("model_config_list") if isinstance(there, dict) else None
     if not isinstance(entries, list) or not all(_named(entry) for entry in entries):
         raise InputError(f"{what} (it has no model_config_list of named models); {ELSEWHERE}")
-    roots = set[str]()  # where the repository is mounted, which may have been changed
+    mounts = {  # where the repository is, which may have been changed
+        str(entry["config"].get("base_path")).rstrip("/").rpartition("/")[0]
+        for entry in entries
+        if entry["config"]["name"] in shipped
+    }
     for entry in entries:
         name, place = entry["config"]["name"], str(entry["config"].get("base_path"))
         root, _, last = place.rstrip("/").rpartition("/")
-        if name in names and (last != name or (name not in shipped and root != OVMS_ROOT)):
+        if name in names and (last != name or (name not in shipped and root not in (OVMS_ROOT, *mounts))):
             raise InputError(f"{file} has a model {one_line(name)} at {one_line(place)} already; {ELSEWHERE}")
-        if name in shipped:
-            roots.add(root)
-    mount = roots.pop() if len(roots) == 1 else OVMS_ROOT
+    mount = mounts.pop() if len(mounts) == 1 else OVMS_ROOT
     ours = {name: _ovms_entry(name, mount) for name in names}
     kept = [
         ours[name] if name in ours and _as_written(entry) else entry
@@ -209,8 +211,8 @@ def triton_config(model: Model, config: ShipConfig) -> str:
         )
         message.optimization.execution_accelerators.gpu_execution_accelerator.append(cuda)
     text = text_format.MessageToString(message)
-    text_format.Parse(text, triton.ModelConfig())  # it reads back
-    return text
+    read_triton_config(text)  # it reads back
+    return str(text)
 
 
 def _mlserver_settings(model: Model, config: ShipConfig) -> dict[str, Any]:
@@ -259,10 +261,11 @@ def _cpus_of(model: Path) -> int:
     """The CPUs that a model's copies compute on at once, by its configuration; 0 of one on a GPU."""
     try:
         config = read_triton_config(_triton_config_of(model))
-    except (ImportError, ValueError):
-        return 0
-    threads = int(config.parameters["intra_op_thread_count"].string_value or 1)
-    return threads * sum(group.count for group in config.instance_group if group.kind != group.KIND_GPU)
+        threads = int(config.parameters["intra_op_thread_count"].string_value or 1)
+    except (ImportError, ValueError):  # somebody's own, which may be anything
+        return 1
+    copies = [group.count or 1 for group in config.instance_group if group.kind != group.KIND_GPU]
+    return threads * sum(copies if config.instance_group else [1])
 
 
 def storage_uri(out: Path, config: ShipConfig) -> str:

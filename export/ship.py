@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from wmlc.errors import GateError, InputError
 from wmlc.export.benched import Benched, as_benched, check_device, missed_gates, read_benched, served_on
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import OnnxFile, convert, images_to_check, run_file, write_file
+from wmlc.export.extract import OnnxFile, convert, fed_pixels, images_to_check, run_file, write_file
 from wmlc.export.layouts import Model, check_labels, lay_out, root_files, storage_uri
 from wmlc.export.naming import model_name
 from wmlc.export.publish import (
@@ -33,6 +34,7 @@ from wmlc.export.publish import (
 )
 from wmlc.export.to_onnx import export_onnx
 from wmlc.files import locked, new_file
+from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, load_stages, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
@@ -60,7 +62,8 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
     except OSError as error:
         place = Path(error.filename2 or error.filename or out)
         beside = out.resolve().parent  # where versions are made ready
-        if not place.resolve().is_relative_to(beside):
+        of_reading = error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR)
+        if of_reading and not place.resolve().is_relative_to(beside):
             raise InputError(f"cannot read {place}: {error.strerror or error}") from error
         raise InputError(f"cannot write {place}: {error.strerror or error}; choose another --out") from error
 
@@ -212,9 +215,12 @@ def _check_equal(
     apart = parity(logits_NC, expected_NC, config.precision)
     if not (reason := disagreement(apart, config.precision, other)):
         return
-    if config.precision == "int8" and other == "torch":  # the fp32 file that it was made of gave torch's
-        note(f"{file.stem}: {moved_by_int8(apart)}")
-        return
+    if config.precision == "int8" and other == "torch":  # the fp32 file that it was made of gave torch's logits
+        fed = fed_pixels(torch.from_numpy(pixels_NHWC), spec, config.with_preprocess)
+        meant_NC = open_as_written(file).run([OUTPUT], {INPUT: fed})[0]
+        if not disagreement(parity(logits_NC, meant_NC, "int8"), "int8"):
+            note(f"{file.stem}: {moved_by_int8(apart)}")
+            return
     raise InputError(f"{file.stem} cannot ship in this form: {reason}; choose another --precision")
 
 

@@ -76,6 +76,7 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
             network = _full(spec, factory)
     except InputError as error:
         raise InputError(f"{directory} cannot be rebuilt: {error}") from None
+    shared = _shared(network)
     try:
         cut_to(leave_out(network, spec.left_out), spec.widths)
         check_runs(network, classes, spec.input_shape, spec.unused)
@@ -84,9 +85,31 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     tensors = network.state_dict()  # with the versions of the modules' code, which some look at
     tensors.update(_read_weights(directory / WEIGHTS_FILE, network, spec.unused))
     network.load_state_dict(tensors, assign=True)
+    _share(network, shared)
     if needs_caller(spec.arch):
         hold_plain(network, spec.input_shape)
     return network.eval().requires_grad_(True)
+
+
+def _shared(network: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The parameters that several modules hold as one, each with its holders and their keys."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in network.modules():
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                holders.setdefault(id(tensor), []).append((module, key))
+    return [alike for alike in holders.values() if len(alike) > 1]
+
+
+def _share(network: nn.Module, shared: list[list[tuple[nn.Module, str]]]) -> None:
+    """Make parameters one again that were; each came from the file by itself."""
+    there = set(network.modules())  # of a block that is left out none is
+    for alike in shared:
+        held = [(module, key) for module, key in alike if module in there]
+        for module, key in held[1:]:
+            first = getattr(*held[0])
+            if torch.equal(first, getattr(module, key)):
+                setattr(module, key, first)
 
 
 def _full(spec: NetworkSpec, factory: Callable[..., Any] | None) -> nn.Module:

@@ -88,7 +88,7 @@ class Flow:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = fx.GraphModule(network, _traced(network, opened))
-                _check_trains_alike(network, graph.graph, opened)
+                _check_trains_alike(network, opened)
                 measure, doubled = _Measure(graph), _Measure(graph)
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
@@ -225,20 +225,21 @@ def dropout_rate(node: fx.Node) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.5
 
 
-def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str]) -> None:
-    """Raise `NotTraceable` where opened modules do other things in training than the `graph` of their eval mode.
+def _check_trains_alike(network: nn.Module, opened: set[str]) -> None:
+    """Raise `NotTraceable` where opened modules do other things in training than in eval mode.
 
     But for dropout, which is as it is there; and they may do more for answers beside the logits (auxiliary heads).
     """
     for kind in {type(module) for name, module in network.named_modules() if name in opened}:
         if kind.train is not nn.Module.train:
             raise NotTraceable(f"{kind.__name__} has a train() of its own")
-    copied = copy.deepcopy(network)  # tracing runs what it writes into its own buffers
-    for module in copied.modules():
-        module.training = True
-    training = _traced(copied, opened)
-    known: dict[object, int] = {}
-    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(training, known)
+    copied, known = copy.deepcopy(network), dict[object, int]()  # tracing runs what writes into its buffers
+    graphs = []
+    for training in (False, True):  # both of it, as tensors from elsewhere are called in the order of being found
+        for module in copied.modules():
+            module.training = training
+        graphs.append(_traced(copied, opened))
+    (out, dead), (outs, more_dead) = (_meaning(graph, known) for graph in graphs)
     if not out <= outs or dead != more_dead:
         raise NotTraceable("its code does other things in training than in eval mode")
 

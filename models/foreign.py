@@ -6,6 +6,7 @@ Free of torch where it is imported, so that a name can be looked at quickly.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import warnings
@@ -162,19 +163,15 @@ def why_not_captured(network: nn.Module, input_shape: Shape) -> str | None:
 
     example = torch.zeros(2, *input_shape, device=next(network.parameters()).device)
     shapes, failures = ({0: torch.export.Dim("batch")},), list[str]()
-    training = network.training
-    network.eval()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            for strict in (False, True):
-                try:
-                    torch.export.export(network, (example,), dynamic_shapes=shapes, strict=strict)
-                    return None
-                except Exception as error:  # whatever its code raises, or torch
-                    failures.append(one_line(raised(error), 120))
-    finally:
-        network.train(training)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for strict in (False, True):
+            try:
+                copied = copy.deepcopy(network).eval()  # which may keep what it has seen
+                torch.export.export(copied, (example,), dynamic_shapes=shapes, strict=strict)
+                return None
+            except Exception as error:  # whatever its code raises, or torch
+                failures.append(one_line(raised(error), 120))
     return failures[0]
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-
-from wmlc.models.head import own_modes
 
 
 def hold_plain(network: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -64,12 +63,12 @@ def _takes_channels_last(network: nn.Module, input_shape: tuple[int, int, int]) 
     channels, height, width = input_shape
     rows = torch.zeros(2, height, width, channels, device=next(network.parameters()).device)
     images = rows.permute(0, 3, 1, 2)  # as they come: `contiguous` leaves images of one channel as they are
-    with own_modes(network), torch.no_grad():
-        copied = copy.deepcopy(network).eval()
-        for tensor in (*copied.parameters(), *copied.buffers()):
-            if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where fx prints what fails
         with contextlib.suppress(Exception):  # whatever its code raises
+            copied = copy.deepcopy(network).eval()
+            for tensor in (*copied.parameters(), *copied.buffers()):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
             copied(images)
             return True
         with contextlib.suppress(Exception):

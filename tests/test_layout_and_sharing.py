@@ -18,8 +18,11 @@ from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataConfig, normalise, open_data
 from wmlc.errors import InputError
-from wmlc.models.foreign import build_whole
+from wmlc.models.checkpoint import load_network, save_network
+from wmlc.models.cost import total_cost
+from wmlc.models.foreign import build_whole, why_not_captured
 from wmlc.models.layout import hold_plain, holds_plain
+from wmlc.models.resizable import untrained_spec
 from wmlc.models.stages import own_names, split
 from wmlc.models.widths import cut_to, difference
 
@@ -212,3 +215,62 @@ class Pads(InPlace):
 def test_zeros_that_stand_for_channels_shrink_with_them() -> None:
     graph = read_channels(made(Pads), SHAPE)
     assert graph.groups and not [own for own in graph.left_whole if "wide" in own.layers]
+
+
+def test_what_two_layers_share_is_one_again_when_it_is_loaded(tmp_path: Path) -> None:
+    network = made(Shares).eval()
+    graph = read_channels(network, SHAPE)
+    cut = cut_channels(network, graph.groups, {own.root: torch.arange(own.units - 2) for own in graph.groups})
+    spec = untrained_spec("mine:Shares", "", 5, SHAPE, widths=difference(network, cut))
+    save_network(cut, spec, tmp_path)
+    loaded = load_network(tmp_path, factory=lambda: made(Shares))
+    torch.testing.assert_close(loaded(channels_last()), cut(channels_last()))
+    count = sum(own.numel() for own in cut.parameters())
+    assert sum(own.numel() for own in loaded.parameters()) == count == total_cost(loaded, SHAPE).params
+
+
+MEAN = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+
+
+class Outside(InPlace):
+    """It takes a tensor that lies outside of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - MEAN)
+
+
+def test_a_tensor_from_elsewhere_does_not_keep_a_network_in_one_stage() -> None:
+    staged = split(made(Outside), EXAMPLE)
+    assert staged.note is None and len(staged.network) > 2
+
+
+class Typed(InPlace):
+    """Types are named in other ways than by casts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convs[0](x)
+        x = x * x.mean((2, 3), keepdim=True, dtype=torch.float32).softmax(1, dtype=torch.float32)
+        kept = torch.zeros(x.shape, dtype=torch.float32)
+        kept[:] = x.type(torch.FloatTensor).type("torch.FloatTensor")
+        return self.fc(self.convs[1](kept.to(x)).type_as(kept).mean((2, 3)))
+
+
+def test_channels_are_proven_where_types_are_named_in_other_ways() -> None:
+    graph = read_channels(made(Typed), SHAPE)
+    assert len(graph.groups) >= 1 and not [own for own in graph.left_whole if "Double" in own.why]
+
+
+class Remembers(InPlace):
+    """It keeps what it has seen, and asks for a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return super().forward(x * 2 if float(x.sum()) > 1e9 else x)
+
+
+def test_asking_whether_a_network_can_be_captured_leaves_it_as_it_is() -> None:
+    network = made(Remembers).train()
+    network.convs[0].eval()
+    assert why_not_captured(network, SHAPE)
+    assert not hasattr(network, "last") and network.training and not network.convs[0].training
+    copy.deepcopy(network)

@@ -66,15 +66,17 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
 
 def _owners(network: nn.Module, names: Collection[str]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Of each tensor the modules that hold it, and under which key: layers may share their weights."""
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in network.modules():
-        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            holders.setdefault(id(tensor), []).append((module, key))
-    found = {}
+    numbers = {}
     for name in names:
         owner, _, key = name.rpartition(".")
-        found[name] = holders[id(getattr(network.get_submodule(owner), key))]
-    return found
+        numbers[name] = id(getattr(network.get_submodule(owner), key))
+    holders: dict[int, list[tuple[nn.Module, str]]] = {number: [] for number in numbers.values()}
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if id(tensor) in holders:
+                    holders[id(tensor)].append((module, key))
+    return {name: holders[number] for name, number in numbers.items()}
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 SMALLER = (torch.float32, torch.float16, torch.bfloat16)
+SMALLER_NAMED = ("torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor")
 
 
 @contextlib.contextmanager
@@ -33,19 +35,29 @@ def in_float64(network: nn.Module | None = None, images: Tensor | None = None) -
 
 
 class _NoCasts(TorchFunctionMode):
-    """Casts to smaller floats that code asks for give float64."""
+    """Smaller floats that code asks for are float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             return args[0].double()
-        if func in (Tensor.to, Tensor.type):
-            args, kwargs = tree_map(lambda own: torch.float64 if own in SMALLER else own, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if func in (Tensor.to, Tensor.type_as) and isinstance(args[1], Tensor) and args[1].dtype in SMALLER:
+            return args[0].to(args[1].device, torch.float64)
+        args, kwargs = tree_map(_wider, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _wider(own: Any) -> Any:
+    """Of a type of numbers, as it may be named, float64 where it is a smaller float."""
+    if isinstance(own, torch.dtype):
+        return torch.float64 if own in SMALLER else own
+    named = own if isinstance(own, str) else f"{own.__module__}.{own.__name__}" if isinstance(own, type) else ""
+    return "torch.DoubleTensor" if named in SMALLER_NAMED else own
 
 
 def _runs(network: nn.Module, images: Tensor) -> bool:
     """Whether a copy of it runs in float64."""
-    with contextlib.suppress(Exception), torch.no_grad():  # whatever its code raises
+    quiet = contextlib.redirect_stderr(io.StringIO())  # where fx prints what fails
+    with quiet, contextlib.suppress(Exception), torch.no_grad():  # whatever its code raises
         copy.deepcopy(network).double().eval()(images.double())
         return True
     return False
