@@ -29,6 +29,7 @@ DROPOUTS = {
     functional.dropout3d: nn.Dropout3d, functional.alpha_dropout: nn.AlphaDropout,
     functional.feature_alpha_dropout: nn.FeatureAlphaDropout, torch.dropout: nn.Dropout,
 }  # fmt: skip
+OF_ELSEWHERE = "_tensor_constant"  # how fx calls tensors that are no attribute of the network, which it makes them
 LOOKS = (getattr, operator.getitem, "size", "dim")  # steps that take a number, and change nothing
 
 
@@ -88,7 +89,7 @@ class Flow:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = fx.GraphModule(network, _traced(network, opened))
-                _check_trains_alike(network, opened)
+                _check_trains_alike(network, graph.graph, opened)
                 measure, doubled = _Measure(graph), _Measure(graph)
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
@@ -225,21 +226,20 @@ def dropout_rate(node: fx.Node) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.5
 
 
-def _check_trains_alike(network: nn.Module, opened: set[str]) -> None:
-    """Raise `NotTraceable` where opened modules do other things in training than in eval mode.
+def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str]) -> None:
+    """Raise `NotTraceable` where opened modules do other things in training than the `graph` of their eval mode.
 
     But for dropout, which is as it is there; and they may do more for answers beside the logits (auxiliary heads).
     """
     for kind in {type(module) for name, module in network.named_modules() if name in opened}:
         if kind.train is not nn.Module.train:
             raise NotTraceable(f"{kind.__name__} has a train() of its own")
-    copied, known = copy.deepcopy(network), dict[object, int]()  # tracing runs what writes into its buffers
-    graphs = []
-    for training in (False, True):  # both of it, as tensors from elsewhere are called in the order of being found
-        for module in copied.modules():
-            module.training = training
-        graphs.append(_traced(copied, opened))
-    (out, dead), (outs, more_dead) = (_meaning(graph, known) for graph in graphs)
+    from_elsewhere = {id(own): own for name, own in vars(network).items() if name.startswith(OF_ELSEWHERE)}
+    copied = copy.deepcopy(network, from_elsewhere)  # tracing runs what writes into its buffers
+    for module in copied.modules():
+        module.training = True
+    known: dict[object, int] = {}
+    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(_traced(copied, opened), known)
     if not out <= outs or dead != more_dead:
         raise NotTraceable("its code does other things in training than in eval mode")
 
