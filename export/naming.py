@@ -48,7 +48,7 @@ def _which(run: Run, spec: NetworkSpec) -> str:
         return "ensemble" if peer is None else "baseline"
     labels = {own.peer: f"p{own.ratio:g}".replace(".", "") for own in read_family(run).peers}
     labels |= {own: _plain(f"{ms:g}ms") for own, ms in _asked_ms(run).items()}
-    label = labels.get(peer) or f"p{spec.about.ratio:g}".replace(".", "")
+    label = labels[peer]
     return f"{label}-{peer}" if list(labels.values()).count(label) > 1 else label
 
 

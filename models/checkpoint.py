@@ -19,6 +19,7 @@ from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.layout import hold_plain
 from wmlc.models.residual import leave_out
+from wmlc.models.shared import holders
 from wmlc.models.stages import own_names, split
 from wmlc.models.widths import check_runs, cut_to
 from wmlc.models.zoo import build_network
@@ -76,7 +77,7 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
             network = _full(spec, factory)
     except InputError as error:
         raise InputError(f"{directory} cannot be rebuilt: {error}") from None
-    shared = _shared(network)
+    shared = [alike for alike in holders(network).values() if len(alike) > 1]
     try:
         cut_to(leave_out(network, spec.left_out), spec.widths)
         check_runs(network, classes, spec.input_shape, spec.unused)
@@ -91,16 +92,6 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     return network.eval().requires_grad_(True)
 
 
-def _shared(network: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """The parameters that several modules hold as one, each with its holders and their keys."""
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in network.modules():
-        for key, tensor in module._parameters.items():
-            if tensor is not None:
-                holders.setdefault(id(tensor), []).append((module, key))
-    return [alike for alike in holders.values() if len(alike) > 1]
-
-
 def _share(network: nn.Module, shared: list[list[tuple[nn.Module, str]]]) -> None:
     """Make parameters one again that were; each came from the file by itself."""
     there = set(network.modules())  # of a block that is left out none is
@@ -108,7 +99,7 @@ def _share(network: nn.Module, shared: list[list[tuple[nn.Module, str]]]) -> Non
         held = [(module, key) for module, key in alike if module in there]
         for module, key in held[1:]:
             first = getattr(*held[0])
-            if torch.equal(first, getattr(module, key)):
+            if isinstance(first, nn.Parameter) and torch.equal(first, getattr(module, key)):
                 setattr(module, key, first)
 
 

@@ -251,7 +251,7 @@ def _counts_of_one(
 
 def _counts_by_knapsack(
     scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool, least_macs: float,
-    slack: float = 0.0,
+    slack: float,
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured.
 

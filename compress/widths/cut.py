@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wmlc.compress.widths.graph import ChannelGroup, Number
 from wmlc.models.residual import leave_out, within
+from wmlc.models.shared import holders
 
 # Layers whose numbers follow their tensors, in `_set_widths`.
 KNOWN = (
@@ -65,18 +66,12 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
 
 
 def _owners(network: nn.Module, names: Collection[str]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Of each tensor the modules that hold it, and under which key: layers may share their weights."""
-    numbers = {}
+    """Of each tensor the modules that hold it, and under which key."""
+    held, found = holders(network), {}
     for name in names:
         owner, _, key = name.rpartition(".")
-        numbers[name] = id(getattr(network.get_submodule(owner), key))
-    holders: dict[int, list[tuple[nn.Module, str]]] = {number: [] for number in numbers.values()}
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for key, tensor in tensors.items():
-                if id(tensor) in holders:
-                    holders[id(tensor)].append((module, key))
-    return {name: holders[number] for name, number in numbers.items()}
+        found[name] = held[id(getattr(network.get_submodule(owner), key))]
+    return found
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -18,7 +18,7 @@ SMALLER_NAMED = ("torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"
 
 
 @contextlib.contextmanager
-def in_float64(network: nn.Module | None = None, images: Tensor | None = None) -> Iterator[None]:
+def in_float64(network: nn.Module, images: Tensor) -> Iterator[None]:
     """Tensors that code makes without naming a type (`torch.zeros(n)`) are of float64, as the weights around them.
 
     Args: a network that may name one, so that it does not run on the `images` in float64: its casts (`x.float()`) then
@@ -27,8 +27,7 @@ def in_float64(network: nn.Module | None = None, images: Tensor | None = None) -
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        named = network is not None and images is not None and not _runs(network, images)
-        with _NoCasts() if named else contextlib.nullcontext():
+        with contextlib.nullcontext() if _runs(network, images) else _NoCasts():
             yield
     finally:
         torch.set_default_dtype(usual)
