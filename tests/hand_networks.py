@@ -166,6 +166,37 @@ class Gated(Hand):
         return one * torch.sigmoid(other)
 
 
+class GatedAsOne(Hand):
+    """`Gated`, as torch's own operation."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.glu(x, 1)
+
+
+class Halves(nn.Module):
+    """A part that takes its maps apart at a number of its own, and reads the second half once more."""
+
+    def __init__(self, half: int = 4) -> None:
+        super().__init__()
+        self.half, self.b = half, conv(half, half)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        one, other = maps.split((self.half, self.half), 1)
+        return torch.cat([one, other, F.relu(self.b(other))], 1)
+
+
+class Parted(Hand):
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.halves, self.c = Halves(), conv(12, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.c(self.halves(x))
+
+
 class Standardised(Hand):
     """A convolution whose weights are brought to mean 0 and deviation 1, each filter's."""
 
@@ -278,7 +309,7 @@ NETWORKS = {
     kind.__name__.lower(): kind
     for kind in (
         Residual, Concat, Shuffle, Grouped, Depthwise, Squeeze, LayerScale, Tokens, Response, Flattened, Padded, Gated,
-        Standardised, Twice, Attention, ClassToken, Stacked, Sorted, Sized, Upwards,
+        GatedAsOne, Parted, Standardised, Twice, Attention, ClassToken, Stacked, Sorted, Sized, Upwards,
     )
 }  # fmt: skip
 

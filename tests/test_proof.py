@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hand_networks import NETWORKS, SHAPE, Hand, hand_network
+from hand_networks import NETWORKS, SHAPE, Halves, Hand, conv, hand_network
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_channels
@@ -23,7 +23,8 @@ from wmlc.models.cost import total_cost
 PROVEN = {
     "residual": ["a"], "concat": ["a", "b", "c"], "shuffle": ["a", "c"], "grouped": ["a", "b"], "depthwise": ["a", "c"],
     "squeeze": ["a", "down"], "layerscale": ["a", "b"], "tokens": ["a", "up"], "response": ["a"], "flattened": ["a"],
-    "padded": ["a"], "gated": ["a"], "standardised": ["b", "c"], "twice": ["a"], "attention": ["a", "up"],
+    "padded": ["a"], "gated": ["a"], "gatedasone": ["a"], "parted": ["a", "halves.b", "c"],
+    "standardised": ["b", "c"], "twice": ["a"], "attention": ["a", "up"],
     "classtoken": ["a", "b"], "stacked": ["a", "b"], "sorted": ["b"], "sized": ["a", "rows.inner"], "upwards": ["c"],
 }  # fmt: skip
 # There is a mean over channels, or a deviation that zeros don't have: what is cut must be copies.
@@ -70,7 +71,10 @@ def test_what_can_be_cut_is_proven_and_nothing_else(name: str) -> None:
     graph = read_channels(hand_network(name), SHAPE)
     assert [group.root for group in graph.groups] == PROVEN[name]
     assert {group.root: group.attributes for group in graph.groups if group.attributes} == (
-        {"rows.inner": (Number("rows", "width", 1, None),)} if name == "sized" else {}
+        {
+            "sized": {"rows.inner": (Number("rows", "width", 1),)},
+            "parted": {"a": (Number("halves", "half", 1),)},
+        }.get(name, {})
     )
 
 
@@ -105,12 +109,35 @@ def test_layers_that_are_left_whole_are_said_and_why() -> None:
     assert left.layers == ("a",) and left.why == "what sort makes of channels is not known"
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_of_weights_that_are_computed_it_is_said_how_they_become_plain(norm: Callable[[nn.Module], nn.Module]) -> None:
+    network = hand_network("concat")
+    norm(network.get_submodule("b"))
+    (left, *_) = [own for own in read_channels(network, SHAPE).left_whole if own.layers == ("b",)]
+    assert (
+        left.why.startswith("what mv, ")
+        and "; spectral_norm and its like compute weights: take that off first (torch." in left.why
+    )
+
+
 def test_the_number_that_forward_reads_shrinks_with_its_channels() -> None:
     network = hand_network("sized")
     graph = read_channels(network, SHAPE)
     cut = cut_channels(network, graph.groups, {"a": torch.arange(8), "rows.inner": torch.tensor([0, 2])})
     assert cut.get_submodule("rows").width == 2 and network.get_submodule("rows").width == 6
     assert cut(torch.zeros(2, *SHAPE)).shape == (2, 5)
+
+
+def test_numbers_shrink_in_every_block_though_blocks_are_called_by_numbers() -> None:
+    network = nn.Sequential(
+        nn.Sequential(conv(3, 8), Halves(4)),
+        nn.Sequential(conv(12, 16), nn.ReLU(), Halves(8)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)),
+    )
+    graph = read_channels(network.eval(), SHAPE)
+    assert not graph.left_whole
+    found = {group.root: group.attributes for group in graph.groups if group.attributes}
+    assert found == {"0.0": (Number("0.1", "half", 1),), "1.0": (Number("1.2", "half", 1),)}
 
 
 def wrong(groups: list[ChannelGroup], root: str) -> list[ChannelGroup]:

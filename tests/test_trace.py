@@ -64,6 +64,12 @@ BY_HAND: dict[str, dict[str, tuple[int, dict[str, tuple[int, list[int]]]]]] = {
     "flattened": {"a": (8, {**OF_A, "fc.weight/1": (4, [0, 1, 2, 3])})},
     "padded": {"a": (8, {**OF_A, "b.weight/1": (1, [0]), "b.weight/0": (1, [2]), "b.bias/0": (1, [2]), "fc.weight/1": (1, [2])})},
     "gated": {"a": (4, {**HALVES, "fc.weight/1": (1, [0])})},
+    "gatedasone": {"a": (4, {**HALVES, "fc.weight/1": (1, [0])})},
+    "parted": {
+        "a": (4, {**HALVES, "halves.b.weight/1": (1, [0]), "c.weight/1": (1, [0, 4])}),
+        "halves.b": (4, {"halves.b.weight/0": (1, [0]), "halves.b.bias/0": (1, [0]), "c.weight/1": (1, [8])}),
+        "c": (6, OF_C),
+    },
     "standardised": {"a": (8, {**OF_A, "b.weight/1": (1, [0])}), "b": (8, INNER_B), "c": (6, OF_C)},
     "twice": {"a": (8, {**OF_A, "b.weight/0": (1, [0]), "b.bias/0": (1, [0]), "b.weight/1": (1, [0]), "fc.weight/1": (1, [0])})},
     "attention": {

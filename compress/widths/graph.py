@@ -14,9 +14,10 @@ from wmlc.compress.widths.trace import Traced
 from wmlc.models.residual import within
 from wmlc.records import Cost
 
+PLAIN_FIRST = "take that off first (torch.nn.utils.parametrize.remove_parametrizations), and save the weights anew"
 COMPUTED = (
     "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
-    "under weight_norm, are none: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+    f"under weight_norm, are none: {PLAIN_FIRST}"
 )
 
 MOST_GROUPS = 3  # of a block that can be left out, as their widths are chosen together
@@ -233,7 +234,12 @@ def out_of_groups(traced: Traced, network: nn.Module, groups: Sequence[ChannelGr
     names = [name for name in traced.macs if name not in made | traced.ends and len(shapes[name]) > 1]
     operations = ", ".join(name.removeprefix("aten.") for name in traced.unknown)
     why = f"what {operations} makes of channels is not known" if operations else "they cannot be cut one by one"
-    return [LeftWhole((name.rpartition(".")[0] or name,), why) for name in names]  # the network may hold one itself
+    if operations and any(
+        ".parametrizations." in name or name.endswith(("weight_orig", "weight_g")) for name in shapes
+    ):
+        why += f"; spectral_norm and its like compute weights: {PLAIN_FIRST}"
+    layers = [(name.rpartition(".")[0] or name).partition(".parametrizations.")[0] for name in names]
+    return [LeftWhole((layer,), why) for layer in layers]  # or a parameter, which the network itself may hold
 
 
 def nothing_to_cut(graph: ChannelGraph) -> str:

@@ -155,7 +155,7 @@ class Prover:
     def _sized(self, group: ChannelGroup, names: set[tuple[str, str]]) -> ChannelGroup:
         """The group with the numbers called `names`, (module without block numbers, attribute)."""
         found = (number for number, _ in self._numbers(group))
-        return replace(group, attributes=tuple(n for n in found if (_without_digits(n.module), n.name) in names))
+        return replace(group, attributes=tuple(n for n in found if _named_alike(n) in names))
 
     def _numbers(self, group: ChannelGroup) -> list[tuple[Number, bool]]:
         """Whole numbers of the modules around a group's layers that are as large as what these have of it.
@@ -256,6 +256,11 @@ def _without_digits(name: str) -> str:
     return re.sub(r"\d+(?=.*\.)|(?<=\.)\d+$", "", name.partition(".")[2] or name)
 
 
+def _named_alike(number: Number) -> tuple[str, str]:
+    """The same for numbers of the same modules in other blocks, though a block has but a number for its name."""
+    return _without_digits(f"{number.module}."), number.name
+
+
 def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
     return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
 
@@ -272,7 +277,7 @@ def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 
 def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]]:
     """Which of the numbers to try: all, those about layers that read or make the group, those of a name, one."""
-    named = [((_without_digits(number.module), number.name), reads) for number, reads in found]
+    named = [(_named_alike(number), reads) for number, reads in found]
     sets = [{key for key, _ in named}, *({key for key, reads in named if reads is side} for side in (True, False))]
     sets += [{key for key, _ in named if key[1] == name} for name in dict.fromkeys(key[1] for key, _ in named)]
     sets += [{key} for key, _ in named]

@@ -26,6 +26,7 @@ MOVES = {
     aten.index_select, aten._reshape_alias, aten.unfold, aten.narrow, aten.chunk, aten.tile, aten.diagonal,
     aten.channel_shuffle, aten.movedim, aten.view_as, aten.as_strided, aten.native_channel_shuffle,
 }  # fmt: skip
+CHUNKS = {aten.split, aten.split_with_sizes}
 # Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
 PLACES = {
     aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
@@ -88,10 +89,20 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if splits and len(along(small := compressed(now))) > len(along(plane)):
             # how often comes first in a view: heads, or groups that are shuffled; that stays, each gets smaller
             labels.tie(small, narrowed(small, sorted(along(small))[:-1]))
-        elif func.overloadpacket is aten.split and len({part.shape for part in now}) == 1:  # chunks of any size
+        elif func.overloadpacket in CHUNKS and len({part.shape for part in now}) == 1:  # chunks of any size
             for part in now[1:]:
                 labels.tie(now[0], part)
         _give_all(labels, out, now, first=layer == 0)
+
+
+def _gate(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A gated linear unit: the first half times the sigmoid of the second; as many channels of each."""
+    dim, kept = args[1] if len(args) > 1 else kwargs.get("dim", -1), []
+    for plane in labels.planes(args[0]):
+        value, gate = _laid_out(args[0], plane).chunk(2, dim)
+        labels.tie(value, gate)
+        kept.append(value)
+    labels.give(out, kept)
 
 
 def _laid_out(tensor: Tensor, plane: Tensor | None) -> Tensor:
@@ -291,5 +302,5 @@ _RULES: list[tuple[set[Any], Rule]] = [
     (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
     ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
     ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
-    ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm),
+    ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm), ({aten.glu}, _gate),
 ]  # fmt: skip
