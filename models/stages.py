@@ -32,6 +32,7 @@ from wmlc.models.layout import pass_on
 from wmlc.records import StageCuts
 
 APART = 1e-4  # relative, of logits that are the same but for the order of sums
+ACROSS = 0.01  # … and of one image in batches of two sizes, for which a GPU takes other kernels, in TF32
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,35 @@ def split(network: nn.Module, example: Tensor, cuts: StageCuts | None = None) ->
 
     Args: an example [1, C, H, W] on the network's device. Where there is no cut, the stage before is missing; where the
     network cannot be traced at all it is one stage, `head`, and the note says why. Raises `InputError` where `cuts` are
-    not of this network, and where it does not give logits [N, classes].
+    not of this network, where it does not give logits [N, classes], and where one image's hang on the others.
     """
     own = set(network.modules())
     with own_modes(network):
+        if cuts is None:
+            _check_alone(network.eval(), example)
         staged = _split(network.eval(), example, cuts)
     for module in staged.network.modules():
         if module not in own:  # a stage, or dropout that is one's own here
             module.training = network.training
     pass_on(network, next(iter(staged.network.children())))
     return staged
+
+
+def _check_alone(network: nn.Module, example: Tensor) -> None:
+    """Raise `InputError` where `network` in eval mode answers otherwise for an image beside others than for it alone.
+
+    Such a network cannot be served, where images come alone. One that draws anew each time is let be.
+    """
+    noise = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
+    with torch.no_grad():
+        beside, alone = (network(images.clone())[:1] for images in (noise, noise[:1]))
+        near = beside.is_meta or torch.allclose(beside, alone, 0.0, ACROSS * float(alone.abs().max()), equal_nan=True)
+        if near or not torch.equal(beside, network(noise.clone())[:1]):
+            return
+    raise InputError(
+        "the network answers otherwise for an image beside others than for it alone: its code looks across the batch, "
+        "as x.mean(0) and a batch norm without running statistics do; let each image's answer be its own"
+    )
 
 
 def whole_name(name: str) -> str:

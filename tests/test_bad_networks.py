@@ -71,6 +71,12 @@ class Squeezed(Wrapped):
         return self.layers(images).squeeze()
 
 
+class Across(Wrapped):
+    def forward(self, images):
+        logits = self.layers(images)
+        return logits - logits.mean(0)
+
+
 class Crossing(nn.Module):
     '''How many channels there were early scales what is made of others late.'''
 
@@ -175,6 +181,7 @@ NO_CLASSIFIER = "it is no classifier"
         ("net.py:Few", "net.py:Few gives 4 outputs, and the data have 10 classes: no Linear or Conv2d of the network makes"),
         ("net.py:Summed", "net.py:Summed must give logits [N, classes], got [1, 10] for "),
         ("net.py:Squeezed", "net.py:Squeezed must give logits [1, 10] for one image, got [10]; its code may say squeeze()"),
+        ("net.py:Across", "the network answers otherwise for an image beside others than for it alone: its code looks "),
         ("net.py:Crossing", "once cut, Crossing gives answers that are "),
         ("net.py:Raises", "net.py:Raises cannot take images of 1 x 8 x 8 (channels, height, width): RuntimeError: not today"),
         ("net.py:boom", "net.py:boom(num_classes=10) raised KeyError: 'no\\nsuch thing'"),
