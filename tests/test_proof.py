@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hand_networks import NETWORKS, SHAPE, Halves, Hand, conv, hand_network
 from torch import Tensor, nn
 
@@ -138,6 +139,36 @@ def test_numbers_shrink_in_every_block_though_blocks_are_called_by_numbers() -> 
     assert not graph.left_whole
     found = {group.root: group.attributes for group in graph.groups if group.attributes}
     assert found == {"0.0": (Number("0.1", "half", 1),), "1.0": (Number("1.2", "half", 1),)}
+
+
+class Heads(nn.Module):
+    """Attention with two heads of a size that it holds as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.qkv, self.out = 4, nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(tokens).reshape(len(tokens), -1, 3, 2, self.size).permute(2, 0, 3, 1, 4)
+        mixed = (query @ key.transpose(2, 3)).softmax(-1) @ value
+        return tokens + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Headed(Hand):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.up, self.down = Heads(), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        tokens = self.heads(x.flatten(2).transpose(1, 2))
+        return (tokens + self.down(F.relu(self.up(tokens)))).transpose(1, 2).unflatten(2, (8, 8))
+
+
+def test_a_group_that_only_zeros_can_stand_for_leaves_the_others_proven() -> None:
+    """As queries and keys: copies of them add to their product, which zeros do not."""
+    graph = read_channels(Headed().eval(), SHAPE)
+    assert not graph.left_whole and [group.root for group in graph.groups] == ["a", "heads.qkv", "up"]
+    assert graph.groups[1].attributes == (Number("heads", "size", 1),)
 
 
 def wrong(groups: list[ChannelGroup], root: str) -> list[ChannelGroup]:

@@ -104,9 +104,10 @@ class Prover:
             proven += muted
         for alike in _by_likeness(failed):
             proven += self._with_attributes(alike)
-        done = {group.root for group in proven}
-        reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(failed)}
-        left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in failed if group.root not in done]
+        done = _roots(proven)
+        whole = [group for group in failed if group.root not in done]
+        reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(whole)}
+        left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in whole]
         proven.sort(key=lambda group: order[group.root])
         while proven and _roots(proven) not in self.together:
             why = self._trial(proven, SHARES[1])
