@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,38 +27,60 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
 
+class References:
+    """The logits that networks should give for some pixels, uint8 [N, H, W, C]; each is computed once in a bench."""
+
+    def __init__(self, pixels_NHWC: np.ndarray) -> None:
+        self._pixels_NHWC = pixels_NHWC
+        self._known: dict[tuple[Path, int], np.ndarray] = {}
+
+    def by_torch(self, subject: Subject) -> np.ndarray:
+        """Those of a run's network; [N, classes]."""
+        assert subject.directory is not None
+        key = subject.directory, 0
+        if key not in self._known:
+            self._known[key] = _by_torch(subject.directory, self._pixels_NHWC)
+        return self._known[key]
+
+    def as_written(self, subject: Subject, batch: int) -> np.ndarray:
+        """Those that a file means, which is asked first for the images of a `batch`; [N, classes]."""
+        key = subject.onnx_file, subject.batch or batch
+        if key not in self._known:
+            self._known[key] = _as_written(subject, self._pixels_NHWC, key[1])
+        return self._known[key]
+
+
 def held_against_reference(
-    subject: Subject, logits_BC: np.ndarray, pixels_NHWC: np.ndarray, precision: str, batch: int
+    subject: Subject, logits_BC: np.ndarray, references: References, precision: str, batch: int
 ) -> Agreement:
-    """Hold an engine's logits [B, classes] of `pixels_NHWC` against torch's, or of a plan or another's file
-    ONNX Runtime's.
+    """Hold an engine's logits [B, classes] against torch's, or of a plan or another's file ONNX Runtime's.
 
     An int8 file that is further from torch than that may be is no engine's fault where the file says so itself: then
-    that is a note, and its top-1 says what it costs. Args: the `batch` of the cell.
+    that is a note, and its top-1 says what it costs. Args: the `references` for the same pixels; the `batch` of the
+    cell.
     """
     of_network = subject.directory is not None and subject.source.suffix != ".plan"
-    expected_BC = _by_torch(subject, pixels_NHWC) if of_network else _as_written(subject, pixels_NHWC, batch)
+    expected_BC = references.by_torch(subject) if of_network else references.as_written(subject, batch)
     apart = parity(logits_BC, expected_BC, precision)
     other = "torch" if of_network else "ONNX Runtime"
     failure = disagreement(apart, precision, other, reordered(logits_BC, expected_BC), ids=logits_BC.ndim == 1)
     if failure and of_network and precision == "int8":
-        meant_BC = _as_written(subject, pixels_NHWC, batch)
+        meant_BC = references.as_written(subject, batch)
         if not disagreement(parity(logits_BC, meant_BC, precision), precision):
             return Agreement(apart, notes=(moved_by_int8(apart),))
     return Agreement(apart, failure)
 
 
-def _by_torch(subject: Subject, pixels_NHWC: np.ndarray) -> np.ndarray:
+def _by_torch(directory: Path, pixels_NHWC: np.ndarray) -> np.ndarray:
     """The logits that a network of a run gives, in float32 and in torch."""
     import torch
 
     from wmlc.models.checkpoint import load_network, read_spec
 
-    assert subject.directory is not None
-    spec = read_spec(subject.directory)
+    spec = read_spec(directory)
     with torch.inference_mode():
         images_NCHW = normalise(torch.from_numpy(pixels_NHWC), spec.mean, spec.std)
-        return load_network(subject.directory)(images_NCHW).numpy()
+        return load_network(directory)(images_NCHW).numpy()
 
 
 def _as_written(subject: Subject, pixels_NHWC: np.ndarray, batch: int) -> np.ndarray:
@@ -70,5 +93,5 @@ def _as_written(subject: Subject, pixels_NHWC: np.ndarray, batch: int) -> np.nda
     )  # fmt: skip
     with Worker(seat) as worker:
         worker.ready()
-        worker.first(np.take(pixels_NHWC, range(subject.batch or batch), axis=0, mode="wrap"))
+        worker.first(np.take(pixels_NHWC, range(batch), axis=0, mode="wrap"))
         return worker.logits(pixels_NHWC)

@@ -9,6 +9,7 @@ from pathlib import Path
 from wmlc.bench.engines import Nodes
 from wmlc.bench.layers import SCALED, Graph, Layer, layers_of, read_graph
 from wmlc.errors import plain
+from wmlc.layer_pairs import OTHER
 from wmlc.records import LayerTime
 
 FOLLOWS = {  # what engines fuse into the layer before it
@@ -21,10 +22,9 @@ ADDED = re.compile(r"^InsertedPrecisionFreeCast_|^fused |_token_\d+$|_nchwc$|/Wi
 BETWEEN = re.compile(r" \+ | \|\| |PWN\(|[(),]")  # the names that an engine joined into one
 RANGE = re.compile(r"ForeignNode\[(.+)\.\.\.(.+)\]")  # TensorRT's, all nodes from one to another
 MOVES = "Reformatting "  # how TensorRT's copies begin, which go on with the name of what reads them
-OTHER = "other: "
 
 
-def attribute(onnx_file: Path, nodes: Nodes, batch: int = 1) -> list[LayerTime]:
+def attribute(file: FileLayers, nodes: Nodes, batch: int = 1) -> list[LayerTime]:
     """Lay an engine's times, taken at this batch size, on the layers of the file, in the order of its graph.
 
     The file is that of the network which the engine ran, for torch and TensorRT too. A node belongs to the layer whose
@@ -33,7 +33,6 @@ def attribute(onnx_file: Path, nodes: Nodes, batch: int = 1) -> list[LayerTime]:
     are left over, they belong together. One node for several layers is shared out by MACs. The rest is summed an
     operator, as "other: ReorderOutput". Nothing is lost or counted twice; a layer without time is left out.
     """
-    file = FileLayers(onnx_file)
     owners = file.owners(nodes)
     spent, rest = file.spent(nodes, owners), dict[str, float]()
     for owner, (_, op, ms) in zip(owners, nodes, strict=True):

@@ -17,8 +17,8 @@ import numpy as np
 
 from wmlc.accuracy import images_a_call, picked, top1_percent
 from wmlc.bench import measure
-from wmlc.bench.agreement import held_against_reference
-from wmlc.bench.attribution import attribute
+from wmlc.bench.agreement import References, held_against_reference
+from wmlc.bench.attribution import FileLayers, attribute
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import PLAN, Engine, engine_class
 from wmlc.bench.engines.machine import pinned_cpus
@@ -71,6 +71,16 @@ class Images:
     pixels_NHWC: np.ndarray
     data: TestImages | None
     classes: int = 0  # of the data set
+
+    @functools.cached_property
+    def asked(self) -> np.ndarray:
+        """The pixels by which engines are held against their references: as many as one call takes."""
+        return self.pixels_NHWC[: images_a_call(*self.pixels_NHWC.shape[1:3])]
+
+    @functools.cached_property
+    def references(self) -> References:
+        """What the networks should answer for those."""
+        return References(self.asked)
 
 
 @dataclass
@@ -141,7 +151,10 @@ def profile_cell(
     times_ms = {own.subject.key: times for own in measured if (times := own.times_ms) is not None}
     p50_ms = {key: float(np.median(times)) for key, times in times_ms.items()}
     again = {own.subject.key: Measurement(own.subject, refuses=False) for own in measured if not own.failure}
-    rounds: dict[Key, list[list[LayerTime]]] = {}
+    rounds, files = dict[Key, list[list[LayerTime]]](), dict[Key, FileLayers]()
+    for key, own in again.items():
+        with own.failing():  # as where a shape inside of a file is open
+            files[key] = FileLayers(own.subject.onnx_file)
     with (
         _open(cell, again, config, images) as workers,
         progress(f"profiling {cell}", PROFILE_ROUNDS, "rounds") as advance,
@@ -152,9 +165,7 @@ def profile_cell(
                 with again[key].failing():
                     nodes = worker.profile(min(50, max(5, round(PROFILE_MS / p50_ms[key]))))
                 if nodes is not None:
-                    with again[key].failing():  # as where a shape inside of a file is open
-                        layers = attribute(again[key].subject.onnx_file, nodes, cell.batch)
-                        rounds.setdefault(key, []).append(layers)
+                    rounds.setdefault(key, []).append(attribute(files[key], nodes, cell.batch))
             advance(1)
     layers_of = {key: merge(each) for key, each in _live(rounds, again).items()}
     if engine_class(cell.engine) is OrtEngine and cell.device == "cpu":
@@ -270,11 +281,9 @@ def _ask_scenarios(cell: Cell, workers: Mapping[Key, Worker], measured: Measured
 
 def _check_agreement(own: Measurement, worker: Worker, images: Images, batch: int = 1) -> None:
     """Engines that disagree with their reference get no numbers. Args: the `batch` of the cell."""
-    _, height, width = own.subject.input_shape
-    pixels_NHWC = images.pixels_NHWC[: images_a_call(height, width)]
-    logits_BC = worker.logits(pixels_NHWC)
+    logits_BC = worker.logits(images.asked)
     precision = own.opened[0].precision or own.subject.precision
-    found = held_against_reference(own.subject, logits_BC, pixels_NHWC, precision, batch)
+    found = held_against_reference(own.subject, logits_BC, images.references, precision, batch)
     own.parity = found.apart
     if found.failure:
         raise EngineFailed(found.failure)

@@ -64,15 +64,6 @@ class FileCost(NamedTuple):
     unknown: str | None = None
 
 
-def read_layers(onnx_file: Path) -> list[Layer]:
-    """The convolutions and matrix products of an ONNX classifier in fp32, fp16 or int8, in the order of its graph.
-
-    A layer is named after its weight, "stage1.0.conv1" for "stage1.0.conv1.weight", also where that is quantised;
-    else, as where the weight has no such name, after its node. Raises `InputError` where a shape is left open.
-    """
-    return [layer for _, layer in layers_of(read_graph(onnx_file))]
-
-
 def file_cost(onnx_file: Path, sides: tuple[int, ...] | None = None) -> FileCost:
     """Parameters, and MACs of one image, of an ONNX classifier. Args: the `sides` of images that a file leaves open.
 
@@ -192,7 +183,12 @@ def _item_bytes(kind: int) -> int:
 
 
 def layers_of(graph: Graph) -> Iterable[tuple[int, Layer]]:
-    """(index of its node, layer); a name that stands twice, as of a weight that two layers share, gets a number."""
+    """The convolutions and matrix products of an ONNX classifier in fp32, fp16 or int8: (index of its node, layer).
+
+    A layer is named after its weight, "stage1.0.conv1" for "stage1.0.conv1.weight", also where that is quantised; else,
+    as where the weight has no such name, after its node. A name that stands twice, as of a weight that two layers
+    share, gets a number. Raises `InputError` where a shape is left open.
+    """
     times: dict[str, int] = {}
     for index, node in enumerate(graph.nodes):
         if node.op_type in WEIGHT_AT:

@@ -14,7 +14,6 @@ from wmlc.bench.cells import Cell, Measured, Measurement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines.machine import busy
 from wmlc.bench.subjects import Key
-from wmlc.files import sha256
 from wmlc.records import Environment, Interval, Latency, LatencyPlan, Row, Speedup, WarmUp
 from wmlc.run import BASELINE
 
@@ -70,8 +69,8 @@ def _make_row(
         macs=cost.macs,
         flops=None if cost.macs is None else 2 * cost.macs,
         mac_ratio=mac_ratio,
-        file_bytes=subject.weights.stat().st_size + subject.more_bytes,
-        file_sha256=sha256(subject.weights),
+        file_bytes=subject.file_bytes,
+        file_sha256=subject.file_sha256,
         latency_ms=times,
         p50_interval=interval,
         latency_budget_ms=budget_ms,

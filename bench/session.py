@@ -15,13 +15,23 @@ from wmlc.bench.choose import pareto
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
 from wmlc.bench.engines import NETWORK, ONNX, engine_class, tells_layers
 from wmlc.bench.engines.machine import measuring_alone, read_environment
+from wmlc.bench.foreign import read_file
 from wmlc.bench.gates import unfinished
 from wmlc.bench.merge import with_former
 from wmlc.bench.pictures import TestImages
 from wmlc.bench.profile import PAID_OUT, left_layout, where_lost
 from wmlc.bench.rows import bench_notes, indistinct_notes, make_rows
 from wmlc.bench.scenarios import require_loadgen
-from wmlc.bench.subjects import Files, Key, Subject, file_subjects, first_pixels, fit_to_files, run_subjects
+from wmlc.bench.subjects import (
+    Files,
+    Key,
+    Subject,
+    file_subjects,
+    first_pixels,
+    fit_to_files,
+    read_networks,
+    run_subjects,
+)
 from wmlc.console import note
 from wmlc.data import Data, DataConfig, open_data
 from wmlc.data.sources import kind_and_place
@@ -54,13 +64,14 @@ def bench_run(
     """
     devices = choose_devices(config)
     _check_out(out)
-    subjects = {engine: run_subjects(run, config, files, engine) for engine in config.engines}
+    networks = read_networks(run)
+    subjects = {engine: run_subjects(networks, config, files, engine) for engine in config.engines}
     for engine in config.engines:
         if engine_class(engine).takes == NETWORK and config.precisions != ("fp32",):
             note(f"{engine} runs the networks as they were trained, in fp32 only")
     plan = read_family(run).latency
     with measuring_alone():
-        record = _bench(subjects, devices, config, data, None, command, str(run.root), plan)
+        record = _bench(subjects, devices, config, data, len(data.test_classes()), command, str(run.root), plan)
     _write(out, record, run if keep else None)
     return record
 
@@ -79,9 +90,10 @@ def bench_files(
         raise InputError(
             f"the engine {unfit[0]} does not run ONNX files; use --engine ort, ort-trt or openvino for them"
         )
-    fitted = fit_to_files(paths, data) if data else None
-    subjects = dict.fromkeys(config.engines, file_subjects(paths, fitted, said))
-    shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, None)
+    files = [read_file(path) for path in paths]  # one at fault is said before images are read
+    fitted = fit_to_files(files, data) if data else None
+    subjects = dict.fromkeys(config.engines, file_subjects(files, fitted, said))
+    shown, classes = (fitted.images, len(fitted.class_names)) if fitted else (None, 0)
     with measuring_alone():
         record = _bench(subjects, devices, config, shown, classes, command, f"{len(paths)} files")
     _write(out, record)
@@ -137,7 +149,7 @@ def _bench(
     devices: Mapping[str, str],
     config: BenchConfig,
     data: TestImages | None,
-    classes: int | None,
+    classes: int,
     command: str,
     what: str,
     plan: LatencyPlan | None = None,
@@ -151,8 +163,7 @@ def _bench(
     if len(config.threads) > 1 and (gpu := [name for name, device in devices.items() if device != "cpu"]):
         note(f"threads are a CPU's: {', '.join(gpu)} is measured once, with {config.threads[0]}")
     pixels_NHWC = first_pixels(data, first[0], max(config.batches))
-    classes = len(data.record.class_names) if data and classes is None else classes
-    images = Images(pixels_NHWC=pixels_NHWC, data=data, classes=classes or 0)
+    images = Images(pixels_NHWC=pixels_NHWC, data=data, classes=classes)
     rows, profiles, notes = list[Row](), list[Profile](), bench_notes(environment)
     top1: dict[str, dict[Key, float]] = {engine: {} for engine in config.engines}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from wmlc.accuracy import images_a_call
 from wmlc.bench.config import UNSAID, BenchConfig, FileSettings
 from wmlc.bench.engines import NETWORK, ONNX, engine_class
 from wmlc.bench.engines.worker import Feed
-from wmlc.bench.foreign import OnnxFile, choose_output, read_file
+from wmlc.bench.foreign import OnnxFile, choose_output
 from wmlc.bench.layers import FileCost, file_cost, file_precision
 from wmlc.bench.pictures import Fitted, TestImages, fit, made_up_pixels, match_classes, shape_of
 from wmlc.data.normalisation import numbers
 from wmlc.errors import InputError, plain
+from wmlc.files import sha256
 from wmlc.models.checkpoint import WEIGHTS_FILE, load_network, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.records import About, Cost
@@ -36,8 +38,8 @@ class Subject:
     name: str
     precision: str  # as asked for
     source: Path  # what the engine opens: the ONNX file, the plan, or the directory
-    weights: Path  # the file whose size and hash count
-    more_bytes: int = 0  # of other files that hold its weights
+    file_bytes: int  # of the file that the engine opens, or the network's weights, with what it keeps in others
+    file_sha256: str
     onnx_file: Path
     directory: Path | None  # None: a file of unknown origin
     input_shape: tuple[int, int, int]  # C, H, W
@@ -57,39 +59,48 @@ class Subject:
         return self.peer, self.precision
 
 
-def run_subjects(run: Run, config: BenchConfig, files: Files, engine: str) -> list[Subject]:
-    """The networks of `run` as `engine` opens them, the baseline first; costs are counted on the networks."""
-    takes, family = engine_class(engine).takes, read_family(run)
+def read_networks(run: Run) -> dict[int, Subject]:
+    """The networks of `run` by number, the baseline first, as torch takes them; costs are counted on them."""
+    return {peer: _read_network(run, peer) for peer in select_peers(read_family(run), "all")}
+
+
+def run_subjects(networks: Mapping[int, Subject], config: BenchConfig, files: Files, engine: str) -> list[Subject]:
+    """The networks of a run, as `read_networks` gives them, in each precision as `engine` opens them."""
+    takes = engine_class(engine).takes
     precisions = [name for name in config.precisions if takes != NETWORK or name == "fp32"]
-    keys = [(peer, precision) for precision in precisions for peer in select_peers(family, "all")]
+    keys = [(peer, precision) for precision in precisions for peer in networks]
     for kind in {ONNX, takes} - {NETWORK}:
         missing = [f"{peer_name(peer)} in {name}" for peer, name in keys if (peer, name) not in files.get(kind, {})]
         if missing:
             raise InputError(f"there is no file of {', '.join(missing)}; extract them first")
-    networks = {peer: _read_network(run, peer) for peer, _ in keys}
     return [
         replace(
             networks[peer],
             name=peer_name(peer) + ("" if precision == "fp32" else f" {precision}"),
             precision=precision,
-            source=networks[peer].source if takes == NETWORK else files[takes][peer, precision],
-            weights=networks[peer].weights if takes == NETWORK else files[takes][peer, precision],
             onnx_file=files[ONNX][peer, precision],
+            **({} if takes == NETWORK else _opened(files[takes][peer, precision])),
         )
         for peer, precision in keys
     ]
 
 
+def _opened(file: Path) -> dict[str, Any]:
+    """The fields of a subject that are about the file which the engine opens."""
+    return {"source": file, "file_bytes": file.stat().st_size, "file_sha256": sha256(file)}
+
+
 def _read_network(run: Run, peer: int) -> Subject:
     """A network of the run as torch takes it."""
     directory = run.network(peer)
-    spec = read_spec(directory)
+    spec, weights = read_spec(directory), directory / WEIGHTS_FILE
     return Subject(
         peer=peer,
         name=peer_name(peer),
         precision="fp32",
         source=directory,
-        weights=directory / WEIGHTS_FILE,
+        file_bytes=weights.stat().st_size,
+        file_sha256=sha256(weights),
         onnx_file=directory,
         directory=directory,
         input_shape=spec.input_shape,
@@ -100,16 +111,16 @@ def _read_network(run: Run, peer: int) -> Subject:
     )
 
 
-def file_subjects(paths: Sequence[Path], fitted: Fitted | None, said: FileSettings = UNSAID) -> list[Subject]:
+def file_subjects(files: Sequence[OnnxFile], fitted: Fitted | None, said: FileSettings = UNSAID) -> list[Subject]:
     """ONNX classifiers with one input of images, the first being the baseline.
 
     Args: test images as `fit_to_files` gives them; what the caller has `said` of files that do not say it themselves.
     Raises `InputError` for what is no such file, and where two of them take images of different sizes.
     """
-    subjects = [_read_file(path, number, fitted, said) for number, path in enumerate(paths)]
+    subjects = [_file_subject(file, number, fitted, said) for number, file in enumerate(files)]
     if said.output is not None and all(subject.output != said.output for subject in subjects):
         raise InputError(f"--output {said.output}: no file has an output of that name; {subjects[0].told}")
-    names = _distinct([path.with_suffix("") for path in paths])
+    names = _distinct([file.path.with_suffix("") for file in files])
     subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
     shapes = {subject.input_shape for subject in subjects}
     if len(shapes) > 1:
@@ -127,15 +138,14 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return [f"{number}: {path.name}" for number, path in enumerate(paths)]
 
 
-def fit_to_files(paths: Sequence[Path], data: TestImages) -> Fitted:
+def fit_to_files(files: Sequence[OnnxFile], data: TestImages) -> Fitted:
     """The test images as the first of the files takes them."""
-    files = [read_file(path) for path in paths]  # a file at fault is said before images are read
     first = files[0]
     return fit(data, _shape(first, data), first.about.framing if first.about else None)
 
 
-def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSettings) -> Subject:
-    file, data = read_file(path), fitted.images if fitted else None
+def _file_subject(file: OnnxFile, number: int, fitted: Fitted | None, said: FileSettings) -> Subject:
+    path, data = file.path, fitted.images if fitted else None
     shape = _shape(file, data)
     channels, height, width = shape
     classes = len(fitted.class_names) if fitted else None
@@ -160,8 +170,8 @@ def _read_file(path: Path, number: int, fitted: Fitted | None, said: FileSetting
         name=path.stem,
         precision=about.precision if about else file_precision(path),
         source=path,
-        weights=path,
-        more_bytes=file.more_bytes,
+        file_bytes=path.stat().st_size + file.more_bytes,
+        file_sha256=sha256(path),
         onnx_file=path,
         directory=None,
         input_shape=shape,

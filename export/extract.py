@@ -130,7 +130,7 @@ def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int
     """Each network's TensorRT plan in `config`'s form, beside its ONNX file, for `batches` and for the test set."""
     from wmlc.export.to_tensorrt import plan_for
 
-    _, height, width = data.record.input_shape
+    _, height, width = data.input_shape
     for peer, file in run_files(run, data, config):
         yield peer, plan_for(file, (*batches, images_a_call(height, width)))
 

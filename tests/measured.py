@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from wmlc import records
 from wmlc.bench.cells import Cell, Measurement
 from wmlc.bench.engines.worker import Feed, Memory, Opened, Seat, _Bench
+from wmlc.bench.layers import Layer, layers_of, read_graph
 from wmlc.bench.subjects import Subject
 from wmlc.records import About, Bench, Cost, Latency, Row, Speedup, WarmUp
 from wmlc.run import Run
@@ -51,6 +52,11 @@ class InProcess:
         return getattr(self._bench, name)
 
 
+def layers_in(onnx_file: Path) -> list[Layer]:
+    """The layers of a file, in the order of its graph."""
+    return [layer for _, layer in layers_of(read_graph(onnx_file))]
+
+
 def engines_in_process(patch: pytest.MonkeyPatch) -> None:
     """From now on a bench's engines, and what they are held against, run in this process."""
     for room in ("cells", "agreement"):
@@ -60,8 +66,8 @@ def engines_in_process(patch: pytest.MonkeyPatch) -> None:
 def measured(peer: int, ms: float = 1.0, *, macs: int = 100, top1: float | None = 90.0, **changes: Any) -> Measurement:
     """A network of two launches, three rounds each of a burst of two calls that took `ms`; peer 0 is the baseline."""
     subject = Subject(
-        peer=peer, name=f"peer{peer}" if peer else "baseline", precision="fp32", source=FILE, weights=FILE,
-        onnx_file=FILE, directory=None, input_shape=(1, 8, 8), batch=None, feed=Feed(), cost=Cost(10 * macs, macs),
+        peer=peer, name=f"peer{peer}" if peer else "baseline", precision="fp32", source=FILE, file_bytes=5,
+        file_sha256="12", onnx_file=FILE, directory=None, input_shape=(1, 8, 8), batch=None, feed=Feed(), cost=Cost(10 * macs, macs),
         about=About(ratio=0.5 if peer else 0.0, achieved_ratio=0.45 if peer else 0.0, top1=top1),
     )  # fmt: skip
     subject = replace(subject, **{key: changes.pop(key) for key in list(changes) if hasattr(subject, key)})

@@ -12,15 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from measured import foreign_file
+from measured import foreign_file, layers_in
 
-from wmlc.bench.attribution import attribute
+from wmlc.bench.attribution import FileLayers, attribute
 from wmlc.bench.engines import Nodes
 from wmlc.bench.engines.openvino_engine import OpenVinoEngine
 from wmlc.bench.engines.ort_engine import OrtEngine, OrtTensorRtEngine, node_times
 from wmlc.bench.engines.torch_engine import CompiledEngine, TorchEngine
 from wmlc.bench.engines.trt_engine import TrtEngine, layer_labels, median_times
-from wmlc.bench.layers import read_layers
 from wmlc.errors import InputError
 from wmlc.records import LayerTime
 
@@ -34,8 +33,8 @@ def some_images(batch: int = 1) -> np.ndarray:
 
 def check_attribution(file: Path, nodes: Nodes) -> list[LayerTime]:
     """Every layer of the file got time, and the times add up to the nodes'."""
-    rows = attribute(file, nodes)
-    layers = [layer.name for layer in read_layers(file)]
+    rows = attribute(FileLayers(file), nodes)
+    layers = [layer.name for layer in layers_in(file)]
     assert [row.layer for row in rows][: len(layers)] == layers
     assert all(row.layer == f"other: {row.op}" for row in rows[len(layers) :])
     assert sum(row.ms for row in rows) == pytest.approx(sum(ms for _, _, ms in nodes))
@@ -51,7 +50,7 @@ def test_onnx_runtimes_nodes_find_their_layers(exported: Export, arch: str, form
     engine.close()
     rows = check_attribution(exported(arch, form), nodes)
     computing = [op for _, op, _ in nodes if op in ("Conv", "QLinearConv", "Gemm", "QGemm")]
-    assert len(computing) == len(read_layers(exported(arch, form)))
+    assert len(computing) == len(layers_in(exported(arch, form)))
     assert not {"other: Conv", "other: QLinearConv", "other: Gemm", "other: QGemm"} & {row.layer for row in rows}
 
 
@@ -70,7 +69,7 @@ def test_a_files_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Pa
         node.name = f"\x1b[31m{node.name or node.op_type}"
     onnx.save(model, tmp_path / "coloured.onnx")
     nodes = [(node.name, node.op_type, 1.0) for node in model.graph.node]
-    rows = attribute(tmp_path / "coloured.onnx", nodes)
+    rows = attribute(FileLayers(tmp_path / "coloured.onnx"), nodes)
     assert rows and all(row.layer.isprintable() and row.op.isprintable() for row in rows)
 
 
@@ -109,9 +108,9 @@ def test_names_as_tensorrt_joins_them_are_taken_apart(exported: Export) -> None:
     model = onnx.load(file)
     by_weight = {node.input[1]: node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
     first, second, side = (by_weight[f"stage2.0.{name}.weight"] for name in ("conv1", "conv2", "downsample.0"))
-    layers = {layer.name: layer for layer in read_layers(file)}
+    layers = {layer.name: layer for layer in layers_in(file)}
     rows = attribute(
-        file,
+        FileLayers(file),
         [
             (f"Reformatting CopyNode for Input Tensor 0 to {first} + node_relu_7", "Reformat", 0.5),
             (f"{first} || {side}", "CaskConvolution", 3.0),
@@ -132,8 +131,11 @@ def test_what_follows_a_layer_is_its_time_only_if_nothing_else_is(exported: Expo
     file = exported("resnet20", "fp32")
     stem = next(node for node in onnx.load(file).graph.node if "stem.conv.weight" in node.input)
     fused, alone = [("relu_nchwc", "Conv", 2.0)], [(stem.name, "Conv", 1.0), ("node_relu", "Relu", 0.5)]
-    assert [(row.layer, row.op, row.ms) for row in attribute(file, fused)] == [("stem.conv", "Conv", 2.0)]
-    assert [(row.layer, row.ms) for row in attribute(file, alone)] == [("stem.conv", 1.0), ("other: Relu", 0.5)]
+    assert [(row.layer, row.op, row.ms) for row in attribute(FileLayers(file), fused)] == [("stem.conv", "Conv", 2.0)]
+    assert [(row.layer, row.ms) for row in attribute(FileLayers(file), alone)] == [
+        ("stem.conv", 1.0),
+        ("other: Relu", 0.5),
+    ]
 
 
 def test_onnx_runtimes_events_are_summed_a_call() -> None:
@@ -176,7 +178,7 @@ def test_tensorrts_times_find_their_layers(exported: Export, tmp_path: Path) -> 
     source, plan = exported("resnet20", "fp32"), tmp_path / "peer.plan"
     extract_plan(source, plan, batch_range=(1, 4, 8), cache_dir=tmp_path / "cache")
     engine = TrtEngine(plan, 1, "cuda")
-    rows = attribute(source, engine.profile(some_images(4), 5))
+    rows = attribute(FileLayers(source), engine.profile(some_images(4), 5))
     assert {"stem.conv", "stage3.2.conv2"} <= {row.layer for row in rows}
     engine.close()
 
@@ -185,17 +187,17 @@ def test_tensorrts_times_find_their_layers(exported: Export, tmp_path: Path) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and its driver")
 def test_torchs_modules_are_the_layers_on_a_gpu(exported: Export, pruned_network: Callable[[str], Path]) -> None:
     engine = TorchEngine(pruned_network("resnet20"), 1, "cuda")
-    rows = attribute(exported("resnet20", "fp32"), engine.profile(some_images(), 3))
-    assert {layer.name for layer in read_layers(exported("resnet20", "fp32"))} <= {row.layer for row in rows}
+    rows = attribute(FileLayers(exported("resnet20", "fp32")), engine.profile(some_images(), 3))
+    assert {layer.name for layer in layers_in(exported("resnet20", "fp32"))} <= {row.layer for row in rows}
     engine.close()
 
 
 def test_a_layers_time_stands_beside_what_it_costs(exported: Export) -> None:
     file = exported("resnet20", "fp32")
-    nodes = [(layer.name, "Conv2d", 0.5) for layer in read_layers(file)] + [("", "Flatten", 0.25)]
-    *layers, last = attribute(file, nodes, batch=8)
+    nodes = [(layer.name, "Conv2d", 0.5) for layer in layers_in(file)] + [("", "Flatten", 0.25)]
+    *layers, last = attribute(FileLayers(file), nodes, batch=8)
     assert sum(layer.ms for layer in layers) == 22 * 0.5
-    for time, layer in zip(layers, read_layers(file), strict=True):
+    for time, layer in zip(layers, layers_in(file), strict=True):
         assert (time.layer, time.op, time.channels, time.macs) == (layer.name, layer.op, layer.channels, layer.macs)
         assert (time.bytes, time.intensity) == (layer.bytes_moved(8), layer.intensity(8))
     assert layers[0].channels == (3, 16)

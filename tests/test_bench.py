@@ -15,7 +15,8 @@ from made import made_plan
 from onnx import helper, numpy_helper
 
 from wmlc import records
-from wmlc.bench.agreement import held_against_reference
+from wmlc.bench import agreement
+from wmlc.bench.agreement import References, held_against_reference
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.ort_engine import OrtEngine
@@ -102,13 +103,13 @@ def test_int8_that_moves_logits_far_is_the_files_doing_and_an_engine_that_does_i
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     fed = normalise(torch.from_numpy(pixels), network.feed.mean, network.feed.std).numpy()
     logits = OrtEngine(subject.source, 1, "cpu").infer(fed)
-    found = held_against_reference(subject, logits, pixels, "int8", 1)
+    found = held_against_reference(subject, logits, References(pixels), "int8", 1)
     assert found.failure is None and found.apart > 0.5
     (note,) = found.notes
     assert re.fullmatch(r"int8 moves its logits by [01]\.?\d* of their size; its top-1 has the cost", note)
-    wrong = held_against_reference(subject, logits[:, ::-1], pixels, "int8", 1)
+    wrong = held_against_reference(subject, logits[:, ::-1], References(pixels), "int8", 1)
     assert wrong.failure and "differ from torch's" in wrong.failure and not wrong.notes
-    in_fp32 = held_against_reference(replace(subject, precision="fp32"), logits, pixels, "fp32", 1)
+    in_fp32 = held_against_reference(replace(subject, precision="fp32"), logits, References(pixels), "fp32", 1)
     assert in_fp32.failure and "allowed is 0.001" in in_fp32.failure
 
 
@@ -135,6 +136,22 @@ def test_a_run_that_was_cut_for_a_latency_is_held_against_it(
     assert [(row.latency_budget_ms, row.budget_met) for row in bench.rows] == [(1e4, True), (None, None)]
     assert sum("other cells are not held against them" in note for note in bench.notes) == 1
     assert records.read(tmp_path / "bench.json", Bench, "bench", "bench again") == bench
+
+
+def test_a_bench_asks_torch_once_a_network_and_nothing_of_training_images(
+    alone: Run, files: Files, data: Data, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, by_torch = list[Path](), agreement._by_torch
+
+    def counted(directory: Path, pixels: np.ndarray) -> np.ndarray:
+        asked.append(directory)
+        return by_torch(directory, pixels)
+
+    monkeypatch.setattr(agreement, "_by_torch", counted)
+    monkeypatch.setattr(type(data), "record", property(lambda _: pytest.fail("training images are read")))
+    bench = bench_run(alone, replace(QUICK, batches=(1, 2)), files, data, tmp_path / "bench.json")
+    assert [row.top1 is not None for row in bench.rows] == [True, True]
+    assert asked == [alone.network(1)]
 
 
 def test_torch_runs_in_a_process_of_its_own(run: Run) -> None:

@@ -21,12 +21,14 @@ from wmlc.bench.cells import Cell, Images, Measurement, _check_agreement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines import engine_class
 from wmlc.bench.engines.worker import Feed, Seat
+from wmlc.bench.foreign import read_file
 from wmlc.bench.layout import has_blocks
 from wmlc.bench.session import bench_files
 from wmlc.bench.subjects import Key, Subject, file_subjects
 from wmlc.cli import main
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import EngineFailed, InputError
+from wmlc.files import sha256
 from wmlc.records import About, Bench
 
 QUICK = BenchConfig(seconds=0.01, launches=2, accuracy=False)
@@ -146,7 +148,7 @@ def test_layouts_types_and_fixed_batches_are_fed_as_the_file_takes_them(
     tmp_path: Path, kind: int, last: bool, batch: int | str
 ) -> None:
     file = classifier(tmp_path / "other.onnx", 8, kind=kind, last=last, batch=batch)
-    (subject,) = file_subjects([file], None)
+    (subject,) = file_subjects([read_file(file)], None)
     own = Measurement(subject)
     seat = Seat(opener=engine_class("ort"), path=file, feed=subject.feed, batch=subject.batch)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
@@ -176,8 +178,9 @@ def test_weights_in_a_file_of_their_own_count(tmp_path: Path) -> None:
     whole = classifier(tmp_path / "whole.onnx", 32)
     apart = tmp_path / "apart.onnx"
     onnx.save(onnx.load(str(whole)), str(apart), save_as_external_data=True, location="apart.bin", size_threshold=0)
-    (subject,) = file_subjects([apart], None)
-    assert (subject.weights, subject.more_bytes) == (apart, (tmp_path / "apart.bin").stat().st_size)
+    (subject,) = file_subjects([read_file(apart)], None)
+    assert subject.file_bytes == apart.stat().st_size + (tmp_path / "apart.bin").stat().st_size
+    assert subject.file_sha256 == sha256(apart)
     assert subject.cost.params == 9 * 32 + 320 + 10
 
 
@@ -193,7 +196,7 @@ def test_metadata_that_cannot_be_ours_is_not_believed(tmp_path: Path, said: dict
     model = onnx.load(str(classifier(tmp_path / "odd.onnx", 8)))
     helper.set_model_props(model, said)
     onnx.save(model, str(tmp_path / "odd.onnx"))
-    (subject,) = file_subjects([tmp_path / "odd.onnx"], None)
+    (subject,) = file_subjects([read_file(tmp_path / "odd.onnx")], None)
     assert (subject.feed, subject.about) == (Feed(mean=[0.5], std=[0.25]), About())
 
 
@@ -201,8 +204,9 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     files = [classifier(tmp_path / folder / "model.onnx", 8) for folder in ("a", "b")]
-    assert [subject.name for subject in file_subjects(files, None)] == ["a/model", "b/model"]
-    assert [subject.name for subject in file_subjects([files[0], files[0]], None)] == ["0: model", "1: model"]
+    one, other = map(read_file, files)
+    assert [subject.name for subject in file_subjects([one, other], None)] == ["a/model", "b/model"]
+    assert [subject.name for subject in file_subjects([one, one], None)] == ["0: model", "1: model"]
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(

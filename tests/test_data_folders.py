@@ -89,7 +89,15 @@ def test_what_others_leave_behind_is_passed_over_at_every_depth(tmp_path):
         (root / part / "__MACOSX" / "cat").mkdir(parents=True)
         (root / part / "cat" / "._00.png").write_bytes(b"resource fork")
     assert found(root)[0] == {0: 10, 1: 10} and found(root, "test")[0] == {0: 3, 1: 3}
-    assert open_folder(root).record.input_shape == (3, 8, 8)
+    data = open_folder(root)
+    assert data.record.input_shape == data.input_shape == (3, 8, 8)
+
+
+def test_a_machine_that_only_tests_needs_no_training_images(tmp_path):
+    for picture in (make_folder(tmp_path) / "train").rglob("*.png"):
+        picture.unlink()
+    data = open_folder(tmp_path)
+    assert data.input_shape == (3, 8, 8) and (data.test_classes(), data.test_count()) == (["cat", "dog"], 6)
 
 
 def test_what_is_skipped_is_said_in_one_line_a_part(tmp_path, capsys, monkeypatch):

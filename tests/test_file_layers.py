@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from measured import foreign_file
+from measured import foreign_file, layers_in
 from torch import nn
 
-from wmlc.bench.layers import file_cost, file_precision, read_layers
+from wmlc.bench.layers import file_cost, file_precision
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_network
@@ -28,7 +28,7 @@ def test_a_file_has_the_layers_of_its_network(
     network, file = load_network(pruned_network(arch)), exported(arch, form)
     macs = trace_channels(network, torch.zeros(1, *SHAPE)).macs
     costs = {name.removesuffix(".weight"): count for name, count in macs.items()}
-    layers = read_layers(file)
+    layers = layers_in(file)
     assert {layer.name: layer.macs for layer in layers} == costs
     assert all(layer.channels[0] * layer.channels[1] > 0 for layer in layers)
     assert file_precision(file) == form.removesuffix("-cpu").removesuffix("-gpu")
@@ -43,7 +43,7 @@ def test_a_file_has_the_layers_of_its_network(
 def test_bytes_are_those_of_the_types_in_the_file(exported: Export) -> None:
     """stage1.0.conv1 of ResNet-20: 16 x 16 x 3 x 3 weights, 16 biases, 16 x 32 x 32 values in and out."""
     for form, item, bias in (("fp32", 4, 4), ("fp16", 2, 2), ("int8-cpu", 1, 4), ("int8-gpu", 1, 4)):
-        layer = next(layer for layer in read_layers(exported("resnet20", form)) if layer.name == "stage1.0.conv1")
+        layer = next(layer for layer in layers_in(exported("resnet20", form)) if layer.name == "stage1.0.conv1")
         weights, activations = 16 * 16 * 9 * item + 16 * bias, 2 * 16 * 32 * 32 * item
         assert layer.channels == (16, 16)
         assert layer.bytes_moved(1) == weights + activations
@@ -54,7 +54,7 @@ def test_bytes_are_those_of_the_types_in_the_file(exported: Export) -> None:
 @pytest.mark.parametrize("batch", ["n", 1, 4])
 def test_a_foreign_file_is_read_for_one_image(tmp_path: Path, batch: int | str) -> None:
     file = foreign_file(tmp_path, 6, batch=batch)
-    layers = read_layers(file)
+    layers = layers_in(file)
     assert [(layer.name, layer.op, layer.channels) for layer in layers] == [
         ("w1", "Conv", (3, 6)), ("w2", "Conv", (6, 6)), ("w3", "MatMul", (6, 5)),
     ]  # fmt: skip
@@ -66,9 +66,9 @@ def test_a_foreign_file_is_read_for_one_image(tmp_path: Path, batch: int | str) 
 
 def test_files_that_cannot_be_read_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"leaves the shape of 'a' open, so its MACs .*; export it for images of one"):
-        read_layers(foreign_file(tmp_path, 6, pixels="side"))
+        layers_in(foreign_file(tmp_path, 6, pixels="side"))
     with pytest.raises(InputError, match=r"none\.onnx is not a file; extract it again"):
-        read_layers(tmp_path / "none.onnx")
+        layers_in(tmp_path / "none.onnx")
     (tmp_path / "words.onnx").write_text("not a network")
     with pytest.raises(InputError, match=r"words\.onnx is not an ONNX file; extract it again"):
         file_precision(tmp_path / "words.onnx")

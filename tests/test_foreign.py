@@ -72,7 +72,9 @@ def test_why_a_file_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_inputs_that_are_no_images_are_refused(tmp_path: Path, dims: list[Any], kind: int, why: str) -> None:
     flat = [helper.make_node("Flatten", ["pixels"], ["y"])]
     with pytest.raises(InputError, match=why):
-        file_subjects([save(tmp_path / "x.onnx", flat, [("y", kind, ["n", "k"])], dims=dims, kind=kind)], None)
+        file_subjects(
+            [read_file(save(tmp_path / "x.onnx", flat, [("y", kind, ["n", "k"])], dims=dims, kind=kind))], None
+        )
 
 
 def test_a_sequence_is_refused_in_words(tmp_path: Path) -> None:
@@ -166,14 +168,14 @@ def test_nothing_measured_is_an_error(tmp_path: Path, in_process: None) -> None:
                                             ({"top1": "good"}, False), ({"input_shape": [3, 8, 8]}, False)])  # fmt: skip
 def test_metadata_is_ours_only_where_all_of_it_is(tmp_path: Path, said: dict[str, Any], ours: bool) -> None:
     told = {key: json.dumps(value) for key, value in (OURS | said).items()}
-    (subject,) = file_subjects([scorer(tmp_path / "x.onnx", outputs=[SCORES], said=told)], None)
+    (subject,) = file_subjects([read_file(scorer(tmp_path / "x.onnx", outputs=[SCORES], said=told))], None)
     assert subject.precision == "fp32" and (subject.about.top1 == 90) == ours
     assert list(subject.feed.mean or []) == ([0.3] if ours else [0.5])
 
 
 def test_what_the_caller_says_of_pixels_is_taken(tmp_path: Path) -> None:
     file = scorer(tmp_path / "x.onnx", outputs=[SCORES])
-    (subject,) = file_subjects([file], None, FileSettings(mean="0", std="1/255"))
+    (subject,) = file_subjects([read_file(file)], None, FileSettings(mean="0", std="1/255"))
     pixels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
     np.testing.assert_allclose(subject.feed.images(pixels).ravel(), pixels.ravel(), rtol=1e-5)
     assert numbers("--mean", "0.1,0.2,0.3", 3) == [0.1, 0.2, 0.3]
@@ -231,5 +233,5 @@ def test_a_file_of_any_size_takes_the_pictures_own(tmp_path: Path) -> None:
     file = save(
         tmp_path / "x.onnx", pool, [("y", FLOAT, [-1, 10])], dims=(-1, 1, -1, -1), w=np.ones((1, 10), np.float32)
     )
-    (subject,) = file_subjects([file], fit_to_files([file], open_data(DataConfig())))
+    (subject,) = file_subjects([read_file(file)], fit_to_files([read_file(file)], open_data(DataConfig())))
     assert (subject.input_shape, subject.batch, subject.cost.macs) == ((1, 8, 8), None, 10)

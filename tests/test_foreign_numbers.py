@@ -153,7 +153,7 @@ def test_the_reference_is_asked_for_the_output_that_counts(tmp_path: Path, in_pr
     file = scorer(
         tmp_path / "x.onnx", helper.make_node("Neg", ["flat"], ["less"]), outputs=[SCORES, ("less", FLOAT, ["n", 10])]
     )
-    (subject,) = file_subjects([file], None, FileSettings(output="less"))
+    (subject,) = file_subjects([read_file(file)], None, FileSettings(output="less"))
     own = Measurement(subject)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
 

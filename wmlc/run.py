@@ -188,7 +188,7 @@ def open_run_data(run: Run, root: str | None = None) -> Data:
     data = open_data(config if root is None else replace(config, root=Path(root)))
     found: dict[str, tuple[object, object]] = {"class_names": (data.test_classes(), trained.class_names)}
     if root is not None:
-        found["input_shape"] = data.record.input_shape, trained.input_shape
+        found["input_shape"] = data.input_shape, trained.input_shape
     for what, (here, there) in found.items():
         if here != there:
             raise InputError(

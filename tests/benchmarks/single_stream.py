@@ -46,6 +46,7 @@ def main() -> None:
     from wmlc.bench.engines import engine_class
     from wmlc.bench.engines.machine import pinned_cpus
     from wmlc.bench.engines.worker import Seat, Worker
+    from wmlc.bench.foreign import read_file
     from wmlc.bench.intervals import paired_ratio
     from wmlc.bench.measure import burst_calls
     from wmlc.bench.scenarios import Load
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    (subject,) = file_subjects([arguments.file], None)
+    (subject,) = file_subjects([read_file(arguments.file)], None)
     kind, cpus = engine_class("ort"), pinned_cpus(1)
     seat = Seat(
         opener=kind, path=arguments.file, feed=subject.feed, cpus=cpus, libraries=kind.libraries, batch=subject.batch

@@ -45,6 +45,10 @@ class Data(Protocol):
         """The same data, whose batches are this process's part of all processes'; what was read is not read again."""
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images; decodes none of a folder's, whose headers tell."""
+
+    @property
     def statistics(self) -> Normalisation:
         """The training images' own mean and deviation, also where others are in force; decodes what `record` does."""
 

@@ -39,6 +39,11 @@ class Batches(ABC):
         return self._parts.config
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        layout = self._parts.layout
+        return layout.channels, layout.height, layout.width
+
+    @property
     @abstractmethod
     def statistics(self) -> Normalisation: ...
 
