@@ -14,7 +14,7 @@ from wmlc.console import ms_text, say, say_exactly
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
-from wmlc.settings import setting
+from wmlc.settings import option_of, setting
 from wmlc.stats import pareto_front
 
 SHIPPED = ("ort", "trt")  # engines whose files `wmlc ship` takes
@@ -32,9 +32,9 @@ class Bounds:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be above 0, got {value:g}")
+                raise InputError(f"{option_of(self, name)} must be above 0, got {value:g}")
         if self.min_top1 is not None and self.min_top1 < 1:
-            raise InputError(f"min_top1 is in percent, got {self.min_top1:g}; did you mean {100 * self.min_top1:g}?")
+            raise InputError(f"--min-top1 is in percent, got {self.min_top1:g}; did you mean {100 * self.min_top1:g}?")
         if all(value is None for value in vars(self).values()):
             raise InputError("name at least one bound: --max-latency-ms, --max-bytes, --max-macs or --min-top1")
 

@@ -11,7 +11,7 @@ from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.scenarios import SCENARIOS
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS
-from wmlc.settings import BUDGET, BenchSettings, setting
+from wmlc.settings import BUDGET, BenchSettings, option_of, setting
 from wmlc.table import FORMATS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -23,27 +23,27 @@ class BenchConfig(BenchSettings):
 
     def __post_init__(self) -> None:
         for name, allowed in (("engine", tuple(ENGINES)), ("precision", PRECISIONS), ("scenario", SCENARIOS)):
-            _check_names(name, getattr(self, f"{name}s"), allowed, empty=name == "scenario")
+            _check_names(f"--{name}", getattr(self, f"{name}s"), allowed, empty=name == "scenario")
         if self.device not in DEVICES:
-            raise InputError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+            raise InputError(f"--device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.target is not None and (self.target not in TARGETS or "int8" not in self.precisions):
-            raise InputError(f"target is {' or '.join(TARGETS)}, and only of precision int8; got {self.target!r}")
+            raise InputError(f"--target is {' or '.join(TARGETS)}, and only of --precision int8; got {self.target!r}")
         self._check_engines()
-        check_sizes("batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
+        check_sizes("--batch", self.batches, MOST_BATCH, f"{MOST_BATCH:,} images")
         cpus = len(allowed_cpus())
-        check_sizes("threads", self.threads, cpus, f"the {cpus} CPUs there are")
+        check_sizes("--threads", self.threads, cpus, f"the {cpus} CPUs there are")
         for name in ("seconds", "min_speedup", "latency_bound_ms", "max_latency_ms"):
             value = getattr(self, name)
             if value not in (None, BUDGET) and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be above 0, got {value:g}")
+                raise InputError(f"{option_of(self, name)} must be above 0, got {value:g}")
         if self.launches < 1:
-            raise InputError(f"launches must be at least 1, got {self.launches}")
+            raise InputError(f"--launches must be at least 1, got {self.launches}")
         if self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
+            raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
-            raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
+            raise InputError(f"--max-drop must be a number of top-1 points, got {self.max_drop:g}")
         if self.max_drop is not None and not self.accuracy:
-            raise InputError("max_drop needs the accuracy; leave --no-accuracy out")
+            raise InputError("--max-drop needs the accuracy; leave --no-accuracy out")
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
             raise InputError(
                 "the scenario server and --latency-bound go together: the highest rate whose 99th percentile stays "
@@ -71,7 +71,7 @@ class BenchConfig(BenchSettings):
             raise InputError("the engine trt runs on a GPU; leave --device and --target out, or use --engine ort")
         if not self.cuda_graph and PLAN not in takes.values():
             raise InputError(
-                f"cuda_graph is a choice of the engine trt, got no graph for {','.join(self.engines)}; leave it out"
+                f"--no-cuda-graph is a choice of the engine trt; leave it out for {','.join(self.engines)}"
             )
 
 
@@ -104,7 +104,7 @@ def check_asked(
 ) -> None:
     """Raise `InputError` where options of `wmlc bench` do not go together: a run or `files`, and what is for files."""
     if shown not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {shown!r}")
+        raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {shown!r}")
     if files and run:
         raise InputError("bench measures a run or files; give --run or FILEs, not both")
     if said != UNSAID and not files:

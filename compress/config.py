@@ -17,6 +17,7 @@ from wmlc.compress.setting_types import LONGEST_SHOWN, shown, typed
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.data.sources import INTERPOLATIONS, kind_and_place
 from wmlc.errors import InputError
+from wmlc.forms import PRECISIONS
 from wmlc.models.arguments import parse_args
 from wmlc.run import data_config
 from wmlc.settings import AUTO, TRAINED_ON, TrainConfig, setting
@@ -36,6 +37,8 @@ CHOICES = {
     "schedule": ("cosine", "one-cycle", "step"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "bf16"),
+    "latency_precision": PRECISIONS,
+    "latency_device": ("auto", "cpu", "cuda"),
     "interpolation": INTERPOLATIONS,
 }
 SWEEP_ENGINES = ("local", "ray")

@@ -51,7 +51,7 @@ def check_device(name: str, row: Row, config: ShipConfig) -> None:
     if served == row.device:
         return
     if config.max_latency_ms is not None:
-        raise InputError(f"{where}, so max_latency_ms says nothing of it; {remedy}")
+        raise InputError(f"{where}, so --max-latency-ms says nothing of it; {remedy}")
     note(f"{where}: its latency there is another; {remedy}")
 
 

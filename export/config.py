@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS, form_name
-from wmlc.settings import setting
+from wmlc.settings import option_of, setting
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
 PLAN_SUFFIXES = (".plan", ".engine")
@@ -29,9 +29,9 @@ def _check_choices(config: ExportConfig | ShipConfig, allowed: Mapping[str, Sequ
     for name, values in (*allowed.items(), ("precision", PRECISIONS), ("target", TARGETS)):
         value = getattr(config, name)
         if value not in values and not (name == "target" and value is None):
-            raise InputError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+            raise InputError(f"{option_of(config, name)} must be one of {', '.join(values)}, got {value!r}")
     if config.target and config.precision != "int8":
-        raise InputError(f"target is a choice of int8; {config.precision} files are the same for cpu and gpu")
+        raise InputError(f"--target is a choice of int8; {config.precision} files are the same for cpu and gpu")
 
 
 INT8, PLANS, GATE = "int8", "TensorRT plans", "Gates"  # headings of the options
@@ -73,18 +73,19 @@ class ExportConfig:
     def __post_init__(self) -> None:
         _check_choices(self, {"calibrator": CALIBRATORS})
         if self.calibration < 1:
-            raise InputError(f"calibration must be at least 1 image, got {self.calibration}")
-        if self.precision != "int8" and changed(self, ("calibration", "calibrator")):
-            raise InputError(f"calibration is a part of int8; {self.precision} needs none, so leave it out")
+            raise InputError(f"--calibration must be at least 1 image, got {self.calibration}")
+        if self.precision != "int8" and (asked := changed(self, ("calibration", "calibrator"))):
+            options = " and ".join(option_of(self, name) for name in asked)
+            raise InputError(f"{options} goes with --precision int8, as {self.precision} needs no ranges; leave it out")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
-            raise InputError(f"max_drop must be a number of top-1 points, got {self.max_drop:g}")
+            raise InputError(f"--max-drop must be a number of top-1 points, got {self.max_drop:g}")
         if self.max_drop is not None and self.precision == "fp32":
-            raise InputError("max_drop compares with the same network in fp32; give it with precision fp16 or int8")
+            raise InputError("--max-drop compares with the same network in fp32; give it with --precision fp16 or int8")
         smallest, usual, largest = self.batch_range
         if not 1 <= smallest <= usual <= largest <= MOST_BATCH:
             shown = ",".join(map(str, self.batch_range))
             raise InputError(
-                f"batch_range must be three batch sizes from 1 to {MOST_BATCH:,}, ascending, like 1,8,32; got {shown}"
+                f"--batch-range must be three batch sizes from 1 to {MOST_BATCH:,}, ascending, like 1,8,32; got {shown}"
             )
 
     @property
@@ -148,20 +149,21 @@ class ShipConfig:
             ("queue_delay_us", 0, 60_000_000),
         ):
             if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} must be from {least} to {most:,}, got {getattr(self, name)}")
+                raise InputError(f"{option_of(self, name)} must be from {least} to {most:,}, got {getattr(self, name)}")
         if ignored := [name for name in changed(self, UNKNOWN_TO.get(self.to, ())) if getattr(self, name) != "cpu"]:
-            raise InputError(
-                f"{', '.join(ignored)} has no place in {self.to}'s layout; leave it out, or ship to triton"
-            )
+            options = ", ".join(option_of(self, name) for name in ignored)
+            raise InputError(f"{options} has no place in {self.to}'s layout; leave it out, or ship to triton")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
-            raise InputError(f"min_top1 must be from 0 to 100 percent, got {self.min_top1:g}")
+            raise InputError(f"--min-top1 must be from 0 to 100 percent, got {self.min_top1:g}")
         if self.max_latency_ms is not None and not self.max_latency_ms > 0:
-            raise InputError(f"max_latency_ms must be above 0, got {self.max_latency_ms:g}")
+            raise InputError(f"--max-latency-ms must be above 0, got {self.max_latency_ms:g}")
         if self.max_latency_ms is not None and (self.ensemble or self.with_preprocess):
-            asked = "ensemble" if self.ensemble else "with_preprocess"
-            raise InputError(f"max_latency_ms cannot hold with {asked}, a file that bench has not timed; leave one out")
+            asked = "--ensemble" if self.ensemble else "--with-preprocess"
+            raise InputError(
+                f"--max-latency-ms cannot hold with {asked}, a file that bench has not timed; leave one out"
+            )
         if self.storage_uri and self.to != "kserve":
-            raise InputError(f"storage_uri goes with --to kserve, got --to {self.to}")
+            raise InputError(f"--storage-uri goes with --to kserve, got --to {self.to}")
 
     @property
     def form(self) -> str:

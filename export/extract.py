@@ -26,6 +26,7 @@ from wmlc.forms import INPUT, OUTPUT, open_as_written
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_network, read_spec, save_network
 from wmlc.records import NetworkSpec
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
+from wmlc.settings import option_of
 from wmlc.table import Table
 
 MOST_LAYERS = 20  # printed by --compare
@@ -258,7 +259,7 @@ def _fitting(out: Path, config: ExportConfig) -> ExportConfig:
         raise InputError(
             f"--data-root is for what is measured of an ONNX file or a plan; {out} is a copy, leave it out"
         )
-    of_plans = [f"--{name.replace('_', '-')}" for name in changed(config, OF_PLANS)]
+    of_plans = [option_of(config, name) for name in changed(config, OF_PLANS)]
     if of_plans and out.suffix not in PLAN_SUFFIXES:
         raise InputError(f"{', '.join(of_plans)} is about TensorRT plans; give --out a name ending in .plan, got {out}")
     if out.suffix not in PLAN_SUFFIXES:

@@ -275,6 +275,6 @@ def _plan_batch(plan: Path, config: ShipConfig) -> int:
         )
     if config.max_batch > largest:
         raise InputError(
-            f"max_batch is {config.max_batch}, {plan.name} takes {largest} at most; pass --max-batch {largest}"
+            f"--max-batch is {config.max_batch}, {plan.name} takes {largest} at most; pass --max-batch {largest}"
         )
     return usual

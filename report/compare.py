@@ -60,7 +60,7 @@ def compare_runs(names: Sequence[Path], paper: str | None, out: Path | None, for
     .json, replaced only with `force`, as are the figures that stand beside one in .md. Raises `InputError`.
     """
     if form not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+        raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {form!r}")
     if not names:
         raise InputError("compare needs runs; name them ('wmlc list' shows what there is)")
     if paper is not None:

@@ -174,7 +174,7 @@ def test_accuracy_that_is_switched_off_is_said_and_cannot_be_a_gate(
     assert row.top1 is row.top1_drop is row.on_front is None
     assert "top-1 and its drop not measured: the accuracy was switched off" in row.notes
     assert bench.pareto == []
-    with pytest.raises(InputError, match="max_drop needs the accuracy; leave --no-accuracy out"):
+    with pytest.raises(InputError, match="--max-drop needs the accuracy; leave --no-accuracy out"):
         BenchConfig(accuracy=False, max_drop=1.0)
 
 

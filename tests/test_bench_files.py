@@ -320,7 +320,7 @@ def test_wrong_words_are_refused_before_anything_runs(two: list[Path], tmp_path:
         assert result.exit_code == 1, result.output
         return result.output
 
-    assert "format must be one of table, md, csv, json, got 'xml'" in refused("--format", "xml")
+    assert "--format must be one of table, md, csv, json, got 'xml'" in refused("--format", "xml")
     assert "bench measures a run or files; give --run or FILEs, not both" in refused("--run", "x")
     taken = tmp_path / "taken.json"
     taken.write_text("{}")

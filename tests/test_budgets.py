@@ -145,8 +145,8 @@ def test_a_gate_by_budgets_is_refused_before_anything_is_measured(tmp_path: Path
     ("words", "message"),
     [
         (["--max-latency-ms", "soon"], "Invalid value for '--max-latency-ms': 'soon' is neither a number nor budget."),
-        (["--max-latency-ms", "0"], "max_latency_ms must be above 0, got 0"),
-        (["--max-latency-ms", "nan"], "max_latency_ms must be above 0, got nan"),
+        (["--max-latency-ms", "0"], "--max-latency-ms must be above 0, got 0"),
+        (["--max-latency-ms", "nan"], "--max-latency-ms must be above 0, got nan"),
         (["some.onnx", "--max-latency-ms", "budget"],
          "files were not cut for a latency; give --max-latency-ms a number of milliseconds"),
         (["some.onnx", "--max-drop", "1"],

@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_not_chosen_and_what_was_not_benched_is_refused
         choose(ROWS, Bounds(max_bytes=10**6), engine="trt")
     with pytest.raises(InputError, match="name at least one bound: --max-latency-ms"):
         Bounds()
-    with pytest.raises(InputError, match="max_macs must be above 0, got -1"):
+    with pytest.raises(InputError, match="--max-macs must be above 0, got -1"):
         Bounds(max_macs=-1)
 
 
@@ -122,7 +122,7 @@ def test_only_what_ship_would_take_is_offered_for_shipping(benched_run: Run):
 
 
 def test_a_share_is_no_percent_and_a_gain_no_negative_loss():
-    with pytest.raises(InputError, match=r"min_top1 is in percent, got 0\.65; did you mean 65\?"):
+    with pytest.raises(InputError, match=r"--min-top1 is in percent, got 0\.65; did you mean 65\?"):
         Bounds(min_top1=0.65)
     gained, lost = (replace(made_row(1, 1.0, 70.0), top1_drop=drop) for drop in (-3.333, 2.0))
     assert "70.00 (3.33 above the baseline)" in described(gained)

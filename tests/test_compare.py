@@ -241,7 +241,7 @@ def test_what_is_refused(make: Make, tmp_path: Path) -> None:
     for names, paper, out, form, words in (
         ([run], "table9", None, "table", "--paper must be one of table6, table7, table8, got 'table9'"),
         ([run], None, tmp_path / "out.txt", "table", f"--out must end in .md, .csv, .json, got {tmp_path / 'out.txt'}"),
-        ([run], None, None, "xml", "format must be one of table, md, csv, json, got 'xml'"),
+        ([run], None, None, "xml", "--format must be one of table, md, csv, json, got 'xml'"),
         ([run], None, there, "table", f"{there} exists already; choose another --out, or pass --force to replace it"),
         ([run, run], None, None, "table", f"{run} is named twice; name each run once"),
         ([], None, None, "table", "compare needs runs; name them ('wmlc list' shows what there is)"),

@@ -83,34 +83,34 @@ def vars_of(kind: type) -> dict[str, object]:
     [
         (
             {"engines": ("tvm",)},
-            "engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got tvm",
+            "--engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got tvm",
         ),
         (
             {"engines": ("ort", "ort")},
-            "engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got ort,ort",
+            "--engine must name some of torch, torch-compile, ort, ort-trt, openvino, trt, each once; got ort,ort",
         ),
         (
             {"scenarios": ("offline", "rush")},
-            "scenario must name some of single-stream, multi-stream, offline, server, each once; got offline,rush",
+            "--scenario must name some of single-stream, multi-stream, offline, server, each once; got offline,rush",
         ),
         (
             {"scenarios": ("server",)},
             "the scenario server and --latency-bound go together: the highest rate whose 99th percentile stays under it; give both, such as --scenario server --latency-bound 20",
         ),
-        ({"launches": 0}, "launches must be at least 1, got 0"),
+        ({"launches": 0}, "--launches must be at least 1, got 0"),
         (
             {"engines": ("ort", "torch"), "precisions": ("int8",)},
             "the engine torch runs a peer as it was trained, in fp32; use --engine ort for others",
         ),
-        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
-        ({"batches": (1, 0)}, "batch must be from 1 to 65,536 images, got 1,0"),
-        ({"batches": ()}, "batch must be from 1 to 65,536 images, got none"),
-        ({"batches": (10**14,)}, f"batch must be from 1 to 65,536 images, got {10**14}"),
-        ({"batches": (2, 2)}, "batch must name each size once, got 2,2"),
-        ({"seconds": 0.0}, "seconds must be above 0, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"min_speedup": 0.0}, "min_speedup must be above 0, got 0"),
-        ({"max_drop": float("nan")}, "max_drop must be a number of top-1 points, got nan"),
+        ({"device": "tpu"}, "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"batches": (1, 0)}, "--batch must be from 1 to 65,536 images, got 1,0"),
+        ({"batches": ()}, "--batch must be from 1 to 65,536 images, got none"),
+        ({"batches": (10**14,)}, f"--batch must be from 1 to 65,536 images, got {10**14}"),
+        ({"batches": (2, 2)}, "--batch must name each size once, got 2,2"),
+        ({"seconds": 0.0}, "--seconds must be above 0, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"min_speedup": 0.0}, "--min-speedup must be above 0, got 0"),
+        ({"max_drop": float("nan")}, "--max-drop must be a number of top-1 points, got nan"),
     ],
 )
 def test_a_bad_config_is_refused(options, message):
@@ -121,7 +121,7 @@ def test_a_bad_config_is_refused(options, message):
 
 def test_more_threads_than_cpus_are_refused():
     for threads in (0, 10**6):
-        with pytest.raises(InputError, match=f"^threads must be from 1 to the [0-9]+ CPUs there are, got {threads}$"):
+        with pytest.raises(InputError, match=f"^--threads must be from 1 to the [0-9]+ CPUs there are, got {threads}$"):
             BenchConfig(threads=(threads,))
 
 

@@ -17,17 +17,17 @@ from wmlc.errors import InputError
 @pytest.mark.parametrize(
     "option, value, said",
     [
-        ("--engine", "tflite", "engine must be one of "),
-        ("--precision", "fp8", "precision must be one of fp32, fp16, int8, got 'fp8'"),
-        ("--threads", "0", "threads must be from 1 to the "),
-        ("--threads", "100000", "threads must be from 1 to the "),
-        ("--batch", "0", "batch must be from 1 to "),
-        ("--seconds", "0", "seconds must be above 0, got 0"),
-        ("--seconds", "nan", "seconds must be above 0, got nan"),
-        ("--device", "tpu", "device must be one of auto, cpu, cuda, got 'tpu'"),
-        ("--image-size", "0", "image_size must be at least 1, got 0"),
-        ("--classes", "-1", "classes must be at least 1, got -1"),
-        ("--divisor", "0", "divisor must be at least 1, got 0"),
+        ("--engine", "tflite", "--engine must be one of "),
+        ("--precision", "fp8", "--precision must be one of fp32, fp16, int8, got 'fp8'"),
+        ("--threads", "0", "--threads must be from 1 to the "),
+        ("--threads", "100000", "--threads must be from 1 to the "),
+        ("--batch", "0", "--batch must be from 1 to "),
+        ("--seconds", "0", "--seconds must be above 0, got 0"),
+        ("--seconds", "nan", "--seconds must be above 0, got nan"),
+        ("--device", "tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        ("--image-size", "0", "--image-size must be at least 1, got 0"),
+        ("--classes", "-1", "--classes must be at least 1, got -1"),
+        ("--divisor", "0", "--divisor must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(option: str, value: str, said: str, tmp_path: Path) -> None:

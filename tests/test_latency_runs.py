@@ -212,9 +212,9 @@ def test_a_dry_run_of_what_is_out_of_reach_is_one_line(monkeypatch: pytest.Monke
         (["--max-latency-ms", "3", "--batch", "0"], "batch must be at least 1, got 0"),
         (
             ["--max-latency-ms", "3", "--latency-precision", "fp8"],
-            "precision must be one of fp32, fp16, int8, got 'fp8'",
+            "latency_precision must be one of fp32, fp16, int8, got 'fp8'",
         ),
-        (["--max-latency-ms", "3", "--engine", "tflite"], "engine must be one of "),
+        (["--max-latency-ms", "3", "--engine", "tflite"], "--engine must be one of "),
     ],
 )
 def test_what_cannot_be_is_one_line(words: list[str], said: str) -> None:

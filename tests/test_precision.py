@@ -299,16 +299,16 @@ def test_agreement_is_measured_by_precision() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
-        ({"precision": "int8", "target": "tpu"}, "target must be one of cpu, gpu, got 'tpu'"),
-        ({"target": "gpu"}, "target is a choice of int8; fp32 files are the same for cpu and gpu"),
-        ({"calibrator": "entropy"}, "calibration is a part of int8; fp32 needs none, so leave it out"),
-        ({"calibrator": "magic"}, "calibrator must be one of minmax, entropy, percentile, got 'magic'"),
-        ({"calibration": 0}, "calibration must be at least 1 image, got 0"),
-        ({"max_drop": 1.0}, "max_drop compares with the same network in fp32; give it with precision fp16 or int8"),
+        ({"precision": "fp8"}, "--precision must be one of fp32, fp16, int8, got 'fp8'"),
+        ({"precision": "int8", "target": "tpu"}, "--target must be one of cpu, gpu, got 'tpu'"),
+        ({"target": "gpu"}, "--target is a choice of int8; fp32 files are the same for cpu and gpu"),
+        ({"calibrator": "entropy"}, "--calibrator goes with --precision int8, as fp32 needs no ranges; leave it out"),
+        ({"calibrator": "magic"}, "--calibrator must be one of minmax, entropy, percentile, got 'magic'"),
+        ({"calibration": 0}, "--calibration must be at least 1 image, got 0"),
+        ({"max_drop": 1.0}, "--max-drop compares with the same network in fp32; give it with --precision fp16 or int8"),
         (
             {"batch_range": (8, 1, 32)},
-            "batch_range must be three batch sizes from 1 to 65,536, ascending, like 1,8,32; got 8,1,32",
+            "--batch-range must be three batch sizes from 1 to 65,536, ascending, like 1,8,32; got 8,1,32",
         ),
     ],
 )

@@ -146,22 +146,22 @@ def test_a_failure_on_the_way_leaves_the_repository_as_it_was(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"to": "heroku"}, "to must be one of triton, kserve, ovms, mlserver, got 'heroku'"),
-        ({"engine": "torch"}, "engine must be one of ort, trt, got 'torch'"),
+        ({"to": "heroku"}, "--to must be one of triton, kserve, ovms, mlserver, got 'heroku'"),
+        ({"engine": "torch"}, "--engine must be one of ort, trt, got 'torch'"),
         ({"engine": "trt", "device": "cpu"}, "a TensorRT plan runs on a GPU; use --engine ort for the CPU"),
-        ({"max_batch": 0}, "max_batch must be from 1 to 65,536, got 0"),
-        ({"queue_delay_us": 10**20}, "queue_delay_us must be from 0 to 60,000,000, got 100000000000000000000"),
+        ({"max_batch": 0}, "--max-batch must be from 1 to 65,536, got 0"),
+        ({"queue_delay_us": 10**20}, "--queue-delay-us must be from 0 to 60,000,000, got 100000000000000000000"),
         (
             {"to": "ovms", "device": "cuda", "instances": 2},
-            "device, instances has no place in ovms's layout; leave it out, or ship to triton",
+            "--device, --instances has no place in ovms's layout; leave it out, or ship to triton",
         ),
         (
             {"max_latency_ms": 1.0, "with_preprocess": True},
-            "max_latency_ms cannot hold with with_preprocess, a file that bench has not timed; leave one out",
+            "--max-latency-ms cannot hold with --with-preprocess, a file that bench has not timed; leave one out",
         ),
-        ({"min_top1": 101.0}, "min_top1 must be from 0 to 100 percent, got 101"),
-        ({"max_latency_ms": 0.0}, "max_latency_ms must be above 0, got 0"),
-        ({"storage_uri": "pvc://x"}, "storage_uri goes with --to kserve, got --to triton"),
+        ({"min_top1": 101.0}, "--min-top1 must be from 0 to 100 percent, got 101"),
+        ({"max_latency_ms": 0.0}, "--max-latency-ms must be above 0, got 0"),
+        ({"storage_uri": "pvc://x"}, "--storage-uri goes with --to kserve, got --to triton"),
     ],
 )
 def test_what_cannot_be_shipped_is_said(settings: dict[str, Any], message: str) -> None:

@@ -38,7 +38,7 @@ def test_what_was_benched_on_a_gpu_says_nothing_of_a_server_on_the_cpu(
 ) -> None:
     run, out = copy_of(benched_run, tmp_path / "run"), tmp_path / "models"
     change_rows(run, device="cuda")
-    with pytest.raises(InputError, match="benched on cuda, and mlserver will run it on cpu, so max_latency_ms says"):
+    with pytest.raises(InputError, match="benched on cuda, and mlserver will run it on cpu, so --max-latency-ms says"):
         list(ship(run, "1", out, ShipConfig(to="mlserver", max_latency_ms=1e6)))
     assert not out.exists()
     assert list(ship(run, "1", out, ShipConfig(to="mlserver")))

@@ -73,9 +73,11 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
     from wmlc.compress import session
 
     def clocks(config: TrainConfig) -> Any:
-        own = {name: getattr(config, name) for name in ("engine", "threads", "batch")}
         tables = Path(config.latency_tables) if config.latency_tables else None
-        served = LatencyConfig(**own, precision=config.latency_precision, device=config.latency_device)
+        served = LatencyConfig(
+            engine=config.engine, threads=config.threads, batch=config.batch, precision=config.latency_precision,
+            device=config.latency_device,
+        )  # fmt: skip
         return _clock(served, tables)
 
     session.train(recipe, asked, session.Wanted(**wanted), command_words(), clocks)

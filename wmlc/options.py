@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from wmlc.arch import needs_caller
 from wmlc.console import visible
 from wmlc.errors import GateError, InputError, Stopped, one_line
-from wmlc.settings import AUTO, BUDGET, CALLERS_ARCH
+from wmlc.settings import AUTO, BUDGET, CALLERS_ARCH, option_of
 from wmlc.table import FORMATS
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def options_of(
     shortened = any(field.metadata["common"] for field in fields)
     names, choices = {field.name for field in fields}, choices or {}
     made = [
-        _option(field, choices.get(field.name), switches, shortened, auto=f"{field.name}_auto" in names)
+        _option(config, field, choices.get(field.name), switches, shortened, auto=f"{field.name}_auto" in names)
         for field in fields
     ]
 
@@ -191,10 +191,15 @@ def options_of(
 
 
 def _option(
-    field: dataclasses.Field[Any], choices: Sequence[str] | None, switches: bool, shortened: bool, auto: bool
+    config: type,
+    field: dataclasses.Field[Any],
+    choices: Sequence[str] | None,
+    switches: bool,
+    shortened: bool,
+    auto: bool,
 ) -> Callable[[Any], Any]:
     about, default = field.metadata, field.default
-    flag = about["flag"] or f"--{field.name.replace('_', '-')}"
+    flag = option_of(config, field.name)
     kind: dict[str, Any] = {"help": about["help"], "group": about["group"], "default": default}
     kind["common"] = about["common"] or not shortened
     if isinstance(default, bool):

@@ -42,6 +42,11 @@ def setting(
     return dataclasses.field(default=default, metadata={"role": role, **option})
 
 
+def option_of(config: Any, name: str) -> str:
+    """The option that sets a field of a configuration, as it is typed: --max-latency-ms."""
+    return config.__dataclass_fields__[name].metadata["flag"] or f"--{name.replace('_', '-')}"
+
+
 DATA, FAMILY, LATENCY, TEACHING, TRAINING = "Data", "Family", "Latency", "Teaching", "Training"
 OF_WIDTHS = (FAMILY, LATENCY)  # the headings of what decides them, images apart
 
@@ -129,12 +134,9 @@ class TrainConfig:
         group=LATENCY, metavar="ort|openvino|torch|trt|…",
     )  # fmt: skip
     latency_precision: str = setting(
-        "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY,
-        metavar="fp32|fp16|int8",
-    )  # fmt: skip
-    latency_device: str = setting(
-        "auto", "Where the engine runs.", role="family", group=LATENCY, metavar="auto|cpu|cuda"
+        "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY
     )
+    latency_device: str = setting("auto", "Where the engine runs.", role="family", group=LATENCY)
     threads: int = setting(1, "CPU threads of the engine.", role="family", group=LATENCY)
     batch: int = setting(1, "Images a call to the engine.", role="family", group=LATENCY)
     latency_tables: str | None = setting(

@@ -10,7 +10,7 @@ from wmlc.bench.engines import ENGINES, NETWORK, engine_class, on_gpu
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.errors import InputError
 from wmlc.forms import MOST_BATCH, PRECISIONS
-from wmlc.settings import setting
+from wmlc.settings import option_of, setting
 
 MEASURED, MEASURED_OF = "Where it is measured", "The network"
 
@@ -32,7 +32,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "classes", "divisor"):
             if (value := getattr(self, name)) < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{option_of(self, name)} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,16 @@ class LatencyConfig:
             ("device", self.device, DEVICES),
         ):  # fmt: skip
             if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+                raise InputError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
         if engine_class(self.engine).takes == NETWORK and self.precision != "fp32":
             raise InputError(
                 f"the engine {self.engine} runs networks as they are trained, in fp32, and not in {self.precision}"
             )
         cpus = len(allowed_cpus())
-        check_sizes("threads", [self.threads], cpus, f"the {cpus} CPUs there are")
-        check_sizes("batch", [self.batch], MOST_BATCH, f"{MOST_BATCH:,} images")
+        check_sizes("--threads", [self.threads], cpus, f"the {cpus} CPUs there are")
+        check_sizes("--batch", [self.batch], MOST_BATCH, f"{MOST_BATCH:,} images")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise InputError(f"seconds must be above 0, got {self.seconds:g}")
+            raise InputError(f"--seconds must be above 0, got {self.seconds:g}")
 
     @property
     def int8_target(self) -> str:
