@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wmlc.bench.cells import Cell
+from wmlc.bench.cells import Cell, bench_cells
 from wmlc.bench.config import BenchConfig
 from wmlc.errors import InputError
 from wmlc.records import EngineAt, Environment, Interval, Latency, LatencyPlan, Row
@@ -27,10 +27,7 @@ def check_budgets(run: Run, config: BenchConfig, devices: Mapping[str, str]) -> 
         raise InputError(
             f"the peers of {run.root} were not cut for a latency; give --max-latency-ms a number of milliseconds"
         )
-    cells = [
-        Cell(engine=engine, device=devices[engine], threads=threads, batch=batch)
-        for engine in config.engines for threads in config.threads for batch in config.batches
-    ]  # fmt: skip
+    cells = bench_cells(config, devices)
     if not any(is_planned_for(plan.at, cell, precision) for cell in cells for precision in config.precisions):
         at = plan.at
         raise InputError(
@@ -62,7 +59,7 @@ def budget_notes(
     """
     if budget_ms is None or times is None or plan is None:
         return []
-    missed, unsure = times.p50 > budget_ms, interval is not None and interval.low <= budget_ms <= interval.high
+    missed, unsure = times.p50 > budget_ms, interval is not None and interval.holds(budget_ms)
     if not missed and not unsure:
         return []
     shown = f"p50 {times.p50:.3g} ms" + (f" [{interval.low:.3g}, {interval.high:.3g}]" if interval else "")
@@ -73,9 +70,13 @@ def budget_notes(
         said = f"misses its latency budget of {budget_ms:.3g} ms: {shown}"
     if missed and full_ms and full_ms > (1 + DRIFT) * plan.full_ms:
         said += f"; the unpruned network takes {full_ms / plan.full_ms:.2f} times as long as when it was planned"
-    if unsure and interval and interval.high / interval.low > (1 + NOISY) ** 2:
-        said += "; the machine was too noisy: close other programs, or raise --seconds"
-    return [said]
+    return [said + (noise_words(interval.low, interval.high) if unsure and interval else "")]
+
+
+def noise_words(low: float, high: float) -> str:
+    """What to do about an interval that shows nothing, where the machine is to blame."""
+    noisy = high / low > (1 + NOISY) ** 2
+    return "; the machine was too noisy: close other programs, or raise --seconds" if noisy else ""
 
 
 def planned_notes(plan: LatencyPlan | None, rows: Sequence[Row], environment: Environment) -> list[str]:

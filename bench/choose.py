@@ -12,12 +12,11 @@ from pathlib import Path
 from wmlc import records
 from wmlc.console import ms_text, say, say_exactly
 from wmlc.errors import GateError, InputError
+from wmlc.forms import SHIPPED_ENGINES
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
 from wmlc.settings import option_of, setting
 from wmlc.stats import pareto_front
-
-SHIPPED = ("ort", "trt")  # engines whose files `wmlc ship` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,9 @@ class Among:
     batch: int | None = setting(None, "At this batch size.", metavar="B", shown="the bench's first")
 
 
+ANY = Among()
+
+
 def times(row: Row) -> Latency:
     """The times of a row that has some."""
     assert row.latency_ms is not None, f"{row.name} was not timed"
@@ -103,14 +105,13 @@ def _point(row: Row) -> FrontPoint | None:
     )  # fmt: skip
 
 
-def choose(rows: Sequence[Row], bounds: Bounds, **wanted: str | int | None) -> Row:
+def choose(rows: Sequence[Row], bounds: Bounds, among: Among = ANY) -> Row:
     """The row of the peer to ship: of those within the bounds the most accurate, of as accurate ones the fastest.
 
-    With a bound on top-1 alone it is the fastest. Args: `engine`, `threads`, `batch` (None: the first that the
-    bench has) and `precision` (None: any) that the choice is among. Raises `InputError` where no such peer was
-    measured, and `GateError` where none fits, naming the nearest and by how much it misses.
+    With a bound on top-1 alone it is the fastest. Raises `InputError` where no such peer was measured, and `GateError`
+    where none fits, naming the nearest and by how much it misses.
     """
-    peers = [row for row in narrow(rows, **wanted) if row.peer != BASELINE and row.latency_ms]
+    peers = [row for row in narrow(rows, among) if row.peer != BASELINE and row.latency_ms]
     if bounds.min_top1 is not None:
         peers = [row for row in peers if row.top1 is not None]
     if not peers:
@@ -124,9 +125,9 @@ def choose(rows: Sequence[Row], bounds: Bounds, **wanted: str | int | None) -> R
     return min(fitting, key=_by_speed if top1_alone else _by_accuracy)
 
 
-def narrow(rows: Sequence[Row], **wanted: str | int | None) -> list[Row]:
-    """The rows with these values: of an engine, threads and batch not named the first that there is."""
-    for name, asked in sorted(wanted.items(), key=lambda item: item[1] is None):  # what is named comes first
+def narrow(rows: Sequence[Row], among: Among) -> list[Row]:
+    """The rows that are `among` those: of an engine, threads and batch not named the first that there is."""
+    for name, asked in sorted(vars(among).items(), key=lambda item: item[1] is None):  # what is named comes first
         there = list(dict.fromkeys(getattr(row, name) for row in rows))
         value = there[0] if asked is None and there and name != "precision" else asked  # precisions compete
         if value is not None and value not in there:
@@ -149,14 +150,15 @@ def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Amo
 
     Args: the `run`, or the record of a `bench`, or both.
     """
-    bench, wanted = bench or (run.bench if run else None), vars(among)
+    bench = bench or (run.bench if run else None)
     assert bench is not None
     again = f"run 'wmlc bench{f' --run {run.root}' if run else ''}' first"
     record = records.read(bench, Bench, "bench", again)
-    row = choose(record.rows, bounds, **wanted)
+    row = choose(record.rows, bounds, among)
     command = ship_command(run, record, row) if run and bench == run.bench else None
     unknown = "top-1 was not measured, so this is the fastest" if row.top1 is None else None
-    baseline = next((r for r in narrow(record.rows, **{**wanted, "precision": None}) if r.peer == BASELINE), None)
+    whole = narrow(record.rows, replace(among, precision=None))
+    baseline = next((own for own in whole if own.peer == BASELINE), None)
     fits = not bounds.misses(baseline) if baseline and baseline.latency_ms else None
     if as_json:
         more = {"command": command, "note": unknown, "baseline_fits": fits}
@@ -180,7 +182,7 @@ def ship_command(run: Run, record: Bench, row: Row) -> str | None:
     """
     file = (row.peer, row.engine, row.precision)
     same = [other for other in record.rows if (other.peer, other.engine, other.precision) == file]
-    if row.engine not in SHIPPED or row is not min(same, key=lambda other: other.batch):
+    if row.engine not in SHIPPED_ENGINES or row is not min(same, key=lambda other: other.batch):
         return None
     words = ["wmlc", "ship", "--run", str(run.root), "--peer", str(row.peer), "--engine", row.engine]
     words += ["--precision", row.precision]

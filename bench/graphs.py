@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-COUNTED = {  # operator whose MACs are counted → which of its inputs is the weight
+WEIGHT_AT = {  # operator whose MACs are counted → which of its inputs is the weight
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3,
     "QLinearMatMul": 3, "FusedConv": 1, "FusedGemm": 1, "FusedMatMul": 1,
 }  # fmt: skip
@@ -29,9 +29,14 @@ def all_graphs(graph: Any) -> Iterator[Any]:
     """A graph, then those in its nodes: the branches of an If, the body of a Loop."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from all_graphs(inner)
+        yield from graphs_in(node)
+
+
+def graphs_in(node: Any) -> Iterator[Any]:
+    """All graphs in a node, those in their nodes too."""
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from all_graphs(inner)
 
 
 def inlined(model: Any) -> Any:
@@ -77,25 +82,18 @@ def uncounted(model: Any) -> str | None:
     for node in model.graph.node:
         if (fault := _uncounted(node)) is not None:
             return fault
-        for inner in list(all_graphs(_only(node)))[1:]:
+        for inner in graphs_in(node):
             for each in inner.node:
-                if each.op_type in COUNTED or _uncounted(each) is not None:
+                if each.op_type in WEIGHT_AT or _uncounted(each) is not None:
                     what = "which branch runs" if node.op_type == "If" else "how often it runs"
                     return f"a {each.op_type} stands inside of {node.op_type}, and {what} is known when it does"
     return None
 
 
-def _only(node: Any) -> Any:
-    """A graph of one node."""
-    from onnx import helper
-
-    return helper.make_graph([node], "one", [], [])
-
-
 def _uncounted(node: Any) -> str | None:
     if node.domain in STANDARD:
         return f"those of {node.op_type} are not counted" if node.op_type in UNCOUNTED else None
-    if node.domain == MICROSOFT and node.op_type in (*COUNTED, *CHEAP):
+    if node.domain == MICROSOFT and node.op_type in (*WEIGHT_AT, *CHEAP):
         return None
     return f"{node.domain}'s {node.op_type} is not known here"
 

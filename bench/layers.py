@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmlc.bench.graphs import COUNTED, all_graphs, close_sides, inlined, uncounted, unfused
+from wmlc.bench.graphs import WEIGHT_AT, all_graphs, close_sides, graphs_in, inlined, uncounted, unfused
 from wmlc.errors import InputError
 
-WEIGHT_AT = COUNTED
 BIAS_AT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
 INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")  # their weights are stored as integers
 QLINEAR_DATA = (0, 3, 8)  # of QLinear operators: the inputs that are no scale and no zero point
@@ -136,7 +135,7 @@ def read_graph(onnx_file: Path, sides: tuple[int, ...] | None = None) -> Graph:
             readers.setdefault(name, []).append(index)
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     item_bytes = {name: _item_bytes(kind) for name, kind in types.items()}
-    inside = list(all_graphs(model.graph))[1:]
+    inside = [inner for node in nodes for inner in graphs_in(node)]
     return Graph(onnx_file, nodes, maker, readers, constants, shapes, item_bytes, images, inside, multiplies)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wmlc.bench import intervals, measure
-from wmlc.bench.budgets import NOISY, budget_notes, budget_of
+from wmlc.bench.budgets import budget_notes, budget_of, noise_words
 from wmlc.bench.cells import Cell, Measured, Measurement
 from wmlc.bench.config import BenchConfig
 from wmlc.bench.engines.machine import busy
@@ -172,8 +172,7 @@ def indistinct_notes(cell: Cell, measured: Measured, seed: int) -> list[str]:
         ratio = intervals.speedup(larger.bursts, smaller.bursts, seed)
         if ratio.low <= 1 <= ratio.high:
             shown = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            noisy = ratio.high / ratio.low > (1 + NOISY) ** 2
-            why = "; the machine was too noisy: close other programs, or raise --seconds" if noisy else ""
+            why = noise_words(ratio.low, ratio.high)
             notes.append(f"{cell}: {small.name} and {large.name} cannot be told apart, their ratio is {shown}{why}")
     return notes
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wmlc import records
@@ -28,14 +28,16 @@ class Benched:
     against: str  # the precision of the baseline that it is compared with
 
 
-def as_benched(run: Run, config: ShipConfig) -> ShipConfig:
+def read_bench(run: Run, config: ShipConfig) -> Bench:
+    """The bench of `run`; `InputError`, with the command that makes it, where there is none."""
+    return records.read(run.bench, Bench, "bench", _remedy(run, config))
+
+
+def as_benched(config: ShipConfig, bench: Bench) -> ShipConfig:
     """`config` with the target of the int8 files that the bench ran, where none is named: a GPU's are others."""
     if config.precision != "int8" or config.target or config.engine != "ort":
         return config
-    target = None
-    with contextlib.suppress(InputError):  # told where the bench itself is read
-        target = records.read(run.bench, Bench, "bench", "bench again").settings.target
-    return replace(config, target=target)
+    return replace(config, target=bench.settings.target)
 
 
 def check_device(name: str, row: Row, config: ShipConfig) -> None:
@@ -62,27 +64,24 @@ def served_on(row: Row, config: ShipConfig) -> str:
     return row.device if config.device == "auto" else config.device
 
 
-def _bench_command(run: Run, config: ShipConfig) -> str:
-    """The bench that measures what is to ship, beside what is measured: against the baseline that stands there."""
-    precisions = [config.precision]
-    with contextlib.suppress(InputError):
-        first = records.read(run.bench, Bench, "bench", "bench again").settings.precisions[:1]
-        precisions = list(dict.fromkeys((*first, config.precision)))
-    asked = f"--engine {config.engine} --precision {','.join(precisions)}"
-    asked += f" --target {config.target}" if config.target else ""
-    return f"wmlc bench --run {shlex.quote(str(run.root))} {asked}{own_code(run)}"
+def _remedy(run: Run, config: ShipConfig, beside: Sequence[str] = ()) -> str:
+    """How what is to ship is measured; `beside` it the precisions whose baseline it is compared with."""
+    command = f"wmlc bench --run {shlex.quote(str(run.root))} {_asked(config, beside)}{own_code(run)}"
+    return f"run '{command}' first, as only what was measured ships"
 
 
-def read_benched(run: Run, peer: int, config: ShipConfig) -> Benched:
+def _asked(config: ShipConfig, beside: Sequence[str] = ()) -> str:
+    asked = f"--engine {config.engine} --precision {','.join(dict.fromkeys((*beside, config.precision)))}"
+    return asked + (f" --target {config.target}" if config.target else "")
+
+
+def read_benched(run: Run, bench: Bench, peer: int, config: ShipConfig) -> Benched:
     """What the bench measured of this very file at its smallest batch; `InputError` where it did not pass."""
-    asked = f"--engine {config.engine} --precision {config.precision}"
-    asked += f" --target {config.target}" if config.target else ""
-    remedy = f"run '{_bench_command(run, config)}' first, as only what was measured ships"
-    bench = records.read(run.bench, Bench, "bench", remedy)
+    remedy = _remedy(run, config, bench.settings.precisions[:1])
     wanted = (peer, config.engine, config.precision)
     rows = [row for row in bench.rows if (row.peer, row.engine, row.precision) == wanted]
     if not rows or bench.data is None:
-        raise InputError(f"{peer_name(peer)} was not benched with {asked}; {remedy}")
+        raise InputError(f"{peer_name(peer)} was not benched with {_asked(config)}; {remedy}")
     row = min(rows, key=lambda row: row.batch)
     if row.latency_ms is None:
         raise InputError(f"{peer_name(peer)} did not pass the bench ({'; '.join(row.notes)}); it cannot ship")

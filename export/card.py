@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmlc.export.config import ShipConfig
+from wmlc.export.layouts import Model
 from wmlc.export.naming import data_name
 from wmlc.files import sha256
 from wmlc.forms import INPUT, OUTPUT
-from wmlc.plan_record import read_record
 from wmlc.records import (
     Cost,
     Manifest,
     NetworkSpec,
+    PlanRecord,
     Preprocess,
     ShippedAccuracy,
     ShippedLatency,
@@ -26,19 +27,21 @@ CARD_FILE = "model_card.md"
 
 
 def make_manifest(
-    name: str, version: int, file: Path, file_name: str, spec: NetworkSpec, run: Run, *,
-    accuracy: ShippedAccuracy, latency: ShippedLatency | None, cost: Cost, config: ShipConfig,
+    model: Model, file: Path, spec: NetworkSpec, run: Run, *,
+    accuracy: ShippedAccuracy, latency: ShippedLatency | None, cost: Cost, config: ShipConfig, plan: PlanRecord | None,
 ) -> Manifest:  # fmt: skip
-    """Everything that a client, or whoever answers for the deployment, must know of one version of a model."""
+    """Everything that a client, or whoever answers for the deployment, must know of one version of a model.
+
+    Args: the `file` that is copied; the record of the `plan` that it is, if so.
+    """
     channels, height, width = spec.input_shape
     precision, _, target = config.form.partition("-")
     about, pixels = spec.about, config.with_preprocess
-    plan = vars(read_record(file)) if config.engine == "trt" else None
     return Manifest(
-        model=name,
-        version=version,
-        file=file_name,
-        sha256=sha256(file),
+        model=model.name,
+        version=model.version,
+        file=model.file_name,
+        sha256=plan.plan_sha256 if plan else sha256(file),
         file_bytes=file.stat().st_size,
         license=config.license,
         server="triton" if config.to == "kserve" else config.to,
@@ -63,7 +66,9 @@ def make_manifest(
         max_batch=config.max_batch,
         architecture=spec.arch,
         arch_args=spec.arch_args,
-        plan=None if plan is None else ShippedPlan(**{key: plan[key] for key in ShippedPlan.__dataclass_fields__}),
+        plan=None
+        if plan is None
+        else ShippedPlan(**{key: getattr(plan, key) for key in ShippedPlan.__dataclass_fields__}),
         network=ShippedNetwork(
             peer=about.peer,
             ratio=about.ratio,

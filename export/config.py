@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wmlc.errors import InputError
-from wmlc.forms import MOST_BATCH, PRECISIONS, TARGETS, form_name
+from wmlc.forms import MOST_BATCH, PRECISIONS, SHIPPED_ENGINES, TARGETS, form_name
 from wmlc.settings import option_of, setting
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
 PLAN_SUFFIXES = (".plan", ".engine")
 SERVERS = ("triton", "kserve", "ovms", "mlserver")
-SHIPPED_ENGINES = ("ort", "trt")
 SHIP_DEVICES = ("auto", "cpu", "cuda")
 UNKNOWN_TO = {"ovms": ("device", "instances", "max_batch", "queue_delay_us"), "mlserver": ("device", "instances")}
 CPU_ONLY = ("ovms", "mlserver")  # whose layouts run a model on the CPU

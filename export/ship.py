@@ -17,7 +17,7 @@ from wmlc.accuracy import disagreement, images_a_call, moved_by_int8, parity, to
 from wmlc.console import note, say, say_exactly
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
-from wmlc.export.benched import Benched, as_benched, check_device, missed_gates, read_benched, served_on
+from wmlc.export.benched import Benched, as_benched, check_device, missed_gates, read_bench, read_benched, served_on
 from wmlc.export.card import CARD_FILE, make_manifest, model_card
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.export.extract import OnnxFile, convert, fed_pixels, images_to_check, run_file, write_file
@@ -39,7 +39,7 @@ from wmlc.models.checkpoint import SPEC_FILE, load_stages, read_spec
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
 from wmlc.plan_record import read_record
-from wmlc.records import Cost, Family, NetworkSpec, Row, ShippedAccuracy, ShippedLatency
+from wmlc.records import Cost, Family, NetworkSpec, PlanRecord, Row, ShippedAccuracy, ShippedLatency
 from wmlc.run import Run, open_run_data, peer_name, read_family, select_peers
 
 CHECKED_IMAGES = 64
@@ -69,10 +69,11 @@ def ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> Iterator[Path]
 
 
 def _ship(run: Run, wanted: str, out: Path, config: ShipConfig) -> list[Path]:
-    config, family = as_benched(run, config), read_family(run)
+    family = read_family(run)
     check_labels(family.data.class_names)
     peers = list(dict.fromkeys(peer for part in wanted.split(",") for peer in select_peers(family, part.strip())))
-    benched = {peer: read_benched(run, peer, config) for peer in peers}
+    config = as_benched(config, bench := read_bench(run, config))
+    benched = {peer: read_benched(run, bench, peer, config) for peer in peers}
     for peer in peers:
         check_device(peer_name(peer), benched[peer].row, config)
     if missed := [line for peer in peers for line in missed_gates(peer_name(peer), benched[peer], config)]:
@@ -234,7 +235,8 @@ def _stage(
     before = newest_version(out / name)
     version = max(1, before if config.replace else before + 1)
     channels, height, width = spec.input_shape
-    usual = _plan_batch(file, config) if config.engine == "trt" else 1
+    plan = read_record(file) if config.engine == "trt" else None
+    usual = _plan_batch(plan, file.name, config) if plan else 1
     model = Model(
         name=name,
         version=version,
@@ -247,9 +249,8 @@ def _stage(
         preferred_batches=[usual] if 1 < usual <= config.max_batch else [],
     )
     manifest = make_manifest(
-        name, version, file, model.file_name, spec, run,
-        accuracy=accuracy, latency=latency, cost=cost, config=config,
-    )  # fmt: skip
+        model, file, spec, run, accuracy=accuracy, latency=latency, cost=cost, config=config, plan=plan
+    )
     if before:
         check_same_interface(manifest, out / name)
     layout = lay_out(model, config)
@@ -264,17 +265,17 @@ def _stage(
     return model
 
 
-def _plan_batch(plan: Path, config: ShipConfig) -> int:
+def _plan_batch(plan: PlanRecord, name: str, config: ShipConfig) -> int:
     """The batch size that a plan was tuned for; `InputError` where the server would ask for more than it takes, or
     for less."""
-    smallest, usual, largest = read_record(plan).batch_range
+    smallest, usual, largest = plan.batch_range
     if smallest > 1:
         raise InputError(
-            f"{plan.name} takes {smallest} images or more, and a server is asked about single ones; build it with "
+            f"{name} takes {smallest} images or more, and a server is asked about single ones; build it with "
             f"--batch-range 1,{usual},{largest}"
         )
     if config.max_batch > largest:
         raise InputError(
-            f"--max-batch is {config.max_batch}, {plan.name} takes {largest} at most; pass --max-batch {largest}"
+            f"--max-batch is {config.max_batch}, {name} takes {largest} at most; pass --max-batch {largest}"
         )
     return usual

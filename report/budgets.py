@@ -8,15 +8,11 @@ from statistics import median
 from wmlc.console import digits, scaled
 from wmlc.records import LatencyPlan, PeerLatency, Row
 from wmlc.report.cells import cell_of
+from wmlc.report.columns import Sortable, filled, told
 from wmlc.report.runs import TrainedRun
 from wmlc.report.series import UNKNOWN
 from wmlc.run import peer_name
 from wmlc.table import Table
-
-PLAN = ("run", "network", "budget, ms", "predicted, ms", "measured, ms [95 %]", "of the budget", "speed-up", "MACs",
-        "of all MACs", "paid out", "cut by MACs, ms", "benched, ms", "within it")  # fmt: skip
-
-Told = tuple[float | str | None, str]  # what a column is sorted by, what is shown
 
 
 def verdict(row: Row) -> str:
@@ -30,7 +26,7 @@ def verdict(row: Row) -> str:
 def _unsure(row: Row) -> bool:
     """Whether the budget lies within the interval of p50."""
     interval, budget_ms = row.p50_interval, row.latency_budget_ms
-    return interval is not None and budget_ms is not None and interval.low <= budget_ms <= interval.high
+    return interval is not None and budget_ms is not None and interval.holds(budget_ms)
 
 
 def budget_rows(rows: Sequence[Row]) -> list[Row]:
@@ -74,40 +70,33 @@ def plan_words(runs: Sequence[TrainedRun]) -> list[str]:
 def plan_table(runs: Sequence[TrainedRun], several: bool) -> Table:
     """A row a peer that was cut for a latency; the run's name only among several."""
     lines = [_line(run, plan, own) for run in runs if (plan := run.family.latency) for own in plan.peers]
-    shown = [
-        place for place, title in enumerate(PLAN)
-        if (several or title != "run") and any(line[place][1] not in ("", UNKNOWN) for line in lines)
-    ]  # fmt: skip
-    return Table(
-        [PLAN[place] for place in shown],
-        rows=[[line[place][1] for place in shown] for line in lines],
-        values=[[line[place][0] for place in shown] for line in lines],
-        title="Latency budgets",
-    )
+    if not several:
+        for line in lines:
+            del line["run"]
+    return filled(lines, "Latency budgets")
 
 
-def _line(run: TrainedRun, plan: LatencyPlan, own: PeerLatency) -> list[Told]:
+def _line(run: TrainedRun, plan: LatencyPlan, own: PeerLatency) -> dict[str, Sortable]:
     peer = next(peer for peer in run.family.peers if peer.peer == own.peer)
     benched = next((row for row in budget_rows(run.rows) if row.peer == own.peer), None)
-    p50 = benched.latency_ms.p50 if benched and benched.latency_ms else None
+    met = None if benched is None else benched.budget_met
     bounded = own.peer in plan.budgets_ms
     kept, faster = peer.macs / run.family.full.macs, plan.full_ms / own.ms
-    return [
-        (run.name, run.name),
-        (peer_name(own.peer), peer_name(own.peer)),
-        (own.budget_ms, digits(own.budget_ms)) if bounded else (None, "none"),
-        (own.predicted_ms, digits(own.predicted_ms)),
-        (own.ms, f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]"),
-        (own.ms / own.budget_ms, f"{own.ms / own.budget_ms:.1%}") if bounded else (None, UNKNOWN),
-        (faster, f"{faster:.2f}"),
-        (peer.macs, scaled(peer.macs)),
-        (kept, f"{kept:.1%}"),
-        (faster * kept, f"{faster * kept:.2f}"),
-        (own.macs_cut_ms, UNKNOWN if own.macs_cut_ms is None else digits(own.macs_cut_ms)),
-        (p50, UNKNOWN if p50 is None else digits(p50)),
-        (None if benched is None or benched.budget_met is None else int(benched.budget_met),
-         (verdict(benched) if benched else "") or UNKNOWN),
-    ]  # fmt: skip
+    return {
+        "run": told(run.name),
+        "network": told(peer_name(own.peer)),
+        "budget, ms": told(own.budget_ms, digits) if bounded else (None, "none"),
+        "predicted, ms": told(own.predicted_ms, digits),
+        "measured, ms [95 %]": (own.ms, f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]"),
+        "of the budget": told(own.ms / own.budget_ms if bounded else None, "{:.1%}".format),
+        "speed-up": told(faster, "{:.2f}".format),
+        "MACs": told(peer.macs, scaled),
+        "of all MACs": told(kept, "{:.1%}".format),
+        "paid out": told(faster * kept, "{:.2f}".format),
+        "cut by MACs, ms": told(own.macs_cut_ms, digits),
+        "benched, ms": told(benched.latency_ms.p50 if benched and benched.latency_ms else None, digits),
+        "within it": told(None if met is None else int(met), lambda _: verdict(benched) if benched else UNKNOWN),
+    }
 
 
 def planned_words(group: Sequence[TrainedRun]) -> str | None:

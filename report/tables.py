@@ -8,18 +8,10 @@ from wmlc.console import digits, scaled
 from wmlc.records import Latency, Row, Scenario
 from wmlc.report.budgets import verdict
 from wmlc.report.cells import TITLES, cell_of
+from wmlc.report.columns import Sortable, filled, told
 from wmlc.report.series import UNKNOWN, Entry, interval_text
 from wmlc.run import BASELINE
 from wmlc.table import Table
-
-Sortable = tuple[float | str | None, str]  # what a column is sorted by, what is shown
-
-
-def told(value: float | str | None, words: Callable[[float], str] | None = None) -> Sortable:
-    """A number in `words`, or words as they are; a dash for what is not known."""
-    if value is None:
-        return None, UNKNOWN
-    return value, value if isinstance(value, str) else words(value) if words else str(value)
 
 
 def benched(told_of: Callable[[Row], Sortable]) -> Callable[[Entry], Sortable]:
@@ -88,7 +80,7 @@ def row_table(shown: Sequence[Entry], several: bool) -> Table:
     """The table of all entries, without the columns that none of them fills; the run's name only among several."""
     columns = {title: column for title, column in COLUMNS.items() if several or title != "run"}
     lines = [{title: column(entry) for title, column in columns.items()} for entry in shown]
-    return _filled(lines, "Every row of the bench")
+    return filled(lines, "Every row of the bench")
 
 
 def scenario_table(shown: Iterable[Entry], several: bool) -> Table | None:
@@ -99,7 +91,7 @@ def scenario_table(shown: Iterable[Entry], several: bool) -> Table | None:
         for entry in shown
         if entry.row and entry.row.scenarios
     ]
-    return _filled(lines, "Scenarios") if lines else None
+    return filled(lines, "Scenarios") if lines else None
 
 
 def _scenario_columns(found: Mapping[str, Scenario]) -> dict[str, Sortable]:
@@ -125,14 +117,3 @@ def _scenario_columns(found: Mapping[str, Scenario]) -> dict[str, Sortable]:
 
 def _starred(found: Scenario, value: float | None) -> Sortable:
     return told(value, lambda number: digits(number) + "*" * (not found.valid))
-
-
-def _filled(lines: Sequence[Mapping[str, Sortable]], title: str) -> Table:
-    """A table of `lines`, each by column title, without the columns that hold nothing."""
-    titles = [name for name in lines[0] if any(line[name][1] not in ("", UNKNOWN) for line in lines)]
-    return Table(
-        titles,
-        rows=[[line[name][1] for name in titles] for line in lines],
-        values=[[line[name][0] for name in titles] for line in lines],
-        title=title,
-    )

@@ -20,6 +20,7 @@ from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataRecord
 from wmlc.export.card import make_manifest
 from wmlc.export.config import ShipConfig
+from wmlc.export.layouts import Model
 from wmlc.files import sha256
 from wmlc.models.checkpoint import save_network
 from wmlc.models.widths import Difference, cut_to, difference
@@ -127,8 +128,12 @@ def manifest_of(record: DataRecord, file: Path, root: Path, spec: NetworkSpec, p
     """The manifest of `file` as shipped from a run on that data."""
     settings = made_settings(data="imagefolder", data_root="somewhere")
     run = made_run(root, settings, replace(made_family(settings=settings), data=record))
+    model = Model(
+        name="m", version=1, file_name="model.onnx", labels=spec.class_names, input_dims=list(spec.input_shape),
+        pixels=pixels, device="cpu", threads=1, preferred_batches=[],
+    )  # fmt: skip
     return make_manifest(
-        "m", 1, file, "model.onnx", spec, run,
+        model, file, spec, run,
         accuracy=ShippedAccuracy(top1=None, top1_drop=None, test_images=6, engine="ort"), latency=None,
-        cost=Cost(1, 1), config=ShipConfig(with_preprocess=pixels),
+        cost=Cost(1, 1), config=ShipConfig(with_preprocess=pixels), plan=None,
     )  # fmt: skip

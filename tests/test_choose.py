@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from measured import made_row
 
 from wmlc import records
-from wmlc.bench.choose import Bounds, choose, described, pareto, ship_command
+from wmlc.bench.choose import Among, Bounds, choose, described, pareto, ship_command
 from wmlc.cli import main
 from wmlc.errors import GateError, InputError
 from wmlc.records import Bench
@@ -72,7 +72,7 @@ def test_what_was_not_measured_is_not_chosen_and_what_was_not_benched_is_refused
     with pytest.raises(InputError, match="no peer whose numbers"):
         choose([made_row(0, 1.0, 80.0), made_row(1, 1.0, None)], Bounds(min_top1=10))
     with pytest.raises(InputError, match="engine trt was not benched, ort was"):
-        choose(ROWS, Bounds(max_bytes=10**6), engine="trt")
+        choose(ROWS, Bounds(max_bytes=10**6), Among(engine="trt"))
     with pytest.raises(InputError, match="name at least one bound: --max-latency-ms"):
         Bounds()
     with pytest.raises(InputError, match="--max-macs must be above 0, got -1"):
@@ -132,9 +132,9 @@ def test_a_share_is_no_percent_and_a_gain_no_negative_loss():
 def test_what_is_named_is_looked_for_before_what_is_not():
     """Batch 8 was benched with two threads alone, and the bench's first row has one."""
     rows = [made_row(1, 1.0, 70.0, threads=1, batch=1), made_row(2, 2.0, 75.0, threads=2, batch=8)]
-    assert choose(rows, Bounds(min_top1=60.0), engine=None, threads=None, batch=8, precision=None).peer == 2
+    assert choose(rows, Bounds(min_top1=60.0), Among(batch=8)).peer == 2
     with pytest.raises(InputError, match="batch 8 was not benched, 1 was"):
-        choose(rows, Bounds(min_top1=60.0), engine=None, threads=1, batch=8, precision=None)
+        choose(rows, Bounds(min_top1=60.0), Among(threads=1, batch=8))
 
 
 def test_json_says_whether_the_baseline_fits_too(benched_run: Run):

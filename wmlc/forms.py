@@ -14,6 +14,7 @@ from wmlc.records import FileAbout
 INPUT, OUTPUT = "input", "logits"  # of every exported file
 PRECISIONS = ("fp32", "fp16", "int8")
 MOST_BATCH = 65_536  # images of one call, of a bench, a plan or a server
+SHIPPED_ENGINES = ("ort", "trt")  # whose files `wmlc ship` takes
 TARGETS = ("cpu", "gpu")  # of int8 only, as the two want different Q/DQ
 
 

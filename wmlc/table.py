@@ -66,10 +66,6 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
         return text.getvalue()
 
-    def records(self) -> list[dict[str, str]]:
-        """An object a row, for JSON."""
-        return [dict(zip(self.header, row, strict=True)) for row in self.rows]
-
     def _stacked(self, row: Sequence[str]) -> list[list[str]]:
         """A row as lines: what stands behind a line feed goes on below."""
         parts = [visible(text).split("\n") for text in row]

@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from wmlc.settings import STRICT
+
 SCHEMA: Literal[2] = 2  # of all records
 
 Version = Literal[2]
@@ -31,7 +33,7 @@ Extent = Annotated[int, Ge(1), Le(2**63)]  # parameters or MACs of a network, wh
 class Record:
     """What all records have in common: no field that is not known, no value of another type, no NaN."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,10 @@ class Interval(Record):
 
     low: float
     high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the value may be it: whether it lies within."""
+        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
