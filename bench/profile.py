@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from wmlc.errors import some_of
 from wmlc.layer_pairs import LayerPair, compare, joined_by
 from wmlc.records import LayerTime, Profile
 
@@ -65,7 +66,7 @@ def where_lost(baseline: Profile, peer: Profile, speedup_median: float | None, m
     shown = [place for place in worst if place == worst[0] or lost_ms[place] >= LEAST_SHARE * whole]
     said += "; lost: " + ", ".join(f"{100 * lost_ms[place] / whole:.0f} % {place}" for place in shown)
     if slow := sorted((pair for pair in pairs if pair.no_faster), key=_lost_ms, reverse=True):
-        said += f"; no faster: {listed([pair.known.layer for pair in slow])}"
+        said += f"; no faster: {some_of([pair.known.layer for pair in slow], MOST_LAYERS)}"
     return said + _apart_words(pairs)
 
 
@@ -76,8 +77,8 @@ def left_layout(profile: Profile) -> str | None:
         return None
     reordering_ms = sum(layer.ms for layer in profile.layers if layer.op in REORDERS)
     return (
-        f"outside of ONNX Runtime's blocked layout, which their channels do not fit: {listed(left)}; reordering takes "
-        f"{reordering_ms:.3g} of {profile.profiled_ms:.3g} ms"
+        f"outside of ONNX Runtime's blocked layout, which their channels do not fit: {some_of(left, MOST_LAYERS)}; "
+        f"reordering takes {reordering_ms:.3g} of {profile.profiled_ms:.3g} ms"
     )
 
 
@@ -129,9 +130,3 @@ def _losses(pairs: Sequence[LayerPair], kept: float) -> dict[str, float]:
 def _stage(layer: str) -> str:
     """stage1 of "stage1.0.conv1", layer1 of "/layer1/layer1.0/conv1/Conv"."""
     return layer.strip("/").split("/")[0].split(".")[0]
-
-
-def listed(names: Sequence[str], most: int = MOST_LAYERS) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

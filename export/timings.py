@@ -15,14 +15,10 @@ from wmlc.records import Machine
 _DIGEST_BYTES = 32  # before the timings, so that TensorRT never sees damaged ones
 
 
-def timings_file(machine: Machine, directory: Path | None = None) -> Path:
-    """Where builds on this `machine` keep the timings of kernels, one file a TensorRT version and model of GPU.
-
-    In `directory`, by default `wmlc` in $XDG_CACHE_HOME or ~/.cache.
-    """
-    directory = directory or user_cache()
+def timings_file(machine: Machine) -> Path:
+    """Where builds on this `machine` keep the timings of kernels, one file a TensorRT version and model of GPU."""
     parts = ("tensorrt", machine.tensorrt, machine.gpu, machine.compute_capability)
-    return directory / (re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts))) + ".timings")
+    return user_cache() / (re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts))) + ".timings")
 
 
 def read_timings(file: Path) -> bytes:

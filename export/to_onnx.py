@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.data import normalise
-from wmlc.errors import InputError, one_line
+from wmlc.errors import InputError, one_line, some_of
 from wmlc.export.about import write_about
 from wmlc.export.lighter import folded, operators_listed_once, operators_read_once, out_of_place
 from wmlc.files import new_file
@@ -155,10 +155,9 @@ def _check_finite(out: Path, network: nn.Module) -> None:
     state = network.state_dict()
     wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise InputError(
             f"{out} was not written: {len(wrong)} of the network's {len(state)} tensors hold NaN or infinity "
-            f"({shown}); train it again, with a lower --lr if the loss diverged"
+            f"({some_of(wrong, 3)}); train it again, with a lower --lr if the loss diverged"
         )
 
 

@@ -42,21 +42,18 @@ def build_plan(
     version_compatible: bool = False,
     hardware_compatible: bool = False,
     timing_cache: Path | None = None,
-    profile_input: str = INPUT,
 ) -> None:
     """Build `plan` from `onnx_file` with the module `trt` (tensorrt, or tensorrt_rtx).
 
-    Args: the smallest, most usual and largest batch; where timings are kept between builds; the input's name.
+    Args: the smallest, most usual and largest batch; where timings are kept between builds.
     Raises `InputError` with what the parser and the builder said, leaving nothing behind, where the file is no
-    ONNX, holds what TensorRT does not take, or its input is not one of that name with a free first dimension only.
+    ONNX, holds what TensorRT does not take, or its input is not one, `input`, with a free first dimension only.
     """
     check_writable(plan)
     if not onnx_file.is_file():
         raise InputError(f"{onnx_file} is not a file; extract it again")
     logger = make_logger(trt)
-    built = _serialize(
-        trt, logger, onnx_file, batch_range, version_compatible, hardware_compatible, timing_cache, profile_input
-    )
+    built = _serialize(trt, logger, onnx_file, batch_range, version_compatible, hardware_compatible, timing_cache)
     if isinstance(built, str):
         raise InputError(f"TensorRT {trt.__version__} cannot build a plan from {onnx_file}: {built}")
     with new_file(plan) as aside:
@@ -71,7 +68,6 @@ def _serialize(
     version_compatible: bool,
     hardware_compatible: bool,
     timing_cache: Path | None,
-    profile_input: str,
 ) -> bytes | str:
     """The plan's bytes, or why there are none: an exception would keep TensorRT's objects, and their logger, alive."""
     builder = trt.Builder(logger)
@@ -81,11 +77,11 @@ def _serialize(
         errors = [one_line(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         said = "; ".join(errors[:MOST_MESSAGES]) or logger.words()
         return f"{said}; extract it again, int8 with --target gpu"
-    if wrong := _wrong_input(trt, network, profile_input):
+    if wrong := _wrong_input(trt, network):
         return f"{wrong}; extract it again"
     config = builder.create_builder_config()
     profile, rest = builder.create_optimization_profile(), tuple(network.get_input(0).shape)[1:]
-    profile.set_shape(profile_input, *((batch, *rest) for batch in batch_range))
+    profile.set_shape(INPUT, *((batch, *rest) for batch in batch_range))
     if config.add_optimization_profile(profile) < 0:
         return f"{logger.words()}; choose another batch range than {','.join(map(str, batch_range))}"
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the plan can tell its precision
@@ -104,18 +100,18 @@ def _serialize(
     return bytes(plan)
 
 
-def _wrong_input(trt: Any, network: Any, name: str) -> str | None:
-    """Why a profile for `name` would not do; TensorRT accepts one for an input that is not there."""
+def _wrong_input(trt: Any, network: Any) -> str | None:
+    """Why a profile for `input` would not do; TensorRT accepts one for an input that is not there."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     shapes = [tuple(value.shape) for value in inputs]
-    if [value.name for value in inputs] == [name] and inputs[0].dtype in (trt.DataType.FLOAT, trt.DataType.UINT8):
+    if [value.name for value in inputs] == [INPUT] and inputs[0].dtype in (trt.DataType.FLOAT, trt.DataType.UINT8):
         free = [axis for axis, size in enumerate(shapes[0]) if size < 0]
         if free == [0] and len(shapes[0]) == 4:
             return None
     found = ", ".join(
         f"{value.name!r} of {value.dtype.name} {list(shape)}" for value, shape in zip(inputs, shapes, strict=True)
     )
-    return f"its input is {found}, a plan needs {name!r} of FLOAT or UINT8 with a free batch (-1) and all else fixed"
+    return f"its input is {found}, a plan needs {INPUT!r} of FLOAT or UINT8 with a free batch (-1) and all else fixed"
 
 
 def extract_plan(
@@ -125,7 +121,6 @@ def extract_plan(
     batch_range: tuple[int, int, int],
     version_compatible: bool = False,
     hardware_compatible: bool = False,
-    cache_dir: Path | None = None,
 ) -> None:
     """Build `plan` on this machine, with the record that loading checks beside it.
 
@@ -140,7 +135,7 @@ def extract_plan(
     with new_file(plan) as aside:
         build_plan(
             trt, onnx_file, aside, batch_range=batch_range, version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible, timing_cache=timings_file(machine, cache_dir),
+            hardware_compatible=hardware_compatible, timing_cache=timings_file(machine),
         )  # fmt: skip
         record = PlanRecord(
             **vars(machine),

@@ -176,7 +176,7 @@ def test_tensorrts_times_find_their_layers(exported: Export, tmp_path: Path) -> 
     from wmlc.export.to_tensorrt import extract_plan
 
     source, plan = exported("resnet20", "fp32"), tmp_path / "peer.plan"
-    extract_plan(source, plan, batch_range=(1, 4, 8), cache_dir=tmp_path / "cache")
+    extract_plan(source, plan, batch_range=(1, 4, 8))
     engine = TrtEngine(plan, 1, "cuda")
     rows = attribute(FileLayers(source), engine.profile(some_images(4), 5))
     assert {"stem.conv", "stage3.2.conv2"} <= {row.layer for row in rows}

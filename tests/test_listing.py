@@ -11,7 +11,7 @@ from image_folders import make_folder, open_folder
 
 from wmlc.data import broken, files, listing
 from wmlc.data.folders import Found, class_folders
-from wmlc.data.listing import Kept, listed
+from wmlc.data.listing import found_of_files, listed
 from wmlc.errors import InputError
 
 
@@ -130,19 +130,19 @@ def test_what_is_kept_hangs_on_what_was_asked_and_how(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_text("a")
     paths = [str(tmp_path / "a")]
-    assert Kept("checked", paths, "grey").found(lambda: "found") == "found"
-    assert Kept("checked", paths, "grey").found(lambda: "anew") == "found"
+    assert found_of_files("checked", paths, "grey", lambda: "found") == "found"
+    assert found_of_files("checked", paths, "grey", lambda: "anew") == "found"
     for what, how in (("checked", "colour"), ("broken", "grey")):
-        assert Kept(what, paths, how).found(lambda: "anew") == "anew"
+        assert found_of_files(what, paths, how, lambda: "anew") == "anew"
     for file in (tmp_path / "cache").rglob("checked/*"):
         file.write_text("dam")
-    assert Kept("checked", paths, "grey").found(lambda: "anew") == "anew"
+    assert found_of_files("checked", paths, "grey", lambda: "anew") == "anew"
     packed = ["set\0test\0image\0000", "set\0test\0image\0001"]
-    assert Kept("checked", packed, "grey", paths).found(lambda: "held") == "held"
-    assert Kept("checked", packed[1:], "grey", paths).found(lambda: "anew") == "anew"
+    assert found_of_files("checked", packed, "grey", lambda: "held", paths) == "held"
+    assert found_of_files("checked", packed[1:], "grey", lambda: "anew", paths) == "anew"
     (tmp_path / "a").write_text("another")
-    assert Kept("checked", packed, "grey", paths).found(lambda: "anew") == "anew"
-    assert Kept("checked", [*paths, str(tmp_path / "gone")], "grey").found(lambda: "gone") == "gone"
+    assert found_of_files("checked", packed, "grey", lambda: "anew", paths) == "anew"
+    assert found_of_files("checked", [*paths, str(tmp_path / "gone")], "grey", lambda: "gone") == "gone"
 
 
 def test_what_could_not_be_read_for_a_moment_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,7 @@ def marked(test: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("form", ["fp32", "fp16", "int8-gpu"])
 def test_a_gpu_answers_as_onnx_runtime_does(exported: Export, tmp_path: Path, arch: str, form: str) -> None:
     source, plan = exported(arch, form), tmp_path / "peer.plan"
-    extract_plan(source, plan, batch_range=RANGE, cache_dir=tmp_path / "cache")
+    extract_plan(source, plan, batch_range=RANGE)
     assert list((tmp_path / "cache").iterdir())
     replayed, launched = TrtEngine(plan, 1, "cuda"), TrtEngine(plan, 1, "cuda", cuda_graph=False)
     precision = form.removesuffix("-gpu")
@@ -311,7 +311,7 @@ def test_a_gpu_answers_as_onnx_runtime_does(exported: Export, tmp_path: Path, ar
 @pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible"])
 def test_a_compatible_plan_loads_here_too(exported: Export, tmp_path: Path, option: str) -> None:
     plan = tmp_path / "peer.plan"
-    extract_plan(exported("resnet20", "fp16"), plan, batch_range=RANGE, cache_dir=tmp_path / "cache", **{option: True})
+    extract_plan(exported("resnet20", "fp16"), plan, batch_range=RANGE, **{option: True})
     engine = TrtEngine(plan, 1, "cuda")
     assert engine.infer(some_images(2)).shape == (2, 10)
     engine.close()
@@ -320,7 +320,7 @@ def test_a_compatible_plan_loads_here_too(exported: Export, tmp_path: Path, opti
 @marked
 def test_a_gpu_loads_no_plan_of_another(exported: Export, tmp_path: Path) -> None:
     plan = tmp_path / "peer.plan"
-    extract_plan(exported("resnet20", "fp32"), plan, batch_range=RANGE, cache_dir=tmp_path / "cache")
+    extract_plan(exported("resnet20", "fp32"), plan, batch_range=RANGE)
     records.write(record_path(plan), replace(read_record(plan), gpu="another GPU", tensorrt="10.0.0"))
     with pytest.raises(InputError, match=r"was built with TensorRT 10\.0\.0, another GPU .*; here are TensorRT"):
         TrtEngine(plan, 1, "cuda")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """The caller can fix this; the one-line message says what came, what is allowed and what to do."""
@@ -31,6 +33,12 @@ def one_line(said: object, most: int | None = 400) -> str:
     if not text and isinstance(said, Exception):
         text = type(said).__name__
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are: a, b, c and 4 more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def plain(name: str) -> str:

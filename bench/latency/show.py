@@ -5,8 +5,8 @@ from __future__ import annotations
 from wmlc import records
 from wmlc.bench.latency.session import EngineClock
 from wmlc.bench.latency.table import widest_interval
-from wmlc.bench.profile import listed
 from wmlc.console import digits, say, say_exactly
+from wmlc.errors import some_of
 from wmlc.latency_model import LatencyModel, Surface
 from wmlc.layer_pairs import UNBLOCKED, UNBLOCKED_WORDS
 from wmlc.models.resizable import Resizable
@@ -40,7 +40,7 @@ def _left_layout(table: LatencyTable) -> list[str]:
     for own in table.shapes:
         left = [f"{point.channels_in} → {point.channels_out}" for point in own.points if point.blocked is False]
         if left:
-            lines.append(f"  {own.shape}: {listed(left, MOST_PAIRS)}")
+            lines.append(f"  {own.shape}: {some_of(left, MOST_PAIRS)}")
     return [f"{UNBLOCKED}: {UNBLOCKED_WORDS}, here at", *lines] if lines else []
 
 

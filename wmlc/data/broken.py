@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wmlc.console import note, progress
-from wmlc.data.listing import Kept
+from wmlc.data.listing import found_of_files
 from wmlc.data.pictures import REPAIR, read_picture
 from wmlc.errors import InputError
 
@@ -27,8 +27,9 @@ def without_broken(part: Part, workers: int) -> Part:
     """
     if not part.paths:
         return part
-    kept = Kept("broken", part.paths, "whole", part.hold)
-    former: dict[str, str] = kept.found(lambda: _broken(part.paths, workers))
+    former: dict[str, str] = found_of_files(
+        "broken", part.paths, "whole", lambda: _broken(part.paths, workers), part.hold
+    )
     broken = _broken([path for path in part.paths if path in former], workers) if former else {}
     if not broken:
         return part

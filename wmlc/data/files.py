@@ -15,7 +15,7 @@ import torch
 from wmlc.console import progress
 from wmlc.data.batches import Batches
 from wmlc.data.decode import Decoder, ImageFiles, large_transform, spread, stack_images
-from wmlc.data.listing import Kept
+from wmlc.data.listing import found_of_files
 from wmlc.data.normalisation import Normalisation
 from wmlc.data.parts import EPOCH, generator
 from wmlc.data.sources import Part
@@ -72,7 +72,7 @@ class FileData(Batches):
             return True
 
         if count >= _MANY:
-            Kept("checked", part.paths, repr(self._parts.layout), part.hold).found(look)
+            found_of_files("checked", part.paths, repr(self._parts.layout), look, part.hold)
         else:
             look()
 

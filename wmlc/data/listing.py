@@ -53,23 +53,20 @@ def _kept(file: Path, classes: dict[str, str]) -> Found | None:
         return None
 
 
-class Kept:
-    """What was found out of these very files, by name, size and time of change.
+def found_of_files(
+    what: str, paths: Sequence[str], how: str, find_out: Callable[[], Any], hold: Sequence[str] = ()
+) -> Any:
+    """What was found out of these very files, by name, size and time of change, as JSON holds it.
 
-    Args: what was found out; the files; what else it hangs on; of packed pictures, the files that `hold` them.
+    `find_out` is asked where nothing is kept, or what is kept is damaged. Args: what is found out; the files; what else
+    it hangs on; of packed pictures, the files that `hold` them.
     """
-
-    def __init__(self, what: str, paths: Sequence[str], how: str, hold: Sequence[str] = ()) -> None:
-        digest = hashlib.sha256(how.encode())
-        for path in paths if hold else ():
-            digest.update(f"{path}\n".encode(errors="surrogatepass"))
-        for path in hold or paths:
-            digest.update(f"{path}\0{_state(path)}\n".encode(errors="surrogatepass"))
-        self._file = _place(what, digest.hexdigest())
-
-    def found(self, find_out: Callable[[], Any]) -> Any:
-        """What was found out, as JSON holds it; `find_out` anew where nothing is kept, or what is kept is damaged."""
-        return found_once(self._file, find_out)
+    digest = hashlib.sha256(how.encode())
+    for path in paths if hold else ():
+        digest.update(f"{path}\n".encode(errors="surrogatepass"))
+    for path in hold or paths:
+        digest.update(f"{path}\0{_state(path)}\n".encode(errors="surrogatepass"))
+    return found_once(_place(what, digest.hexdigest()), find_out)
 
 
 def _state(path: str) -> str:

@@ -10,17 +10,17 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from wmlc.console import note, progress, say
+from wmlc.console import note, progress, say, say_exactly
 from wmlc.data import data_of, open_parts
 from wmlc.data.pictures import Header, read_header, read_picture, shown
 from wmlc.data.sources import INTERPOLATIONS, DataConfig, Part
-from wmlc.errors import InputError
+from wmlc.errors import InputError, some_of
 from wmlc.options import PATH, forced, json_option, options_of
 from wmlc.settings import setting
 from wmlc.table import Table
@@ -140,9 +140,9 @@ def look_at(root: Path, config: LookConfig, out: Path | None, as_json: bool, for
     look = survey(parts)
     if not look.refused:
         write_sheet(out, parts)
-        look = Look(**{**vars(look), "sheet": str(out)})
+        look = replace(look, sheet=str(out))
     if as_json:
-        say(json.dumps(asdict(look), indent=2))
+        say_exactly(json.dumps(asdict(look), indent=2))
     else:
         _print(look)
     if look.refused:
@@ -162,7 +162,7 @@ def survey(parts: Parts) -> Look:
     )  # fmt: skip
     faults = [reason for part in (train, test) for reason in part.unreadable.values()]
     if faults:
-        return Look(**{**vars(found), "refused": faults[0]})
+        return replace(found, refused=faults[0])
     try:
         data = data_of(parts)
         record = data.record
@@ -171,12 +171,11 @@ def survey(parts: Parts) -> Look:
             data.check_test()
             _ = list(data.held_out_batches(256))
     except InputError as error:
-        return Look(**{**vars(found), "refused": str(error)})
-    facts = {
-        "input_shape": record.input_shape, "brought_by": _brought_by(parts), "trained_on": record.train,
-        "held_out": record.held_out, "mean": record.mean, "std": record.std,
-    }  # fmt: skip
-    return Look(**{**vars(found), **facts})
+        return replace(found, refused=str(error))
+    return replace(
+        found, input_shape=record.input_shape, brought_by=_brought_by(parts), trained_on=record.train,
+        held_out=record.held_out, mean=record.mean, std=record.std,
+    )  # fmt: skip
 
 
 def _see(part: Part, threads: int, name: str) -> dict[str, Seen | str]:
@@ -281,8 +280,8 @@ def _print(look: Look) -> None:
         for count, what in (
             (part.turned, "turned upright, as their EXIF says"),
             (part.transparent, "with transparency, shown on white (white drawings on black)"),
-            (len(part.one_colour), f"of one colour: {_named(part.one_colour)}"),
-            (len(part.unreadable), f"cannot be read: {_named(list(part.unreadable))}"),
+            (len(part.one_colour), f"of one colour: {some_of(part.one_colour, 3)}"),
+            (len(part.unreadable), f"cannot be read: {some_of(list(part.unreadable), 3)}"),
         ):
             if count:
                 say(f"  {count:,} {what}")
@@ -309,10 +308,6 @@ def _print_twins(twins: Sequence[Twins], what: str) -> None:
 def _counts(counts: dict[str, int], of: str = "") -> str:
     first = [f"{count:,} {of}{what}" for what, count in list(counts.items())[:4]]
     return ", ".join(first) + (f" and {len(counts) - 4} others" if len(counts) > 4 else "")
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlc.console import progress
-from wmlc.data.listing import Kept
+from wmlc.data.listing import found_of_files
 from wmlc.data.pictures import BETWEEN, ENDINGS, one_line_shown, shown, unfit_letters
 from wmlc.errors import InputError
 from wmlc.files import read_text
@@ -148,8 +148,8 @@ def bytes_of(name: str) -> io.BytesIO:
 def _listed(root: Path, train: bool) -> list[tuple[str, int]]:
     """The name and the label of each sample of a part, as they are or were found."""
     shards = files_of(root, "*.tar", train)
-    found: list[tuple[str, int]] = Kept("shards", [str(own) for own in shards], "names, places, labels").found(
-        lambda: _samples(shards)
+    found: list[tuple[str, int]] = found_of_files(
+        "shards", [str(own) for own in shards], "names, places, labels", lambda: _samples(shards)
     )
     return found
 

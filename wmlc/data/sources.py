@@ -19,7 +19,7 @@ from wmlc.data.listing import listed
 from wmlc.data.normalisation import parse_normalisation
 from wmlc.data.packed import check_packed, read_shards, read_tables
 from wmlc.data.pictures import ENDINGS, one_line_shown
-from wmlc.errors import InputError
+from wmlc.errors import InputError, some_of
 from wmlc.records.common import Interpolation
 
 if TYPE_CHECKING:  # `wmlc --help` needs no torch
@@ -29,6 +29,7 @@ DATA_SETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet", "hf", "
 PACKED = {"hf": "a folder of parquet files", "wds": "a folder of tar shards"}  # pictures inside of larger files
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 LEAST_CROP = 0.1  # less would enlarge a picture more than tenfold, of which next to nothing is kept
+NAMED = 5  # classes or folders that a message names
 
 # Where the test images are, best first: ImageNet's own test/ has no labels, so its val/ comes first.
 _TEST_FOLDERS = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
@@ -218,7 +219,7 @@ def _check_folder(config: DataConfig) -> None:
         within = root.resolve().parent
         meant = f"did you mean {within}? " if (within / "train").is_dir() else ""
         folders = [f"{own.name}/" for own in sorted(root.iterdir()) if own.is_dir()]
-        found = f", only {_some(folders)}" if folders else ""
+        found = f", only {some_of(folders, NAMED)}" if folders else ""
         raise InputError(f"{root} has no train/{found}; {meant}{wanted}")
     test = test_folder(config)
     classes, test_classes = class_folders(root / "train"), class_folders(test)
@@ -237,7 +238,7 @@ def _check_folder(config: DataConfig) -> None:
         others = [name for name in _TEST_FOLDERS[config.name] if name != test.name and (root / name).is_dir()]
         fitting = [name for name in others if list(class_folders(root / name)) == names]
         hint = f"; {fitting[0]}/ has those of train/: to test on it, move {test.name}/ away" if fitting else ""
-        raise InputError(f"only one part of {root} has {_some(lone)}; give both the same class folders{hint}")
+        raise InputError(f"only one part of {root} has {some_of(lone, NAMED)}; give both the same class folders{hint}")
     refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
     _note_unlabelled(config, test)
 
@@ -274,23 +275,19 @@ def _read_folder(config: DataConfig, train: bool) -> Part:
     return Part(class_names=list(classes), labels_N=labels, paths=found.paths, where=str(folder), skipped=found.skipped)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def refuse_empty_classes(part: Part) -> None:
     """Raise `InputError` that names the classes without an image."""
     counts = part.labels_N.bincount(minlength=len(part.class_names)).tolist()
     empty = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
     if empty and part.hold:
         raise InputError(
-            f"{part.where} has no images in {_some(empty)}; labels are numbers from 0 to {len(counts) - 1}, and each "
-            "needs images"
+            f"{part.where} has no images in {some_of(empty, NAMED)}; labels are numbers from 0 to {len(counts) - 1}, "
+            "and each needs images"
         )
     if empty:
         lying = f" (skipped: {in_words(part.skipped)})" if part.skipped else ""
         raise InputError(
-            f"{part.where} has no images in {_some(empty)}{lying}; add some that end in {', '.join(ENDINGS)}, "
+            f"{part.where} has no images in {some_of(empty, NAMED)}{lying}; add some that end in {', '.join(ENDINGS)}, "
             f"or remove the class"
         )
 
