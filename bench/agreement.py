@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmlc.accuracy import disagreement, moved_by_int8, parity, reordered
+from wmlc.accuracy import disagreement, moved_by_int8, relative_error, reordered
 from wmlc.bench.engines import Engine
 from wmlc.bench.engines.machine import allowed_cpus
 from wmlc.bench.engines.ort_engine import OrtEngine
@@ -22,7 +22,7 @@ from wmlc.data import normalise
 class Agreement:
     """How far an engine's logits are `apart` from their reference's, and why that is a `failure`, if it is one."""
 
-    apart: float  # `wmlc.accuracy.parity`
+    apart: float  # `wmlc.accuracy.relative_error`
     failure: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -61,12 +61,12 @@ def held_against_reference(
     """
     of_network = subject.directory is not None and subject.source.suffix != ".plan"
     expected_BC = references.by_torch(subject) if of_network else references.as_written(subject, batch)
-    apart = parity(logits_BC, expected_BC, precision)
+    apart = relative_error(logits_BC, expected_BC, precision)
     other = "torch" if of_network else "ONNX Runtime"
     failure = disagreement(apart, precision, other, reordered(logits_BC, expected_BC), ids=logits_BC.ndim == 1)
     if failure and of_network and precision == "int8":
         meant_BC = references.as_written(subject, batch)
-        if not disagreement(parity(logits_BC, meant_BC, precision), precision):
+        if not disagreement(relative_error(logits_BC, meant_BC, precision), precision):
             return Agreement(apart, notes=(moved_by_int8(apart),))
     return Agreement(apart, failure)
 

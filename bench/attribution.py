@@ -117,7 +117,7 @@ class _Names:
         return sorted({index for index in self._nodes(label) if index in self._layers})
 
     def before(self, label: str, through: Container[str] | None, taken: set[int]) -> int | None:
-        """`last_before` the node named."""
+        """The last layer before the nodes that `label` names; see `last_before`."""
         return self.last_before(self._nodes(label), through, taken)
 
     def last_before(self, waiting: list[int], through: Container[str] | None, taken: set[int]) -> int | None:

@@ -91,7 +91,7 @@ class Measurement:
     opened: list[Opened] = field(default_factory=list)  # a launch each
     first_ms: list[float] = field(default_factory=list)
     memory: Memory | None = None
-    parity: float | None = None  # `wmlc.accuracy.parity` with the reference
+    apart: float | None = None  # `wmlc.accuracy.relative_error` with the reference
     top1: float | None = None  # percent
     warm_ups: list[WarmUp] = field(default_factory=list)
     bursts: list[list[np.ndarray]] = field(default_factory=list)  # milliseconds [L][R][calls]
@@ -234,7 +234,7 @@ def _ask(cell: Cell, measured: Measured, config: BenchConfig, images: Images, to
             with measured[key].failing():
                 _check_agreement(measured[key], worker, images, cell.batch)
         asked = {
-            key: _Named(worker, measured[key].subject.order) for key, worker in _live(workers, measured).items()
+            key: _Renumbered(worker, measured[key].subject.order) for key, worker in _live(workers, measured).items()
             if key in top1_of and not measured[key].subject.unmatched
         }  # fmt: skip
         if asked and images.data is not None:
@@ -251,8 +251,8 @@ def _ask(cell: Cell, measured: Measured, config: BenchConfig, images: Images, to
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A network whose classes are called as the data set's, though in the `order` of their own; None: in the same."""
+class _Renumbered:
+    """A network whose class ids are given as the data set numbers them: `order[its id]`; None: as they are."""
 
     worker: Worker
     order: tuple[int, ...] | None
@@ -284,7 +284,7 @@ def _check_agreement(own: Measurement, worker: Worker, images: Images, batch: in
     logits_BC = worker.logits(images.asked)
     precision = own.opened[0].precision or own.subject.precision
     found = held_against_reference(own.subject, logits_BC, images.references, precision, batch)
-    own.parity = found.apart
+    own.apart = found.apart
     if found.failure:
         raise EngineFailed(found.failure)
     own.lacking += found.notes

@@ -87,7 +87,7 @@ def _make_row(
         top1_drop=baseline_top1 - own_top1 if own_top1 is not None and baseline_top1 is not None else None,
         scenarios=own.scenarios,
         warm_up=own.warm_ups[-1] if times else None,
-        logits_apart=own.parity if own.parity is not None and np.isfinite(own.parity) else None,
+        logits_apart=own.apart if own.apart is not None and np.isfinite(own.apart) else None,
         on_front=None,
         notes=[
             *_missing_notes(own, baseline, config, own_top1),

@@ -41,6 +41,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     from wmlc.compress.learn.place import choose_device
     from wmlc.compress.prepare import prepare, resizable_of
     from wmlc.export.for_latency import onnx_writer
+    from wmlc.export.to_tensorrt import plan_for
     from wmlc.models.factory import named_by_caller
 
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
@@ -62,7 +63,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
         engine=config.engine, precision=config.latency_precision, threads=config.threads, batch=config.batch,
         device=config.latency_device,
     )  # fmt: skip
-    writers = Writers(onnx_writer(clock_config.precision, clock_config.int8_target))
+    writers = Writers(onnx_writer(clock_config.precision, clock_config.int8_target), plan_for)
     with EngineClock(clock_config, writers, out / "tables") as clock:
         prepared = prepare(config, data, device, clock)
         assert prepared.plan is not None

@@ -64,12 +64,13 @@ def measured(name: str, config: LatencyConfig, tables: Path, random: int) -> dic
     from wmlc.compress.standalone import network_named
     from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored
     from wmlc.export.for_latency import onnx_writer
+    from wmlc.export.to_tensorrt import plan_for
     from wmlc.latency_model import LatencyModel
 
     side, classes = NETWORKS[name]
     network = network_named(name, "", side, classes, 8)
     sizes, graph = network.sizes, network.graph
-    writers = Writers(onnx_writer(config.precision, config.int8_target))
+    writers = Writers(onnx_writer(config.precision, config.int8_target), plan_for)
     with EngineClock(config, writers, tables) as clock:
         table = clock.table(sizes)
         model = LatencyModel(table)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from wmlc.accuracy import relative_rms
 from wmlc.errors import InputError
 from wmlc.export.to_tensorrt import build_plan
 from wmlc.forms import INPUT, open_as_written
@@ -40,7 +41,7 @@ def compare_layers(onnx_file: Path, images_NCHW: np.ndarray) -> list[tuple[str, 
         expected = dict(zip(names, run_plainly(marked, images_NCHW), strict=True))
         with polygraphy.TrtRunner(polygraphy.EngineFromBytes(plan.read_bytes())) as runner:
             got = runner.infer({INPUT: images_NCHW})
-            return [(name, distance(got[name], expected[name])) for name in names]
+            return [(name, relative_rms(got[name], expected[name])) for name in names]
 
 
 def mark_layers(onnx_file: Path, out: Path) -> list[str]:
@@ -58,10 +59,3 @@ def mark_layers(onnx_file: Path, out: Path) -> list[str]:
 def run_plainly(onnx_file: Path, images_NCHW: np.ndarray) -> list[np.ndarray]:
     """All outputs of an ONNX file in ONNX Runtime on the CPU, every node as it stands."""
     return [np.asarray(output) for output in open_as_written(onnx_file).run(None, {INPUT: images_NCHW})]
-
-
-def distance(got: np.ndarray, expected: np.ndarray) -> float:
-    """sqrt(mean((got - expected)²) / mean(expected²)), in float64."""
-    o = expected.astype(np.float64)
-    difference, size = (float(np.sqrt(np.square(x).mean())) for x in (got - o, o))
-    return difference / max(size, float(np.finfo(np.float64).tiny))

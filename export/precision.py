@@ -245,7 +245,7 @@ class _Images(quantization.CalibrationDataReader):
         if batch is None:
             return None
         self._advance(len(batch))
-        return {"input": batch}
+        return {INPUT: batch}
 
 
 def _save(model: onnx.ModelProto, out: Path, **changed: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from wmlc import records
-from wmlc.accuracy import disagreement, images_a_call, moved_by_int8, parity, top1_percent
+from wmlc.accuracy import disagreement, images_a_call, moved_by_int8, relative_error, top1_percent
 from wmlc.console import note, say, say_exactly
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError
@@ -213,13 +213,13 @@ def _check_equal(
 ) -> None:
     """A file that the bench has not seen passes the same check of agreement, on real test images."""
     logits_NC = OnnxFile(file, spec, _export_config(config)).logits(pixels_NHWC)
-    apart = parity(logits_NC, expected_NC, config.precision)
+    apart = relative_error(logits_NC, expected_NC, config.precision)
     if not (reason := disagreement(apart, config.precision, other)):
         return
     if config.precision == "int8" and other == "torch":  # the fp32 file that it was made of gave torch's logits
         fed = fed_pixels(torch.from_numpy(pixels_NHWC), spec, config.with_preprocess)
         meant_NC = open_as_written(file).run([OUTPUT], {INPUT: fed})[0]
-        if not disagreement(parity(logits_NC, meant_NC, "int8"), "int8"):
+        if not disagreement(relative_error(logits_NC, meant_NC, "int8"), "int8"):
             note(f"{file.stem}: {moved_by_int8(apart)}")
             return
     raise InputError(f"{file.stem} cannot ship in this form: {reason}; choose another --precision")

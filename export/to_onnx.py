@@ -27,7 +27,7 @@ from wmlc.records import FileAbout, NetworkSpec
 OPSET = 20  # the dynamo exporter's own; it rewrites to no older one faithfully
 # Between the network in torch and its file in ONNX Runtime, as a part of the largest logit: two right ways to add up
 # a deep network's float32 numbers differ by some 1e-5 of it, a wrong file by 1e-1 and more.
-PARITY = 1e-3
+MOST_APART = 1e-3
 TIE = 1e-5  # of the largest logit: two classes as near as this have no order
 CHECKED_BATCHES = (1, 7)
 
@@ -236,9 +236,9 @@ def wrong_logits(got_NC: np.ndarray, expected_NC: np.ndarray) -> str | None:
     """
     size = float(np.abs(expected_NC).max())
     apart = float(np.abs(got_NC - expected_NC).max())
-    if not apart <= PARITY * size:
+    if not apart <= MOST_APART * size:
         found = f"ONNX Runtime's logits are {apart:.2g} from torch's, whose largest is {size:.3g}"
-        return f"{found}; allowed is {PARITY:g} of that"
+        return f"{found}; allowed is {MOST_APART:g} of that"
     best_two_N2 = np.sort(expected_NC, axis=1)[:, -2:]
     clear_N = np.ptp(best_two_N2, axis=1) > TIE * size
     if changed := int(((got_NC.argmax(1) != expected_NC.argmax(1)) & clear_N).sum()):

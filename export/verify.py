@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmlc.accuracy import disagreement, parity
+from wmlc.accuracy import disagreement, relative_error
 from wmlc.console import note, say, say_exactly
 from wmlc.data import Data
 from wmlc.errors import InputError, one_line
@@ -31,7 +31,7 @@ IMAGES = 32
 
 @dataclass(frozen=True)
 class Verified:
-    """A model that the server answers for as shipped; `apart` as `wmlc.accuracy.parity` measures it."""
+    """A model that the server answers for as shipped; `apart` as `wmlc.accuracy.relative_error` measures it."""
 
     model: str
     version: int
@@ -91,7 +91,7 @@ def _verify_model(server: Server, directory: Path, manifest: Manifest, run: Run,
     size = max(1, min(8, manifest.max_batch, most_images(directory.parent) or manifest.max_batch))
     binary = server.takes_binary(name)
     answers = [server.infer(manifest, fed[at : at + size], binary) for at in range(0, len(fed), size)]
-    apart = parity(np.concatenate(answers), expected_NC, manifest.precision)
+    apart = relative_error(np.concatenate(answers), expected_NC, manifest.precision)
     if reason := disagreement(apart, manifest.precision, "ONNX Runtime"):
         raise InputError(f"{name} at {url}: {reason.replace('its engine', 'the server')}; is another model loaded?")
     return Verified(name, version, len(fed), apart)

@@ -101,7 +101,7 @@ def render_svg(spec: Spec) -> bytes:
 
 def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
     """Vega-Lite's specification of a figure under its title and the sentences of `subtitle`."""
-    several = figure.panels and len({_panel(line) for line in figure.lines}) > 1
+    several = figure.panels and len({_panel(figure, line) for line in figure.lines}) > 1
     width = PANEL_WIDTH if several else WIDTH
     small = [text for sentence in subtitle for text in wrap(sentence, LETTERS)]
     plot = {
@@ -123,8 +123,9 @@ def figure_spec(figure: Figure, subtitle: Sequence[str]) -> Spec:
     return whole | {"facet": facet, "columns": PANELS_A_ROW, "spec": plot, **own}
 
 
-def _panel(line: Line) -> str:
-    return line.panel or line.configuration
+def _panel(figure: Figure, line: Line) -> str:
+    """The panel that a line is drawn in; "" where the figure has but one."""
+    return (line.panel or line.configuration) if figure.panels else ""
 
 
 def _rows(figure: Figure, letters: int) -> list[dict[str, Any]]:
@@ -133,10 +134,10 @@ def _rows(figure: Figure, letters: int) -> list[dict[str, Any]]:
     flat = _flat(figure) if figure.over in (*SIZES, "latency") else {}
     rows: list[dict[str, Any]] = []
     for line in figure.lines:
-        names, step = steps.get(_panel(line) if figure.panels else "", ([], 0.0))
+        names, step = steps.get(_panel(figure, line), ([], 0.0))
         shift = 0.0 if line.baseline or not step else step * (names.index(line.name) - (len(names) - 1) / 2)
-        look: dict[str, Any] = {"panel": "\n".join(wrap(_panel(line), letters)), "line": line.words}
-        look |= flat.get(_panel(line) if figure.panels else "", {})
+        look: dict[str, Any] = {"panel": "\n".join(wrap(_panel(figure, line), letters)), "line": line.words}
+        look |= flat.get(_panel(figure, line), {})
         rows += [look | {"x": p.x + shift, "mean": p.y.mean} | _ends(p.y) for p in line.points]
     return rows
 
@@ -145,7 +146,7 @@ def _flat(figure: Figure) -> dict[str, dict[str, float]]:
     """By panel whose points all have one x, the ends of its axis: Vega rounds the tick of a domain without width."""
     found: dict[str, list[float]] = {}
     for line in figure.lines:
-        found.setdefault(_panel(line) if figure.panels else "", []).extend(point.x for point in line.points)
+        found.setdefault(_panel(figure, line), []).extend(point.x for point in line.points)
     ends = {panel: around(xs) for panel, xs in found.items()}
     return {panel: {"left": own[0], "right": own[1]} for panel, own in ends.items() if own}
 
@@ -154,7 +155,7 @@ def _steps(figure: Figure) -> dict[str, tuple[list[str], float]]:
     """By panel, its methods and how far apart their points are drawn: not at all where none lies on another's."""
     panels: dict[str, list[Line]] = {}
     for line in figure.lines:
-        panels.setdefault(_panel(line) if figure.panels else "", []).append(line)
+        panels.setdefault(_panel(figure, line), []).append(line)
     found = {}
     for panel, lines in panels.items():
         xs = [point.x for line in lines for point in line.points]

@@ -11,7 +11,7 @@ from wmlc.report.configurations import UNRECORDED, Comparable, Configuration, ba
 from wmlc.report.cost import ALIKE, amount_text
 from wmlc.report.paper import in_words
 from wmlc.report.runs import TrainedRun
-from wmlc.stats import spread, student_t, top1_interval
+from wmlc.stats import Z, spread, student_t, top1_interval
 
 WITHIN = 1.0  # points of FLOPs drop up to which families count as equally large
 
@@ -60,7 +60,7 @@ def _chance(runs: Comparable) -> list[str]:
     half = (high - low) / 2
     return [
         *notes,
-        f"one top-1 near {top1:.0f} % on {images:,} test images has a standard error of {half / 1.96:.2f} points "
+        f"one top-1 near {top1:.0f} % on {images:,} test images has a standard error of {half / Z:.2f} points "
         f"(95 %: ±{half:.2f}); ± in the table is the standard deviation over seeds, not this",
     ]
 

@@ -59,14 +59,9 @@ def _found(run: TrainedRun) -> str:
     return start + _speed(run, peer.peer, joint=", and " if near else ". It is ")
 
 
-def _test_images(run: TrainedRun) -> int | None:
-    """How many images its accuracies were measured on."""
-    return run.bench.data.test_images if run.bench and run.bench.data else run.test_images
-
-
 def _tells_a_point(run: TrainedRun, whole: float, own: float) -> bool:
     """Whether the test images are enough to tell a drop from another that is a point away; unknown numbers pass."""
-    images = _test_images(run)
+    images = run.top1_images
     if not images:
         return True
     low, high = top1_difference(whole, own, images)
@@ -75,7 +70,7 @@ def _tells_a_point(run: TrainedRun, whole: float, own: float) -> bool:
 
 def _shown_by(run: TrainedRun, whole: float, own: float) -> str:
     """What the number of test images can show of the drop."""
-    images = _test_images(run)
+    images = run.top1_images
     if not images:
         return "; on how many test images is not recorded"
     low, high = top1_difference(whole, own, images)

@@ -87,8 +87,7 @@ def _groups(figure: Figure, runs: Sequence[TrainedRun]) -> Groups:
 def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     """What the runs of a figure were trained on, how many there are of each configuration, and what a spread is."""
     facts, differing = facts_of(figure.runs[0]), differences(figure.runs)
-    words = {"train_images": "{} training images", "epochs": "{} epochs"}
-    words["start"] = "from {}"
+    words = {"train_images": "{} training images", "epochs": "{} epochs", "start": "from {}"}
     told = [
         words.get(name, "{}").format(value)
         for name, value in facts.items()

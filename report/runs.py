@@ -101,6 +101,11 @@ class TrainedRun:
         return self.family.peers[: len(self.epochs[0].top1)] if self.epochs else []
 
     @property
+    def top1_images(self) -> int | None:
+        """How many test images its top-1 was measured on: the bench's, else the training's; None: not recorded."""
+        return self.bench.data.test_images if self.bench and self.bench.data else self.test_images
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of its bench."""
         return self.bench.rows if self.bench else []

@@ -146,7 +146,7 @@ def point_of(run: TrainedRun, entry: Entry) -> Point:
     ends_of_p50 = row.p50_interval if row else None
     interval = positive_interval(p50, ends_of_p50.low, ends_of_p50.high) if p50 and ends_of_p50 else None
     ends = f" [{ms_text(interval[0])}, {ms_text(interval[1])}]" if interval else ""
-    images = run.bench.data.test_images if run.bench and run.bench.data else run.test_images
+    images = run.top1_images
     low, high = top1_interval(top1, images) if images else (None, None)
     top1_ends = f" [{low:.1f}, {high:.1f}]" if images else ""
     return Point(

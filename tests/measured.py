@@ -75,7 +75,7 @@ def measured(peer: int, ms: float = 1.0, *, macs: int = 100, top1: float | None 
         "opened": [Opened("CPUExecutionProvider", "", 2.0), Opened("CPUExecutionProvider", "", 4.0)],
         "first_ms": [5.0, 7.0],
         "memory": Memory(100, 300),
-        "parity": 1e-5,
+        "apart": 1e-5,
         "top1": top1,
         "warm_ups": [WarmUp(calls=9, seconds=0.1, settled=True, median_ms=ms)] * 2,
         "bursts": [[np.full(2, ms)] * 3] * 2,

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from hand_networks import CLASSES, SHAPE, conv, hand_network
 from torch import Tensor, nn
 
+from wmlc.bench.latency.files import Writers
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Layer, Place
 from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.resizable import resizable
 from wmlc.export import for_latency
+from wmlc.export.to_tensorrt import plan_for
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, LayerShape, NetworkSpec, Point, ShapeTimes, WholeTime
@@ -210,3 +212,6 @@ class FakeClock:
                 )
             )
         return found
+
+
+WRITERS = Writers(exported_once, plan_for)

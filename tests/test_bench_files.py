@@ -155,7 +155,7 @@ def test_layouts_types_and_fixed_batches_are_fed_as_the_file_takes_them(
     with InProcess(seat) as worker:
         own.opened.append(worker.ready())
         _check_agreement(own, worker, Images(pixels_NHWC=pixels, data=None))  # type: ignore[arg-type]
-    assert own.parity is not None and own.parity < 1e-3
+    assert own.apart is not None and own.apart < 1e-3
 
 
 def test_accuracy_of_a_file_is_measured_on_a_named_set(two: list[Path], tmp_path: Path, in_process: None) -> None:

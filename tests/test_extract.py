@@ -172,7 +172,7 @@ def test_a_file_that_disagrees_is_not_written(
 ) -> None:
     copy = copy_of(run, tmp_path / "run")
     monkeypatch.setattr(to_onnx, "_write", lambda network, spec, path, *_: shutil.copy(peer_file, path))
-    monkeypatch.setattr(to_onnx, "PARITY", 0.0)
+    monkeypatch.setattr(to_onnx, "MOST_APART", 0.0)
     with pytest.raises(InputError, match=r"family-peer1\.onnx was not written: at batch \d ONNX Runtime's logits are"):
         list(extract(copy, "1", tmp_path / "p.onnx", FP32, force=False))
     assert not copy.onnx.exists() and [path.name for path in tmp_path.iterdir()] == ["run"]

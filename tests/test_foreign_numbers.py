@@ -13,7 +13,7 @@ from measured import InProcess, classifier, made_row
 from onnx import TensorProto, helper
 
 from wmlc import records
-from wmlc.accuracy import disagreement, parity, reordered
+from wmlc.accuracy import disagreement, relative_error, reordered
 from wmlc.bench import intervals
 from wmlc.bench.cells import Cell, Images, Measurement, _check_agreement, _seat
 from wmlc.bench.choose import Bounds, described, times
@@ -91,20 +91,20 @@ def test_agreement_is_relative_to_the_logits() -> None:
     draw = np.random.default_rng(0)
     expected = draw.normal(0, 1e5, (50, 10)).astype(np.float32)
     near = expected * (1 + 1e-6 * draw.standard_normal(expected.shape)).astype(np.float32)
-    assert disagreement(parity(near, expected, "fp32"), "fp32", changed=reordered(near, expected)) is None
+    assert disagreement(relative_error(near, expected, "fp32"), "fp32", changed=reordered(near, expected)) is None
     small = expected / 1e9  # far below any absolute tolerance, and still another network's
-    assert disagreement(parity(small[::-1], small, "fp32"), "fp32") is not None
+    assert disagreement(relative_error(small[::-1], small, "fp32"), "fp32") is not None
     assert reordered(small[:, ::-1], small) > 0.5 and reordered(small, small) == 0
-    assert "no finite numbers" in (disagreement(parity(near * np.nan, expected, "fp16"), "fp16") or "")
+    assert "no finite numbers" in (disagreement(relative_error(near * np.nan, expected, "fp16"), "fp16") or "")
     assert "another class" in (disagreement(5e-4, "fp32", changed=0.2) or "")
     ids = np.arange(256) % 10  # of a network that gives no scores, one in a hundred may change as well
     few, many = (np.where(np.arange(256) < count, ids + 1, ids) for count in (2, 4))
-    assert disagreement(parity(few, ids, "fp32"), "fp32", changed=reordered(few, ids), ids=True) is None
-    assert disagreement(parity(many, ids, "fp32"), "fp32", changed=reordered(many, ids), ids=True) == (
+    assert disagreement(relative_error(few, ids, "fp32"), "fp32", changed=reordered(few, ids), ids=True) is None
+    assert disagreement(relative_error(many, ids, "fp32"), "fp32", changed=reordered(many, ids), ids=True) == (
         "its engine gives 1.6% of the images another class than torch, allowed is 1%"
     )
     zeros = np.zeros((4, 3), np.float32)
-    assert parity(zeros, zeros, "fp32") == parity(zeros, zeros, "int8") == 0
+    assert relative_error(zeros, zeros, "fp32") == relative_error(zeros, zeros, "int8") == 0
 
 
 def test_an_interval_of_times_is_above_zero() -> None:
@@ -161,7 +161,7 @@ def test_the_reference_is_asked_for_the_output_that_counts(tmp_path: Path, in_pr
         own.opened.append(engine.ready())
         engine.first(pixels[:1])
         _check_agreement(own, engine, Images(pixels_NHWC=pixels, data=None))  # type: ignore[arg-type]
-    assert own.parity is not None and own.parity < 1e-4
+    assert own.apart is not None and own.apart < 1e-4
 
 
 def test_a_second_bench_keeps_the_rows_of_other_cells(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from wmlc.bench.latency.files import NetworkFiles, ToOnnx, Writers, _telling_cou
 from wmlc.bench.latency.session import EngineClock
 from wmlc.bench.latency.template import Template
 from wmlc.errors import InputError
+from wmlc.export.to_tensorrt import plan_for
 from wmlc.models.resizable import Resizable
 
 
@@ -80,14 +81,14 @@ def assert_runs(file: Path) -> None:
 def test_the_file_at_any_widths_is_the_export_but_for_its_weights(tmp_path: Path) -> None:
     """Residual blocks, batch norms, a depthwise layer (whose number of groups is an attribute), a concatenation."""
     network = real("mixed")
-    files = NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path)
+    files = NetworkFiles(network, ONNX, Writers(exported_once, plan_for), 1, tmp_path)
     for seed in range(2):
         assert_as_exported(network, exported_once, files, seed, tmp_path)
 
 
 def test_all_widths_back_at_the_full_ones_are_the_full_file(tmp_path: Path) -> None:
     network = real("mixed")
-    files = NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path)
+    files = NetworkFiles(network, ONNX, Writers(exported_once, plan_for), 1, tmp_path)
     files.write(network.full, "again")
     own, full = onnx.load(str(tmp_path / "again.onnx")), onnx.load(str(files.full))
     assert nodes(own) == nodes(full)
@@ -103,14 +104,16 @@ def test_channels_that_are_split_or_grouped(name: str, tmp_path: Path) -> None:
     """ShuffleNet's halves, which shapes and slices in the file say; a grouped convolution's units of two channels."""
     network = real(name)
     assert_as_exported(
-        network, exported_once, NetworkFiles(network, ONNX, Writers(exported_once), 1, tmp_path), 0, tmp_path
+        network, exported_once, NetworkFiles(network, ONNX, Writers(exported_once, plan_for), 1, tmp_path), 0, tmp_path
     )
 
 
 def test_an_int8_file(tmp_path: Path) -> None:
     """Scales a channel, integer weights and biases: as many as there are channels left."""
     network, to_onnx = real("mixed"), int8_of_exported
-    assert_as_exported(network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx), 1, tmp_path), 0, tmp_path)
+    assert_as_exported(
+        network, to_onnx, NetworkFiles(network, ONNX, Writers(to_onnx, plan_for), 1, tmp_path), 0, tmp_path
+    )
 
 
 def test_the_widths_that_a_template_is_read_off_tell_groups_apart() -> None:
@@ -200,6 +203,6 @@ def test_tables_of_other_networks_lie_beside_it(tmp_path: Path) -> None:
         network, replace(network, arch_args="k=3"), replace(network, divisor=8), replace(network, classes=6),
         replace(network, input_shape=(3, 16, 16)), replace(network, arch="other"),
     )  # fmt: skip
-    with EngineClock(LatencyConfig(), Writers(exported_once), tmp_path) as clock:
+    with EngineClock(LatencyConfig(), Writers(exported_once, plan_for), tmp_path) as clock:
         assert len({clock.file_of(other) for other in others}) == len(others)
         assert len({clock.file_of(other).parent for other in others}) == 1

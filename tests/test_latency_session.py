@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from measured import InProcess
-from resizables import exported_once, real
+from resizables import WRITERS, exported_once, real
 
 from wmlc import records
 from wmlc.bench.engines.machine import allowed_cpus
@@ -26,7 +26,6 @@ from wmlc.bench.engines.worker import Seat
 from wmlc.bench.latency import session, visits
 from wmlc.bench.latency.config import LatencyConfig
 from wmlc.bench.latency.design import design
-from wmlc.bench.latency.files import Writers
 from wmlc.bench.latency.session import LAUNCHES, ROUNDS, EngineClock
 from wmlc.bench.latency.show import print_table
 from wmlc.bench.layout import blocked_layers, has_blocks
@@ -95,7 +94,7 @@ class Measured:
 
 
 def clock_in(directory: Path, config: LatencyConfig = QUICK, **how: Any) -> EngineClock:
-    return EngineClock(config, Writers(exported_once), directory, command="wmlc latency", **how)
+    return EngineClock(config, WRITERS, directory, command="wmlc latency", **how)
 
 
 @pytest.fixture(scope="module")

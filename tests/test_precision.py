@@ -15,7 +15,7 @@ from made import made_framing
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from wmlc.accuracy import disagreement, parity
+from wmlc.accuracy import disagreement, relative_error
 from wmlc.cli import main
 from wmlc.data.memory import MemoryData
 from wmlc.errors import EngineFailed, GateError, InputError
@@ -95,7 +95,7 @@ def test_a_file_answers_nearly_as_fp32_and_says_what_it_is(exported: Exported, a
     images = np.random.default_rng(1).standard_normal((6, 3, 32, 32), dtype=np.float32)
     file, kind = exported(arch, form), form.split("-")[0]
     logits, alone = (run_onnx(file, fed, as_written=form == "int8-gpu") for fed in (images, images[:1]))
-    assert disagreement(parity(logits, run_onnx(exported(arch, "fp32"), images), kind), kind) is None
+    assert disagreement(relative_error(logits, run_onnx(exported(arch, "fp32"), images), kind), kind) is None
     np.testing.assert_allclose(alone, logits[:1], atol=1e-2)
     said = {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}
     assert said["precision"] == f'"{kind}"' and said["peer"] == "1"
@@ -154,7 +154,7 @@ def test_int8_has_weights_in_int8_that_the_network_computes_of_others(tmp_path: 
     assert kinds["a.weight_quantized"] == kinds["b.weight_quantized"] == TensorProto.INT8
     assert "Mul" not in {node.op_type for node in made.graph.node} and "b.raw" not in kinds
     logits = [run_onnx(tmp_path / name, FED) for name in ("fp32.onnx", "int8.onnx")]
-    assert disagreement(parity(*logits, "int8"), "int8") is None
+    assert disagreement(relative_error(*logits, "int8"), "int8") is None
 
 
 FED = np.random.default_rng(1).standard_normal((20, 3, 2, 2), dtype=np.float32)
@@ -217,7 +217,9 @@ def test_every_calibrator_reads_all_images(
     to_int8(exported("resnet20", "fp32"), tmp_path / "q.onnx", images, target="cpu", calibrator=calibrator)
     assert sum(seen) == 20
     fed = images[:4]
-    assert parity(run_onnx(tmp_path / "q.onnx", fed), run_onnx(exported("resnet20", "fp32"), fed), "int8") < 0.25
+    assert (
+        relative_error(run_onnx(tmp_path / "q.onnx", fed), run_onnx(exported("resnet20", "fp32"), fed), "int8") < 0.25
+    )
 
 
 def test_ranges_come_from_training_images_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +269,7 @@ def test_preprocessing_stays_in_float_in_every_precision(run: Run, tmp_path: Pat
         list(extract(run, "2", inside, ExportConfig(precision=kind, with_preprocess=True), force=False))
         expected = OnnxFile(plain, spec, ExportConfig(precision=kind)).logits(pixels.numpy())
         got = run_onnx(inside, pixels.numpy())
-        assert disagreement(parity(got, expected, "fp16"), "fp16") is None
+        assert disagreement(relative_error(got, expected, "fp16"), "fp16") is None
 
 
 def test_a_file_that_lost_too_much_is_not_written(run: Run, tmp_path: Path) -> None:
@@ -287,13 +289,13 @@ def test_the_runs_own_files_carry_their_form(run: Run) -> None:
 
 def test_agreement_is_measured_by_precision() -> None:
     expected = np.array([[3.0, 4.0]])
-    assert parity(expected + 0.5, expected, "fp32") == pytest.approx(0.5 / 4)
-    assert parity(expected + 0.5, expected, "int8") == pytest.approx(0.5 / np.sqrt(12.5))
+    assert relative_error(expected + 0.5, expected, "fp32") == pytest.approx(0.5 / 4)
+    assert relative_error(expected + 0.5, expected, "int8") == pytest.approx(0.5 / np.sqrt(12.5))
     assert "of their own size, allowed is 0.02" in (disagreement(0.5, "fp16") or "")
     assert disagreement(float("nan"), "int8") is not None
     assert "no agreement with torch is defined" in (disagreement(0.0, "fp8") or "")
     with pytest.raises(EngineFailed):
-        parity(expected[:, :1], expected, "fp32")
+        relative_error(expected[:, :1], expected, "fp32")
 
 
 @pytest.mark.parametrize(

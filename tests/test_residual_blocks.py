@@ -37,6 +37,7 @@ from wmlc.bench.latency.files import NetworkFiles, Writers
 from wmlc.bench.latency.template import Template
 from wmlc.compress.widths.proof import read_channels
 from wmlc.errors import InputError
+from wmlc.export.to_tensorrt import plan_for
 from wmlc.models.checkpoint import save_network
 from wmlc.models.residual import LeftOut, left_out, residual_blocks
 from wmlc.models.resizable import Resizable
@@ -234,7 +235,7 @@ def test_a_file_for_an_engine_is_without_them_too(tmp_path: Path, monkeypatch: p
         onnx.save(onnx.ModelProto(ir_version=9), path)
 
     monkeypatch.setattr(Template, "of", lambda *_: None)
-    files = NetworkFiles(sizes, "file", Writers(export), 1, tmp_path)
+    files = NetworkFiles(sizes, "file", Writers(export, plan_for), 1, tmp_path)
     counts_G = drawn(graph, 1)
     assert graph.left_out(counts_G) == ["stage1.basic"]
     file = files.write(counts_G, "cut")

@@ -66,7 +66,7 @@ def test_the_engine_says_its_precision_and_compute_times_are_without_transfers()
 
 
 def test_a_network_that_failed_has_null_values_and_the_reason() -> None:
-    failed = measured(1, failure="its engine's process ended (killed by SIGKILL)", top1=None, parity=float("nan"))
+    failed = measured(1, failure="its engine's process ended (killed by SIGKILL)", top1=None, apart=float("nan"))
     _, row = rows_of(measured(0), failed)
     for name in ("latency_ms", "speedup", "top1", "top1_drop", "throughput_per_s", "paid_out", "p50_interval",
                  "load_ms", "first_ms", "peak_memory_bytes", "warm_up", "logits_apart"):  # fmt: skip

@@ -23,7 +23,7 @@ SMALL_SIDE, SMALL_BATCH, LARGE_BATCH = 64, 256, 32  # images a call on the way t
 # the largest difference over the largest logit of its image; in fp16 and int8 the root mean square of the differences
 # over that of the logits. These bounds catch a wrong engine or a broken file; what a precision really costs stands in
 # the top-1 drop.
-PARITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
+MOST_APART = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
 TIE = 1e-4  # of an image's largest logit: two that are nearer than this may change places by rounding
 TINY = 1e-30  # so that networks that give nothing but zeros agree
 REORDERED = 0.01  # most images whose class may change otherwise, in fp32
@@ -69,10 +69,10 @@ def picked(answers: np.ndarray) -> np.ndarray:
     return answers.astype(np.int64) if answers.ndim == 1 else answers.argmax(1)
 
 
-def parity(logits_BC: np.ndarray, expected_BC: np.ndarray, precision: str) -> float:
-    """How far logits are from `expected_BC`, as `PARITY` measures it; NaN if any is. Raises `EngineFailed` by shape.
+def relative_error(logits_BC: np.ndarray, expected_BC: np.ndarray, precision: str) -> float:
+    """How far logits are from `expected_BC`, as `MOST_APART` measures it; NaN if any is.
 
-    Of class ids [B] it is the share of them that differ.
+    Of class ids [B] it is the share of them that differ. Raises `EngineFailed` where the shapes do.
     """
     if logits_BC.shape != expected_BC.shape:
         raise EngineFailed(
@@ -85,8 +85,13 @@ def parity(logits_BC: np.ndarray, expected_BC: np.ndarray, precision: str) -> fl
         return float("nan")
     if precision == "fp32":
         return float((apart_BC.max(1) / _sizes(expected_BC)).max())
-    size = np.square(expected_BC.astype(np.float64)).mean()
-    return float(np.sqrt(np.square(apart_BC).mean() / max(size, TINY)))
+    return relative_rms(logits_BC, expected_BC)
+
+
+def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
+    """sqrt(mean((got − expected)²) / mean(expected²)), in float64; arrays of one shape."""
+    due = expected.astype(np.float64)
+    return float(np.sqrt(np.square(got - due).mean() / max(np.square(due).mean(), TINY)))
 
 
 def reordered(logits_BC: np.ndarray, expected_BC: np.ndarray) -> float:
@@ -111,7 +116,7 @@ def disagreement(
     Args: the share of images whose class `changed`, see `reordered`; it counts in fp32 alone, and of networks that give
     class `ids` and no scores.
     """
-    allowed = PARITY.get(precision)
+    allowed = MOST_APART.get(precision)
     if allowed is None:
         return f"its engine computes in {precision}, for which no agreement with {other} is defined"
     if ids:

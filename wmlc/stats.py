@@ -9,6 +9,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import TypeVar
 
 COVERED = 0.95  # by an interval
+Z = 1.96  # standard errors on each side of what a 95 % interval is about
 
 Point = TypeVar("Point")
 
@@ -33,7 +34,7 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 def top1_interval(percent: float, images: int) -> tuple[float, float]:
     """The 95 % interval of a top-1 in percent that was measured on so many images (Wilson's score interval, 1927)."""
-    share, z = percent / 100, 1.96
+    share, z = percent / 100, Z
     centre, widen = share + z**2 / (2 * images), 1 + z**2 / images
     half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     return 100 * (centre - half) / widen, 100 * (centre + half) / widen

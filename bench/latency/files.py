@@ -28,7 +28,7 @@ class Writers:
     """How a network becomes what shall be served."""
 
     to_onnx: ToOnnx
-    to_plan: Callable[[Path, Sequence[int]], Path] | None = None  # such a file and batch sizes → a TensorRT plan
+    to_plan: Callable[[Path, Sequence[int]], Path]  # such a file and batch sizes → a TensorRT plan
 
 
 class NetworkFiles:
@@ -68,7 +68,6 @@ class NetworkFiles:
         else:
             self._template.write(counts_G, file)
         if self._takes == PLAN:
-            assert self._writers.to_plan is not None
             return self._writers.to_plan(file, (self._batch,))
         return file
 

@@ -26,7 +26,7 @@ def with_points(
     Args: what other networks' tables `known` of the same shapes, which counts where this one has no point.
     """
     channels_DL2 = np.array([network.channels(counts_G) for counts_G in design_DG])
-    visits = told(table.visits, channels_DL2, [shape_of.get(layer) for layer in table.layers])
+    visits = with_layer_times(table.visits, channels_DL2, [shape_of.get(layer) for layer in table.layers])
     elsewhere: dict[LayerShape, dict[Pair, Point]] = {}
     for other in known:
         elsewhere.setdefault(other.shape, {}).update({_pair(point): point for point in other.points})
@@ -58,7 +58,7 @@ def _layers_of(layers: Sequence[str], shape_of: Mapping[str, LayerShape]) -> dic
     return by_shape
 
 
-def told(
+def with_layer_times(
     visits: Sequence[Visit], channels_DL2: np.ndarray, shape_of_L: Sequence[LayerShape | None]
 ) -> list[tuple[int, Visit]]:
     """Each visit with its round, and with what its layers took: where the engine does not say, told round by round."""

@@ -121,7 +121,7 @@ class Sensitivity(Record):
     group: str
     block: str = ""  # the residual block that goes with it, if it can be left out
     units: Annotated[list[Count], Len(1)]  # ascending; none, where the block is left out; the last are all
-    nats: list[Amount]  # an image, at each of them; of none its part of what is lost without the block
+    nats: list[Amount]  # lost an image at each of `units`; at 0, this group's part of what is lost without the block
 
     @property
     def by_half(self) -> float:

@@ -82,7 +82,7 @@ class Row(Record):
     params: Count
     macs: Count | None  # None: they cannot be told, as of a file whose branches are chosen as it runs
     flops: Count | None
-    mac_ratio: Positive | None
+    mac_ratio: Positive | None  # the baseline's MACs over this one's
     file_bytes: Count
     file_sha256: str
     latency_ms: Latency | None
@@ -92,16 +92,16 @@ class Row(Record):
     compute_ms: Latency | None  # without transfers
     throughput_per_s: Amount | None
     speedup: Speedup | None
-    paid_out: Positive | None
+    paid_out: Positive | None  # speed-up over `mac_ratio`
     load_ms: Amount | None
-    first_ms: Amount | None
+    first_ms: Amount | None  # of the first inference
     peak_memory_bytes: Count | None
     engine_memory_bytes: Annotated[int, Ge(-(2**63)), Le(2**63)] | None  # below 0 where others freed some
     top1: Percent | None
     top1_drop: Points | None
     scenarios: dict[str, Scenario]
     warm_up: WarmUp | None
-    logits_apart: Amount | None
+    logits_apart: Amount | None  # from the reference's: `wmlc.accuracy.relative_error`
     on_front: bool | None
     notes: list[str]
     time: str | None = None  # of a row that is of an earlier bench: when that was
