@@ -124,18 +124,17 @@ class Labels:
 
     def weight_of(self, planes: Sequence[Tensor]) -> str | None:
         """The parameter whose rows and columns these planes are, if they are."""
-        if len(planes) < 2:
+        first = [int(plane.flatten()[0]) for plane in planes]
+        if FIXED in first:
             return None
-        names = {self._name_of(int(plane.flatten()[0])) for plane in planes}
-        return names.pop() if len(names) == 1 else None
+        places = [self.place_of(label) for label in first]
+        names, dims = {name for name, _, _ in places}, {dim for _, dim, _ in places}
+        return names.pop() if len(names) == 1 and len(dims) > 1 else None
 
     def place_of(self, label: int) -> tuple[str, int, int]:
         """Where a label that is not FIXED was given: the tensor's name, its dimension, the position along that."""
         start, name, dim = self.places[bisect.bisect_right(self.places, label, key=lambda place: place[0]) - 1]
         return name, dim, label - start
-
-    def _name_of(self, label: int) -> str | None:
-        return None if label == FIXED else self.place_of(label)[0]
 
 
 def along(plane: Tensor) -> set[int]:

@@ -275,15 +275,18 @@ def _add_multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -
 
 
 def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """softmax(q kᵀ) v, each [B, heads, N, D]."""
+    """softmax(q kᵀ) v, each [B, heads, N, D]; what is told apart by its place among N, as by a position, stays."""
     query, key, value = args[:3]
-    for plane, other in itertools.product(labels.planes(query), labels.planes(key)):
+    places, channels = query.ndim - 2, query.ndim - 1
+    lefts, rights = ([own for own in labels.planes(each) if channels in along(own)] for each in (query, key))
+    for plane, other in itertools.product(lefts, rights):
         labels.tie(plane, other) if along(plane) == along(other) else labels.freeze([plane, other])
-    if not labels.planes(query) or not labels.planes(key):
-        labels.freeze([*labels.planes(query), *labels.planes(key)])
-    kept = []
+    if not lefts or not rights:
+        labels.freeze([*lefts, *rights])
+    labels.freeze([own for own in labels.planes(key) if channels not in along(own)])
+    kept = [own for own in labels.planes(query) if channels not in along(own)]
     for plane in labels.planes(value):
-        labels.freeze([plane]) if value.ndim - 2 in along(plane) else kept.append(plane)
+        labels.freeze([plane]) if places in along(plane) else kept.append(plane)
     labels.give(out[0] if isinstance(out, tuple) else out, kept)
 
 
