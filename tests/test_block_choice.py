@@ -65,7 +65,7 @@ def test_of_a_block_all_groups_keep_units_or_none() -> None:
             *blocks
         ]
     for root in ("stage1.squeezed.up", "stage1.squeezed.fewer", "stem.0"):
-        counts_G = graph.full
+        counts_G = graph.full.copy()
         counts_G[[group.root for group in graph.groups].index(root)] = 0
         assert not graph.allows(counts_G)
 

@@ -6,6 +6,7 @@ a layer's keep is exp(−(x_out + x_in)) and the cap on a layer is a bound on a 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,8 +179,12 @@ class _Grid:
 
     def fits(self, place: np.ndarray) -> np.ndarray:
         """Whether a layer keeps what the cap leaves it, of places [G] or [N, G]; bool [L] or [N, L]."""
-        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - 1e-9
-        return np.asarray(self.graph.layer_sizes(self.counts(place), "params") >= least_L)
+        return np.asarray(self.graph.layer_sizes(self.counts(place), "params") >= self._least_L)
+
+    @functools.cached_property
+    def _least_L(self) -> np.ndarray:
+        """What the cap leaves each layer."""
+        return (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - 1e-9
 
     def nearest(self, away: list[np.ndarray]) -> np.ndarray:
         """The place [G] where `away` [widths], a group's, is least, made wider until all layers fit."""

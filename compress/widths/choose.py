@@ -214,7 +214,7 @@ def _counts_of_one(
     """
     graph, unit, ratio = scored.graph, asked.ratio_of, asked.ratios[peer - 1]
     importance_L = None if asked.uniform else scored.layer_importance
-    counts_G = graph.full
+    counts_G = graph.full.copy()
     free_G = np.ones(len(graph.groups), dtype=bool)
     trunk_G = np.zeros(len(graph.groups), dtype=bool)
     shared = {scored.stages[depth] for depth, peers in nodes if len(peers) > 1}
