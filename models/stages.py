@@ -94,19 +94,18 @@ def own_names(staged: Staged | StageCuts | None) -> Callable[[str], str]:
 
 
 def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Staged:
-    why = None
+    if cuts is not None and not cuts.cuts:
+        return _in_one(network, "")
     try:
         flow = Flow.of(network, example, set(cuts.opened) if cuts else {""})
         if cuts is None:
             flow = fine_enough(network, example, flow)
     except NotTraceable as error:
-        if cuts is not None and cuts.cuts:
+        if cuts is not None:
             raise InputError(
                 f"the network cannot be traced any more ({error}); load it with the code it was made by"
             ) from None
-        flow, why = None, f"the network cannot be traced ({error})"
-    if flow is None or (cuts is not None and not cuts.cuts):
-        return _in_one(network, why or "")
+        return _in_one(network, f"the network cannot be traced ({error})")
     chosen = flow.named(cuts.cuts) if cuts is not None else flow.chosen()
     if not chosen:
         return _in_one(network, "all data flows through one tensor nowhere in the network")
