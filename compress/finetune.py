@@ -33,7 +33,7 @@ from wmlc.ranks import SOLO
 from wmlc.settings import TrainConfig
 
 
-def of_second_half(config: TrainConfig) -> TrainConfig:
+def fine_tuning(config: TrainConfig) -> TrainConfig:
     """The settings of the fine-tuning: each cut network alone, at its own rate, without warm-up."""
     assert config.finetune_lr is not None
     epochs = config.epochs if config.finetune_epochs is None else config.finetune_epochs
@@ -42,7 +42,7 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
 
 def of_peers(config: TrainConfig) -> TrainConfig:
     """The settings that the peers are trained by: those of the fine-tuning where a method cuts the trained network."""
-    return of_second_half(config) if METHODS[config.method].cuts_trained else config
+    return fine_tuning(config) if METHODS[config.method].cuts_trained else config
 
 
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
@@ -54,7 +54,7 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
     return cut_anew(prepared, trained, config, data.shared(SOLO), device)  # ranked by the same images in all processes
 
 
-def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:
+def cut_peers(family: PeerFamily, config: TrainConfig) -> set[int]:
     """The peers, from 1, of a family cut from trained weights whose batch norm was kept for more channels."""
     return {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
 
@@ -69,12 +69,12 @@ def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teach
 
 def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> Spending:
     """What training `family` costs under `config`."""
-    batch, method, frozen = config.batch_size, METHODS[config.method], config.teacher == "frozen"
+    batch, frozen = config.batch_size, config.teacher == "frozen"
     replayed = config.reuse_teacher * data.train_steps(batch)
     return Spending(
         batch, min(batch, data.record.held_out), total_cost(family, data.record.input_shape).macs,
         teacher=prepared.scored.graph.macs if frozen else 0, taught=replayed or None,
-        cadence=config.reweigh_every if reweighs(method, family.peers, frozen) else None,
+        cadence=config.reweigh_every if reweighs(config, family.peers, frozen) else None,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from wmlc.compress.describe import (
 from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
 from wmlc.compress.latency import Clock, Clocks, print_plan
 from wmlc.compress.learn.family import family_of_one
-from wmlc.compress.learn.methods import ALONE, METHODS
+from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
@@ -115,7 +115,7 @@ def _train_as_asked(
 
 def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks) -> list[str]:
     """What was asked for in so many words, and changes nothing in this run."""
-    learned = reweighs(METHODS[config.method], len(trained_ratios(config)), config.teacher == "frozen")
+    learned = reweighs(config, len(trained_ratios(config)), config.teacher == "frozen")
     idle = [f"--{name.replace('_', '-')}" for name in ("weight_lr", "reweigh_every") if name in asked and not learned]
     said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
     if "saliency" in asked and config.start is not None:
@@ -293,16 +293,14 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
 
     def train_family(prepared: Prepared, work: LongWork) -> TrainState:
         family, own = trained_peers(prepared.family, config), of_peers(config)
-        return train_phase(run, "family", family, prepared, own, method, data, device, reached == "family", work)
+        return train_phase(run, "family", family, prepared, own, data, device, reached == "family", work)
 
     def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
         if as_it_stands:
             state = TrainState("baseline", [1.0])
         else:
-            state = train_phase(
-                run, "baseline", alone, prepared, control, ALONE, data, device, reached == "baseline", work
-            )
+            state = train_phase(run, "baseline", alone, prepared, control, data, device, reached == "baseline", work)
         save_baseline(run, alone, prepared, config, data, state, device)
 
     # the unpruned network is trained for the epochs that were asked for

@@ -172,7 +172,7 @@ def test_with_one_peer_every_method_is_independent(method: str) -> None:
     logits_PBC, labels_B = some_logits(1)
     nobody: Any = None
     alone = Forward(nobody, logits_PBC, {}, labels_B, torch.ones(1))
-    loss = train_loss(alone, settle({"method": method, **A_START[method]}), METHODS[method])
+    loss = train_loss(alone, settle({"method": method, **A_START[method]}))
     torch.testing.assert_close(loss, cross_entropies(logits_PBC, labels_B).sum())
 
 
@@ -301,7 +301,7 @@ def test_feature_terms_train_students_and_regressors(kind: str) -> None:
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     logits_PBC, outputs = family.walk(images)
     forward = Forward(family, logits_PBC, outputs, labels, torch.full((2,), 0.5))
-    with_term, without = (train_loss(forward, settle({"feature_loss": own}), METHODS["wml"]) for own in (kind, "none"))
+    with_term, without = (train_loss(forward, settle({"feature_loss": own})) for own in (kind, "none"))
     assert with_term > without
     reached = torch.autograd.grad(with_term - without, list(family.parameters()), allow_unused=True)
     moved = [

@@ -20,7 +20,7 @@ from toy_family import (
 
 from wmlc.compress.config import settle
 from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
-from wmlc.compress.learn.methods import METHODS, Taught
+from wmlc.compress.learn.methods import Taught
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step
 from wmlc.compress.learn.state import TrainState
@@ -93,7 +93,7 @@ def test_sources_begin_alike_by_their_losses_or_with_the_teacher_alone() -> None
     def begun(method: str, kept: list[list[float]] | None = None) -> Tensor | None:
         state = TrainState("family", [0.5, 0.5], teaching=kept or [])
         config = settle({**FROM_START, "method": method})
-        return _teaching(family, data, config, METHODS[method], state, CPU, teacher)
+        return _teaching(family, data, config, state, CPU, teacher)
 
     torch.testing.assert_close(begun("wml-p"), alike(2, True, ALPHA))
     torch.testing.assert_close(begun("kd"), from_teacher(2, ALPHA))
