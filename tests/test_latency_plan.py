@@ -299,7 +299,7 @@ def test_widths_within_a_budget_come_before_nearer_ones_that_are_over_it() -> No
         ]
 
     tries = [took(4.6, 2.1), took(5.01, 2.02), took(4.7, 2.5)]
-    assert [own.took.ms for own in Trials([5, 2], [0, 0], True, tries).best()] == [4.7, 2.02]
-    assert [own.took.ms for own in Trials([5, 2], [0, 0], False, tries).best()] == [5.01, 2.02], (
+    assert [own.took.ms for own in Trials([5, 2], 9, [0, 0], True, tries).best()] == [4.7, 2.02]
+    assert [own.took.ms for own in Trials([5, 2], 9, [0, 0], False, tries).best()] == [5.01, 2.02], (
         "together: the least over"
     )
