@@ -94,7 +94,7 @@ def prepare(
     if trains:
         _check_step(made.network, config.arch, record.input_shape, device)
     config = settle_teacher(config, made)
-    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
+    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.whole))
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]

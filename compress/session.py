@@ -136,7 +136,7 @@ def _begun_by_this_launch(root: Path) -> bool:
     return launch() is not None and runs.is_run(root) and runs.read_config(Run(root)).launch == launch()
 
 
-def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = None) -> None:
+def dry_run(config: TrainConfig, as_json: bool, clocks: Clocks | None) -> None:
     """Print the family that `config` would train, and what the other sharing trees would do to it.
 
     Without the data on disk noise takes the images' place, in CIFAR's and ImageNet's shapes, and a note says so.

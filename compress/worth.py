@@ -61,12 +61,13 @@ def rank_of(config: TrainConfig) -> str:
 
 
 def score(
-    full: nn.Sequential, config: TrainConfig, data: Images, trained: bool, whole: nn.Module | None = None
+    full: nn.Sequential, config: TrainConfig, data: Images, whole: nn.Module | None = None
 ) -> Scored:  # fmt: skip
-    """The channel graph of the full network, `trained` or not, with what its layers are worth to the budget in force.
+    """The channel graph of the full network with what its layers are worth to the budget in force.
 
     The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
-    saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
+    saliency, and it is not computed; without a start one is, as another method may ask for it whose training this one
+    shall last as long as (`as_long_as`).
     Args: the `whole` network, if the full one is that in stages.
     """
     stages = list(dict(full.named_children()))
@@ -81,7 +82,7 @@ def score(
 
     scored = by_saliency(config.saliency)
     if budget == "taylor":
-        return budgeted_by(scored, _taylor(graph, full, config, data, trained))
+        return budgeted_by(scored, _taylor(graph, full, config, data, trained=config.start is not None))
     if budget in (config.saliency, "uniform"):
         return scored
     return replace(scored, layer_importance=by_saliency(budget).layer_importance)

@@ -158,7 +158,7 @@ def _staged(flow: Flow, network: nn.Module, example: Tensor, chosen: dict[str, i
     _copy_where_written(staged, example)
     held = {id(tensor) for tensor in staged.state_dict(keep_vars=True).values()}
     unused = [name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) not in held]
-    cuts = {stage: flow.names[step] for stage, step in chosen.items()}
+    cuts = {stage: flow.cuts[step].name for stage, step in chosen.items()}
     return Staged(staged, StageCuts(opened=sorted(flow.opened), cuts=cuts), ends, unused)
 
 

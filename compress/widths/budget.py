@@ -22,16 +22,16 @@ P_UP = 0.9  # at most this share of any layer's parameters goes, or the layer co
 NEAR = 0.005  # of the full network's size: widths that are no farther from a target are as good as any
 
 
-def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float, cap: float = P_UP) -> np.ndarray:
+def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float) -> np.ndarray:
     """Parameters (or MACs) to remove from each layer, adding up to `amount`.
 
-        p_l = min(cap · n_l, λ / I_l),  λ such that Σ p_l = amount
+        p_l = min(P_UP · n_l, λ / I_l),  λ such that Σ p_l = amount
 
-    which is the paper's p_l = P · N · Ĩ_l, Ĩ_l the normalised 1 / I_l, with what the cap refuses spread
+    which is the paper's p_l = P · N · Ĩ_l, Ĩ_l the normalised 1 / I_l, with what that cap refuses spread
     over the other layers by the same rule (water-filling). Args: importance I_l > 0 and size n_l > 0,
-    float [L]; amount ≥ 0. Where even cap · Σ n_l is less than `amount`, every layer is at its cap.
+    float [L]; amount ≥ 0. Where even P_UP · Σ n_l is less than `amount`, every layer is at its cap.
     """
-    limit_L = cap * size_L
+    limit_L = P_UP * size_L
     if amount >= limit_L.sum():
         return limit_L
     share_L = (1 / importance_L) / (1 / importance_L).sum()

@@ -277,8 +277,8 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def graph_of(
-    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole] = (),
-    blocks: Sequence[str] = (),
+    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole],
+    blocks: Sequence[str],
 ) -> ChannelGraph:  # fmt: skip
     """What `network` costs at any number of its `groups`' units. Args: its residual `blocks`."""
     parameters = dict(network.named_parameters())
