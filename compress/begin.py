@@ -206,7 +206,7 @@ def make_run(
     baseline = None if other is None else _matching_baseline(settings, Path(other), data, taken_from)
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
-        sensitivity=[] if prepared.plan else prepared.scored.losses,
+        sensitivity=[] if prepared.plan else prepared.scored.sensitivities,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
         processes=device.ranks.count, launch=launch(), start_weights=began_with, images=data.train_digest(),
         **vars(runs.provenance()),

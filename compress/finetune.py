@@ -19,7 +19,7 @@ from wmlc.compress.prepare import (
     Prepared,
     cut_anew,
     cut_before_training,
-    sensible,
+    ranked_and_measured,
     settle_teacher,
     trained_peers,
 )
@@ -95,7 +95,7 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     like = settle_teacher(_settled_for(config, config.as_long_as), prepared.made)
     scored = prepared.scored
     if method.exits:  # which is not asked what its channels are worth
-        scored = sensible(prepared.made, scored, like, data, device)
+        scored = ranked_and_measured(prepared.made, scored, like, data, device)
     try:
         other = cut_before_training(prepared.made, scored, like, data.record, device)
     except OutOfReachError as error:

@@ -15,13 +15,12 @@ from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.prices import Timed
-from wmlc.console import digits, note, say
+from wmlc.console import digits, note
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, WholeTime
 from wmlc.settings import TrainConfig
-from wmlc.table import Table
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
 CANDIDATES = 3  # plans that a correction measures
@@ -97,7 +96,7 @@ def plan_for_latency(
             )
             for peer, (budget_ms, own, cut_ms) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
         ],
-        sensitivity=scored.losses,
+        sensitivity=scored.sensitivities,
     )  # fmt: skip
 
 
@@ -265,25 +264,3 @@ def _cut_by_macs(scored: Scored, asked: Asked, ratios: Sequence[float]) -> list[
         return counts_of_peers(scored, replace(asked, ratios=tuple(ratios), ratio_of="macs", uniform=True), False)
     except OutOfReachError:
         return []
-
-
-def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
-    """What each peer may take, is predicted to and does, and what a cut of MACs alone would have given."""
-    if plan is None:
-        return
-    rows = []
-    for own in plan.peers:
-        macs, speedup = graph.macs_left(units_of(own, graph)), plan.full_ms / own.ms
-        rows.append([
-            str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
-            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{speedup:.2f}", f"{macs:.3f}",
-            f"{speedup * macs:.2f}", digits(own.macs_cut_ms),
-        ])  # fmt: skip
-    say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
-    titles = ["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "paid out", "cut by MACs"]
-    Table(titles, rows).show()
-    say("paid out: speed-up over the saving of MACs")
-    say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
-    for own in plan.peers:
-        if own.ms > own.budget_ms:
-            say(f"note: peer {own.peer} takes {own.ms / own.budget_ms - 1:.1%} more than its budget")

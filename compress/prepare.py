@@ -77,13 +77,13 @@ class Made:
 
 def prepare(
     config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None,
-    losses: Sequence[Sensitivity] = (), tell: Callable[[Made], None] | None = None,
+    sensitivities: Sequence[Sensitivity] = (), tell: Callable[[Made], None] | None = None,
 ) -> Prepared:  # fmt: skip
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
     A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
     that it starts with; which channels stay is chosen after training (`cut_anew`). Args: where a latency is asked for,
-    what measures it, or what was planned before; the `losses` of narrower groups, if they were measured before; what
+    what measures it, or what was planned before; the `sensitivities` of groups, if they were measured before; what
     shall `tell` of the full network before minutes are spent on it.
     """
     record, method = data.record, METHODS[config.method]
@@ -105,7 +105,7 @@ def prepare(
         scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     else:
-        scored = sensible(made, scored, config, data, device, losses)
+        scored = ranked_and_measured(made, scored, config, data, device, sensitivities)
     if method.cuts_trained:
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
@@ -122,15 +122,16 @@ def _narrowest(prepared: Prepared) -> nn.Module:
     return prepared.family.peer(1 + least)
 
 
-def sensible(
-    made: Made, scored: Scored, config: TrainConfig, data: Images, device: Device, losses: Sequence[Sensitivity] = ()
-) -> Scored:
+def ranked_and_measured(
+    made: Made, scored: Scored, config: TrainConfig, data: Images, device: Device,
+    sensitivities: Sequence[Sensitivity] = (),
+) -> Scored:  # fmt: skip
     """`scored` with what a run's settings rank channels by, and with what answers lose by them where that is asked.
 
-    Args: these `losses`, if they were measured before.
+    Args: these `sensitivities`, if they were measured before.
     """
     ranked = rank(scored, made.network, config, data, made.fitted is not None, device)
-    return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, losses))
+    return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, sensitivities))
 
 
 def _check_step(network: nn.Module, who: str, input_shape: tuple[int, int, int], device: Device) -> None:
@@ -334,7 +335,7 @@ def asked_of(config: TrainConfig) -> Asked:
     return Asked(
         config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio,
         uniform=budget_of(config) == "uniform",
-        near=config.start is not None,  # published runs without a start were rounded without
+        near=config.start is not None,  # so that a published run without a start gets the widths that it had
     )  # fmt: skip
 
 

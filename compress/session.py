@@ -17,17 +17,16 @@ from wmlc.compress import begin
 from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
+    compare_shares,
     family_notes,
     peer_facts,
-    print_family,
+    print_prepared,
     print_share_choices,
-    print_stages,
     print_targets,
-    share_choices,
     targets,
 )
 from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
-from wmlc.compress.latency import Clock, Clocks, print_plan
+from wmlc.compress.latency import Clock, Clocks
 from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
@@ -160,7 +159,7 @@ def dry_run(config: TrainConfig, as_json: bool, clocks: Clocks | None) -> None:
             config, images, device, clock, tell=None if as_json else partial(begin.print_start, config, data, device)
         )
     config = begin.as_prepared(config, prepared)
-    peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
+    peers, choices = peer_facts(prepared), compare_shares(prepared.scored, config)
     if as_json:
         record = {
             "peers": [asdict(facts) for facts in peers],
@@ -170,13 +169,11 @@ def dry_run(config: TrainConfig, as_json: bool, clocks: Clocks | None) -> None:
         }
         if prepared.plan is not None:
             record["latency"] = asdict(prepared.plan)
-        elif prepared.scored.losses:
-            record["sensitivity"] = [asdict(own) for own in prepared.scored.losses]
+        elif prepared.scored.sensitivities:
+            record["sensitivity"] = [asdict(own) for own in prepared.scored.sensitivities]
         say_exactly(json.dumps(record, indent=2))
         return
-    print_plan(prepared.plan, prepared.scored.graph)
-    print_family(peers, prepared.scored, config)
-    print_stages(prepared)
+    print_prepared(prepared, peers, config)
     if choices:
         print_share_choices(choices, config)
     print_targets(peers, prepared.full)
@@ -285,9 +282,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     peers = peer_facts(prepared)
     doing = "training" if of_peers(config).epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
-    print_plan(prepared.plan, prepared.scored.graph)
-    print_family(peers, prepared.scored, config)
-    print_stages(prepared)
+    print_prepared(prepared, peers, config)
     trains_family = cuts_trained or reached != "baseline"
     trains_baseline = trains_baseline and not (cuts_trained and reached == "family")
 

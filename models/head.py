@@ -49,11 +49,10 @@ def classifiers_of(network: nn.Module, input_shape: tuple[int, int, int]) -> set
 def new_head(network: nn.Module, name: str, classes: int) -> nn.Module:
     """Give `network` a classifier for `classes` classes in place of the layer `name`, initialised as torch does it."""
     old = _layer(network, name)
-    like = {"device": old.weight.device, "dtype": old.weight.dtype}
     fresh = copy.deepcopy(old)  # of its own class, whatever that adds
     setattr(fresh, "out_features" if isinstance(fresh, nn.Linear) else "out_channels", classes)
-    fresh.weight = nn.Parameter(torch.empty(classes, *old.weight.shape[1:], **like))
-    fresh.bias = None if old.bias is None else nn.Parameter(torch.empty(classes, **like))
+    fresh.weight = nn.Parameter(torch.empty(classes, *old.weight.shape[1:]).to(old.weight))
+    fresh.bias = None if old.bias is None else nn.Parameter(torch.empty(classes).to(old.weight))
     fresh.reset_parameters()
     return _put(network, name, fresh)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from wmlc.arch import TIMM
 from wmlc.errors import InputError
-from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, other_names, read_spec
+from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
+from wmlc.models.shared import other_names
 from wmlc.models.spelling import IS_AUXILIARY, IS_AVERAGE, IS_BOOKKEEPING, matched, spellings
 from wmlc.models.weights_file import Copies, read_weights
 from wmlc.records import NetworkSpec

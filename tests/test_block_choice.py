@@ -139,7 +139,7 @@ def test_what_a_block_is_worth_is_what_answers_lose_without_it() -> None:
     for block in priced.graph.blocks:
         due = lost(leave_out(copy.deepcopy(made), [block.name])) - lost(made)
         assert sum(own.sensitivity[g][0] for g in block.groups) == pytest.approx(max(0.0, due), abs=1e-6)
-        assert {own.losses[g].units[0] for g in block.groups} == {0}
+        assert {own.sensitivities[g].units[0] for g in block.groups} == {0}
     assert any(losses_K[0] > 0.001 for losses_K in own.sensitivity)
     kept = [losses_K[-1] for losses_K in own.sensitivity]
     assert kept == [0.0] * len(kept) and all(np.isfinite(own_K).all() for own_K in _worth(own, uniform=False))

@@ -11,12 +11,12 @@ import torch
 from resizables import AT, FakeClock, chain, graph_like
 
 from wmlc.compress.budgets import LATENCY
+from wmlc.compress.describe import print_plan
 from wmlc.compress.latency import (
     CORRECTIONS,
     as_planned,
     plan_for_latency,
     priced,
-    print_plan,
     ratios_of,
     units_of,
 )

@@ -54,7 +54,7 @@ class Problem:
 
     def inner_gradient(self, weight_P: Tensor) -> list[Tensor]:
         logits_PBC, parameters = self.logits(self.train[0])
-        return list(torch.autograd.grad(weight_P @ wml_losses(logits_PBC, self.train[1], ALPHA), parameters))
+        return list(torch.autograd.grad(weight_P @ wml_losses(logits_PBC, self.train[1], ALPHA, 1.0), parameters))
 
     def outer(self, weight_P: Tensor, inner_weight_P: Tensor) -> tuple[Tensor, list[nn.Parameter]]:
         """L2(θ − γ ∇_θ L1(θ, `inner_weight_P`), `weight_P`)."""
@@ -70,7 +70,7 @@ class Problem:
         aligned = []
         for peer in range(len(weight_P)):
             logits_PBC, parameters = self.logits(self.train[0])
-            loss = wml_losses(logits_PBC, self.train[1], ALPHA)[peer]
+            loss = wml_losses(logits_PBC, self.train[1], ALPHA, 1.0)[peer]
             own = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             aligned.append(sum((a * b).sum() for a, b in zip(outer_gradient, own, strict=True)))
         return direct_P - INNER_LR * torch.stack(aligned)

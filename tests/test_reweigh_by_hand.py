@@ -88,7 +88,7 @@ def test_weights_of_sources_take_a_step_down_their_own_gradient() -> None:
 
 
 def test_sources_begin_alike_by_their_losses_or_with_the_teacher_alone() -> None:
-    family, teacher, data = toy_family(2), Teacher(toy_family(1, seed=1), CPU), ToyData()
+    family, teacher, data = toy_family(2), Teacher(toy_family(1, seed=1), CPU, 0, False, False), ToyData()
 
     def begun(method: str, kept: list[list[float]] | None = None) -> Tensor | None:
         state = TrainState("family", [0.5, 0.5], teaching=kept or [])

@@ -219,7 +219,7 @@ def _round(
 
     With `near` as near `counts_G` as it gets, in log-keep, within NEAR of the target or as near to it as without.
     """
-    steps = [_allowed(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)]
+    steps = [allowed_units(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)]
     widest = max(map(len, steps), default=1)
     table = np.array([own + [own[-1]] * (widest - len(own)) for own in steps]).reshape(len(steps), widest)
     grid = _Grid(graph, table, np.array([len(own) - 1 for own in steps], dtype=int), free_G)
@@ -266,8 +266,11 @@ def _round_near(grid: _Grid, counts_G: np.ndarray, place_G: np.ndarray, away: Si
     return min(found, key=distance)
 
 
-def _allowed(group: ChannelGroup, start: int, divisor: int) -> list[int]:
-    """The units that a group may keep: such that its layer has a multiple of `divisor` channels, or untouched."""
+def allowed_units(group: ChannelGroup, start: int, divisor: int) -> list[int]:
+    """The units that a group may keep, ascending: for a multiple of `divisor` channels in its layer, or all of `start`.
+
+    None is fewer than the cap leaves it.
+    """
     step = divisor // math.gcd(divisor, group.channels)
     least = max(1, math.ceil((1 - P_UP) * group.units - 1e-9))
     return [n for n in range(step, start, step) if n >= least] + [start]

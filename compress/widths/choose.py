@@ -54,7 +54,7 @@ class Scored:
     sensitivity: list[np.ndarray] | None = None  # per group, what answers lose at each of the levels of `priced` [K]
 
     @property
-    def losses(self) -> list[Sensitivity]:
+    def sensitivities(self) -> list[Sensitivity]:
         """`sensitivity` as it is recorded; of nothing that was measured nothing."""
         if self.sensitivity is None or self.priced is None:
             return []
