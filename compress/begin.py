@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.arch import needs_caller
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
@@ -32,7 +31,7 @@ from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
 from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
+from wmlc.settings import LATENCY, OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
 
 
 def open_for_start(config: TrainConfig, device: Device) -> tuple[TrainConfig, Data]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc.arch import is_foreign
-from wmlc.compress.budgets import LATENCY, SENSITIVITY, with_budgets
+from wmlc.compress.budgets import with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.setting_types import LONGEST_SHOWN, shown, typed
 from wmlc.compress.widths.tree import MAX_PEERS
@@ -19,7 +19,7 @@ from wmlc.data.sources import INTERPOLATIONS, kind_and_place
 from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
 from wmlc.run import data_config
-from wmlc.settings import AUTO, TRAINED_ON, TrainConfig, setting
+from wmlc.settings import AUTO, LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig, setting
 
 CHOICES = {
     "method": tuple(METHODS),

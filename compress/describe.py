@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import sharing, trained_ratios
 from wmlc.compress.latency import units_of
 from wmlc.compress.learn.methods import METHODS
@@ -24,7 +23,7 @@ from wmlc.console import UNKNOWN, digits, say
 from wmlc.models.stages import own_names
 from wmlc.records import Epoch, LatencyPlan, Phase, Sensitivity, lost_without
 from wmlc.run import peer_name
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TrainConfig
 from wmlc.table import Table
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
@@ -20,7 +19,7 @@ from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, WholeTime
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, TrainConfig
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
 CANDIDATES = 3  # plans that a correction measures

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from wmlc.arch import is_foreign, needs_caller
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
@@ -35,7 +34,7 @@ from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.widths import cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import DataRecord, LatencyPlan, Sensitivity
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, TrainConfig
 
 
 @dataclass(frozen=True)

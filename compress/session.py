@@ -14,7 +14,6 @@ from typing import Any
 from wmlc import run as runs
 from wmlc.arch import needs_caller
 from wmlc.compress import begin
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
     compare_shares,
@@ -50,7 +49,7 @@ from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.ranks import SOLO, Ranks, joined, launch
 from wmlc.records import RateTrial
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import TRAINED_ON, TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
@@ -23,7 +22,7 @@ from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.sensitivity import with_sensitivity
 from wmlc.records import DataRecord, Sensitivity
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TrainConfig
 
 SENSITIVITY_BATCHES = 2  # whose answers are compared where groups are narrower: of small images 256, else 64
 TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024

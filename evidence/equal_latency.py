@@ -35,13 +35,13 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     from wmlc.bench.latency.files import Writers
     from wmlc.bench.latency.session import EngineClock
     from wmlc.compress.begin import open_for_start
-    from wmlc.compress.budgets import ENGINE_SETTINGS
     from wmlc.compress.config import settle
     from wmlc.compress.latency import units_of
     from wmlc.compress.learn.place import choose_device
     from wmlc.compress.prepare import prepare, resizable_of
     from wmlc.export.for_latency import onnx_writer
     from wmlc.models.factory import named_by_caller
+    from wmlc.settings import ENGINE_SETTINGS
 
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
     engine: dict[str, Any] = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from resizables import AT, FakeClock, chain, graph_like
 
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.describe import print_plan
 from wmlc.compress.latency import (
     CORRECTIONS,
@@ -24,6 +23,7 @@ from wmlc.compress.trials import LEAST, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
 from wmlc.errors import InputError
 from wmlc.records import LatencyPlan, WholeTime
+from wmlc.settings import LATENCY
 
 NETWORK = chain([tuple(range(4, 33, 4))] * 4)
 STAGES = list(NETWORK.layers)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from training import stopping, train
 
 from wmlc.compress import session
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.describe import print_sensitivities
 from wmlc.compress.latency import plan_for_latency, priced
 from wmlc.compress.widths import sensitivity
@@ -33,6 +32,7 @@ from wmlc.errors import Stopped
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.resizable import Resizable
 from wmlc.run import Run, read_config, read_family
+from wmlc.settings import LATENCY
 
 SHAPE, CLASSES, WIDTH = (3, 8, 8), 5, 16
 

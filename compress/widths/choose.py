@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance, left_whole, nothing_to_cut
 from wmlc.compress.widths.knapsack import choose_within
@@ -20,6 +19,7 @@ from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
 from wmlc.records import Sensitivity
+from wmlc.settings import LATENCY
 
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
