@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from wmlc.compress.prepare import (
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
+from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages
 from wmlc.models.cost import total_cost
@@ -81,6 +83,19 @@ def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, dat
 def planned_macs(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> float:
     """MACs of all steps that `family` takes under `config`."""
     return spending_of(family, prepared, config, data).until(steps_of(config, data.train_steps(config.batch_size)))
+
+
+def tell_cost(
+    parts: Sequence[tuple[PeerFamily, TrainConfig]], prepared: Prepared, config: TrainConfig, data: Data
+) -> float:
+    """Say what the training of a run costs, and return it in MACs. Args: the families, each with its settings."""
+    macs = sum(planned_macs(family, prepared, own, data) for family, own in parts if own.epochs)
+    if macs:
+        epochs = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
+        retakes = config.start is not None or METHODS[config.method].cuts_trained
+        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
+        say(f"cost: {macs:.3g} MACs, as much as {epochs:.2f} epochs of the unpruned network{beside}")
+    return macs
 
 
 def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:

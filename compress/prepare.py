@@ -334,7 +334,7 @@ def asked_of(config: TrainConfig) -> Asked:
     return Asked(
         config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio,
         uniform=budget_of(config) == "uniform",
-        near=config.start is not None,  # so that a published run without a start gets the widths that it had
+        near=config.start is not None,  # else widths are rounded as those of published runs were
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from wmlc.arch import needs_caller
 from wmlc.compress import begin
 from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
+    PeerFacts,
     compare_shares,
     family_notes,
     peer_facts,
@@ -24,7 +25,7 @@ from wmlc.compress.describe import (
     print_targets,
     targets,
 )
-from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
+from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, tell_cost
 from wmlc.compress.latency import Clock, Clocks
 from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.methods import METHODS
@@ -40,7 +41,6 @@ from wmlc.compress.worth import Images, budget_of
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
-from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, locked
 from wmlc.forms import file_name_of
@@ -302,13 +302,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     fitted = trained_peers(prepared.family, config), of_peers(config)
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
-    macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
-    if macs:
-        cost = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
-        retakes = config.start is not None or method.cuts_trained
-        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
-        say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network{beside}")
-    with long_work(macs) as work:
+    with long_work(tell_cost(parts, prepared, config, data)) as work:
         if cuts_trained:
             if trains_baseline:
                 train_baseline(work)
@@ -326,8 +320,13 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
                 save_peers(run, prepared, config, data, peers, state, device)
             if trains_baseline and not as_it_stands:
                 train_baseline(work)
-    if not ranks.first:
-        return run
+    if ranks.first:
+        _finish(run, config, data, prepared, peers)
+    return run
+
+
+def _finish(run: Run, config: TrainConfig, data: Data, prepared: Prepared, peers: list[PeerFacts]) -> None:
+    """Write the family's record, and say how good its peers are."""
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
     top1 = f"peer 1: {shown}"
@@ -335,4 +334,3 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         top1 = f"peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
     say(f"test top-1 of {top1}" + (f"; baseline {family.baseline.top1:.2f}" if family.baseline else ""))
     say(f"wrote {run.root}")
-    return run

@@ -89,7 +89,7 @@ def whole_name(name: str) -> str:
 
 
 def own_names(staged: Staged | StageCuts | None) -> Callable[[str], str]:
-    """What a network's own names follow from the names in its stages by; of one that is built of stages they are."""
+    """A function from a name in the sequence of stages to the network's own; the identity for a built-in network."""
     return str if staged is None else whole_name
 
 

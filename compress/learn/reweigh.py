@@ -90,7 +90,7 @@ def source_gradient(
     omega_P = weight_P.detach().clone().requires_grad_()
 
     def outer(logits_PBC: Tensor) -> Tensor:
-        """L2, and the ensemble's loss for what ω gets of it, as the detached logits get nothing."""
+        """L2, which has a gradient by θ' alone, and the loss of the ensemble of detached logits, which has one by ω."""
         ensemble = ensemble_loss(logits_PBC.detach(), held_out[1], omega_P)
         return cross_entropies(logits_PBC, held_out[1]).sum() + ensemble
 
@@ -109,8 +109,9 @@ def _look_ahead(
     family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor],
     inner_lr: Tensor | float, device: Device, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What the outer problem asks of θ' = θ − γ ∇_θ L1, by `outer`, a scalar of the held-out logits and ω.
+    """The gradients of the outer problem one step ahead, at θ' = θ − γ ∇_θ L1.
 
+    Args: `outer` makes a scalar of the held-out logits, in which ω (`weight_P`) may be.
     Returns: ∂outer/∂ω at θ' [P]; the logits of `images_BCHW` at θ [P, B, C]; their derivative along ∇_θ' outer
     [P, B, C].
     """
