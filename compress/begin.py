@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.arch import needs_caller
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
@@ -32,7 +31,7 @@ from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
 from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
+from wmlc.settings import LATENCY, OF_A_BASELINE, TRAINED_ON, TrainConfig, names_of
 
 
 def open_for_start(config: TrainConfig, device: Device) -> tuple[TrainConfig, Data]:
@@ -206,7 +205,7 @@ def make_run(
     baseline = None if other is None else _matching_baseline(settings, Path(other), data, taken_from)
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
-        sensitivity=[] if prepared.plan else prepared.scored.losses,
+        sensitivity=[] if prepared.plan else prepared.scored.sensitivities,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
         processes=device.ranks.count, launch=launch(), start_weights=began_with, images=data.train_digest(),
         **vars(runs.provenance()),

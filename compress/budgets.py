@@ -8,11 +8,7 @@ import math
 from wmlc.compress.learn.methods import Method
 from wmlc.compress.widths.tree import MAX_PEERS
 from wmlc.errors import InputError
-from wmlc.settings import TrainConfig
-
-LATENCY = "latency"  # that a ratio is of: milliseconds, measured on this machine
-SENSITIVITY = "sensitivity"  # a budget: by what a trained network's answers lose, measured
-ENGINE_SETTINGS = ("engine", "latency_precision", "latency_device", "threads", "batch", "latency_tables")
+from wmlc.settings import ENGINE_SETTINGS, LATENCY, SENSITIVITY, TrainConfig
 
 
 def with_budgets(config: TrainConfig, method: Method) -> TrainConfig:

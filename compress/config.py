@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlc.arch import is_foreign
-from wmlc.compress.budgets import LATENCY, SENSITIVITY, with_budgets
+from wmlc.compress.budgets import with_budgets
 from wmlc.compress.learn.methods import FEATURE_TERMS, METHODS, Method, feature_term
 from wmlc.compress.setting_types import LONGEST_SHOWN, shown, typed
 from wmlc.compress.widths.tree import MAX_PEERS
@@ -20,7 +20,7 @@ from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS
 from wmlc.models.arguments import parse_args
 from wmlc.run import data_config
-from wmlc.settings import AUTO, TRAINED_ON, TrainConfig, setting
+from wmlc.settings import AUTO, LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig, setting
 
 CHOICES = {
     "method": tuple(METHODS),
@@ -166,21 +166,37 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(f"{config.method} says itself what is shared; leave out share, got {config.share!r}")
     if method.fixed_shape and config.join not in (None, method.join):
         raise InputError(f"{config.method} has no choice of join; leave it out, got {config.join!r}")
-    if own["feature_loss"] in FEATURE_TERMS and (method.temperature is None or method.features):
+    own |= _feature_settings(config, method, ratios, own["feature_loss"], own["teacher"])
+    own |= _fine_tuning_settings(config, method, ratios)
+    _check_lengths(config, method)
+    return dataclasses.replace(config, **own)
+
+
+def _feature_settings(
+    config: TrainConfig, method: Method, ratios: tuple[float, ...], features: str, teacher: str
+) -> dict[str, Any]:
+    """The weight of the feature term; a term that cannot be is refused. Args: the feature loss and teacher in force."""
+    if features in FEATURE_TERMS and (method.temperature is None or method.features):
         why = "teaches nobody" if method.temperature is None else "has a feature term of its own"
         raise InputError(f"{config.method} {why}; leave out feature_loss, got {config.feature_loss!r}")
-    if own["feature_loss"] in FEATURE_TERMS and len(ratios) == 1 and own["teacher"] != "frozen":
+    if features in FEATURE_TERMS and len(ratios) == 1 and teacher != "frozen":
         raise InputError("feature_loss lets another's stages teach, and there is one peer; pass two ratios or more")
-    term = feature_term(method, own["feature_loss"])
-    if term and term.of_start and own["teacher"] != "frozen":
+    term = feature_term(method, features)
+    if term and term.of_start and teacher != "frozen":
         raise InputError(
             f"feature_loss {config.feature_loss} holds peers against a frozen start; pass --teacher frozen"
         )
     if config.feature_weight is None:
-        own["feature_weight"] = term and term.weight
-    elif term is None:
+        return {"feature_weight": term and term.weight}
+    if term is None:
         having = ", ".join(FEATURE_TERMS)
         raise InputError(f"feature_weight weighs a feature term; pass feature_loss with it, one of {having}")
+    return {}
+
+
+def _fine_tuning_settings(config: TrainConfig, method: Method, ratios: tuple[float, ...]) -> dict[str, Any]:
+    """The rate and the length of fine-tuning, for a method that cuts the trained network."""
+    own: dict[str, Any] = {}
     if method.cuts_trained:
         if not any(ratios):
             raise InputError(f"{config.method} needs a ratio above 0 to cut, got {list(ratios)}")
@@ -193,6 +209,11 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
         raise InputError(f"finetune_epochs and finetune_lr are for {having}, and the method is {config.method}")
     if method.cuts_trained and config.as_long_as is None and config.finetune_epochs is None and config.steps is None:
         own["as_long_as"] = "wml"
+    return own
+
+
+def _check_lengths(config: TrainConfig, method: Method) -> None:
+    """Raise `InputError` where settings say more than once how long to train, or as long as what cannot be."""
     if config.as_long_as and METHODS[config.as_long_as].exits and not method.exits:
         raise InputError(
             f"as_long_as {config.as_long_as}: it has an exit at each stage, and no peers of these sizes; name another"
@@ -203,7 +224,6 @@ def _with_the_methods_own(config: TrainConfig) -> TrainConfig:
     found = config.lr_auto and config.as_long_as is None  # then steps are what its trials left of the epochs
     if config.finetune_epochs is not None and len(lasting) > 1 and not found:
         raise InputError(f"{' and '.join(lasting)} say each how long to train; pass one of them")
-    return dataclasses.replace(config, **own)
 
 
 def _as_shares(ratios: tuple[float, ...]) -> str:

@@ -10,19 +10,20 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import sharing, trained_ratios
+from wmlc.compress.latency import units_of
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.prepare import Prepared, asked_of
 from wmlc.compress.widths import tree
 from wmlc.compress.widths.budget import P_UP
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths
+from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.worth import budget_of, rank_of
-from wmlc.console import UNKNOWN, say
+from wmlc.console import UNKNOWN, digits, say
 from wmlc.models.stages import own_names
-from wmlc.records import Epoch, Phase, Sensitivity, lost_without
+from wmlc.records import Epoch, LatencyPlan, Phase, Sensitivity, lost_without
 from wmlc.run import peer_name
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TrainConfig
 from wmlc.table import Table
 
 # Multiples of channels that each target's kernels work in; other widths run too, on padding.
@@ -79,6 +80,35 @@ def peer_facts(prepared: Prepared) -> list[PeerFacts]:
     ]  # fmt: skip
 
 
+def print_prepared(prepared: Prepared, peers: list[PeerFacts], config: TrainConfig) -> None:
+    """What a run shows before its first step: its plan for a latency, its family, its stages."""
+    print_plan(prepared.plan, prepared.scored.graph)
+    print_family(peers, prepared.scored, config)
+    print_stages(prepared)
+
+
+def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
+    """What each peer may take, is predicted to and does, and what a cut of MACs alone would have given."""
+    if plan is None:
+        return
+    rows = []
+    for own in plan.peers:
+        macs, speedup = graph.macs_left(units_of(own, graph)), plan.full_ms / own.ms
+        rows.append([
+            str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
+            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{speedup:.2f}", f"{macs:.3f}",
+            f"{speedup * macs:.2f}", digits(own.macs_cut_ms),
+        ])  # fmt: skip
+    say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
+    titles = ["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "paid out", "cut by MACs"]
+    Table(titles, rows).show()
+    say("paid out: speed-up over the saving of MACs")
+    say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
+    for own in plan.peers:
+        if own.ms > own.budget_ms:
+            say(f"note: peer {own.peer} takes {own.ms / own.budget_ms - 1:.1%} more than its budget")
+
+
 def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) -> None:
     """The family as a table, with a note wherever a peer is not what was asked for."""
     stages = [name for name in scored.stages if name != "head"]
@@ -101,15 +131,15 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
         if peer.left_out:
             names = ", ".join(peer.left_out)
             say(f"peer {peer.peer} is without {len(peer.left_out)} of {blocks} residual blocks: {names}")
-    print_losses(scored.losses)
+    print_sensitivities(scored.sensitivities)
     for note in family_notes(peers, config):
         say(f"note: {note}")
 
 
-def print_losses(losses: Sequence[Sensitivity]) -> None:
+def print_sensitivities(sensitivities: Sequence[Sensitivity]) -> None:
     """Whose channels, and which blocks, matter most and least to a start's answers, if that was measured."""
-    _print_extremes("by about half of a group's channels", {own.group: own.by_half for own in losses})
-    _print_extremes("without a residual block", lost_without(losses))
+    _print_extremes("by about half of a group's channels", {own.group: own.by_half for own in sensitivities})
+    _print_extremes("without a residual block", lost_without(sensitivities))
 
 
 def _print_extremes(how: str, nats: Mapping[str, float]) -> None:
@@ -243,7 +273,7 @@ def print_targets(peers: list[PeerFacts], full: nn.Module) -> None:
         say(f"{', '.join(better)} (--divisor){reach}. Every peer exports to fp32, fp16 and int8 at any width")
 
 
-def share_choices(scored: Scored, config: TrainConfig) -> list[ShareChoice]:
+def compare_shares(scored: Scored, config: TrainConfig) -> list[ShareChoice]:
     """What each `--share` would make of the smallest peer, under the same ratios.
 
     Empty for a method that says itself what is shared, and for one peer alone.
@@ -264,7 +294,7 @@ def _share_choice(scored: Scored, asked: Asked) -> ShareChoice:
 
 
 def print_share_choices(choices: list[ShareChoice], config: TrainConfig) -> None:
-    """`share_choices` as a table."""
+    """`compare_shares` as a table."""
     rows = [
         [
             choice.share + (" (chosen)" if choice.share == sharing(config) else ""),

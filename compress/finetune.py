@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +20,14 @@ from wmlc.compress.prepare import (
     Prepared,
     cut_anew,
     cut_before_training,
-    sensible,
+    ranked_and_measured,
     settle_teacher,
     trained_peers,
 )
 from wmlc.compress.widths.choose import OutOfReachError
 from wmlc.console import say
 from wmlc.data import Data
+from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages
 from wmlc.models.cost import total_cost
@@ -33,7 +35,7 @@ from wmlc.ranks import SOLO
 from wmlc.settings import TrainConfig
 
 
-def of_second_half(config: TrainConfig) -> TrainConfig:
+def fine_tuning(config: TrainConfig) -> TrainConfig:
     """The settings of the fine-tuning: each cut network alone, at its own rate, without warm-up."""
     assert config.finetune_lr is not None
     epochs = config.epochs if config.finetune_epochs is None else config.finetune_epochs
@@ -42,7 +44,7 @@ def of_second_half(config: TrainConfig) -> TrainConfig:
 
 def of_peers(config: TrainConfig) -> TrainConfig:
     """The settings that the peers are trained by: those of the fine-tuning where a method cuts the trained network."""
-    return of_second_half(config) if METHODS[config.method].cuts_trained else config
+    return fine_tuning(config) if METHODS[config.method].cuts_trained else config
 
 
 def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: Data, device: Device) -> Prepared:
@@ -54,7 +56,7 @@ def cut_trained(prepared: Prepared, baseline: Path, config: TrainConfig, data: D
     return cut_anew(prepared, trained, config, data.shared(SOLO), device)  # ranked by the same images in all processes
 
 
-def recalibrated(family: PeerFamily, config: TrainConfig) -> set[int]:
+def cut_peers(family: PeerFamily, config: TrainConfig) -> set[int]:
     """The peers, from 1, of a family cut from trained weights whose batch norm was kept for more channels."""
     return {peer for peer, ratio in enumerate(config.ratios, 1) if ratio and peer <= family.peers}
 
@@ -69,18 +71,31 @@ def teacher_of(prepared: Prepared, config: TrainConfig, device: Device) -> Teach
 
 def spending_of(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> Spending:
     """What training `family` costs under `config`."""
-    batch, method, frozen = config.batch_size, METHODS[config.method], config.teacher == "frozen"
+    batch, frozen = config.batch_size, config.teacher == "frozen"
     replayed = config.reuse_teacher * data.train_steps(batch)
     return Spending(
         batch, min(batch, data.record.held_out), total_cost(family, data.record.input_shape).macs,
         teacher=prepared.scored.graph.macs if frozen else 0, taught=replayed or None,
-        cadence=config.reweigh_every if reweighs(method, family.peers, frozen) else None,
+        cadence=config.reweigh_every if reweighs(config, family.peers, frozen) else None,
     )  # fmt: skip
 
 
 def planned_macs(family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data) -> float:
     """MACs of all steps that `family` takes under `config`."""
     return spending_of(family, prepared, config, data).until(steps_of(config, data.train_steps(config.batch_size)))
+
+
+def tell_cost(
+    parts: Sequence[tuple[PeerFamily, TrainConfig]], prepared: Prepared, config: TrainConfig, data: Data
+) -> float:
+    """Say what the training of a run costs, and return it in MACs. Args: the families, each with its settings."""
+    macs = sum(planned_macs(family, prepared, own, data) for family, own in parts if own.epochs)
+    if macs:
+        epochs = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
+        retakes = config.start is not None or METHODS[config.method].cuts_trained
+        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
+        say(f"cost: {macs:.3g} MACs, as much as {epochs:.2f} epochs of the unpruned network{beside}")
+    return macs
 
 
 def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Device) -> TrainConfig:
@@ -95,7 +110,7 @@ def as_long_as(config: TrainConfig, prepared: Prepared, data: Data, device: Devi
     like = settle_teacher(_settled_for(config, config.as_long_as), prepared.made)
     scored = prepared.scored
     if method.exits:  # which is not asked what its channels are worth
-        scored = sensible(prepared.made, scored, like, data, device)
+        scored = ranked_and_measured(prepared.made, scored, like, data, device)
     try:
         other = cut_before_training(prepared.made, scored, like, data.record, device)
     except OutOfReachError as error:

@@ -10,18 +10,16 @@ from typing import Protocol
 
 import numpy as np
 
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.trials import AIM, BESIDE, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Planned, Scored, counts_of_peers, too_slow
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.widths.prices import Timed
-from wmlc.console import digits, note, say
+from wmlc.console import digits, note
 from wmlc.errors import InputError
 from wmlc.latency_model import LatencyModel
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyPlan, LatencyTable, PeerLatency, WholeTime
-from wmlc.settings import TrainConfig
-from wmlc.table import Table
+from wmlc.settings import LATENCY, TrainConfig
 
 CORRECTIONS = 3  # of what fusion and memory make of a sum of layers
 CANDIDATES = 3  # plans that a correction measures
@@ -82,7 +80,8 @@ def plan_for_latency(
     chosen, alone = list[Tried](), list[float | None]()
     if budgets_ms:
         by_macs = _cut_by_macs(scored, asked, [1 - share for share in shares])
-        chosen = _trials(scored, asked, network, clock, budgets_ms, full.ms, by_macs).best()
+        untried = Trials(budgets_ms, full.ms, asked.least_macs, asked.share == "none", [])
+        chosen = _trials(scored, asked, network, clock, untried, by_macs).best()
         alone = [own.ms for own in clock.time(network, by_macs)] if by_macs else [None] * len(shares)
     uncut = Tried(full.ms, network.full, full.ms, full.ms, 1.0, full)
     budgets_ms, chosen, alone = budgets_ms + [full.ms] * whole, chosen + [uncut] * whole, alone + [full.ms] * whole
@@ -96,22 +95,21 @@ def plan_for_latency(
             )
             for peer, (budget_ms, own, cut_ms) in enumerate(zip(budgets_ms, chosen, alone, strict=True), 1)
         ],
-        sensitivity=scored.losses,
+        sensitivity=scored.sensitivities,
     )  # fmt: skip
 
 
 def _trials(
-    scored: Scored, asked: Asked, network: Resizable, clock: Clock, budgets_ms: Sequence[float], whole_ms: float,
-    beside: Sequence[np.ndarray],
-) -> Trials:  # fmt: skip
+    scored: Scored, asked: Asked, network: Resizable, clock: Clock, trials: Trials, beside: Sequence[np.ndarray]
+) -> Trials:
     """Plans by what the table says, measured, and then by what was off, until all peers are near their budgets.
 
-    Args: what the whole network takes; the units of others to measure with them, as launches take longer than networks.
+    Args: `trials` without any plan yet; the units of others to measure with them, as launches take longer than
+    networks.
     """
     assert scored.priced is not None
-    trials = Trials(budgets_ms, asked.least_macs, asked.share == "none", [])
     for _ in range(1 + CORRECTIONS):
-        plans = _candidates(scored, asked, trials, whole_ms, _files_in(clock.at))
+        plans = _candidates(scored, asked, trials, _files_in(clock.at))
         if not plans:
             break
         took = iter(clock.time(network, [*(counts_G for _, counts in plans for counts_G in counts), *beside]))
@@ -137,7 +135,7 @@ def _tell(trials: Trials) -> None:
 
 
 def _candidates(
-    scored: Scored, asked: Asked, trials: Trials, whole_ms: float, precision: str
+    scored: Scored, asked: Asked, trials: Trials, precision: str
 ) -> list[tuple[list[float], list[np.ndarray]]]:
     """The next plans to measure, none of which was: what the table shall say at most, and the units, of all peers.
 
@@ -148,7 +146,7 @@ def _candidates(
     for beside in BESIDE:
         aims_ms = trials.next_aims_ms(beside)
         try:
-            counts = _counts_within(scored, asked, trials, aims_ms, whole_ms, precision)
+            counts = _counts_within(scored, asked, trials, aims_ms, precision)
         except (OutOfReachError, NotPaidOutError):
             if not beside and not trials.are_within():
                 raise
@@ -166,37 +164,37 @@ def _files_in(at: EngineAt) -> str:
 
 
 def _counts_within(
-    scored: Scored, asked: Asked, trials: Trials, aims_ms: Sequence[float], whole_ms: float, precision: str
+    scored: Scored, asked: Asked, trials: Trials, aims_ms: Sequence[float], precision: str
 ) -> list[np.ndarray]:
     """The units of peers of which the table says at most these aims, or the fastest, where those are within budgets.
 
     Where a stage that peers share, cut for the largest of them, leaves a smaller one out of reach, the larger ones give
     of their time what their budgets do not miss. Where a correction leaves a peer nothing that pays out, it stays as it
-    was. Args: what the whole network takes. Raises `OutOfReachError` in milliseconds of budgets, of which aims are a
-    little less, and `NotPaidOutError`.
+    was. Raises `OutOfReachError` in milliseconds of budgets, of which aims are a little less, and `NotPaidOutError`.
     """
-    budgets_ms, full_ms = trials.budgets_ms, scored.size(scored.graph.full, LATENCY)
+    budgets_ms, table_full_ms = trials.budgets_ms, scored.size(scored.graph.full, LATENCY)
     asked_ms = [
-        full_ms if budget_ms == whole_ms else own_ms for budget_ms, own_ms in zip(budgets_ms, aims_ms, strict=True)
+        table_full_ms if budget_ms == trials.full_ms else own_ms
+        for budget_ms, own_ms in zip(budgets_ms, aims_ms, strict=True)
     ]
-    ratios = [max(0.0, 1 - own_ms / full_ms) for own_ms in asked_ms]
+    ratios = [max(0.0, 1 - own_ms / table_full_ms) for own_ms in asked_ms]
     gifts = [] if asked.share == "none" else list(GIFTS)
     refused: tuple[OutOfReachError, Asked, float] | None = None  # first, what was asked then, and how low it went
     for _ in range((1 + len(ratios)) * (1 + len(GIFTS))):
         like = replace(asked, ratios=tuple(ratios))
         try:
             counts = counts_of_peers(scored, like, advise=False)
-            _check_paid_out(scored.graph, counts, asked.least_macs, budgets_ms, whole_ms)
+            _check_paid_out(scored.graph, counts, trials)
             return counts
         except NotPaidOutError as error:
-            former = 1 - trials.best()[error.peer - 1].aim_ms / full_ms if trials.plans else None
+            former = 1 - trials.best()[error.peer - 1].aim_ms / table_full_ms if trials.plans else None
             if former is None or ratios[error.peer - 1] == former:
                 raise
             ratios[error.peer - 1] = former  # a little over its budget, if nothing else pays out
             continue
         except OutOfReachError as error:
             last, index = error, error.peer - 1
-        least_ms = (1 - last.reach) * full_ms * AIM * budgets_ms[index] / aims_ms[index]
+        least_ms = (1 - last.reach) * table_full_ms * AIM * budgets_ms[index] / aims_ms[index]
         if least_ms <= budgets_ms[index]:
             ratios[index] = last.reach
             continue
@@ -205,7 +203,7 @@ def _counts_within(
             break
         left = 1 - gifts.pop(0)
         ratios = [
-            max(ratio, 1 - left * own_ms / full_ms) if larger > index and own_ms < full_ms else ratio
+            max(ratio, 1 - left * own_ms / table_full_ms) if larger > index and own_ms < table_full_ms else ratio
             for larger, (ratio, own_ms) in enumerate(zip(ratios, asked_ms, strict=True))
         ]
     if refused is None:
@@ -216,14 +214,12 @@ def _counts_within(
     raise OutOfReachError(words, first.peer, first.reach)
 
 
-def _check_paid_out(
-    graph: ChannelGraph, counts: Sequence[np.ndarray], least_macs: Sequence[float], budgets_ms: Sequence[float],
-    whole_ms: float,
-) -> None:  # fmt: skip
+def _check_paid_out(graph: ChannelGraph, counts: Sequence[np.ndarray], trials: Trials) -> None:
     """Raise `NotPaidOutError` where a peer keeps fewer MACs than the least."""
-    for peer, (counts_G, least, budget_ms) in enumerate(zip(counts, least_macs, budgets_ms, strict=True), 1):
+    wanted = zip(counts, trials.least_macs, trials.budgets_ms, strict=True)
+    for peer, (counts_G, least, budget_ms) in enumerate(wanted, 1):
         if (macs := graph.macs_left(counts_G)) < least:
-            share = budget_ms / whole_ms
+            share = budget_ms / trials.full_ms
             raise NotPaidOutError(
                 f"peer {peer} cannot pay out {least / share:.3g}: within {share:.1%} of the milliseconds it keeps "
                 f"{macs:.1%} of the MACs at the most that were found; ask for --paid-out "
@@ -267,25 +263,3 @@ def _cut_by_macs(scored: Scored, asked: Asked, ratios: Sequence[float]) -> list[
         return counts_of_peers(scored, replace(asked, ratios=tuple(ratios), ratio_of="macs", uniform=True), False)
     except OutOfReachError:
         return []
-
-
-def print_plan(plan: LatencyPlan | None, graph: ChannelGraph) -> None:
-    """What each peer may take, is predicted to and does, and what a cut of MACs alone would have given."""
-    if plan is None:
-        return
-    rows = []
-    for own in plan.peers:
-        macs, speedup = graph.macs_left(units_of(own, graph)), plan.full_ms / own.ms
-        rows.append([
-            str(own.peer), digits(own.budget_ms), digits(own.predicted_ms),
-            f"{digits(own.ms)} [{digits(own.low)}, {digits(own.high)}]", f"{speedup:.2f}", f"{macs:.3f}",
-            f"{speedup * macs:.2f}", digits(own.macs_cut_ms),
-        ])  # fmt: skip
-    say(f"milliseconds in {plan.at.words}: the whole network takes {digits(plan.full_ms)}")
-    titles = ["peer", "budget", "predicted", "measured", "speed-up", "MACs of full", "paid out", "cut by MACs"]
-    Table(titles, rows).show()
-    say("paid out: speed-up over the saving of MACs")
-    say("cut by MACs: what a uniform cut takes that leaves the budget's share of the MACs, measured too")
-    for own in plan.peers:
-        if own.ms > own.budget_ms:
-            say(f"note: peer {own.peer} takes {own.ms / own.budget_ms - 1:.1%} more than its budget")

@@ -10,9 +10,9 @@ import torch
 
 from wmlc import run as runs
 from wmlc.compress.describe import print_epoch, print_epoch_header
-from wmlc.compress.finetune import recalibrated, spending_of, teacher_of
+from wmlc.compress.finetune import cut_peers, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import Method
+from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.recalibrate import keeping_up, recalibrate, slow_norms
 from wmlc.compress.learn.state import TrainState, load_state, save_state
@@ -29,15 +29,55 @@ from wmlc.settings import TrainConfig
 
 
 def train_phase(
-    run: Run, phase: Phase, family: PeerFamily, prepared: Prepared, config: TrainConfig, method: Method, data: Data,
-    device: Device, resume: bool, work: LongWork,
+    run: Run, phase: Phase, family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, device: Device,
+    resume: bool, work: LongWork,
 ) -> TrainState:  # fmt: skip
     """Train `family` to the end of its epochs and put its best weights back into it.
 
     Args: whether to `resume` from the checkpoint; the `work` of the whole run, which this is a part of.
     """
     with in_step(family, config, device):
-        return _trained(run, phase, family, prepared, config, method, data, device, resume, work)
+        state, cut = TrainState(phase, peer_weights=[1 / family.peers] * family.peers), set[int]()
+        if phase == "family" and (config.start is not None or METHODS[config.method].cuts_trained):
+            cut = cut_peers(family, config)  # their batch norm's statistics are the whole network's
+        slow = slow_norms(family)
+        spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
+        if not resume:
+            batches = recalibrate(family, cut, data, config.batch_size, device)
+            state.training_macs += spending.forward(batches)
+            if phase == "family":
+                trials = device.ranks.of_first(lambda: runs.read_config(run).rate_trials)
+                state.training_macs += sum(trial.training_macs for trial in trials)
+                state.seconds += sum(trial.seconds for trial in trials)
+        if config.epochs == 0:
+            return state
+        optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)
+        if resume:
+            state = _resumed(run, phase, family, optimizer, config, epochs, device.ranks)
+        total = steps_of(config, an_epoch)
+
+        def macs_until(epoch: int) -> float:
+            return spending.until(min(epoch * an_epoch, total))
+
+        work.skip(macs_until(state.epoch))
+        print_epoch_header(phase, family.peers, epochs)
+        first = device.ranks.first
+        with _keeper(run, phase, state, family, optimizer) if first else contextlib.nullcontext() as keep:
+
+            def on_epoch(epoch: Epoch) -> None:
+                print_epoch(phase, epoch, epochs, work.left)
+                if keep is not None:
+                    keep(epoch)
+
+            def on_step(epoch: int, share: float) -> None:
+                work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
+
+            teacher = teacher_of(prepared, config, device)
+            with keeping_up(slow):
+                fit(family, optimizer, data, config, state, device, teacher, spending, on_epoch, on_step)
+        family.load_state_dict(state.best)
+        state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device, slow=slow))
+        return state
 
 
 @contextlib.contextmanager
@@ -52,58 +92,19 @@ def in_step(family: PeerFamily, config: TrainConfig, device: Device) -> Iterator
         yield
 
 
-def _trained(
-    run: Run, phase: Phase, family: PeerFamily, prepared: Prepared, config: TrainConfig, method: Method, data: Data,
-    device: Device, resume: bool, work: LongWork,
+def _resumed(
+    run: Run, phase: Phase, family: PeerFamily, optimizer: torch.optim.SGD, config: TrainConfig, epochs: int,
+    ranks: Ranks,
 ) -> TrainState:  # fmt: skip
-    """`train_phase`, of processes that begin with the same weights."""
-    state = TrainState(phase, peer_weights=[1 / family.peers] * family.peers)
-    cut, ranks = set[int](), device.ranks
-    if phase == "family" and (config.start is not None or method.cuts_trained):  # batch norm's are the whole network's
-        cut = recalibrated(family, config)
-    slow = slow_norms(family)
-    spending, an_epoch = spending_of(family, prepared, config, data), data.train_steps(config.batch_size)
-    if not resume:
-        batches = recalibrate(family, cut, data, config.batch_size, device)
-        state.training_macs += spending.forward(batches)
-        if phase == "family":
-            trials = ranks.of_first(lambda: runs.read_config(run).rate_trials)
-            state.training_macs += sum(trial.training_macs for trial in trials)
-            state.seconds += sum(trial.seconds for trial in trials)
-    if config.epochs == 0:
-        return state
-    optimizer, epochs = make_optimizer(family, config), epochs_of(config, an_epoch)
-    if resume:
-        sources = sources_of(config, method, family.peers, config.teacher == "frozen")
-        state = ranks.of_first(
-            lambda: load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs, sources=sources)
-        )
-        _take_of_first(family, optimizer, ranks)
-        say(f"resuming the {phase} after epoch {state.epoch}")
-        if ranks.first and (kept := len(runs.read_epochs(run, phase))) < state.epoch:
-            note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
-    total = steps_of(config, an_epoch)
-
-    def macs_until(epoch: int) -> float:
-        return spending.until(min(epoch * an_epoch, total))
-
-    work.skip(macs_until(state.epoch))
-    print_epoch_header(phase, family.peers, epochs)
-    with _keeper(run, phase, state, family, optimizer) if ranks.first else contextlib.nullcontext() as keep:
-
-        def on_epoch(epoch: Epoch) -> None:
-            print_epoch(phase, epoch, epochs, work.left)
-            if keep is not None:
-                keep(epoch)
-
-        def on_step(epoch: int, share: float) -> None:
-            work.advance(share * (macs_until(epoch) - macs_until(epoch - 1)), f"{phase} {epoch}/{epochs}")
-
-        teacher = teacher_of(prepared, config, device)
-        with keeping_up(slow):
-            fit(family, optimizer, data, config, method, state, device, teacher, spending, on_epoch, on_step)
-    family.load_state_dict(state.best)
-    state.training_macs += spending.forward(recalibrate(family, cut, data, config.batch_size, device, slow=slow))
+    """The state that the checkpoint holds, with its weights and momentum in `family` and `optimizer`."""
+    sources = sources_of(config, family.peers, config.teacher == "frozen")
+    state = ranks.of_first(
+        lambda: load_state(run.checkpoint, family, optimizer, peers=family.peers, epochs=epochs, sources=sources)
+    )
+    _take_of_first(family, optimizer, ranks)
+    say(f"resuming the {phase} after epoch {state.epoch}")
+    if ranks.first and (kept := len(runs.read_epochs(run, phase))) < state.epoch:
+        note(f"{run.metrics(phase)} has lost {state.epoch - kept} of the {state.epoch} epochs that are done")
     return state
 
 

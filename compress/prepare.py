@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from wmlc.arch import is_foreign, needs_caller
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
@@ -35,7 +34,7 @@ from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.widths import cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import DataRecord, LatencyPlan, Sensitivity
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ class Made:
 
 def prepare(
     config: TrainConfig, data: Images, device: Device, latency: Clock | LatencyPlan | None = None,
-    losses: Sequence[Sensitivity] = (), tell: Callable[[Made], None] | None = None,
+    sensitivities: Sequence[Sensitivity] = (), tell: Callable[[Made], None] | None = None,
 ) -> Prepared:  # fmt: skip
     """Make the full network, from the seed or from a start, score it on a training batch and cut the peers.
 
     A method that cuts the trained network gets the widths that it will have, as the budgets are those of the weights
     that it starts with; which channels stay is chosen after training (`cut_anew`). Args: where a latency is asked for,
-    what measures it, or what was planned before; the `losses` of narrower groups, if they were measured before; what
+    what measures it, or what was planned before; the `sensitivities` of groups, if they were measured before; what
     shall `tell` of the full network before minutes are spent on it.
     """
     record, method = data.record, METHODS[config.method]
@@ -94,7 +93,7 @@ def prepare(
     if trains:
         _check_step(made.network, config.arch, record.input_shape, device)
     config = settle_teacher(config, made)
-    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.fitted is not None, made.whole))
+    scored = device.ranks.of_first(lambda: score(made.network, config, data, made.whole))
     if method.exits:
         family = build_exits(made.network, record.input_shape).to(device.name)
         widths = [_widths_of_exit(family.peer(k + 1), scored, config, record) for k in range(family.peers)]
@@ -105,7 +104,7 @@ def prepare(
         scored, plan = _planned(made, scored, config, data, latency, device)
         config = replace(config, ratios=ratios_of(plan))
     else:
-        scored = sensible(made, scored, config, data, device, losses)
+        scored = ranked_and_measured(made, scored, config, data, device, sensitivities)
     if method.cuts_trained:
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
@@ -122,15 +121,16 @@ def _narrowest(prepared: Prepared) -> nn.Module:
     return prepared.family.peer(1 + least)
 
 
-def sensible(
-    made: Made, scored: Scored, config: TrainConfig, data: Images, device: Device, losses: Sequence[Sensitivity] = ()
-) -> Scored:
+def ranked_and_measured(
+    made: Made, scored: Scored, config: TrainConfig, data: Images, device: Device,
+    sensitivities: Sequence[Sensitivity] = (),
+) -> Scored:  # fmt: skip
     """`scored` with what a run's settings rank channels by, and with what answers lose by them where that is asked.
 
-    Args: these `losses`, if they were measured before.
+    Args: these `sensitivities`, if they were measured before.
     """
     ranked = rank(scored, made.network, config, data, made.fitted is not None, device)
-    return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, losses))
+    return device.ranks.of_first(lambda: measure_sensitivity(ranked, made.network, config, data, sensitivities))
 
 
 def _check_step(network: nn.Module, who: str, input_shape: tuple[int, int, int], device: Device) -> None:
@@ -334,7 +334,7 @@ def asked_of(config: TrainConfig) -> Asked:
     return Asked(
         config.ratios, sharing(config), config.ratio_of, config.divisor, config.trunk_ratio,
         uniform=budget_of(config) == "uniform",
-        near=config.start is not None,  # published runs without a start were rounded without
+        near=config.start is not None,  # else widths are rounded as those of published runs were
     )  # fmt: skip
 
 

@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from wmlc.compress.finetune import of_peers, recalibrated, spending_of, teacher_of
+from wmlc.compress.finetune import cut_peers, of_peers, spending_of, teacher_of
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.recalibrate import recalibrate
+from wmlc.compress.learn.spending import Spending
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.teacher import losses_of_those_who_teach
 from wmlc.compress.learn.train import fit, make_optimizer, steps_of
@@ -42,17 +43,17 @@ def find_rate(
     the mean of the peers' cross-entropies on held-out images afterwards. Raises `InputError` for a run so short that
     trials would be most of it.
     """
-    part_of = of_peers(config)  # of a start it is all the training there is
-    total, steps = _lengths(part_of, data)
+    settings = of_peers(config)  # of a start it is all the training there is
+    total, steps = _lengths(settings, data)
     part = copy.deepcopy(trained_peers(prepared.family, config))
     spending = spending_of(part, prepared, config, data)
     with in_step(part, config, device):  # as the run itself begins
-        begun = recalibrate(part, recalibrated(part, config), data, config.batch_size, device)
+        begun = recalibrate(part, cut_peers(part, config), data, config.batch_size, device)
     trials = []
     with progress("learning rates", len(RATES) * steps) as advance:
         for rate in RATES:
-            own = dataclasses.replace(part_of, lr=rate, steps=steps)
-            trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, advance))
+            own = dataclasses.replace(settings, lr=rate, steps=steps)
+            trials.append(_trial(copy.deepcopy(part), prepared, own, data, device, spending, advance))
     once = spending.forward(begun)
     trials[0] = dataclasses.replace(trials[0], training_macs=trials[0].training_macs + once)
     best = min(trials, key=lambda trial: math.inf if trial.held_out_loss is None else trial.held_out_loss)
@@ -71,9 +72,9 @@ def find_rate(
 
 def check_trials(config: TrainConfig, data: Data) -> None:
     """Raise `InputError` for a run too short to find its rate; of one whose steps are found too, that is told then."""
-    part_of = of_peers(config)
-    if config.lr_auto and config.as_long_as is None and part_of.epochs:
-        _lengths(part_of, data)
+    settings = of_peers(config)
+    if config.lr_auto and config.as_long_as is None and settings.epochs:
+        _lengths(settings, data)
 
 
 def _lengths(config: TrainConfig, data: Data) -> tuple[int, int]:
@@ -101,23 +102,23 @@ def _shown(loss: float | None) -> str:
 
 
 def _trial(
-    family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, device: Device,
+    family: PeerFamily, prepared: Prepared, config: TrainConfig, data: Data, device: Device, spending: Spending,
     advance: Callable[[int], None],
 ) -> RateTrial:  # fmt: skip
     """One short run; what it takes counts also where the loss does not stay finite."""
-    start, spending = time.perf_counter(), spending_of(family, prepared, config, data)
-    state, macs = TrainState("family", peer_weights=[1 / family.peers] * family.peers), 0.0
+    start, macs = time.perf_counter(), 0.0
+    state = TrainState("family", peer_weights=[1 / family.peers] * family.peers)
     teacher, loss = teacher_of(prepared, config, device), math.nan
     with in_step(family, config, device):
         try:
             fit(
-                family, make_optimizer(family, config), data, config, METHODS[config.method], state, device, teacher,
-                spending, lambda _: None, lambda *_: advance(1),
+                family, make_optimizer(family, config), data, config, state, device, teacher, spending,
+                lambda _: None, lambda *_: advance(1),
             )  # fmt: skip
         except NotFinite:
             macs = spending.until(state.step) - state.training_macs  # of the epoch that it broke off in, too
         else:
-            cut = recalibrated(family, config)
+            cut = cut_peers(family, config)
             macs = spending.forward(recalibrate(family, cut, data, config.batch_size, device, RECALIBRATED))
             held_out = data.held_out_batch(HELD_OUT, 0)
             loss = float(losses_of_those_who_teach(family, None, held_out, device).mean())

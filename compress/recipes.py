@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 
 from wmlc.arch import needs_caller
-from wmlc.compress.budgets import ENGINE_SETTINGS, LATENCY
 from wmlc.compress.config import settle
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.yaml_file import read_settings
 from wmlc.console import UNKNOWN, note, say, say_exactly
 from wmlc.errors import InputError
-from wmlc.settings import AUTO, TrainConfig, names_of
+from wmlc.settings import AUTO, ENGINE_SETTINGS, LATENCY, TrainConfig, names_of
 from wmlc.table import Table
 
 DEMO = "digits"

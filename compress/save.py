@@ -18,12 +18,9 @@ from wmlc.compress.learn.train import evaluate, evaluation_batch
 from wmlc.compress.prepare import Prepared
 from wmlc.data import Data
 from wmlc.files import new_directory
-from wmlc.models.checkpoint import read_spec, save_network, save_stages
+from wmlc.models.checkpoint import read_spec, save_network, save_stages, spec_of_cut
 from wmlc.models.exits import exit_name
-from wmlc.models.residual import left_out
-from wmlc.models.stages import own_names
 from wmlc.models.start import start_name
-from wmlc.models.widths import difference
 from wmlc.records import About, Baseline, Ensembled, Family, NetworkSpec, Peer
 from wmlc.run import BASELINE, Run, commit
 from wmlc.settings import TrainConfig
@@ -106,11 +103,10 @@ def _about(config: TrainConfig, data: Data) -> About:
 
 
 def _spec(network: nn.Module, prepared: Prepared, config: TrainConfig, data: Data, about: About) -> NetworkSpec:
-    record, staged = data.record, prepared.made.staged
-    named = own_names(staged)
-    return NetworkSpec(
+    record = data.record
+    spec = NetworkSpec(
         arch=config.arch, arch_args=config.arch_args, class_names=record.class_names, input_shape=record.input_shape,
         mean=record.mean, std=record.std, about=about, framing=record.framing,
-        widths=difference(prepared.full, network, named), left_out=left_out(network, named),
-        stages=None if staged is None else staged.cuts, unused=[] if staged is None else staged.unused,
+        widths={},
     )  # fmt: skip
+    return spec_of_cut(spec, prepared.full, network, prepared.made.staged)

@@ -14,22 +14,21 @@ from typing import Any
 from wmlc import run as runs
 from wmlc.arch import needs_caller
 from wmlc.compress import begin
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
+    PeerFacts,
+    compare_shares,
     family_notes,
     peer_facts,
-    print_family,
+    print_prepared,
     print_share_choices,
-    print_stages,
     print_targets,
-    share_choices,
     targets,
 )
-from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, planned_macs
-from wmlc.compress.latency import Clock, Clocks, print_plan
+from wmlc.compress.finetune import as_long_as, cut_trained, of_peers, tell_cost
+from wmlc.compress.latency import Clock, Clocks
 from wmlc.compress.learn.family import family_of_one
-from wmlc.compress.learn.methods import ALONE, METHODS
+from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device, choose_device, device_of_run
 from wmlc.compress.learn.state import TrainState, read_progress
 from wmlc.compress.learn.train import reweighs
@@ -42,7 +41,6 @@ from wmlc.compress.worth import Images, budget_of
 from wmlc.console import LongWork, long_work, note, say, say_exactly
 from wmlc.data import Data, open_data
 from wmlc.data.noise import stand_in
-from wmlc.effort import epochs_of_unpruned
 from wmlc.errors import InputError, Stopped
 from wmlc.files import clear_asides, locked
 from wmlc.forms import file_name_of
@@ -51,7 +49,7 @@ from wmlc.models.factory import factory_of_caller, named_by_caller
 from wmlc.ranks import SOLO, Ranks, joined, launch
 from wmlc.records import RateTrial
 from wmlc.run import BASELINE, Run, data_config
-from wmlc.settings import TRAINED_ON, TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ def _train_as_asked(
 
 def _without_effect(asked: Mapping[str, Any], config: TrainConfig, ranks: Ranks) -> list[str]:
     """What was asked for in so many words, and changes nothing in this run."""
-    learned = reweighs(METHODS[config.method], len(trained_ratios(config)), config.teacher == "frozen")
+    learned = reweighs(config, len(trained_ratios(config)), config.teacher == "frozen")
     idle = [f"--{name.replace('_', '-')}" for name in ("weight_lr", "reweigh_every") if name in asked and not learned]
     said = [f"{' and '.join(idle)} without effect: {config.method} learns no weights here"] if idle else []
     if "saliency" in asked and config.start is not None:
@@ -136,7 +134,7 @@ def _begun_by_this_launch(root: Path) -> bool:
     return launch() is not None and runs.is_run(root) and runs.read_config(Run(root)).launch == launch()
 
 
-def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = None) -> None:
+def dry_run(config: TrainConfig, as_json: bool, clocks: Clocks | None) -> None:
     """Print the family that `config` would train, and what the other sharing trees would do to it.
 
     Without the data on disk noise takes the images' place, in CIFAR's and ImageNet's shapes, and a note says so.
@@ -160,7 +158,7 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
             config, images, device, clock, tell=None if as_json else partial(begin.print_start, config, data, device)
         )
     config = begin.as_prepared(config, prepared)
-    peers, choices = peer_facts(prepared), share_choices(prepared.scored, config)
+    peers, choices = peer_facts(prepared), compare_shares(prepared.scored, config)
     if as_json:
         record = {
             "peers": [asdict(facts) for facts in peers],
@@ -170,13 +168,11 @@ def dry_run(config: TrainConfig, as_json: bool = False, clocks: Clocks | None = 
         }
         if prepared.plan is not None:
             record["latency"] = asdict(prepared.plan)
-        elif prepared.scored.losses:
-            record["sensitivity"] = [asdict(own) for own in prepared.scored.losses]
+        elif prepared.scored.sensitivities:
+            record["sensitivity"] = [asdict(own) for own in prepared.scored.sensitivities]
         say_exactly(json.dumps(record, indent=2))
         return
-    print_plan(prepared.plan, prepared.scored.graph)
-    print_family(peers, prepared.scored, config)
-    print_stages(prepared)
+    print_prepared(prepared, peers, config)
     if choices:
         print_share_choices(choices, config)
     print_targets(peers, prepared.full)
@@ -285,24 +281,20 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     peers = peer_facts(prepared)
     doing = "training" if of_peers(config).epochs else "cutting, and training nothing,"
     say(f"{doing} in {run.root} on {device.name}, {'bf16' if device.bf16 else 'fp32'}")
-    print_plan(prepared.plan, prepared.scored.graph)
-    print_family(peers, prepared.scored, config)
-    print_stages(prepared)
+    print_prepared(prepared, peers, config)
     trains_family = cuts_trained or reached != "baseline"
     trains_baseline = trains_baseline and not (cuts_trained and reached == "family")
 
     def train_family(prepared: Prepared, work: LongWork) -> TrainState:
         family, own = trained_peers(prepared.family, config), of_peers(config)
-        return train_phase(run, "family", family, prepared, own, method, data, device, reached == "family", work)
+        return train_phase(run, "family", family, prepared, own, data, device, reached == "family", work)
 
     def train_baseline(work: LongWork) -> None:
         alone = family_of_one(prepared.full)
         if as_it_stands:
             state = TrainState("baseline", [1.0])
         else:
-            state = train_phase(
-                run, "baseline", alone, prepared, control, ALONE, data, device, reached == "baseline", work
-            )
+            state = train_phase(run, "baseline", alone, prepared, control, data, device, reached == "baseline", work)
         save_baseline(run, alone, prepared, config, data, state, device)
 
     # the unpruned network is trained for the epochs that were asked for
@@ -310,13 +302,7 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
     fitted = trained_peers(prepared.family, config), of_peers(config)
     alone_too = trains_baseline and not as_it_stands
     parts = [fitted] * trains_family + [(family_of_one(prepared.full), control)] * alone_too
-    macs = sum(planned_macs(part, prepared, own, data) for part, own in parts if own.epochs)
-    if macs:
-        cost = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
-        retakes = config.start is not None or method.cuts_trained
-        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
-        say(f"cost: {macs:.3g} MACs, as much as {cost:.2f} epochs of the unpruned network{beside}")
-    with long_work(macs) as work:
+    with long_work(tell_cost(parts, prepared, config, data)) as work:
         if cuts_trained:
             if trains_baseline:
                 train_baseline(work)
@@ -334,8 +320,13 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
                 save_peers(run, prepared, config, data, peers, state, device)
             if trains_baseline and not as_it_stands:
                 train_baseline(work)
-    if not ranks.first:
-        return run
+    if ranks.first:
+        _finish(run, config, data, prepared, peers)
+    return run
+
+
+def _finish(run: Run, config: TrainConfig, data: Data, prepared: Prepared, peers: list[PeerFacts]) -> None:
+    """Write the family's record, and say how good its peers are."""
     family = save_family(run, config, data, prepared, peers)
     shown = ", ".join(f"{peer.top1:.2f}" for peer in family.peers)
     top1 = f"peer 1: {shown}"
@@ -343,4 +334,3 @@ def _train(run: Run, config: TrainConfig, data: Data, prepared: Prepared, device
         top1 = f"peers 1 to {len(family.peers)}: {shown}; ensemble {family.ensemble_top1:.2f}"
     say(f"test top-1 of {top1}" + (f"; baseline {family.baseline.top1:.2f}" if family.baseline else ""))
     say(f"wrote {run.root}")
-    return run

@@ -31,6 +31,7 @@ class Trials:
     """All plans that were measured for peers of these budgets, which share no stage where they are `apart`."""
 
     budgets_ms: Sequence[float]
+    full_ms: float  # what the whole network takes
     least_macs: Sequence[float]  # that each peer shall keep
     apart: bool
     plans: list[list[Tried]]

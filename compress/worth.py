@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmlc.compress.budgets import LATENCY, SENSITIVITY
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
@@ -23,7 +22,7 @@ from wmlc.compress.widths.resizable import levels_of
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.sensitivity import with_sensitivity
 from wmlc.records import DataRecord, Sensitivity
-from wmlc.settings import TrainConfig
+from wmlc.settings import LATENCY, SENSITIVITY, TrainConfig
 
 SENSITIVITY_BATCHES = 2  # whose answers are compared where groups are narrower: of small images 256, else 64
 TAYLOR_BATCHES = 8  # that first-order Taylor is the mean over: of small images 1,024
@@ -61,12 +60,13 @@ def rank_of(config: TrainConfig) -> str:
 
 
 def score(
-    full: nn.Sequential, config: TrainConfig, data: Images, trained: bool, whole: nn.Module | None = None
+    full: nn.Sequential, config: TrainConfig, data: Images, whole: nn.Module | None = None
 ) -> Scored:  # fmt: skip
-    """The channel graph of the full network, `trained` or not, with what its layers are worth to the budget in force.
+    """The channel graph of the full network with what its layers are worth to the budget in force.
 
     The channels are in the saliency's order so far. From a start neither a uniform budget nor any rank asks for a
-    saliency, and it is not computed; without a start the method that this one shall last as long as may ask for it.
+    saliency, and it is not computed; without a start one is, as another method may ask for it whose training this one
+    shall last as long as (`as_long_as`).
     Args: the `whole` network, if the full one is that in stages.
     """
     stages = list(dict(full.named_children()))
@@ -81,7 +81,7 @@ def score(
 
     scored = by_saliency(config.saliency)
     if budget == "taylor":
-        return budgeted_by(scored, _taylor(graph, full, config, data, trained))
+        return budgeted_by(scored, _taylor(graph, full, config, data, trained=config.start is not None))
     if budget in (config.saliency, "uniform"):
         return scored
     return replace(scored, layer_importance=by_saliency(budget).layer_importance)

@@ -35,7 +35,6 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     from wmlc.bench.latency.files import Writers
     from wmlc.bench.latency.session import EngineClock
     from wmlc.compress.begin import open_for_start
-    from wmlc.compress.budgets import ENGINE_SETTINGS
     from wmlc.compress.config import settle
     from wmlc.compress.latency import units_of
     from wmlc.compress.learn.place import choose_device
@@ -43,6 +42,7 @@ def plan(out: Path, name: str, ratio: float, words: list[str]) -> None:
     from wmlc.export.for_latency import onnx_writer
     from wmlc.export.to_tensorrt import plan_for
     from wmlc.models.factory import named_by_caller
+    from wmlc.settings import ENGINE_SETTINGS
 
     given = {words[at][2:].replace("-", "_"): words[at + 1] for at in range(0, len(words), 2)}
     engine: dict[str, Any] = {name: given.pop(name) for name in list(given) if name in ENGINE_SETTINGS}

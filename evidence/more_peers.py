@@ -21,7 +21,6 @@ import torch
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle
 from wmlc.compress.finetune import spending_of, teacher_of
-from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.learn.state import TrainState
 from wmlc.compress.learn.train import fit, make_optimizer
@@ -57,7 +56,7 @@ class Steps:
     def go(self) -> None:
         state = TrainState("family", peer_weights=[1 / self.family.peers] * self.family.peers)
         fit(
-            self.family, self.optimizer, self.data, self.config, METHODS[self.config.method], state, self.device,
+            self.family, self.optimizer, self.data, self.config, state, self.device,
             teacher_of(self.prepared, self.config, self.device), self.spending, lambda _: None, lambda *_: None,
         )  # fmt: skip
         self.seconds.append(state.seconds / (self.config.steps or 1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from wmlc.arch import needs_caller
 from wmlc.errors import InputError
 from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.layout import hold_plain
-from wmlc.models.residual import leave_out
-from wmlc.models.shared import holders
-from wmlc.models.stages import own_names, split
-from wmlc.models.widths import check_runs, cut_to
+from wmlc.models.residual import leave_out, left_out
+from wmlc.models.shared import holders, other_names
+from wmlc.models.stages import Staged, own_names, split
+from wmlc.models.widths import check_runs, cut_to, difference
 from wmlc.models.zoo import build_network
 from wmlc.records import NetworkSpec
 
@@ -44,6 +44,13 @@ def _save(tensors: Mapping[str, Tensor], spec: NetworkSpec, directory: Path) -> 
     records.write(directory / SPEC_FILE, spec)
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     (directory / WEIGHTS_FILE).write_bytes(safetensors.torch.save(ready))
+
+
+def spec_of_cut(spec: NetworkSpec, full: nn.Module, cut: nn.Module, staged: Staged | None) -> NetworkSpec:
+    """`spec` with what makes `cut` of `full`: widths, blocks left out and, where they were `staged`, the stages."""
+    own = own_names(staged)
+    spec = dataclasses.replace(spec, widths=difference(full, cut, own), left_out=left_out(cut, own))
+    return spec if staged is None else dataclasses.replace(spec, stages=staged.cuts, unused=staged.unused)
 
 
 def read_spec(directory: Path) -> NetworkSpec:
@@ -135,16 +142,6 @@ def tensors_digest(tensors: Iterable[Tensor], about: str = "") -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def other_names(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Pairs of names of one tensor, in either order: modules may share it, or be in the network twice."""
-    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
-    names: dict[int, list[str]] = {}
-    for name, tensor in named:
-        names.setdefault(id(tensor), []).append(name)
-    for alike in names.values():
-        yield from itertools.permutations(alike, 2)
 
 
 def _read_weights(path: Path, network: nn.Module, unused: list[str]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def end_at_exit(full: nn.Sequential, number: int, input_shape: tuple[int, int, i
     shape, last = sizes[stages[number - 1]], sizes[stages[-1]]
     if len(shape) != 4 or len(last) != 4:
         raise InputError("an exit looks at feature maps [N, C, H, W], and a stage of this network gives none")
-    kept = OrderedDict(list(full.named_children())[: list(dict(full.named_children())).index(stages[number - 1]) + 1])
+    kept = OrderedDict([*full.named_children()][: number + 1])
     features, classes = sizes[FEATURES][1], sizes[CLASSIFIER][1]
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in full.modules())
     factor = max(1, min(shape[2:]) // min(last[2:]))

@@ -81,7 +81,6 @@ class Flow:
     sizes: set[fx.Node]  # steps that give the number of images
     numbers: dict[fx.Node, float | str]  # steps that give a number which does not depend on that
     cuts: dict[int, fx.Node] = field(default_factory=dict)  # step → the tensor that crosses
-    names: dict[int, str] = field(default_factory=dict)  # … and its name
 
     @staticmethod
     def of(network: nn.Module, example: Tensor, opened: set[str]) -> Flow:
@@ -126,7 +125,7 @@ class Flow:
                 if needs_size and (self.shapes[tensor] or (0,))[0] != 1:
                     continue  # the images are no longer its first dimension
                 if self.shapes[tensor] is not None and tensor not in self.cuts.values():
-                    self.cuts[k], self.names[k] = tensor, tensor.name
+                    self.cuts[k] = tensor
 
     def _barred(self) -> set[int]:
         """Steps after which no cut may be, as a module that holds tensors or a weight is used before and after it."""
@@ -183,11 +182,11 @@ class Flow:
         return [k for k, stack in enumerate(stacks) if any(own == name for own, _ in stack.values())]
 
     def cut_names(self) -> set[str]:
-        return set(self.names.values())
+        return {tensor.name for tensor in self.cuts.values()}
 
     def named(self, cuts: dict[str, str]) -> dict[str, int]:
         """The step of each cut by its name; `InputError` where there is none of that name."""
-        steps = {name: k for k, name in self.names.items()}
+        steps = {tensor.name: k for k, tensor in self.cuts.items()}
         missing = [name for name in cuts.values() if name not in steps]
         found = {stage: steps[name] for stage, name in cuts.items() if name in steps}
         known = [stage for stage in (*SHARES, LAST, FEATURES) if stage in cuts]
@@ -312,7 +311,7 @@ def closed_again(
     for stage, step in chosen.items():
         made = flow.nodes.index(flow.cuts[step])
         ended = [name for name, own in inside.items() if name not in needed and own and own[-1] == made]
-        names[stage] = steps.get(min(ended, key=len, default=""), flow.names[step])
+        names[stage] = steps.get(min(ended, key=len, default=""), flow.cuts[step].name)
     if all(name in closed.cut_names() for name in names.values()):
         return closed, closed.named(names)
     return flow, chosen

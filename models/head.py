@@ -1,10 +1,10 @@
-"""A network's classifier, the layer that makes its logits: found by running it, replaced, or cut to some classes."""
+"""A network's classifier, the layer that makes its logits: found by running it, and replaced."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,19 +49,12 @@ def classifiers_of(network: nn.Module, input_shape: tuple[int, int, int]) -> set
 def new_head(network: nn.Module, name: str, classes: int) -> nn.Module:
     """Give `network` a classifier for `classes` classes in place of the layer `name`, initialised as torch does it."""
     old = _layer(network, name)
-    fresh = _with_outputs(
-        old, torch.empty(classes, *old.weight.shape[1:]), None if old.bias is None else torch.empty(classes)
-    )
+    fresh = copy.deepcopy(old)  # of its own class, whatever that adds
+    setattr(fresh, "out_features" if isinstance(fresh, nn.Linear) else "out_channels", classes)
+    fresh.weight = nn.Parameter(torch.empty(classes, *old.weight.shape[1:]).to(old.weight))
+    fresh.bias = None if old.bias is None else nn.Parameter(torch.empty(classes).to(old.weight))
     fresh.reset_parameters()
     return _put(network, name, fresh)
-
-
-def keep_classes(network: nn.Module, name: str, rows: Sequence[int]) -> nn.Module:
-    """Keep of the classifier `name` only these `rows`, which become the classes 0, 1, … in this order."""
-    old = _layer(network, name)
-    index = torch.tensor(rows, dtype=torch.int64, device=old.weight.device)
-    bias = None if old.bias is None else old.bias.detach()[index]
-    return _put(network, name, _with_outputs(old, old.weight.detach()[index], bias))
 
 
 def outputs_of(layer: nn.Linear | nn.Conv2d) -> int:
@@ -92,16 +85,6 @@ def own_modes(network: nn.Module) -> Iterator[None]:
 def _layer(network: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     layer = network.get_submodule(name)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer
-
-
-def _with_outputs(
-    old: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None
-) -> nn.Linear | nn.Conv2d:  # of its own class, whatever that adds
-    layer = copy.deepcopy(old)
-    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(weight))
-    layer.weight = nn.Parameter(weight.to(old.weight.device, old.weight.dtype))
-    layer.bias = None if bias is None else nn.Parameter(bias.to(old.weight.device, old.weight.dtype))
     return layer
 
 

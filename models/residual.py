@@ -30,12 +30,12 @@ def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
     Args: an `example` [N, C, H, W] on the network's device.
     """
     with own_modes(network), torch.no_grad():
-        calls = _calls(network.eval(), example)
+        calls, named = _calls(network.eval(), example), _named(network)
         found = [
             name
             for name, _ in network.named_modules()
             if len(own := calls.get(name, [])) == 1 and own[0].made._version == own[0].version
-            and _is_its_own(network, name) and _gives_back(network.get_submodule(name), own[0])
+            and _is_its_own(named, name) and _gives_back(network.get_submodule(name), own[0])
         ]  # fmt: skip
         if _runs_without(network, found, example):
             return found
@@ -107,10 +107,16 @@ def _calls(network: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
     return seen
 
 
-def _is_its_own(network: nn.Module, block: str) -> bool:
-    """Whether no other name in the network stands for the block, a module in it, or a tensor of it."""
+def _named(network: nn.Module) -> list[tuple[str, object]]:
+    """The modules and tensors of a network by all of their names."""
     named: list[tuple[str, object]] = [*network.named_modules(remove_duplicate=False)]
-    named += [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    return [
+        *named, *network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)
+    ]  # fmt: skip
+
+
+def _is_its_own(named: Sequence[tuple[str, object]], block: str) -> bool:
+    """Whether no other name, of all those `named`, stands for the block, a module in it, or a tensor of it."""
     inside = {id(own) for name, own in named if name == block or within(name, block)}
     return not any(id(own) in inside for name, own in named if name != block and not within(name, block))
 

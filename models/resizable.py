@@ -5,7 +5,7 @@ G channel groups, L layers, N networks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from wmlc.models.widths import Difference
-from wmlc.records import Framing, NetworkSpec, StageCuts
+from wmlc.records import Framing, NetworkSpec
 
 LEVELS = 8  # widths that a group may have, at most: eighths, as kernels work in steps of 4 or 8 blocks
 
@@ -65,15 +65,12 @@ def linked_groups(rows_LG: np.ndarray, columns_LG: np.ndarray) -> np.ndarray:
 
 
 def untrained_spec(
-    arch: str, arch_args: str, classes: int, input_shape: tuple[int, int, int], *,
-    widths: Difference | None = None, left_out: Sequence[str] = (), stages: StageCuts | None = None,
-    unused: Sequence[str] = (),
-) -> NetworkSpec:  # fmt: skip
+    arch: str, arch_args: str, classes: int, input_shape: tuple[int, int, int], widths: Difference | None = None
+) -> NetworkSpec:
     """The record of a network that has not seen any data yet."""
     channels, height, width = input_shape
     return NetworkSpec(
         arch=arch, arch_args=arch_args, class_names=[str(index) for index in range(classes)], input_shape=input_shape,
-        mean=[0.5] * channels, std=[0.25] * channels, widths=widths or {}, stages=stages, unused=list(unused),
-        left_out=list(left_out),
+        mean=[0.5] * channels, std=[0.25] * channels, widths=widths or {},
         framing=Framing(shorter_side=None, size=(height, width), interpolation="bilinear"),
     )  # fmt: skip

@@ -28,10 +28,10 @@ def spellings(names: Collection[str]) -> Iterator[dict[str, str]]:
         yield {_renamed(name, CIFAR).replace(".downsample.", ".shortcut."): name for name in names}
         yield {_mobilenet(name): name for name in names}
     else:
-        for table in (RESNET,):
-            yield {_renamed(name, [(_pattern(to), _plain(of)) for of, to in table]): name for name in names}
+        back = [(_pattern(to), _plain(of)) for of, to in RESNET]
+        yield {_renamed(name, back): name for name in names}
         theirs = {_mobilenet(own): own for own in _mobilenet_names()}
-        yield {_longest(name, theirs): name for name in names}
+        yield {_with_prefix_of(name, theirs): name for name in names}
 
 
 def matched(found: Collection[str], spelling: Mapping[str, str]) -> dict[str, str]:
@@ -90,7 +90,8 @@ def _mobilenet_names() -> list[str]:
     return [*blocks, "head.conv.", "head.fc."]
 
 
-def _longest(name: str, begins: Mapping[str, str]) -> str:
+def _with_prefix_of(name: str, begins: Mapping[str, str]) -> str:
+    """The name with the first prefix that it has of `begins` replaced by what that is there."""
     for theirs, ours in begins.items():
         if name.startswith(theirs):
             return ours + name[len(theirs) :]

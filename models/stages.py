@@ -89,24 +89,23 @@ def whole_name(name: str) -> str:
 
 
 def own_names(staged: Staged | StageCuts | None) -> Callable[[str], str]:
-    """What a network's own names follow from the names in its stages by; of one that is built of stages they are."""
+    """A function from a name in the sequence of stages to the network's own; the identity for a built-in network."""
     return str if staged is None else whole_name
 
 
 def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Staged:
-    why = None
+    if cuts is not None and not cuts.cuts:
+        return _in_one(network, "")
     try:
         flow = Flow.of(network, example, set(cuts.opened) if cuts else {""})
         if cuts is None:
             flow = fine_enough(network, example, flow)
     except NotTraceable as error:
-        if cuts is not None and cuts.cuts:
+        if cuts is not None:
             raise InputError(
                 f"the network cannot be traced any more ({error}); load it with the code it was made by"
             ) from None
-        flow, why = None, f"the network cannot be traced ({error})"
-    if flow is None or (cuts is not None and not cuts.cuts):
-        return _in_one(network, why or "")
+        return _in_one(network, f"the network cannot be traced ({error})")
     chosen = flow.named(cuts.cuts) if cuts is not None else flow.chosen()
     if not chosen:
         return _in_one(network, "all data flows through one tensor nowhere in the network")
@@ -159,7 +158,7 @@ def _staged(flow: Flow, network: nn.Module, example: Tensor, chosen: dict[str, i
     _copy_where_written(staged, example)
     held = {id(tensor) for tensor in staged.state_dict(keep_vars=True).values()}
     unused = [name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) not in held]
-    cuts = {stage: flow.names[step] for stage, step in chosen.items()}
+    cuts = {stage: flow.cuts[step].name for stage, step in chosen.items()}
     return Staged(staged, StageCuts(opened=sorted(flow.opened), cuts=cuts), ends, unused)
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from wmlc.arch import TIMM
 from wmlc.errors import InputError
-from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, other_names, read_spec
+from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
 from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
+from wmlc.models.shared import other_names
 from wmlc.models.spelling import IS_AUXILIARY, IS_AVERAGE, IS_BOOKKEEPING, matched, spellings
 from wmlc.models.weights_file import Copies, read_weights
 from wmlc.records import NetworkSpec
@@ -35,7 +36,6 @@ class Start:
     where: str  # in words
     copies: Copies
     arch: str  # the network that they shall go into, in words
-    pixels: Pixels | None = None  # what they were trained on
     class_names: list[str] | None = None  # of the head's outputs, in order
 
 
@@ -57,11 +57,11 @@ def read_start(
     """
     if start == PRETRAINED:
         tensors, where = read_pretrained(arch, input_shape, arch_args)
-        found = Start(where, {"": tensors}, arch, start_pixels(start, arch))
+        found = Start(where, {"": tensors}, arch)
     elif (path := _path(start)).is_dir():
         where, path, spec = _of_directory(path)
         copies = read_weights(path / WEIGHTS_FILE)
-        found = Start(where, copies, arch, start_pixels(start, arch), list(spec.class_names))
+        found = Start(where, copies, arch, list(spec.class_names))
     else:
         found = Start(str(path), read_weights(path), arch)
     return found if start_classes is None else replace(found, class_names=_class_names(start_classes))

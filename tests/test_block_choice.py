@@ -65,7 +65,7 @@ def test_of_a_block_all_groups_keep_units_or_none() -> None:
             *blocks
         ]
     for root in ("stage1.squeezed.up", "stage1.squeezed.fewer", "stem.0"):
-        counts_G = graph.full
+        counts_G = graph.full.copy()
         counts_G[[group.root for group in graph.groups].index(root)] = 0
         assert not graph.allows(counts_G)
 
@@ -139,7 +139,7 @@ def test_what_a_block_is_worth_is_what_answers_lose_without_it() -> None:
     for block in priced.graph.blocks:
         due = lost(leave_out(copy.deepcopy(made), [block.name])) - lost(made)
         assert sum(own.sensitivity[g][0] for g in block.groups) == pytest.approx(max(0.0, due), abs=1e-6)
-        assert {own.losses[g].units[0] for g in block.groups} == {0}
+        assert {own.sensitivities[g].units[0] for g in block.groups} == {0}
     assert any(losses_K[0] > 0.001 for losses_K in own.sensitivity)
     kept = [losses_K[-1] for losses_K in own.sensitivity]
     assert kept == [0.0] * len(kept) and all(np.isfinite(own_K).all() for own_K in _worth(own, uniform=False))

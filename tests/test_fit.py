@@ -19,7 +19,6 @@ from wmlc.compress.config import settle
 from wmlc.compress.learn import train as loop
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import wml_losses
-from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step
 from wmlc.compress.learn.spending import Spending
@@ -74,8 +73,8 @@ def test_each_step_is_that_of_sgd_by_hand(how: dict[str, Any]) -> None:
     steps: list[Parameters] = []
     epochs: list[Epoch] = []
     fit(
-        family, make_optimizer(family, config), data, config, METHODS["wml"], TrainState("family", OMEGA), CPU, None,
-        Spending(BATCH, BATCH, 1), epochs.append,
+        family, make_optimizer(family, config), data, config, TrainState("family", OMEGA), CPU, None,
+        Spending(BATCH, BATCH, 1, cadence=2), epochs.append,
         lambda *_: steps.append({name: own.detach() for name, own in parameters_of(family).items()}),
     )  # fmt: skip
     assert len(steps) == len(expected) == 4 and len(epochs) == 2
@@ -100,7 +99,7 @@ def test_the_weights_of_the_best_epoch_are_kept_and_put_back(tmp_path: Path, mon
     monkeypatch.setattr(phase, "_keeper", lambda *_: contextlib.nullcontext())
     family, config = toy_family(), settle({**HARD, "epochs": 4})
     state = phase.train_phase(
-        Run(tmp_path), "baseline", family, NOBODY, config, METHODS["wml"], ToyData(4), CPU, False,
+        Run(tmp_path), "baseline", family, NOBODY, config, ToyData(4), CPU, False,
         LongWork(1.0, lambda *_: None),
     )  # fmt: skip
     (second, weights), (last, _) = after[1], after[3]

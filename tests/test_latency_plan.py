@@ -10,13 +10,12 @@ import pytest
 import torch
 from resizables import AT, FakeClock, chain, graph_like
 
-from wmlc.compress.budgets import LATENCY
+from wmlc.compress.describe import print_plan
 from wmlc.compress.latency import (
     CORRECTIONS,
     as_planned,
     plan_for_latency,
     priced,
-    print_plan,
     ratios_of,
     units_of,
 )
@@ -24,6 +23,7 @@ from wmlc.compress.trials import LEAST, Trials, Tried
 from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_widths, counts_of_peers
 from wmlc.errors import InputError
 from wmlc.records import LatencyPlan, WholeTime
+from wmlc.settings import LATENCY
 
 NETWORK = chain([tuple(range(4, 33, 4))] * 4)
 STAGES = list(NETWORK.layers)
@@ -299,7 +299,7 @@ def test_widths_within_a_budget_come_before_nearer_ones_that_are_over_it() -> No
         ]
 
     tries = [took(4.6, 2.1), took(5.01, 2.02), took(4.7, 2.5)]
-    assert [own.took.ms for own in Trials([5, 2], [0, 0], True, tries).best()] == [4.7, 2.02]
-    assert [own.took.ms for own in Trials([5, 2], [0, 0], False, tries).best()] == [5.01, 2.02], (
+    assert [own.took.ms for own in Trials([5, 2], 9, [0, 0], True, tries).best()] == [4.7, 2.02]
+    assert [own.took.ms for own in Trials([5, 2], 9, [0, 0], False, tries).best()] == [5.01, 2.02], (
         "together: the least over"
     )

@@ -67,14 +67,14 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
 
 
 def test_dml_by_hand() -> None:
-    close(dml_losses(Z_PBC, Y_B), CE_1 + KL_21, CE_2 + KL_12)
+    close(dml_losses(Z_PBC, Y_B, temperature=1.0), CE_1 + KL_21, CE_2 + KL_12)
 
 
 def test_dml_takes_the_mean_over_its_teachers() -> None:
     logits_PBC, labels_B = some_logits()
-    divergence_PP = teaching_divergences(logits_PBC)
+    divergence_PP = teaching_divergences(logits_PBC, 1.0)
     expected_P = cross_entropies(logits_PBC, labels_B) + divergence_PP.sum(0) / 3
-    torch.testing.assert_close(dml_losses(logits_PBC, labels_B), expected_P)
+    torch.testing.assert_close(dml_losses(logits_PBC, labels_B, 1.0), expected_P)
 
 
 def test_cl_by_hand_at_its_temperature() -> None:
@@ -88,7 +88,7 @@ def test_cl_teaches_with_the_mean_of_the_other_heads() -> None:
     mean_BC = (logits_PBC[0] + logits_PBC[2]) / 2
     taught = divergence_from(mean_BC, logits_PBC[1], 2.0)
     expected = 0.5 * F.cross_entropy(logits_PBC[1], labels_B) + 0.5 * taught
-    torch.testing.assert_close(cl_losses(logits_PBC, labels_B)[1], expected)
+    torch.testing.assert_close(cl_losses(logits_PBC, labels_B, 0.5, 2.0)[1], expected)
 
 
 def test_one_by_hand() -> None:
@@ -139,11 +139,11 @@ def test_feature_terms_by_hand() -> None:
 
 GATE_BP = torch.full((5, 4), 0.25, dtype=torch.float64)
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {  # and the weight of the labels
-    "dml": (dml_losses, 1.0),
-    "one": (lambda z, y: one_losses(z, y, GATE_BP)[:-1], 1.0),
-    "cl": (cl_losses, 0.5),
-    "self-distillation": (lambda z, y: self_distillation_losses(z, y)[:-1], 0.9),
-    "wml": (lambda z, y: wml_losses(z, y, 0.1), 0.9),
+    "dml": (lambda z, y: dml_losses(z, y, 1.0), 1.0),
+    "one": (lambda z, y: one_losses(z, y, GATE_BP, 3.0)[:-1], 1.0),
+    "cl": (lambda z, y: cl_losses(z, y, 0.5, 2.0), 0.5),
+    "self-distillation": (lambda z, y: self_distillation_losses(z, y, 0.1, 3.0)[:-1], 0.9),
+    "wml": (lambda z, y: wml_losses(z, y, 0.1, 1.0), 0.9),
 }
 
 
@@ -156,10 +156,12 @@ def test_equal_peers_leave_only_cross_entropy(method: str) -> None:
     torch.testing.assert_close(taught_P, weight * cross_entropies(equal_PBC, labels_B)[: len(taught_P)])
 
 
-@pytest.mark.parametrize("losses", [dml_losses, cl_losses, self_distillation_losses])
-def test_one_peer_alone_learns_from_the_labels(losses: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("losses", "constants"), [(dml_losses, [1.0]), (cl_losses, [0.5, 2.0]), (self_distillation_losses, [0.1, 3.0])]
+)
+def test_one_peer_alone_learns_from_the_labels(losses: Callable[..., Tensor], constants: list[float]) -> None:
     logits_PBC, labels_B = some_logits(1)
-    torch.testing.assert_close(losses(logits_PBC, labels_B), cross_entropies(logits_PBC, labels_B))
+    torch.testing.assert_close(losses(logits_PBC, labels_B, *constants), cross_entropies(logits_PBC, labels_B))
 
 
 A_START: dict[str, dict[str, Any]] = {
@@ -172,7 +174,7 @@ def test_with_one_peer_every_method_is_independent(method: str) -> None:
     logits_PBC, labels_B = some_logits(1)
     nobody: Any = None
     alone = Forward(nobody, logits_PBC, {}, labels_B, torch.ones(1))
-    loss = train_loss(alone, settle({"method": method, **A_START[method]}), METHODS[method])
+    loss = train_loss(alone, settle({"method": method, **A_START[method]}))
     torch.testing.assert_close(loss, cross_entropies(logits_PBC, labels_B).sum())
 
 
@@ -192,7 +194,7 @@ def test_a_loss_reaches_its_student_alone(method: str) -> None:
 def test_the_deepest_exit_learns_from_the_labels_alone() -> None:
     logits_PBC, labels_B = some_logits()
     logits_PBC.requires_grad_()
-    own = gradient(self_distillation_losses(logits_PBC, labels_B).sum(), logits_PBC)[-1]
+    own = gradient(self_distillation_losses(logits_PBC, labels_B, 0.1, 3.0).sum(), logits_PBC)[-1]
     labels = gradient(F.cross_entropy(logits_PBC[-1], labels_B), logits_PBC)[-1]
     torch.testing.assert_close(own, labels)
 
@@ -200,7 +202,7 @@ def test_the_deepest_exit_learns_from_the_labels_alone() -> None:
 def test_the_gate_learns_from_the_labels_alone() -> None:
     logits_PBC, labels_B = some_logits()
     gate_BP = GATE_BP.clone().requires_grad_()
-    *taught, teacher = one_losses(logits_PBC, labels_B, gate_BP)
+    *taught, teacher = one_losses(logits_PBC, labels_B, gate_BP, 3.0)
     assert not any(gradient(loss, gate_BP).any() for loss in taught)
     assert gradient(teacher, gate_BP).abs().sum() > 0
 
@@ -301,7 +303,7 @@ def test_feature_terms_train_students_and_regressors(kind: str) -> None:
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     logits_PBC, outputs = family.walk(images)
     forward = Forward(family, logits_PBC, outputs, labels, torch.full((2,), 0.5))
-    with_term, without = (train_loss(forward, settle({"feature_loss": own}), METHODS["wml"]) for own in (kind, "none"))
+    with_term, without = (train_loss(forward, settle({"feature_loss": own})) for own in (kind, "none"))
     assert with_term > without
     reached = torch.autograd.grad(with_term - without, list(family.parameters()), allow_unused=True)
     moved = [

@@ -38,13 +38,13 @@ def test_cross_entropies_worked_by_hand() -> None:
 
 def test_divergences_worked_by_hand() -> None:
     expected = torch.tensor([[0.0, KL_12], [KL_21, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(teaching_divergences(Z_PBC), expected)
+    torch.testing.assert_close(teaching_divergences(Z_PBC, 1.0), expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
 def test_losses_worked_by_hand(alpha: float) -> None:
     taught = torch.tensor([KL_12, KL_21], dtype=torch.float64)  # peer i pays for what it teaches
-    torch.testing.assert_close(wml_losses(Z_PBC, Y_B, alpha), (1 - alpha) * CE + alpha * taught)
+    torch.testing.assert_close(wml_losses(Z_PBC, Y_B, alpha, 1.0), (1 - alpha) * CE + alpha * taught)
 
 
 def test_ensemble_loss_worked_by_hand() -> None:
@@ -59,7 +59,7 @@ def test_cross_entropies_are_torchs_for_each_peer(logits_PBC: Tensor, labels_B: 
 
 
 def test_divergences_are_torchs_for_each_pair(logits_PBC: Tensor) -> None:
-    divergence_PP = teaching_divergences(logits_PBC)
+    divergence_PP = teaching_divergences(logits_PBC, 1.0)
     for i, teacher_BC in enumerate(logits_PBC):
         for j, student_BC in enumerate(logits_PBC):
             expected = F.kl_div(student_BC.log_softmax(-1), teacher_BC.softmax(-1), reduction="batchmean")
@@ -69,28 +69,28 @@ def test_divergences_are_torchs_for_each_pair(logits_PBC: Tensor) -> None:
 
 def test_divergences_do_not_see_a_shift_of_the_logits(logits_PBC: Tensor) -> None:
     shifted = logits_PBC + torch.arange(20, dtype=torch.float64).view(4, 5, 1)
-    torch.testing.assert_close(teaching_divergences(shifted), teaching_divergences(logits_PBC))
+    torch.testing.assert_close(teaching_divergences(shifted, 1.0), teaching_divergences(logits_PBC, 1.0))
 
 
 def test_divergences_of_certain_peers_are_finite() -> None:
     certain = torch.tensor([[[200.0, 0.0, -200.0]], [[-200.0, 0.0, 200.0]]])
-    torch.testing.assert_close(teaching_divergences(certain), torch.tensor([[0.0, 400.0], [400.0, 0.0]]))
+    torch.testing.assert_close(teaching_divergences(certain, 1.0), torch.tensor([[0.0, 400.0], [400.0, 0.0]]))
 
 
 def test_identical_peers_leave_only_cross_entropy(labels_B: Tensor) -> None:
     z_BC = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    losses_P = wml_losses(z_BC.expand(3, 5, 6), labels_B, ALPHA)
+    losses_P = wml_losses(z_BC.expand(3, 5, 6), labels_B, ALPHA, 1.0)
     torch.testing.assert_close(losses_P, ((1 - ALPHA) * F.cross_entropy(z_BC, labels_B)).expand(3))
 
 
 def test_one_peer_teaches_nobody(logits_PBC: Tensor, labels_B: Tensor) -> None:
-    losses_P = wml_losses(logits_PBC[:1], labels_B, ALPHA)
+    losses_P = wml_losses(logits_PBC[:1], labels_B, ALPHA, 1.0)
     torch.testing.assert_close(losses_P, (1 - ALPHA) * cross_entropies(logits_PBC[:1], labels_B))
 
 
 def test_no_gradient_reaches_the_teacher(logits_PBC: Tensor) -> None:
     logits_PBC.requires_grad_()
-    divergence_PP = teaching_divergences(logits_PBC)
+    divergence_PP = teaching_divergences(logits_PBC, 1.0)
     p_PBC = logits_PBC.detach().softmax(-1)
     for i in range(4):
         for j in range(4):
@@ -102,7 +102,7 @@ def test_no_gradient_reaches_the_teacher(logits_PBC: Tensor) -> None:
 
 def test_gradient_of_a_peers_loss_in_closed_form(logits_PBC: Tensor, labels_B: Tensor) -> None:
     logits_PBC.requires_grad_()
-    (gradient_PBC,) = torch.autograd.grad(wml_losses(logits_PBC, labels_B, ALPHA)[1], logits_PBC)
+    (gradient_PBC,) = torch.autograd.grad(wml_losses(logits_PBC, labels_B, ALPHA, 1.0)[1], logits_PBC)
     p_PBC = logits_PBC.detach().softmax(-1)
     expected = ALPHA * (p_PBC - p_PBC[1]) / 5
     expected[1] = (1 - ALPHA) * (p_PBC[1] - F.one_hot(labels_B, 6)) / 5
@@ -128,6 +128,6 @@ def test_gradcheck_of_what_a_student_learns(logits_PBC: Tensor, student: int) ->
     def taught(z_BC: Tensor) -> Tensor:
         """KL(p_i ‖ p_student) of every teacher i, the teachers held fixed."""
         rows = [z_BC if peer == student else fixed for peer, fixed in enumerate(logits_PBC)]
-        return teaching_divergences(torch.stack(rows))[:, student]
+        return teaching_divergences(torch.stack(rows), 1.0)[:, student]
 
     assert torch.autograd.gradcheck(taught, logits_PBC[student].clone().requires_grad_())

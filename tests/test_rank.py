@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import wmlc
 from wmlc.cli import main
-from wmlc.compress.budgets import SENSITIVITY
 from wmlc.compress.config import CHOICES, settle
 from wmlc.compress.learn.place import Device
 from wmlc.compress.prepare import Prepared, cut_anew, prepare
@@ -28,6 +27,7 @@ from wmlc.data import open_data
 from wmlc.errors import InputError
 from wmlc.models.zoo import build_network
 from wmlc.run import data_config
+from wmlc.settings import SENSITIVITY
 
 CPU = Device("cpu", bf16=False)
 

@@ -65,7 +65,7 @@ def scored(data: str, arch: str, saliency: str) -> Scored:
     scores = parameter_saliency(full, batch, labels, saliency)
     traced = trace_channels(full, torch.zeros(1, *noise.record.input_shape))
     groups = groups_of(traced, full)  # which test_prune.py has proven of these networks
-    graph = graph_of(full, traced, groups, out_of_groups(traced, full, groups))
+    graph = graph_of(full, traced, groups, out_of_groups(traced, full, groups), blocks=[])
     return score_channels(graph, scores, saliency, list(dict(full.named_children())))
 
 

@@ -22,6 +22,7 @@ from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient
 from wmlc.compress.learn.train import _reweigh
 from wmlc.compress.learn.watch import Watch
 
+CPU = Device("cpu", bf16=False)
 ALPHA, INNER_LR = 0.1, 0.05
 WEIGHT_P = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
 
@@ -53,7 +54,7 @@ class Problem:
 
     def inner_gradient(self, weight_P: Tensor) -> list[Tensor]:
         logits_PBC, parameters = self.logits(self.train[0])
-        return list(torch.autograd.grad(weight_P @ wml_losses(logits_PBC, self.train[1], ALPHA), parameters))
+        return list(torch.autograd.grad(weight_P @ wml_losses(logits_PBC, self.train[1], ALPHA, 1.0), parameters))
 
     def outer(self, weight_P: Tensor, inner_weight_P: Tensor) -> tuple[Tensor, list[nn.Parameter]]:
         """L2(θ − γ ∇_θ L1(θ, `inner_weight_P`), `weight_P`)."""
@@ -69,7 +70,7 @@ class Problem:
         aligned = []
         for peer in range(len(weight_P)):
             logits_PBC, parameters = self.logits(self.train[0])
-            loss = wml_losses(logits_PBC, self.train[1], ALPHA)[peer]
+            loss = wml_losses(logits_PBC, self.train[1], ALPHA, 1.0)[peer]
             own = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             aligned.append(sum((a * b).sum() for a, b in zip(outer_gradient, own, strict=True)))
         return direct_P - INNER_LR * torch.stack(aligned)
@@ -78,8 +79,9 @@ class Problem:
         names = [name for name, _ in self.family.named_parameters()]
         inner = dict(zip(names, self.inner_gradient(weight_P), strict=True))
         return peer_weight_gradient(
-            self.family, self.train, self.held_out, weight_P, inner, alpha=ALPHA, inner_lr=INNER_LR
-        )
+            self.family, self.train, self.held_out, weight_P, inner,
+            alpha=ALPHA, temperature=1.0, inner_lr=INNER_LR, device=CPU,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,10 @@ def test_where_an_operation_has_no_forward_mode_two_passes_give_the_same(
 
 def test_without_an_inner_step_only_the_direct_part_is_left(resnet: Problem) -> None:
     zeros = {name: torch.zeros_like(parameter) for name, parameter in resnet.family.named_parameters()}
-    got = peer_weight_gradient(resnet.family, resnet.train, resnet.held_out, WEIGHT_P, zeros, alpha=ALPHA, inner_lr=0.0)
+    got = peer_weight_gradient(
+        resnet.family, resnet.train, resnet.held_out, WEIGHT_P, zeros,
+        alpha=ALPHA, temperature=1.0, inner_lr=0.0, device=CPU,
+    )  # fmt: skip
     omega_P = WEIGHT_P.clone().requires_grad_()
     logits_PBC, _ = resnet.logits(resnet.held_out[0])
     loss = ensemble_loss(logits_PBC.detach(), resnet.held_out[1], omega_P)
@@ -210,8 +215,9 @@ def test_float32_agrees_with_float64(scored_network: Callable[..., Any], resnet:
     inner = [gradient.float() for gradient in resnet.inner_gradient(WEIGHT_P)]
     train, held_out = ((images.float(), labels) for images, labels in (resnet.train, resnet.held_out))
     got = peer_weight_gradient(
-        family, train, held_out, WEIGHT_P.float(), dict(zip(names, inner, strict=True)), alpha=ALPHA, inner_lr=INNER_LR
-    )
+        family, train, held_out, WEIGHT_P.float(), dict(zip(names, inner, strict=True)),
+        alpha=ALPHA, temperature=1.0, inner_lr=INNER_LR, device=CPU,
+    )  # fmt: skip
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), resnet.by_jvp(WEIGHT_P), rtol=1e-3, atol=1e-5)
 

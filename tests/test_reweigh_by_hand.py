@@ -20,7 +20,7 @@ from toy_family import (
 
 from wmlc.compress.config import settle
 from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
-from wmlc.compress.learn.methods import METHODS, Taught
+from wmlc.compress.learn.methods import Taught
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import mirror_step
 from wmlc.compress.learn.state import TrainState
@@ -88,12 +88,12 @@ def test_weights_of_sources_take_a_step_down_their_own_gradient() -> None:
 
 
 def test_sources_begin_alike_by_their_losses_or_with_the_teacher_alone() -> None:
-    family, teacher, data = toy_family(2), Teacher(toy_family(1, seed=1), CPU), ToyData()
+    family, teacher, data = toy_family(2), Teacher(toy_family(1, seed=1), CPU, 0, False, False), ToyData()
 
     def begun(method: str, kept: list[list[float]] | None = None) -> Tensor | None:
         state = TrainState("family", [0.5, 0.5], teaching=kept or [])
         config = settle({**FROM_START, "method": method})
-        return _teaching(family, data, config, METHODS[method], state, CPU, teacher)
+        return _teaching(family, data, config, state, CPU, teacher)
 
     torch.testing.assert_close(begun("wml-p"), alike(2, True, ALPHA))
     torch.testing.assert_close(begun("kd"), from_teacher(2, ALPHA))

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from training import stopping, train
 
 from wmlc.compress import session
-from wmlc.compress.budgets import LATENCY
-from wmlc.compress.describe import print_losses
+from wmlc.compress.describe import print_sensitivities
 from wmlc.compress.latency import plan_for_latency, priced
 from wmlc.compress.widths import sensitivity
 from wmlc.compress.widths.choose import Asked, Scored, choose_widths
@@ -33,6 +32,7 @@ from wmlc.errors import Stopped
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.resizable import Resizable
 from wmlc.run import Run, read_config, read_family
+from wmlc.settings import LATENCY
 
 SHAPE, CLASSES, WIDTH = (3, 8, 8), 5, 16
 
@@ -134,10 +134,10 @@ def test_what_a_block_does_not_add_goes_first_and_the_plan_says_so(capsys: pytes
     lost = {each.group: each for each in by_answers.sensitivity}
     assert lost["idle.one"].nats == [0.0] * 8 and lost["idle.one"].units == list(sizes.levels[2])
     assert min(lost["busy.one"].nats[0], lost["stem.0"].nats[0]) > 0.01
-    print_losses(own.losses)
+    print_sensitivities(own.sensitivities)
     said = " ".join(capsys.readouterr().out.split())
     assert "by about half of a group's channels: most stem.0 " in said and said.endswith("; least idle.one 0")
-    print_losses(even.losses)
+    print_sensitivities(even.sensitivities)
     assert not capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ from training import SMALL
 from wmlc.compress import rate
 from wmlc.compress.begin import open_for_start
 from wmlc.compress.config import settle, untaught
-from wmlc.compress.finetune import as_long_as, of_second_half, planned_macs, spending_of
+from wmlc.compress.finetune import as_long_as, fine_tuning, planned_macs, spending_of
 from wmlc.compress.learn.family import family_of_one
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.spending import Spending
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def own(self) -> TrainConfig:
-        return of_second_half(self.config) if self.config.method == "prune-finetune" else self.config
+        return fine_tuning(self.config) if self.config.method == "prune-finetune" else self.config
 
     def macs(self) -> float:
         """Of the peers; and of the unpruned network, where the method trains that first."""
@@ -298,9 +298,9 @@ def test_fine_tuning_has_its_own_rate_and_length_and_no_warm_up(given: float | N
     config = settle(
         {"method": "prune-finetune", "lr": 0.4, "warmup_epochs": 2.0, "epochs": 9, "finetune_epochs": 3, "finetune_lr": given}
     )  # fmt: skip
-    half = of_second_half(config)
+    half = fine_tuning(config)
     assert (half.lr, half.warmup_epochs, half.epochs) == (expected, 0.0, 3)
-    assert of_second_half(dataclasses.replace(config, finetune_epochs=None)).epochs == 9
+    assert fine_tuning(dataclasses.replace(config, finetune_epochs=None)).epochs == 9
 
 
 def test_each_trial_of_a_rate_begins_with_the_weights_that_the_run_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:

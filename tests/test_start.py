@@ -23,7 +23,7 @@ from wmlc.errors import InputError
 from wmlc.models.checkpoint import save_network
 from wmlc.models.foreign import build_whole
 from wmlc.models.pixels import Pixels
-from wmlc.models.start import Fitted, fit_start, imagenet_wnids, read_start, start_name
+from wmlc.models.start import Fitted, fit_start, imagenet_wnids, read_start, start_name, start_pixels
 from wmlc.models.weights_file import read_weights
 from wmlc.models.zoo import build_network
 from wmlc.records import About, NetworkSpec
@@ -263,7 +263,8 @@ def test_a_network_of_ours_brings_its_pixels_and_classes(tmp_path: Path) -> None
     save_network(network, NetworkSpec(**spec), run.network(BASELINE))
     assert read_start(str(run.root), "resnet20", SMALL).where == f"the baseline of {run.root}"
     start = read_start(str(tmp_path), "resnet20", SMALL)
-    assert start.pixels == Pixels((0.5,) * 3, (0.25,) * 3, (32, 32)) and start.class_names == TEN
+    assert start_pixels(str(tmp_path), "resnet20") == Pixels((0.5,) * 3, (0.25,) * 3, (32, 32))
+    assert start.class_names == TEN
     mine = build_network("resnet20", 3, SMALL)
     assert fit_start(mine, start, TEN[4:1:-1], SMALL).head == "rows"
     assert torch.equal(mine.get_parameter("head.fc.bias"), network.get_parameter("head.fc.bias")[[4, 3, 2]])
@@ -294,8 +295,9 @@ def test_what_its_makers_offer_is_fetched_or_refused_at_once(monkeypatch: pytest
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").touch()
     got = read_start("pretrained", "resnet18", (3, 224, 224))
-    assert got.where == "torchvision's ResNet18_Weights.IMAGENET1K_V1" and got.pixels is not None
-    assert got.pixels.mean == (0.485, 0.456, 0.406) and got.copies[""].keys() == theirs.state_dict().keys()
+    pixels = start_pixels("pretrained", "resnet18")
+    assert got.where == "torchvision's ResNet18_Weights.IMAGENET1K_V1" and pixels is not None
+    assert pixels.mean == (0.485, 0.456, 0.406) and got.copies[""].keys() == theirs.state_dict().keys()
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,15 @@ def prepared(run: Run) -> tuple[Any, Data, PeerFamily]:
     return family_of_one(own.full), data, own.family
 
 
+def plain(network: PeerFamily, features: bool = False) -> Teacher:
+    """A teacher that keeps no answers."""
+    return Teacher(network, CPU, views=0, features=features, compiled=False)
+
+
 def test_an_answer_leaves_the_teacher_as_it_is(prepared: Any) -> None:
     network, data, _ = prepared
     images, _ = next(iter(data.train_batches(64, 0)))
-    before, teacher = {name: t.clone() for name, t in network.state_dict().items()}, Teacher(network, CPU, 0, True)
+    before, teacher = {name: t.clone() for name, t in network.state_dict().items()}, plain(network, features=True)
     network.train()
     taught = teacher.answer(images, 0, 0)
     assert not any(module.training for module in network.modules())
@@ -110,14 +115,14 @@ def test_an_answer_leaves_the_teacher_as_it_is(prepared: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(taught.logits_BC, network(images)[0])
     assert list(taught.outputs) == [branch.name for branch in network.branches]
-    assert not Teacher(network, CPU).answer(images, 0, 0).outputs
+    assert not plain(network).answer(images, 0, 0).outputs
 
 
 def test_an_answer_that_is_kept_is_the_one_that_was_given(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network, data, _ = prepared
     walked, walk = [], network.walk
     monkeypatch.setattr(network, "walk", lambda images: walked.append(0) or walk(images))
-    teacher = Teacher(network, CPU, views=2)
+    teacher = Teacher(network, CPU, views=2, features=False, compiled=False)
     given: dict[tuple[int, int], Tensor] = {}
     for epoch in range(5):
         assert teacher.replayed(epoch) == epoch % 2
@@ -127,8 +132,8 @@ def test_an_answer_that_is_kept_is_the_one_that_was_given(prepared: Any, monkeyp
             assert torch.equal(logits_BC, given.setdefault((epoch % 2, index), logits_BC))
     assert len(walked) == len(given) == 2 * STEPS
     assert torch.equal(given[0, 0], network(next(iter(data.train_batches(64, 0)))[0])[0])
-    plain = Teacher(network, CPU)
-    assert plain.replayed(3) == 3 and not plain.knows(0, 0)
+    anew = plain(network)
+    assert anew.replayed(3) == 3 and not anew.knows(0, 0)
 
 
 def test_the_channels_of_an_uncut_copy_are_no_distance_from_the_teachers(run: Run) -> None:
@@ -138,7 +143,7 @@ def test_the_channels_of_an_uncut_copy_are_no_distance_from_the_teachers(run: Ru
     images, labels_B = next(iter(data.train_batches(64, 0)))
     with torch.no_grad():
         logits_PBC, outputs = own.family.eval().walk(images)
-    taught = Teacher(family_of_one(own.full), CPU, features=True).answer(images, 0, 0)
+    taught = plain(family_of_one(own.full), features=True).answer(images, 0, 0)
     distances: dict[int, list[Tensor]] = {1: [], 2: []}
     for branch in own.family.branches:
         if branch.stage != "head":
@@ -158,7 +163,7 @@ def test_those_who_teach_are_judged_on_held_out_images_in_eval_mode(prepared: An
     images, labels_B = data.held_out_batch(64, 0)
     family.train()
     before = {name: tensor.clone() for name, tensor in family.state_dict().items()}
-    loss_T = losses_of_those_who_teach(family, Teacher(network.train(), CPU), (images, labels_B), CPU)
+    loss_T = losses_of_those_who_teach(family, plain(network.train()), (images, labels_B), CPU)
     assert all(module.training for module in family.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in family.state_dict().items())
     family.eval()

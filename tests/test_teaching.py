@@ -17,10 +17,12 @@ from torch import Tensor
 
 from wmlc.compress.config import settle
 from wmlc.compress.learn.losses import channel_distance, cross_entropies, ensemble_loss, source_losses, wml_losses
-from wmlc.compress.learn.methods import METHODS, Forward, Taught, train_loss
+from wmlc.compress.learn.methods import Forward, Taught, train_loss
+from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import source_gradient
 from wmlc.compress.learn.teaching import alike, by_loss, from_teacher, source_step, sources_mask, weighed
 
+CPU = Device("cpu", bf16=False)
 # Two peers and a teacher, one image of class 0. At T = 1: p_1 = (1/2, 1/2), p_2 = (3/4, 1/4), p_t = (9/10, 1/10).
 Z_PBC = torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]], dtype=torch.float64)
 TEACHER_BC = torch.tensor([[math.log(9), 0.0]], dtype=torch.float64)
@@ -88,7 +90,7 @@ def kd_loss(alpha: float, temperature: float, teacher_BC: Tensor, logits_PBC: Te
         nobody, logits_PBC, {}, labels_B, torch.full((peers,), 1 / peers), from_teacher(peers, alpha).double(),
         Taught(teacher_BC, {}),
     )  # fmt: skip
-    return train_loss(forward, config, METHODS["kd"])
+    return train_loss(forward, config)
 
 
 @pytest.mark.parametrize("peers", [1, 3])
@@ -231,12 +233,12 @@ class Problem:
         """The held-out logits one inner step ahead."""
         return self.logits(self.held_out[0], [INNER_LR * each for each in self.inner_gradient(weight_SP)])
 
-    def by_jvp(self, **how: Any) -> tuple[Tensor, Tensor]:
+    def by_jvp(self) -> tuple[Tensor, Tensor]:
         names = [name for name, _ in self.family.named_parameters()]
         inner = dict(zip(names, self.inner_gradient(self.weight_SP), strict=True))
         return source_gradient(
             self.family, self.train, self.teacher_BC, self.held_out, self.omega_P, inner,
-            temperature=TEMPERATURE, inner_lr=INNER_LR, **how,
+            temperature=TEMPERATURE, inner_lr=INNER_LR, device=CPU,
         )  # fmt: skip
 
     @property
@@ -318,7 +320,7 @@ def test_the_family_and_the_random_state_are_left_as_they_were(taught: Problem) 
         parameter.grad = torch.full_like(parameter, 0.5)
     gradient_SP, gradient_P = source_gradient(
         family, taught.train, teacher_BC, taught.held_out, taught.omega_P, inner,
-        temperature=TEMPERATURE, inner_lr=INNER_LR,
+        temperature=TEMPERATURE, inner_lr=INNER_LR, device=CPU,
     )  # fmt: skip
     assert not gradient_SP.requires_grad and not gradient_P.requires_grad
     assert torch.equal(torch.get_rng_state(), random_state) and torch.equal(teacher_BC, teacher_before)
@@ -332,7 +334,7 @@ def test_without_an_inner_step_no_source_serves(taught: Problem) -> None:
     zeros = {name: torch.zeros_like(parameter) for name, parameter in taught.family.named_parameters()}
     gradient_SP, gradient_P = source_gradient(
         taught.family, taught.train, taught.teacher_BC, taught.held_out, taught.omega_P, zeros,
-        temperature=TEMPERATURE, inner_lr=0.0,
+        temperature=TEMPERATURE, inner_lr=0.0, device=CPU,
     )  # fmt: skip
     assert not gradient_SP.any() and gradient_P.std() > 0
 

@@ -19,7 +19,7 @@ import wmlc
 from wmlc.compress import session
 from wmlc.compress.config import settle
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import METHODS, Forward, train_loss
+from wmlc.compress.learn.methods import Forward, train_loss
 from wmlc.compress.learn.place import choose_device
 from wmlc.compress.learn.train import lr_factor
 from wmlc.data import normalise, open_data
@@ -169,14 +169,10 @@ def test_uniform_weights_give_a_private_stage_its_own_gradient() -> None:
     nobody: Any = None  # neither loss looks at the networks
     gradients = [
         torch.autograd.grad(
-            train_loss(
-                Forward(nobody, logits_PBC, {}, labels_B, torch.full((4,), 0.25)),
-                settle({"alpha": 0.0}),
-                METHODS[method],
-            ),
+            train_loss(Forward(nobody, logits_PBC, {}, labels_B, torch.full((4,), 0.25)), settle(own)),
             logits_PBC,
         )[0]
-        for method in ("independent", "wml")
+        for own in ({"method": "independent"}, {"method": "wml", "alpha": 0.0})
     ]
     torch.testing.assert_close(gradients[1], gradients[0])
 

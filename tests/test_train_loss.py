@@ -71,7 +71,7 @@ def test_a_step_descends_the_methods_own_losses(method: str, forward: Forward) -
     settings |= {"alpha": ALPHA} if its.alpha is not None else {}
     settings |= {"temperature": T} if its.temperature is not None else {}
     settings |= {"feature_weight": WEIGHT} if its.features is not None else {}
-    torch.testing.assert_close(train_loss(forward, settle(settings), its), EXPECTED[method](forward))
+    torch.testing.assert_close(train_loss(forward, settle(settings)), EXPECTED[method](forward))
 
 
 def test_a_term_on_features_counts_by_its_weight(forward: Forward) -> None:
@@ -80,5 +80,5 @@ def test_a_term_on_features_counts_by_its_weight(forward: Forward) -> None:
     first, second, largest = (forward.outputs[f"stage1_of_{peer}"] for peer in PEERS)
     term = attention_distance(first, largest) + attention_distance(second, largest)
     expected = EXPECTED["wml"](forward) + WEIGHT * term
-    torch.testing.assert_close(train_loss(forward, config, METHODS["wml"]), expected)
+    torch.testing.assert_close(train_loss(forward, config), expected)
     assert WEIGHT * term > 0.01

@@ -23,7 +23,7 @@ from wmlc.compress import phase, session
 from wmlc.compress.config import settle
 from wmlc.compress.learn import train as learning
 from wmlc.compress.learn.family import family_of_one
-from wmlc.compress.learn.methods import METHODS, Forward, Taught, train_loss
+from wmlc.compress.learn.methods import Forward, Taught, train_loss
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.reweigh import peer_weight_gradient, source_gradient
 from wmlc.compress.learn.sync_norm import synced
@@ -106,19 +106,19 @@ def gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
     (images, labels), (others, their_labels) = train_batch, held_out
     with synced(family, ranks):
         logits_PBC, outputs = family.walk(images.double())
-        train_loss(Forward(family, logits_PBC, outputs, labels, weight_P), config, METHODS["wml"]).backward()
+        train_loss(Forward(family, logits_PBC, outputs, labels, weight_P), config).backward()
         found = {name: own.grad for name, own in family.named_parameters() if own.grad is not None}
         ranks.mean_(list(found.values()))
         found["ω"] = peer_weight_gradient(
             family, (images.double(), labels), (others.double(), their_labels), weight_P, dict(found), alpha=0.1,
-            inner_lr=0.05, autocast=device.autocast, ranks=ranks,
+            temperature=1.0, inner_lr=0.05, device=device,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         by_step = torch.randn(64, 10, generator=generator, dtype=torch.float64)  # a teacher's answers
         found["sources"], found["ω by sources"] = source_gradient(
             family, (images.double(), labels), ranks.own(by_step), (others.double(), their_labels), weight_P,
             {name: own.grad for name, own in family.named_parameters() if own.grad is not None},
-            temperature=2.0, inner_lr=0.05, autocast=device.autocast, ranks=ranks,
+            temperature=2.0, inner_lr=0.05, device=device,
         )  # fmt: skip
         found |= {name: own for name, own in family.named_buffers() if own.is_floating_point()}
     return found
@@ -166,7 +166,7 @@ def test_so_are_those_of_a_family_that_a_start_teaches(tmp_path: Path) -> None:
                 family, logits_PBC, own_outputs, labels, torch.full((2,), 0.5), alike(2, True, 0.5),
                 Taught(answer[0], outputs), ranks,
             )  # fmt: skip
-            train_loss(forward, config, METHODS["wml"]).backward()
+            train_loss(forward, config).backward()
         found = {name: own.grad for name, own in family.named_parameters() if own.grad is not None}
         ranks.mean_(list(found.values()))
         return found

@@ -24,6 +24,9 @@ Role = Literal[
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
 AUTO = "auto"  # a learning rate that a run finds itself
 BUDGET = "budget"  # of a peer: the milliseconds that it was cut for
+LATENCY = "latency"  # that a ratio is of: milliseconds, measured on this machine
+SENSITIVITY = "sensitivity"  # a budget: by what a trained network's answers lose, measured
+ENGINE_SETTINGS = ("engine", "latency_precision", "latency_device", "threads", "batch", "latency_tables")
 TRAINED_ON = "trained"  # a baseline: the start, trained on for as long as the family
 CALLERS_ARCH = "WMLC_ARCH"  # in the environment: code of the caller's own, which they have named (--arch)
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # how pydantic reads settings and records
@@ -47,8 +50,8 @@ def option_of(config: Any, name: str) -> str:
     return config.__dataclass_fields__[name].metadata["flag"] or f"--{name.replace('_', '-')}"
 
 
-DATA, FAMILY, LATENCY, TEACHING, TRAINING = "Data", "Family", "Latency", "Teaching", "Training"
-OF_WIDTHS = (FAMILY, LATENCY)  # the headings of what decides them, images apart
+DATA, FAMILY, LATENCY_HEADING, TEACHING, TRAINING = "Data", "Family", "Latency", "Teaching", "Training"
+OF_WIDTHS = (FAMILY, LATENCY_HEADING)  # the headings of what decides them, images apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,24 +126,24 @@ class TrainConfig:
     ratio_of: str = setting("params", "What a ratio is a share of.", role="family", group=FAMILY, common=True)
     max_latency_ms: tuple[float, ...] = setting(
         (), "Instead of ratios: the milliseconds that each peer may take, as measured on this machine.",
-        role="family", group=LATENCY, common=True, metavar="MS,MS,…",
+        role="family", group=LATENCY_HEADING, common=True, metavar="MS,MS,…",
     )  # fmt: skip
     paid_out: float | None = setting(
         None, "Each peer's speed-up is this many times its saving of MACs, at the least; 1: in full.",
-        role="family", group=LATENCY, shown="what loses least",
+        role="family", group=LATENCY_HEADING, shown="what loses least",
     )  # fmt: skip
     engine: str = setting(
         "ort", "What shall run the peers, where a latency or a share of one is asked for.", role="family",
-        group=LATENCY, metavar="ort|openvino|torch|trt|…",
+        group=LATENCY_HEADING, metavar="ort|openvino|torch|trt|…",
     )  # fmt: skip
     latency_precision: str = setting(
-        "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY
+        "fp32", "Arithmetic in the files that are timed, and are to be served.", role="family", group=LATENCY_HEADING
     )
-    latency_device: str = setting("auto", "Where the engine runs.", role="family", group=LATENCY)
-    threads: int = setting(1, "CPU threads of the engine.", role="family", group=LATENCY)
-    batch: int = setting(1, "Images a call to the engine.", role="family", group=LATENCY)
+    latency_device: str = setting("auto", "Where the engine runs.", role="family", group=LATENCY_HEADING)
+    threads: int = setting(1, "CPU threads of the engine.", role="family", group=LATENCY_HEADING)
+    batch: int = setting(1, "Images a call to the engine.", role="family", group=LATENCY_HEADING)
     latency_tables: str | None = setting(
-        None, "Where 'wmlc latency' has put its tables.", role="place", group=LATENCY, metavar="DIR",
+        None, "Where 'wmlc latency' has put its tables.", role="place", group=LATENCY_HEADING, metavar="DIR",
         shown="the user's cache",
     )  # fmt: skip
     saliency: str = setting("snip", "Score that decides what is cut of random weights.", role="family", group=FAMILY)

@@ -15,6 +15,7 @@ from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import gated_ensemble
 from wmlc.compress.widths.outputs import OutputChannels
 from wmlc.errors import InputError
+from wmlc.models.head import own_modes
 from wmlc.records import Branch
 
 GATE = "gate"
@@ -149,12 +150,9 @@ def _trunk(family: PeerFamily) -> Branch:
 
 def _output_shapes(family: PeerFamily, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     """The shape of what each branch puts out for one image; the family is run once, in eval mode."""
-    training = {name: module.training for name, module in family.named_modules()}
     example = torch.zeros(1, *input_shape, device=next(family.parameters()).device)
-    with torch.no_grad():
+    with own_modes(family), torch.no_grad():
         _, outputs = family.eval().walk(example)
-    for name, module in family.named_modules():
-        module.training = training[name]
     return {name: tuple(output.shape) for name, output in outputs.items()}
 
 

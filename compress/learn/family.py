@@ -127,12 +127,16 @@ def build_family(
     former: str | None = None
     for stage, level in zip(dict(full.named_children()), tree, strict=True):
         for peers in level:
-            name = f"{stage}_of_{'_'.join(map(str, peers))}"
+            name = _branch_name(stage, peers)
             parent = next((b.name for b in branches if peers[0] in b.peers and b.stage == former), None)
             branches.append(Branch(name, stage, peers, parent))
             modules[name] = networks[peers[-1] - 1].get_submodule(stage)
         former = stage
     return PeerFamily(branches, modules, mean_joins)
+
+
+def _branch_name(stage: str, peers: tuple[int, ...]) -> str:
+    return f"{stage}_of_{'_'.join(map(str, peers))}"
 
 
 def twins(widths: list[PeerWidths]) -> tuple[int, int] | None:
@@ -158,12 +162,12 @@ def build_exits(full: nn.Sequential, input_shape: tuple[int, int, int]) -> PeerF
             "choose another network, or another method than self-distillation"
         )
     peers = tuple(range(1, len(stages) + 1))
-    branches = [Branch(f"{stem}_of_{'_'.join(map(str, peers))}", stem, peers, None)]
+    branches = [Branch(_branch_name(stem, peers), stem, peers, None)]
     modules: dict[str, nn.Module] = {branches[0].name: full.get_submodule(stem)}
     trunk = branches[0].name
     for number, stage in enumerate(stages, 1):
         serves = peers[number - 1 :]
-        name, head = f"{stage}_of_{'_'.join(map(str, serves))}", f"head_of_{number}"
+        name, head = _branch_name(stage, serves), _branch_name("head", (number,))
         branches += [Branch(name, stage, serves, trunk), Branch(head, "head", (number,), name)]
         modules[name] = full.get_submodule(stage)
         modules[head] = end_at_exit(full, number, input_shape).get_submodule("head")

@@ -23,7 +23,7 @@ def cross_entropies(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     return each_PB.view(peers, batch).mean(1)
 
 
-def teaching_divergences(logits_PBC: Tensor, temperature: float = 1.0) -> Tensor:
+def teaching_divergences(logits_PBC: Tensor, temperature: float) -> Tensor:
     """T² KL(p_i ‖ p_j) for every teacher i and student j, mean over the batch; [P, P], zero diagonal."""
     peers, batch, classes = logits_PBC.shape
     logp_PX = F.log_softmax(logits_PBC / temperature, dim=-1).reshape(peers, batch * classes)
@@ -57,7 +57,7 @@ def source_losses(logits_PBC: Tensor, teacher_BC: Tensor | None, labels_B: Tenso
     return torch.cat([own_P[None], by_teacher_P[None], taught_PP])
 
 
-def wml_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+def wml_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float) -> Tensor:
     """Weighted mutual learning (paper, section 3.2): what each peer's weight multiplies; [P].
 
         ℓ_i = (1 − α) CE(z_i, Y) + α Σ_{j≠i} T² KL(p_i ‖ p_j)
@@ -74,7 +74,7 @@ def ensemble_loss(logits_PBC: Tensor, labels_B: Tensor, weight_P: Tensor) -> Ten
     return F.cross_entropy(torch.einsum("p,pbc->bc", weight_P, logits_PBC), labels_B)
 
 
-def dml_losses(logits_PBC: Tensor, labels_B: Tensor, temperature: float = 1.0) -> Tensor:
+def dml_losses(logits_PBC: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
     """Deep mutual learning (Zhang et al., CVPR 2018, eq. 8): each peer learns from all others; [P].
 
         ℓ_j = CE(z_j, Y) + 1 / (P − 1) Σ_{i≠j} T² KL(p_i ‖ p_j)
@@ -91,7 +91,7 @@ def gated_ensemble(logits_PBC: Tensor, gate_BP: Tensor) -> Tensor:
     return torch.einsum("bp,pbc->bc", gate_BP, logits_PBC)
 
 
-def one_losses(logits_PBC: Tensor, labels_B: Tensor, gate_BP: Tensor, temperature: float = 3.0) -> Tensor:
+def one_losses(logits_PBC: Tensor, labels_B: Tensor, gate_BP: Tensor, temperature: float) -> Tensor:
     """On-the-fly native ensemble (Lan et al., NeurIPS 2018, eq. 6): the branches learn from their gated mix; [P + 1].
 
         ℓ_i = CE(z_i, Y) + T² KL(p_e ‖ p_i),  ℓ_{P+1} = CE(z_e, Y),  z_e = Σ_i g_i z_i
@@ -104,7 +104,7 @@ def one_losses(logits_PBC: Tensor, labels_B: Tensor, gate_BP: Tensor, temperatur
     return torch.cat([own_P, F.cross_entropy(teacher_BC, labels_B)[None]])
 
 
-def cl_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float = 0.5, temperature: float = 2.0) -> Tensor:
+def cl_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float) -> Tensor:
     """Collaborative learning (Song & Chai, NeurIPS 2018, eq. 3 and 4): a head learns from the other heads' mean; [P].
 
         ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(q_j ‖ p_j),  q_j = softmax(Σ_{i≠j} z_i / ((P − 1) T))
@@ -121,9 +121,7 @@ def cl_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float = 0.5, temperat
     return (1 - alpha) * own_P + alpha * taught_P
 
 
-def self_distillation_losses(
-    logits_PBC: Tensor, labels_B: Tensor, alpha: float = 0.1, temperature: float = 3.0
-) -> Tensor:
+def self_distillation_losses(logits_PBC: Tensor, labels_B: Tensor, alpha: float, temperature: float) -> Tensor:
     """Be your own teacher (Zhang et al., ICCV 2019, eq. 2 and 3): the deepest exit, the last one, teaches; [P].
 
         ℓ_j = (1 − α) CE(z_j, Y) + α T² KL(p_P ‖ p_j) for j < P,  ℓ_P = CE(z_P, Y)

@@ -231,7 +231,6 @@ METHODS = {
     ),
     "prune-finetune": Method(_labels_alone, share="none", cuts_trained=True),  # train, cut by magnitude, fine-tune
 }  # fmt: skip
-ALONE = METHODS["independent"]  # how a baseline is trained
 
 FEATURE_TERMS = {  # of --feature-loss
     "hints": FeatureTerm(100.0, _hints, regressors=True),
@@ -245,12 +244,12 @@ def feature_term(method: Method, feature_loss: str | None) -> FeatureTerm | None
     return method.features or FEATURE_TERMS.get(feature_loss or "none")
 
 
-def train_loss(forward: Forward, config: TrainConfig, method: Method) -> Tensor:
+def train_loss(forward: Forward, config: TrainConfig) -> Tensor:
     """The scalar that a step descends: the method's losses, and a feature term if there is one.
 
     One peer alone learns from the labels, whatever the method, unless a frozen teacher is there.
     """
-    alpha, temperature = config.alpha or 0.0, config.temperature or 1.0
+    method, alpha, temperature = METHODS[config.method], config.alpha or 0.0, config.temperature or 1.0
     if len(forward.weight_P) == 1 and forward.teacher is None:
         return _labels_alone(forward, alpha, temperature)
     if forward.teaching_SP is not None:

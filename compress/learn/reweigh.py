@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wmlc.compress.learn.family import PeerFamily
 from wmlc.compress.learn.losses import cross_entropies, ensemble_loss, source_losses, wml_losses
 from wmlc.compress.learn.norm_tangent import FusedTangents
-from wmlc.ranks import SOLO, Ranks
+from wmlc.compress.learn.place import Device
 
 STEP = 1e-5  # of the parameters' length: how far central differences go, where float32 still tells losses apart
 TINY = 1e-30
@@ -34,10 +34,9 @@ def peer_weight_gradient(
     inner_gradients: dict[str, Tensor],
     *,
     alpha: float,
-    temperature: float = 1.0,
+    temperature: float,
     inner_lr: Tensor | float,
-    autocast: Callable[[], torch.autocast] | None = None,
-    ranks: Ranks = SOLO,
+    device: Device,
 ) -> Tensor:
     """The gradient of the outer objective with respect to the peer weights; [P].
 
@@ -51,17 +50,17 @@ def peer_weight_gradient(
     Args: `inner_gradients` is ∇_θ L1 by parameter name, on the batch `train` (a training step has it at
     hand); `inner_lr` is γ. The family is evaluated as it is, batch norm in training mode included, but that a
     single held-out image has no statistics of its own, so that the running ones normalise it. The family's
-    parameters, gradients, running statistics, modes and the random state are left as they were. Several `ranks` have
-    each a part of both batches, as large as the others'; what they get is of the whole.
+    parameters, gradients, running statistics, modes and the random state are left as they were. Several ranks of the
+    `device` have each a part of both batches, as large as the others'; what they get is of the whole.
     """
     omega_P = weight_P.detach().clone().requires_grad_()
     direct_P, plain_PBC, tangent_PBC = _look_ahead(
-        family, train[0], held_out, inner_gradients, inner_lr, autocast, ranks,
+        family, train[0], held_out, inner_gradients, inner_lr, device,
         lambda logits_PBC: ensemble_loss(logits_PBC, held_out[1], omega_P), omega_P,
     )  # fmt: skip
     aligned_P = _derivative(lambda z_PBC: wml_losses(z_PBC, train[1], alpha, temperature), plain_PBC, tangent_PBC)
     gradient_P = direct_P - inner_lr * aligned_P
-    ranks.mean_([gradient_P])
+    device.ranks.mean_([gradient_P])
     return gradient_P
 
 
@@ -73,10 +72,9 @@ def source_gradient(
     weight_P: Tensor,
     inner_gradients: dict[str, Tensor],
     *,
-    temperature: float = 1.0,
+    temperature: float,
     inner_lr: Tensor | float,
-    autocast: Callable[[], torch.autocast] | None = None,
-    ranks: Ranks = SOLO,
+    device: Device,
 ) -> tuple[Tensor, Tensor]:
     """How each source of each student serves the students on held-out images; [S, P], and [P] of the ensemble.
 
@@ -90,32 +88,32 @@ def source_gradient(
     ω, directly, at θ'.
     """
     omega_P = weight_P.detach().clone().requires_grad_()
-    ensembles: list[Tensor] = []
 
     def outer(logits_PBC: Tensor) -> Tensor:
-        ensembles.append(ensemble_loss(logits_PBC.detach(), held_out[1], omega_P))
-        return cross_entropies(logits_PBC, held_out[1]).sum()
+        """L2, which has a gradient by θ' alone, and the loss of the ensemble of detached logits, which has one by ω."""
+        ensemble = ensemble_loss(logits_PBC.detach(), held_out[1], omega_P)
+        return cross_entropies(logits_PBC, held_out[1]).sum() + ensemble
 
-    _, plain_PBC, tangent_PBC = _look_ahead(
-        family, train[0], held_out, inner_gradients, inner_lr, autocast, ranks, outer, omega_P
+    direct_P, plain_PBC, tangent_PBC = _look_ahead(
+        family, train[0], held_out, inner_gradients, inner_lr, device, outer, omega_P
     )
     aligned_SP = _derivative(
         lambda z_PBC: source_losses(z_PBC, teacher_BC, train[1], temperature), plain_PBC, tangent_PBC
     )
-    (direct_P,) = torch.autograd.grad(ensembles[-1], omega_P)
     gradient_SP = -inner_lr * aligned_SP
-    ranks.mean_([gradient_SP, direct_P])
+    device.ranks.mean_([gradient_SP, direct_P])
     return gradient_SP, direct_P
 
 
 def _look_ahead(
     family: PeerFamily, images_BCHW: Tensor, held_out: Batch, inner_gradients: dict[str, Tensor],
-    inner_lr: Tensor | float, autocast: Callable[[], torch.autocast] | None, ranks: Ranks,
-    outer: Callable[[Tensor], Tensor], weight_P: Tensor,
+    inner_lr: Tensor | float, device: Device, outer: Callable[[Tensor], Tensor], weight_P: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradient of `outer` (of the held-out logits) at θ' by ω, [P], and what `images_BCHW` make of it by θ'.
+    """The gradients of the outer problem one step ahead, at θ' = θ − γ ∇_θ L1.
 
-    That is the logits [P, B, C] at θ, and their derivative along ∇_θ outer(θ').
+    Args: `outer` makes a scalar of the held-out logits, in which ω (`weight_P`) may be.
+    Returns: ∂outer/∂ω at θ' [P]; the logits of `images_BCHW` at θ [P, B, C]; their derivative along ∇_θ' outer
+    [P, B, C].
     """
     parameters = {  # what serves teaching alone is no part of the logits, and what got no gradient does not move
         name: parameter.detach()
@@ -123,11 +121,10 @@ def _look_ahead(
         if not name.startswith("extras.") and name in inner_gradients
     }
     devices = [weight_P.device] if weight_P.device.type == "cuda" else []
-    autocast = autocast or (lambda: torch.autocast(weight_P.device.type, enabled=False))
 
     def logits(at: dict[str, Tensor], images: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in family.named_buffers()}
-        with torch.random.fork_rng(devices), autocast():
+        with torch.random.fork_rng(devices), device.autocast():
             result = functional_call(family, (at, buffers), (images,))
         return result if result.dtype == torch.float64 else result.float()
 
@@ -139,7 +136,7 @@ def _look_ahead(
     direct_P, *direction = torch.autograd.grad(
         loss, [weight_P, *stepped.values()], allow_unused=True, materialize_grads=True
     )
-    ranks.mean_(direction)
+    device.ranks.mean_(direction)
     plain_PBC, tangent_PBC = _along(
         lambda at: logits(at, images_BCHW), parameters, dict(zip(parameters, direction, strict=True))
     )

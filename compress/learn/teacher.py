@@ -22,9 +22,7 @@ class Teacher:
     the images of the epoch that `replayed` names.
     """
 
-    def __init__(
-        self, network: PeerFamily, device: Device, views: int = 0, features: bool = False, compiled: bool = False
-    ) -> None:
+    def __init__(self, network: PeerFamily, device: Device, views: int, features: bool, compiled: bool) -> None:
         self.network, self.device, self.views, self.features = network, device, views, features
         self._walk = torch.compile(network.walk, dynamic=False) if compiled else network.walk
         self._kept: dict[tuple[int, int], Tensor] = {}

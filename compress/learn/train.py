@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wmlc.compress.learn.extras import ensembles
 from wmlc.compress.learn.family import PeerFamily
-from wmlc.compress.learn.methods import Forward, Method, Taught, train_loss
+from wmlc.compress.learn.methods import METHODS, Forward, Taught, train_loss
 from wmlc.compress.learn.place import Device, seed_all
 from wmlc.compress.learn.reweigh import mirror_step, peer_weight_gradient, source_gradient
 from wmlc.compress.learn.spending import Spending
@@ -98,22 +98,22 @@ def epochs_of(config: TrainConfig, steps_an_epoch: int) -> int:
     return math.ceil(steps_of(config, steps_an_epoch) / steps_an_epoch)
 
 
-def reweighs(method: Method, peers: int, taught: bool) -> bool:
+def reweighs(config: TrainConfig, peers: int, taught: bool) -> bool:
     """Whether the weights are learned: where there are several peers, or a frozen teacher and the labels."""
-    return method.reweighs and (peers > 1 or taught)
+    return METHODS[config.method].reweighs and (peers > 1 or taught)
 
 
-def sources_of(config: TrainConfig, method: Method, peers: int, taught: bool) -> int:
+def sources_of(config: TrainConfig, peers: int, taught: bool) -> int:
     """How many sources each peer learns from, itself counted; 0 where these have no weights of their own.
 
     Args: whether there is a frozen teacher.
     """
-    weighed = config.weigh == "sources" and method.sources and (peers > 1 or taught)
+    weighed = config.weigh == "sources" and METHODS[config.method].sources and (peers > 1 or taught)
     return weighed and 1 + taught + peers
 
 
 def objective(
-    family: PeerFamily, config: TrainConfig, method: Method, device: Device
+    family: PeerFamily, config: TrainConfig, device: Device
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Taught | None], Tensor]:
     """What a training step descends: (images, class ids, ω, the weights of sources, what the teacher says) → a scalar.
 
@@ -126,14 +126,9 @@ def objective(
         with device.autocast():
             logits_PBC, outputs = family.walk(images)
         forward = Forward(family, logits_PBC.float(), outputs, labels_B, weight_P, teaching_SP, taught, device.ranks)
-        return train_loss(forward, config, method)
+        return train_loss(forward, config)
 
     return torch.compile(loss_of, dynamic=False) if config.compile else loss_of
-
-
-def _cadence(config: TrainConfig) -> int:
-    assert config.reweigh_every is not None  # settled
-    return config.reweigh_every
 
 
 def fit(
@@ -141,7 +136,6 @@ def fit(
     optimizer: torch.optim.SGD,
     data: Data,
     config: TrainConfig,
-    method: Method,
     state: TrainState,
     device: Device,
     teacher: Teacher | None,
@@ -151,8 +145,9 @@ def fit(
 ) -> None:
     """Train `family` from where `state` is to the last step.
 
-    Args: the frozen `teacher` that the method has, if it has one; what a step costs. `on_epoch` gets each epoch's
-    record, after each step `on_step` gets the epoch and the share of it that is done anew.
+    Args: the frozen `teacher` that the method has, if it has one; what a step costs, and after how many the weights
+    move. `on_epoch` gets each epoch's record, after each step `on_step` gets the epoch and the share of it that is done
+    anew.
 
     `state` is advanced in place and holds the weights of the best epoch on the held-out images. The data
     order, augmentation and dropout depend on the seed and the epoch alone, so a run that is stopped
@@ -161,8 +156,8 @@ def fit(
     """
     _agree_on_weights(family, device, "the processes did not begin alike; start them with the same command")
     weight_P = torch.tensor(state.peer_weights, device=device.name)
-    teaching_SP = _teaching(family, data, config, method, state, device, teacher)
-    loss_of = objective(family, config, method, device)
+    teaching_SP = _teaching(family, data, config, state, device, teacher)
+    loss_of = objective(family, config, device)
     steps, total = data.train_steps(config.batch_size), steps_of(config, data.train_steps(config.batch_size))
     for epoch in range(state.epoch, epochs_of(config, steps)):
         start, watch, spent = time.perf_counter(), Watch(epoch, device), 0.0
@@ -186,8 +181,8 @@ def fit(
                 norm = torch.nn.utils.clip_grad_norm_(family.parameters(), config.clip)
                 clipped = (config.clip / (norm + CLIP_ROUNDING)).clamp(max=1.0)
             state.step += 1
-            if reweighs(method, family.peers, taught is not None) and state.step % _cadence(config) == 0:
-                held_out = data.held_out_batch(config.batch_size, state.step // _cadence(config))
+            if spending.cadence and state.step % spending.cadence == 0:
+                held_out = data.held_out_batch(config.batch_size, state.step // spending.cadence)
                 weight_P, teaching_SP = _reweigh(
                     family, (images, labels), taught, held_out, (weight_P, teaching_SP), config, lr, clipped, device,
                     watch,
@@ -233,18 +228,17 @@ def _agree_on_weights(family: PeerFamily, device: Device, advice: str) -> None:
 
 
 def _teaching(
-    family: PeerFamily, data: Data, config: TrainConfig, method: Method, state: TrainState, device: Device,
-    teacher: Teacher | None,
+    family: PeerFamily, data: Data, config: TrainConfig, state: TrainState, device: Device, teacher: Teacher | None
 ) -> Tensor | None:  # fmt: skip
     """The weight of each source of each peer, [S, P], where the method and the settings give sources weights.
 
     A learned one starts by how right those who teach are on held-out images.
     """
-    if not sources_of(config, method, family.peers, teacher is not None):
+    if not sources_of(config, family.peers, teacher is not None):
         return None
     if state.teaching:
         return torch.tensor(state.teaching, device=device.name).T.contiguous()
-    alpha, peers = config.alpha or 0.0, family.peers
+    method, alpha, peers = METHODS[config.method], config.alpha or 0.0, family.peers
     if method.reweighs:
         held_out = data.held_out_batch(evaluation_batch(data), 0)
         teaching_SP = by_loss(losses_of_those_who_teach(family, teacher, held_out, device).cpu(), peers, alpha)
@@ -280,13 +274,13 @@ def _reweigh(
         inner = {name: gradient / (peers * clipped) for name, gradient in gradients.items()}
         gradient_P = peer_weight_gradient(
             family, train, held_out, weight_P, inner, alpha=alpha, temperature=temperature,
-            inner_lr=lr * peers * clipped, autocast=device.autocast, ranks=device.ranks,
+            inner_lr=lr * peers * clipped, device=device,
         )  # fmt: skip
     else:
         teacher_BC = None if taught is None else taught.logits_BC
         gradient_SP, gradient_P = source_gradient(
             family, train, teacher_BC, held_out, weight_P, gradients,
-            temperature=temperature, inner_lr=lr, autocast=device.autocast, ranks=device.ranks,
+            temperature=temperature, inner_lr=lr, device=device,
         )  # fmt: skip
         moved_SP = source_step(teaching_SP, gradient_SP, config.weight_lr or 0.0)
         teaching_SP = torch.where(gradient_SP.isfinite().all(), moved_SP, teaching_SP)

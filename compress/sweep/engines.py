@@ -1,7 +1,6 @@
 """What carries a sweep's runs out: processes on this machine, or Ray on several machines or GPUs.
 
-Ray rather than submitit: in November 2026 Ray's newest release is three weeks old, one comes about every month, and it
-runs on bare machines, clouds and inside a Slurm job; submitit's newest is eleven months old, and it needs Slurm.
+Ray rather than submitit, which needs Slurm: Ray runs on bare machines, on clouds and inside a Slurm job.
 """
 
 from __future__ import annotations

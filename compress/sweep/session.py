@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 from wmlc.arch import needs_caller
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.config import SweepConfig, settle, untaught, with_absolute_paths, without_channels, without_teacher
 from wmlc.compress.sweep.engines import (
     FAILED,
@@ -37,7 +36,7 @@ from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
 from wmlc.run import BASELINE, RUNS, Run, read_config, read_family
-from wmlc.settings import OF_A_BASELINE, OF_WIDTHS, TRAINED_ON, TrainConfig, names_of, names_under
+from wmlc.settings import LATENCY, OF_A_BASELINE, OF_WIDTHS, TRAINED_ON, TrainConfig, names_of, names_under
 from wmlc.table import Table
 
 SIDE = ".sweep"  # beside the runs, and hidden, so that OUT/* are runs only

@@ -6,6 +6,7 @@ a layer's keep is exp(−(x_out + x_in)) and the cap on a layer is a bound on a 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ P_UP = 0.9  # at most this share of any layer's parameters goes, or the layer co
 NEAR = 0.005  # of the full network's size: widths that are no farther from a target are as good as any
 
 
-def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float, cap: float = P_UP) -> np.ndarray:
+def layer_budgets(importance_L: np.ndarray, size_L: np.ndarray, amount: float) -> np.ndarray:
     """Parameters (or MACs) to remove from each layer, adding up to `amount`.
 
-        p_l = min(cap · n_l, λ / I_l),  λ such that Σ p_l = amount
+        p_l = min(P_UP · n_l, λ / I_l),  λ such that Σ p_l = amount
 
-    which is the paper's p_l = P · N · Ĩ_l, Ĩ_l the normalised 1 / I_l, with what the cap refuses spread
+    which is the paper's p_l = P · N · Ĩ_l, Ĩ_l the normalised 1 / I_l, with what that cap refuses spread
     over the other layers by the same rule (water-filling). Args: importance I_l > 0 and size n_l > 0,
-    float [L]; amount ≥ 0. Where even cap · Σ n_l is less than `amount`, every layer is at its cap.
+    float [L]; amount ≥ 0. Where even P_UP · Σ n_l is less than `amount`, every layer is at its cap.
     """
-    limit_L = cap * size_L
+    limit_L = P_UP * size_L
     if amount >= limit_L.sum():
         return limit_L
     share_L = (1 / importance_L) / (1 / importance_L).sum()
@@ -178,8 +179,12 @@ class _Grid:
 
     def fits(self, place: np.ndarray) -> np.ndarray:
         """Whether a layer keeps what the cap leaves it, of places [G] or [N, G]; bool [L] or [N, L]."""
-        least_L = (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - 1e-9
-        return np.asarray(self.graph.layer_sizes(self.counts(place), "params") >= least_L)
+        return np.asarray(self.graph.layer_sizes(self.counts(place), "params") >= self._least_L)
+
+    @functools.cached_property
+    def _least_L(self) -> np.ndarray:
+        """What the cap leaves each layer."""
+        return (1 - P_UP) * self.graph.layer_sizes(self.graph.full, "params") - 1e-9
 
     def nearest(self, away: list[np.ndarray]) -> np.ndarray:
         """The place [G] where `away` [widths], a group's, is least, made wider until all layers fit."""
@@ -214,7 +219,7 @@ def _round(
 
     With `near` as near `counts_G` as it gets, in log-keep, within NEAR of the target or as near to it as without.
     """
-    steps = [_allowed(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)]
+    steps = [allowed_units(group, int(start), divisor) for group, start in zip(graph.groups, start_G, strict=True)]
     widest = max(map(len, steps), default=1)
     table = np.array([own + [own[-1]] * (widest - len(own)) for own in steps]).reshape(len(steps), widest)
     grid = _Grid(graph, table, np.array([len(own) - 1 for own in steps], dtype=int), free_G)
@@ -261,8 +266,11 @@ def _round_near(grid: _Grid, counts_G: np.ndarray, place_G: np.ndarray, away: Si
     return min(found, key=distance)
 
 
-def _allowed(group: ChannelGroup, start: int, divisor: int) -> list[int]:
-    """The units that a group may keep: such that its layer has a multiple of `divisor` channels, or untouched."""
+def allowed_units(group: ChannelGroup, start: int, divisor: int) -> list[int]:
+    """The units that a group may keep, ascending: for a multiple of `divisor` channels in its layer, or all of `start`.
+
+    None is fewer than the cap leaves it.
+    """
     step = divisor // math.gcd(divisor, group.channels)
     least = max(1, math.ceil((1 - P_UP) * group.units - 1e-9))
     return [n for n in range(step, start, step) if n >= least] + [start]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmlc.compress.budgets import LATENCY
 from wmlc.compress.widths.budget import P_UP, choose_counts
 from wmlc.compress.widths.graph import ChannelGraph, channel_importance, left_whole, nothing_to_cut
 from wmlc.compress.widths.knapsack import choose_within
@@ -20,6 +19,7 @@ from wmlc.compress.widths.saliency import importance
 from wmlc.compress.widths.tree import share_choices, sharing_tree
 from wmlc.errors import InputError
 from wmlc.records import Sensitivity
+from wmlc.settings import LATENCY
 
 Node = tuple[int, tuple[int, ...]]  # a stage's depth and the peers that share this copy of it
 
@@ -54,7 +54,7 @@ class Scored:
     sensitivity: list[np.ndarray] | None = None  # per group, what answers lose at each of the levels of `priced` [K]
 
     @property
-    def losses(self) -> list[Sensitivity]:
+    def sensitivities(self) -> list[Sensitivity]:
         """`sensitivity` as it is recorded; of nothing that was measured nothing."""
         if self.sensitivity is None or self.priced is None:
             return []
@@ -214,7 +214,7 @@ def _counts_of_one(
     """
     graph, unit, ratio = scored.graph, asked.ratio_of, asked.ratios[peer - 1]
     importance_L = None if asked.uniform else scored.layer_importance
-    counts_G = graph.full
+    counts_G = graph.full.copy()
     free_G = np.ones(len(graph.groups), dtype=bool)
     trunk_G = np.zeros(len(graph.groups), dtype=bool)
     shared = {scored.stages[depth] for depth, peers in nodes if len(peers) > 1}

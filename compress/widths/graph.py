@@ -159,16 +159,24 @@ class ChannelGraph:
         """Of the whole network, for one image."""
         return round(float(self.size(self.full, "macs")))
 
-    @property
+    @functools.cached_property
     def full(self) -> Counts:
-        """Units of each group before any cut."""
-        return np.array([group.units for group in self.groups], dtype=int)
+        """Units of each group before any cut; read-only."""
+        counts = np.array([group.units for group in self.groups], dtype=int)
+        counts.setflags(write=False)
+        return counts
+
+    @functools.cached_property
+    def _in_blocks(self) -> np.ndarray:
+        """Layers of blocks, and a group of each one's block; int [2, n]."""
+        pairs = [(layer, block.groups[0]) for block in self.blocks for layer in block.layers]
+        return np.array(pairs, dtype=int).reshape(-1, 2).T
 
     def layer_sizes(self, counts: Counts, unit: str) -> np.ndarray:
         """Each layer's parameters or MACs (`unit`) when the groups keep `counts`; float [L] or [N, L]."""
         rows, columns = counts @ self.rows.T + self.fixed_rows, counts @ self.columns.T + self.fixed_columns
-        for block in self.blocks:
-            rows[..., block.layers] *= ~self._without(block, counts)[..., None]
+        layers, groups = self._in_blocks
+        rows[..., layers] *= counts[..., groups] > 0
         if unit == "macs":
             return np.array([layer.unit_macs for layer in self.layers]) * rows * columns
         each = np.array([layer.unit_params for layer in self.layers]) * rows * columns
@@ -269,8 +277,8 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def graph_of(
-    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole] = (),
-    blocks: Sequence[str] = (),
+    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole],
+    blocks: Sequence[str],
 ) -> ChannelGraph:  # fmt: skip
     """What `network` costs at any number of its `groups`' units. Args: its residual `blocks`."""
     parameters = dict(network.named_parameters())

@@ -34,10 +34,10 @@ def choose_within(
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """The units [G] that are worth most within `budget`, and the least cost that was found.
 
-    Those are looked for hard where the narrowest widths are not within the budget, and then they are the units. Where
-    none are found that keep the `least_macs`, a share of all, they are those of the most. Args: what each group is
-    `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of the groups that
-    are not free to be chosen, or of all if that is within the budget.
+    If even the narrowest widths exceed the budget, the cheapest are searched for, and returned if they exceed it too.
+    If no widths keep `least_macs`, a share of the whole network's, those with the most MACs are returned. Args: what
+    each group is `worth` at each of its levels [K], rising, but for the step from none to the fewest; the units of the
+    groups that are not free to be chosen, or of all if that is within the budget.
     """
     key = (budget, least_macs, *(own.tobytes() for own in (start_G, free_G, *worth)))
     if key not in priced.chosen:

@@ -29,7 +29,7 @@ class Priced(abc.ABC):
 
     @functools.cached_property
     def chosen(self) -> dict[tuple[Any, ...], tuple[np.ndarray, float]]:
-        """What was chosen at these prices before: of several peers few are asked for anew at a time."""
+        """Results of `choose_within` by its arguments: corrections ask for the same peers again."""
         return {}
 
     @abc.abstractmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from wmlc.compress.widths.budget import P_UP
+from wmlc.compress.widths.budget import allowed_units
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup
-from wmlc.models.checkpoint import save_stages
-from wmlc.models.residual import left_out
+from wmlc.models.checkpoint import save_stages, spec_of_cut
 from wmlc.models.resizable import LEVELS, Resizable, untrained_spec
-from wmlc.models.stages import Staged, own_names
-from wmlc.models.widths import difference
+from wmlc.models.stages import Staged
 
 
 def resizable(
@@ -34,14 +31,9 @@ def resizable(
         return cut_channels(network, graph.groups, kept).cpu().eval()
 
     def save(counts_G: np.ndarray, directory: Path) -> None:
-        cut, named = build(counts_G), own_names(staged)
-        spec = untrained_spec(
-            arch, arch_args, classes, input_shape,
-            widths=difference(network, cut, named), left_out=left_out(cut, named),
-            stages=staged.cuts if staged else None, unused=staged.unused if staged else (),
-        )  # fmt: skip
+        cut, spec = build(counts_G), untrained_spec(arch, arch_args, classes, input_shape)
         assert isinstance(cut, nn.Sequential)
-        save_stages(cut, spec, directory)
+        save_stages(cut, spec_of_cut(spec, network, cut, staged), directory)
 
     return Resizable(
         arch=arch, arch_args=arch_args, classes=classes, input_shape=input_shape, divisor=divisor,
@@ -54,12 +46,11 @@ def resizable(
 
 def levels_of(group: ChannelGroup, divisor: int) -> list[int]:
     """The units that a group may keep, ascending: multiples of `divisor` channels near its eighths, and all of them."""
-    step = divisor // math.gcd(divisor, group.channels)
-    least = max(1, math.ceil((1 - P_UP) * group.units - 1e-9))
-    allowed = [units for units in range(step, group.units, step) if units >= least]
-    if len(allowed) < LEVELS:
-        return [*allowed, group.units]
-    return sorted({_nearest(allowed, eighths * group.units / LEVELS) for eighths in range(1, LEVELS)} | {group.units})
+    allowed = allowed_units(group, group.units, divisor)
+    if len(allowed) <= LEVELS:
+        return allowed
+    *narrower, full = allowed
+    return sorted({_nearest(narrower, eighths * full / LEVELS) for eighths in range(1, LEVELS)} | {full})
 
 
 def _nearest(allowed: Sequence[int], wanted: float) -> int:

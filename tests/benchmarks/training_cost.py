@@ -62,7 +62,7 @@ def steps_of(
     family.to(device.name)
     images = torch.randn(batch, *shape, **on).to(memory_format=torch.channels_last)
     labels, weight_P = torch.randint(CLASSES, (batch,), **on), torch.full((family.peers,), 1 / family.peers, **on)
-    loss_of = objective(family, config, METHODS["wml"], device)
+    loss_of = objective(family, config, device)
 
     def sgd(network: torch.nn.Module) -> torch.optim.SGD:
         return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
@@ -83,8 +83,8 @@ def steps_of(
     def reweigh() -> None:
         gradients = {name: p.grad for name, p in family.named_parameters() if p.grad is not None}
         peer_weight_gradient(
-            family, (images, labels), (images, labels), weight_P, gradients, alpha=config.alpha or 0.0, inner_lr=1e-3,
-            autocast=device.autocast,
+            family, (images, labels), (images, labels), weight_P, gradients, alpha=config.alpha or 0.0,
+            temperature=config.temperature or 1.0, inner_lr=1e-3, device=device,
         )  # fmt: skip
 
     optimizer = sgd(family)
