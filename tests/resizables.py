@@ -154,7 +154,7 @@ def graph_like(network: Resizable) -> ChannelGraph:
         groups=tuple(group(index, name) for index, name in enumerate(network.groups)),
         layers=tuple(Layer(f"{name}.weight", 1, 4.0**place, 0) for place, name in enumerate(network.layers)),
         rows=network.rows, fixed_rows=network.fixed_rows, columns=network.columns, fixed_columns=network.fixed_columns,
-        unit_params=np.zeros(len(network.groups)), fixed_params=0, other_macs=0,
+        unit_params=np.zeros(len(network.groups)), fixed_params=0, other_macs=0, products={},
     )  # fmt: skip
 
 

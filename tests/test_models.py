@@ -88,7 +88,7 @@ def test_a_depthwise_convolution_costs_one_input_channel_per_output() -> None:
 def test_total_cost_is_the_sum_of_the_layers_and_of_all_parameters() -> None:
     network = build_network("resnet20", 10, (3, 8, 8))
     traced = trace_channels(network, torch.zeros(1, 3, 8, 8))
-    total = Cost(parameters_of(network), sum(traced.macs.values()) + traced.other_macs)
+    total = Cost(parameters_of(network), sum(traced.macs.values()) + sum(own.macs for own in traced.products))
     assert total_cost(network, (3, 8, 8)) == total
 
 

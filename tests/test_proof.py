@@ -14,7 +14,8 @@ from hand_networks import NETWORKS, SHAPE, Halves, Hand, conv, hand_network
 from torch import Tensor, nn
 
 from wmlc.compress.widths.cut import cut_channels
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Number, groups_of
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Number
+from wmlc.compress.widths.grouping import groups_of
 from wmlc.compress.widths.proof import Prover, read_channels
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.errors import InputError
@@ -150,25 +151,41 @@ class Heads(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = self.qkv(tokens).reshape(len(tokens), -1, 3, 2, self.size).permute(2, 0, 3, 1, 4)
-        mixed = (query @ key.transpose(2, 3)).softmax(-1) @ value
-        return tokens + self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.out(self.mixed(query, key, value).transpose(1, 2).flatten(2))
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.transpose(2, 3)).softmax(-1) @ value
+
+
+class Fused(Heads):
+    """The same by torch's own operation, under a scale that does not hang on the size of heads."""
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, scale=0.5)
 
 
 class Headed(Hand):
-    def __init__(self) -> None:
+    """Attention among places, each with a vector that was learned, as a vision transformer's."""
+
+    def __init__(self, kind: type[Heads] = Heads) -> None:
         super().__init__()
-        self.heads, self.up, self.down = Heads(), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.place = nn.Parameter(torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0)))
+        self.heads, self.up, self.down = kind(), nn.Linear(8, 12), nn.Linear(12, 8)
 
     def body(self, x: Tensor) -> Tensor:
-        tokens = self.heads(x.flatten(2).transpose(1, 2))
+        tokens = self.heads(x.flatten(2).transpose(1, 2) + self.place)
         return (tokens + self.down(F.relu(self.up(tokens)))).transpose(1, 2).unflatten(2, (8, 8))
 
 
-def test_a_group_that_only_zeros_can_stand_for_leaves_the_others_proven() -> None:
+@pytest.mark.parametrize("kind", [Heads, Fused])
+def test_a_group_that_only_zeros_can_stand_for_leaves_the_others_proven(kind: type[Heads]) -> None:
     """As queries and keys: copies of them add to their product, which zeros do not."""
-    graph = read_channels(Headed().eval(), SHAPE)
+    graph = read_channels(Headed(kind).eval(), SHAPE)
     assert not graph.left_whole and [group.root for group in graph.groups] == ["a", "heads.qkv", "up"]
     assert graph.groups[1].attributes == (Number("heads", "size", 1),)
+    kept = halves(graph)
+    cost = total_cost(cut_channels(Headed(kind).eval(), graph.groups, kept), SHAPE)
+    assert cost.macs == graph.size(np.array([len(own) for own in kept.values()]), "macs")
 
 
 def wrong(groups: list[ChannelGroup], root: str) -> list[ChannelGroup]:

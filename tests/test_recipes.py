@@ -19,7 +19,7 @@ from wmlc.compress.config import settle, sharing
 from wmlc.compress.prepare import asked_of
 from wmlc.compress.recipes import choose_config, list_recipes, override, own_recipes, read_recipe
 from wmlc.compress.widths.choose import Scored, choose_widths, score_channels
-from wmlc.compress.widths.graph import graph_of, groups_of, out_of_groups
+from wmlc.compress.widths.grouping import graph_of, groups_of, out_of_groups
 from wmlc.compress.widths.saliency import parameter_saliency
 from wmlc.compress.widths.trace import trace_channels
 from wmlc.data import DataConfig

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmlc.compress.widths.trace import Traced
-from wmlc.models.residual import within
 from wmlc.records import Cost
 
 PLAIN_FIRST = "take that off first (torch.nn.utils.parametrize.remove_parametrizations), and save the weights anew"
@@ -19,8 +17,6 @@ COMPUTED = (
     "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
     f"under weight_norm, are none: {PLAIN_FIRST}"
 )
-
-MOST_GROUPS = 3  # of a block that can be left out, as their widths are chosen together
 
 Counts = np.ndarray  # units that each group keeps, int [G], or of several networks [N, G]
 
@@ -140,7 +136,8 @@ class ChannelGraph:
     fixed_columns: np.ndarray
     unit_params: np.ndarray  # of each group's unit besides those in layers: biases, norms; [G]
     fixed_params: int
-    other_macs: int
+    other_macs: int  # that hang on no group
+    products: Mapping[tuple[int, ...], int]  # MACs that are proportional to the units of these groups
     left_whole: tuple[LeftWhole, ...] = ()
     blocks: tuple[Block, ...] = ()
 
@@ -186,6 +183,8 @@ class ChannelGraph:
         """The whole network's parameters or MACs when the groups keep `counts`; float, or [N]."""
         total = self.layer_sizes(counts, unit).sum(-1)
         if unit == "macs":
+            for groups, macs in self.products.items():
+                total = total + macs * (counts[..., list(groups)] / self.full[list(groups)]).prod(-1)
             return total + self.other_macs
         for block in self.blocks:
             total = total - self._without(block, counts) * (counts @ block.unit_params + block.fixed_params)
@@ -213,43 +212,6 @@ class ChannelGraph:
         return np.asarray(counts[..., block.groups[0]] == 0)
 
 
-def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
-    """The groups that a trace of `network` found: units that are alike, made by a layer and read by one."""
-    shapes = {name: tensor.shape for name, tensor in _tensors(network).items()}
-    layers = {name for name in traced.macs if len(shapes[name]) > 1}
-    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = {}
-    for unit in traced.units:
-        signature = tuple(sorted((place, len(positions)) for place, positions in unit.items()))
-        alike.setdefault(signature, []).append(unit)
-    order = {name: index for index, name in enumerate(shapes)}
-    groups = []
-    for units in alike.values():
-        keys = sorted(units[0], key=lambda key: (key[0] not in layers or key[1] == 1, order[key[0]], key[1]))
-        places = tuple(
-            Place(name, dim, torch.tensor([unit[name, dim] for unit in units]), name in layers and dim == 1)
-            for name, dim in keys
-        )
-        makes = places[0].tensor in layers and places[0].dim == 0
-        if len(units) > 1 and makes and any(place.reads for place in places):
-            groups.append(ChannelGroup(places[0].module, len(units), places))
-    return sorted(_named_apart(groups), key=lambda group: order[group.places[0].tensor])
-
-
-def out_of_groups(traced: Traced, network: nn.Module, groups: Sequence[ChannelGroup]) -> list[LeftWhole]:
-    """The layers whose channels are in no group, but for those that make the logits, and why."""
-    made = {place.tensor for group in groups for place in group.places if not place.reads}
-    shapes = {name: tensor.shape for name, tensor in _tensors(network).items()}
-    names = [name for name in traced.macs if name not in made | traced.ends and len(shapes[name]) > 1]
-    operations = ", ".join(name.removeprefix("aten.") for name in traced.unknown)
-    why = f"what {operations} makes of channels is not known" if operations else "they cannot be cut one by one"
-    if operations and any(
-        ".parametrizations." in name or name.endswith(("weight_orig", "weight_g")) for name in shapes
-    ):
-        why += f"; spectral_norm and its like compute weights: {PLAIN_FIRST}"
-    layers = [(name.rpartition(".")[0] or name).partition(".parametrizations.")[0] for name in names]
-    return [LeftWhole((layer,), why) for layer in layers]  # or a parameter, which the network itself may hold
-
-
 def nothing_to_cut(graph: ChannelGraph) -> str:
     """Why a network has no channels that can go."""
     why = "; ".join(f"{', '.join(own.layers[:3])}: {own.why}" for own in graph.left_whole[:3])
@@ -265,74 +227,6 @@ def left_whole(graph: ChannelGraph) -> str:
     return f", and {len(layers)} {verb} all channels, as {layers[0]} does: {graph.left_whole[0].why}"
 
 
-def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """Groups that one layer makes get names of their own."""
-    seen: dict[str, int] = {}
-    named = []
-    for group in groups:
-        seen[group.root] = seen.get(group.root, 0) + 1
-        name = group.root if seen[group.root] == 1 else f"{group.root}#{seen[group.root]}"
-        named.append(ChannelGroup(name, group.units, group.places, group.attributes))
-    return named
-
-
-def graph_of(
-    network: nn.Module, traced: Traced, groups: Sequence[ChannelGroup], left_whole: Sequence[LeftWhole],
-    blocks: Sequence[str],
-) -> ChannelGraph:  # fmt: skip
-    """What `network` costs at any number of its `groups`' units. Args: its residual `blocks`."""
-    parameters = dict(network.named_parameters())
-    layers = []
-    for name, macs in traced.macs.items():
-        weight = parameters.get(name)
-        if weight is not None and weight.ndim > 1:
-            product = weight.shape[0] * weight.shape[1]
-            bias = parameters.get(f"{name.rpartition('.')[0]}.bias")
-            with_bias = bias is not None and bias.shape == weight.shape[:1] and name.endswith(".weight")
-            layers.append(Layer(name, weight.numel() // product, macs / product, int(with_bias)))
-    index = {layer.tensor: k for k, layer in enumerate(layers)}
-    biases = {f"{layer.name}.bias" for layer in layers if layer.row_params}
-    sides = np.zeros((2, len(layers), len(groups)))
-    for g, group in enumerate(groups):
-        for place in group.places:
-            if place.tensor in index and place.dim < 2:
-                sides[place.dim, index[place.tensor], g] += place.positions.shape[1]
-    shapes = np.array([parameters[layer.tensor].shape[:2] for layer in layers], dtype=float).reshape(len(layers), 2)
-    full_G = np.array([group.units for group in groups], dtype=int)
-    besides = {name: own for name, own in parameters.items() if name not in {*index, *biases}}
-    unit_params, fixed_params = _besides_layers(besides, groups)
-    macs_beside = {name: macs for name, macs in traced.macs.items() if name not in index}
-    found = []
-    for block in blocks:
-        inside = [g for g, group in enumerate(groups) if all(within(place.tensor, block) for place in group.places)]
-        own = [k for k, layer in enumerate(layers) if within(layer.tensor, block)]
-        sized = (sides[0][np.ix_(own, inside)] + sides[1][np.ix_(own, inside)]).any(1)
-        if 0 < len(inside) <= MOST_GROUPS and sized.all() and not any(within(name, block) for name in macs_beside):
-            mine = {name: tensor for name, tensor in besides.items() if within(name, block)}
-            found.append(Block(block, tuple(inside), tuple(own), *_besides_layers(mine, groups)))
-    found = [block for block in found if not any(within(other.name, block.name) for other in found)]  # the innermost
-    block_of = {g: block.name for block in found for g in block.groups}
-    return ChannelGraph(
-        groups=tuple(replace(group, block=block_of.get(g, "")) for g, group in enumerate(groups)), layers=tuple(layers),
-        rows=sides[0], fixed_rows=shapes[:, 0] - sides[0] @ full_G,
-        columns=sides[1], fixed_columns=shapes[:, 1] - sides[1] @ full_G,
-        unit_params=unit_params, fixed_params=fixed_params, other_macs=traced.other_macs + sum(macs_beside.values()),
-        left_whole=tuple(left_whole), blocks=tuple(found),
-    )  # fmt: skip
-
-
-def _besides_layers(parameters: Mapping[str, Tensor], groups: Sequence[ChannelGroup]) -> tuple[np.ndarray, int]:
-    """Of `parameters` how many go with each group's unit [G], and how many with none."""
-    unit_params = np.zeros(len(groups))
-    for g, group in enumerate(groups):
-        for place in group.places:
-            if place.tensor in parameters:
-                tensor = parameters[place.tensor]
-                unit_params[g] += place.positions.shape[1] * tensor.numel() // tensor.shape[place.dim]
-    params = sum(parameter.numel() for parameter in parameters.values())
-    return unit_params, params - round(float(unit_params @ [group.units for group in groups]))
-
-
 def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> list[Tensor]:
     """A score for each unit of each group: the sum over every parameter that goes with it."""
     totals = []
@@ -344,7 +238,3 @@ def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> lis
                 total += score[place.positions].reshape(group.units, -1).sum(1)
         totals.append(total)
     return totals
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -122,6 +122,11 @@ class Labels:
                     units.setdefault(root, {}).setdefault((name, dim), []).append(position)
         return units
 
+    def sides_of(self, sides: Sequence[Tensor], roots: np.ndarray) -> list[list[tuple[str, int, int]]]:
+        """Where the labels along some `sides` [size] were given, of those sides whose every position can be cut."""
+        found = [roots[side.numpy()].tolist() for side in sides]
+        return [[self.place_of(root) for root in side] for side in found if FIXED not in side]
+
     def weight_of(self, planes: Sequence[Tensor]) -> str | None:
         """The parameter whose rows and columns these planes are, if they are."""
         first = [int(plane.flatten()[0]) for plane in planes]

@@ -29,15 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from wmlc.compress.widths.cut import KNOWN, cut_in_place
 from wmlc.compress.widths.double import in_float64
-from wmlc.compress.widths.graph import (
-    ChannelGraph,
-    ChannelGroup,
-    LeftWhole,
-    Number,
-    graph_of,
-    groups_of,
-    out_of_groups,
-)
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, Number
+from wmlc.compress.widths.grouping import graph_of, groups_of, out_of_groups
 from wmlc.compress.widths.trace import on_cpu, trace_channels
 from wmlc.errors import InputError, one_line
 from wmlc.models.residual import residual_blocks

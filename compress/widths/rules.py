@@ -290,6 +290,19 @@ def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None
     labels.give(out[0] if isinstance(out, tuple) else out, kept)
 
 
+def factors_of(packet: Any, args: Any) -> list[tuple[float, list[tuple[Tensor, int]]]]:
+    """Shares of an operation's MACs, and the dimensions of its arguments that each is proportional to."""
+    if packet in ATTENTION:  # q kᵀ, and what is mixed of v
+        query, value = args[0], args[2]
+        share = query.shape[-1] / (query.shape[-1] + value.shape[-1])
+        heads = [(query, 1)] if query.ndim == 4 else []
+        return [(share, [*heads, (query, query.ndim - 1)]), (1 - share, [*heads, (value, value.ndim - 1)])]
+    if packet in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+        one, other = args[:2] if packet in (aten.mm, aten.bmm) else args[1:3]
+        return [(1.0, [*((one, dim) for dim in range(one.ndim)), (other, other.ndim - 1)])]
+    return [(1.0, [])]
+
+
 def _reduced(func: Any, args: Any, kwargs: Any, ndim: int) -> tuple[set[int], bool]:
     """The dimensions that a reduction sums up, and whether they stay with size 1."""
     names = [argument.name for argument in func._schema.arguments]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wmlc.compress.widths.labels import Labels
-from wmlc.compress.widths.rules import rule_of
+from wmlc.compress.widths.labels import Labels, along, narrowed
+from wmlc.compress.widths.rules import factors_of, rule_of
 from wmlc.models.cost import macs_of, without_fast_attention
 from wmlc.models.head import own_modes
 
@@ -30,17 +30,28 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product without a weight: its MACs, and what these are proportional to.
+
+    `sides` are those of its dimensions whose positions are channels, each as (tensor name, dimension, position).
+    """
+
+    macs: int
+    sides: list[list[tuple[str, int, int]]]
+
+
+@dataclass(frozen=True)
 class Traced:
     """What a forward pass on labels told.
 
     `units` are the sets of positions that can only be cut together, each as {(tensor name, dimension): positions};
-    `macs` the multiply-accumulates for one image in which a parameter is the weight, and `other_macs` those of no
-    parameter, as in attention's products.
+    `macs` the multiply-accumulates for one image in which a parameter is the weight, and `products` those of none, as
+    attention's.
     """
 
     units: list[dict[tuple[str, int], list[int]]]
     macs: dict[str, int]
-    other_macs: int
+    products: list[Product]
     unknown: list[str]  # operations that are not known here, by name
     ends: frozenset[str]  # weights whose rows are the output: they make the logits
 
@@ -63,7 +74,8 @@ def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     whole = torch.cat([torch.zeros(0, dtype=torch.int64), *(plane.flatten() for plane in planes)]).tolist()
     outputs = {root: units.pop(root) for root in {int(roots[label]) for label in whole} & units.keys()}
     ends = _made(outputs.values()) - _made(units.values())
-    return Traced(list(units.values()), mode.macs, mode.other_macs, list(mode.unknown), ends)
+    products = [Product(macs, mode.labels.sides_of(labels, roots)) for macs, labels in mode.products]
+    return Traced(list(units.values()), mode.macs, products, list(mode.unknown), ends)
 
 
 def labels_of_outputs(network: nn.Sequential, example: Tensor) -> tuple[Labels, dict[str, Tensor]]:
@@ -89,7 +101,7 @@ class _OnLabels(TorchDispatchMode):
         super().__init__()
         self.labels = Labels(network)
         self.macs: dict[str, int] = {}
-        self.other_macs = 0
+        self.products: list[tuple[int, list[Tensor]]] = []  # MACs, and the labels along each dimension
         self.unknown: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +110,7 @@ class _OnLabels(TorchDispatchMode):
         before = {id(tensor): self.labels.planes(tensor) for tensor in tensors}
         out = func(*args, **kwargs)
         if macs := macs_of(func, args, kwargs, out):
-            self._count(macs, args, before)
+            self._count(macs, func, args, before)
         first = out[0] if isinstance(out, tuple | list) and out else out
         if not any(before.values()) or not isinstance(first, Tensor):
             return out
@@ -110,11 +122,16 @@ class _OnLabels(TorchDispatchMode):
                 self.labels.freeze(planes)
         return out
 
-    def _count(self, macs: int, args: Any, before: dict[int, list[Tensor]]) -> None:
-        """Add MACs to those of the parameter that is the weight."""
+    def _count(self, macs: int, func: Any, args: Any, before: dict[int, list[Tensor]]) -> None:
+        """Add MACs to those of the parameter that is the weight, or note them as a product's."""
         tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
         weights = [weight for tensor in tensors if (weight := self.labels.weight_of(before[id(tensor)]))]
         if weights:
             self.macs[weights[-1]] = self.macs.get(weights[-1], 0) + macs
-        else:
-            self.other_macs += macs
+            return
+        for share, factors in factors_of(func.overloadpacket, args):
+            labels = [
+                narrowed(plane, sorted(along(plane) - {dim})).flatten()
+                for tensor, dim in factors for plane in before[id(tensor)] if dim in along(plane)
+            ]  # fmt: skip
+            self.products.append((round(share * macs), labels))
