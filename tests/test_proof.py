@@ -164,6 +164,24 @@ class Fused(Heads):
         return F.scaled_dot_product_attention(query, key, value, scale=0.5)
 
 
+class Rooted(Heads):
+    """The same, whose scale is the root of what a head has of channels."""
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+class Biased(Heads):
+    """The same with a number that was learned for each head and pair of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.transpose(2, 3) + self.bias).softmax(-1) @ value
+
+
 class Headed(Hand):
     """Attention among places, each with a vector that was learned, as a vision transformer's."""
 
@@ -177,7 +195,7 @@ class Headed(Hand):
         return (tokens + self.down(F.relu(self.up(tokens)))).transpose(1, 2).unflatten(2, (8, 8))
 
 
-@pytest.mark.parametrize("kind", [Heads, Fused])
+@pytest.mark.parametrize("kind", [Heads, Fused, Rooted, Biased])
 def test_a_group_that_only_zeros_can_stand_for_leaves_the_others_proven(kind: type[Heads]) -> None:
     """As queries and keys: copies of them add to their product, which zeros do not."""
     graph = read_channels(Headed(kind).eval(), SHAPE)

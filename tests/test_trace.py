@@ -143,7 +143,15 @@ def test_an_unknown_operation_is_named_and_its_channels_are_no_group() -> None:
     assert trace_channels(hand_network("residual"), EXAMPLE).unknown == []
 
 
+class Masked(nn.Module):
+    """Adds a tensor that is made on the way, as of a mask."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps + maps.new_zeros(maps.shape[2:])
+
+
 LAYERS_OF_CHANNELS = [
+    Masked(),
     nn.ReLU6(), nn.PReLU(), nn.PReLU(8), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(),
     nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(), nn.Softplus(), nn.Softsign(), nn.Hardshrink(), nn.Tanhshrink(),
     nn.Threshold(0.1, 0), nn.Sigmoid(), nn.Tanh(), nn.LPPool2d(2, 2), nn.MaxPool2d(2), nn.AvgPool2d(2),

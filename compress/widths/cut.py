@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ def cut_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
 def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """`network` itself, with no more than the units `kept` of each group."""
     gone: dict[tuple[str, int], list[Tensor]] = {}
+    rescaled: dict[tuple[str, int], list[tuple[Tensor, float]]] = {}
     blocks = {group.block for group in groups if not len(kept[group.root])}
     leave_out(network, sorted(blocks))
 
@@ -44,6 +46,9 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         for place in group.places:
             if is_left(place.tensor):
                 gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
+        for place in group.queries:  # attention divides their products by a smaller root now
+            root = math.sqrt(len(kept[group.root]) / group.units)
+            rescaled.setdefault((place.tensor, place.dim), []).append((place.positions.flatten(), root))
         for number in group.attributes:
             if is_left(number.module):
                 _shrink(network.get_submodule(number.module), number, int(lost.sum()))
@@ -54,6 +59,10 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         stays = torch.ones(former.shape[dim], dtype=torch.bool, device=former.device)
         stays[torch.cat(positions).to(former.device)] = False
         left = former.detach().index_select(dim, stays.nonzero().flatten())
+        for rows, factor in rescaled.get((name, dim), []):
+            scale_R = torch.ones(former.shape[dim], dtype=former.dtype, device=former.device)
+            scale_R[rows.to(former.device)] = factor
+            left = left * scale_R[stays].view([-1 if d == dim else 1 for d in range(left.ndim)])
         left = left.contiguous(memory_format=_memory_format(former))
         if isinstance(former, nn.Parameter):
             left = nn.Parameter(left, requires_grad=former.requires_grad)

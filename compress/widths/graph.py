@@ -58,6 +58,9 @@ class ChannelGroup:
     places: tuple[Place, ...]
     attributes: tuple[Number, ...] = ()
     block: str = ""  # the residual block that is left out where no unit is kept; none: some unit has to be
+    queries: tuple[
+        Place, ...
+    ] = ()  # rows that shrink by √(kept / units), as attention divides their products by the root of that
 
     @property
     def channels(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,8 @@ def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
         )
         makes = places[0].tensor in layers and places[0].dim == 0
         if len(units) > 1 and makes and any(place.reads for place in places):
-            groups.append(ChannelGroup(places[0].module, len(units), places))
+            queries = tuple(_queries_of(places, traced.rooted))
+            groups.append(ChannelGroup(places[0].module, len(units), places, queries=queries))
     return sorted(_named_apart(groups), key=lambda group: order[group.places[0].tensor])
 
 
@@ -45,8 +46,17 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     for group in groups:
         seen[group.root] = seen.get(group.root, 0) + 1
         name = group.root if seen[group.root] == 1 else f"{group.root}#{seen[group.root]}"
-        named.append(ChannelGroup(name, group.units, group.places, group.attributes))
+        named.append(replace(group, root=name))
     return named
+
+
+def _queries_of(places: Sequence[Place], rooted: frozenset[tuple[str, int, int]]) -> Iterator[Place]:
+    """Of a group's places the rows of weights that make queries, and of the biases beside them."""
+    for place in places:
+        weight = f"{place.module}.weight" if place.tensor.endswith(".bias") else place.tensor
+        mine = [[p for p in unit if (weight, place.dim, p) in rooted] for unit in place.positions.tolist()]
+        if not place.reads and mine[0] and len(set(map(len, mine))) == 1:
+            yield replace(place, positions=torch.tensor(mine))
 
 
 def out_of_groups(traced: Traced, network: nn.Module, groups: Sequence[ChannelGroup]) -> list[LeftWhole]:

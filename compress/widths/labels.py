@@ -29,6 +29,8 @@ class Labels:
         self.count = 1  # of labels; 0 is FIXED
         self.places: list[tuple[int, str, int]] = []  # the first label of a tensor's dimension
         self.ties: list[Tensor] = []  # pairs of labels
+        self._frozen = {FIXED}
+        self.rooted: list[Tensor] = []  # labels of queries, whose products are divided by the root of a head's channels
         self._planes: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def planes(self, tensor: Tensor) -> list[Tensor]:
@@ -61,6 +63,17 @@ class Labels:
         """What these planes hold cannot be cut."""
         for plane in planes:
             self.tie(plane, torch.tensor(FIXED))
+            self._frozen.update(plane.flatten().tolist())
+
+    def drop_frozen_beside(self, tensor: Tensor) -> None:
+        """Forget of the planes that a view has laid along one dimension those that were frozen before.
+
+        As of heads, whose number stays, beside the channels that each has: these can be cut all the same.
+        """
+        planes = self.planes(tensor)
+        living = [plane for plane in planes if not self._frozen.issuperset(plane.flatten().tolist())]
+        beside = set[int]().union(*map(along, living))
+        self.give(tensor, [own for own in planes if any(own is one for one in living) or not along(own) & beside])
 
     def vectors(self, tensor: Tensor, dim: int) -> list[Tensor]:
         """The labels of a tensor's channels along `dim`, those that depend on other dimensions too being frozen."""

@@ -93,6 +93,8 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             for part in now[1:]:
                 labels.tie(now[0], part)
         _give_all(labels, out, now, first=layer == 0)
+    if splits and len(labels.planes(args[0])) > 1:
+        labels.drop_frozen_beside(out)
 
 
 def _gate(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -118,6 +120,11 @@ def _give_all(labels: Labels, out: Any, planes: Any, first: bool) -> None:
 
 def _same(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     labels.give(out[0] if isinstance(out, tuple) else out, labels.planes(args[0]))
+
+
+def _fresh(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A tensor of a shape that is said in numbers has no channels; where it meets some, they cannot be cut."""
+    labels.give(out, [])
 
 
 def _restride(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -284,6 +291,8 @@ def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None
     if not lefts or not rights:
         labels.freeze([*lefts, *rights])
     labels.freeze([own for own in labels.planes(key) if channels not in along(own)])
+    if kwargs.get("scale") is None:
+        labels.rooted += [own.flatten() for own in lefts]
     kept = [own for own in labels.planes(query) if channels not in along(own)]
     for plane in labels.planes(value):
         labels.freeze([plane]) if places in along(plane) else kept.append(plane)
@@ -318,5 +327,6 @@ _RULES: list[tuple[set[Any], Rule]] = [
     (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
     ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
     ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
+    ({aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty}, _fresh),
     ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm), ({aten.glu}, _gate),
 ]  # fmt: skip
