@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Row:
     onnx: bool | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: int = 0
+    date: str = ""
+    machine: str = ""
 
 
 def write_table(document: Path, found: dict[str, Any]) -> None:
@@ -52,13 +55,19 @@ def as_markdown(found: dict[str, Any], rows: list[Row]) -> str:
     lines = [
         f"Of {len(rows)} networks {len(goal)} went all the way, "
         + ", ".join(f"{len(kinds[way])} {way}" for way in WAYS[1:])
-        + f". `{found['command']}`, {found['date']}; {found['machine']}; {versions}.",
+        + f". `{found['command']}`, {_when_and_where(rows)}; {versions}.",
         "",
         "| network | pixels | groups proven / whole | MACs that can go | stages | shared | gone, two peers | "
         "again, bit for bit | ONNX | forward AD | proof, s | all, s | outcome |",
         "|" + " --- |" * 13,
     ]
     return "\n".join([*lines, *map(_line, rows)])
+
+
+def _when_and_where(rows: list[Row]) -> str:
+    """Each day and machine that rows are of, with their number where there are several."""
+    of = Counter(f"{row.date}, {row.machine}" for row in rows)
+    return "; ".join(f"{place} ({count} networks)" if len(of) > 1 else place for place, count in sorted(of.items()))
 
 
 def _line(row: Row) -> str:

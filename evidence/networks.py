@@ -73,12 +73,14 @@ def run_all(names: list[str], out: Path, threads: int, timeout: float) -> None:
     """A process a network, one after another; `out` is rewritten after each."""
     import_all(threads)
     former = {row["network"]: row for row in json.loads(out.read_text())["rows"]} if out.exists() else {}
+    said = about()
     for name in names:
         began = time.monotonic()
         row = run_one(name, threads, timeout)
+        row.date, row.machine = time.strftime("%Y-%m-%d"), machine(threads)
         former[name] = dataclasses.asdict(row)
         order = [known for known in NETWORKS if known in former] + [n for n in former if n not in NETWORKS]
-        out.write_text(json.dumps({**about(threads), "rows": [former[n] for n in order]}, indent=1) + "\n")
+        out.write_text(json.dumps({**said, "rows": [former[n] for n in order]}, indent=1) + "\n")
         took = f"{time.monotonic() - began:.0f} s"
         print(f"{name:44}{row.verdict:13}{took:>6}  {row.stopped_at} {row.reason}"[:200], flush=True)
 
@@ -122,15 +124,17 @@ def import_all(threads: int) -> None:
     _registration.ONNXRegistry.from_torchlib()
 
 
-def about(threads: int) -> dict[str, Any]:
-    from importlib.metadata import version
-
+def machine(threads: int) -> str:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     simd = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "neither AVX2 nor AVX-512"
+    return f"{os.cpu_count()} cores with {simd}, {threads} thread{'s' * (threads > 1)}"
+
+
+def about() -> dict[str, Any]:
+    from importlib.metadata import version
+
     return {
         "command": "evidence/networks.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores with {simd}, {threads} thread{'s' * (threads > 1)}",
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "onnx", "onnxruntime-gpu")},
     }
 
