@@ -20,6 +20,7 @@ from wmlc.compress.widths.choose import Asked, OutOfReachError, Scored, choose_w
 from wmlc.compress.widths.graph import ChannelGraph
 from wmlc.compress.worth import budget_of, rank_of
 from wmlc.console import UNKNOWN, digits, say
+from wmlc.errors import some_of
 from wmlc.models.stages import own_names
 from wmlc.records import Epoch, LatencyPlan, Phase, Sensitivity, lost_without
 from wmlc.run import peer_name
@@ -172,12 +173,10 @@ def left_whole_notes(prepared: Prepared) -> list[str]:
     named = own_names(prepared.made.staged)
     layers: dict[str, list[str]] = {}
     for left in prepared.scored.graph.left_whole:
-        layers.setdefault(re.sub(r"\d+", "N", left.why), []).append(named(left.layers[0]))
+        layers.setdefault(re.sub(r"\d+", "N", left.why), []).append(named(left.layers[0]) or "the network itself")
     reasons = {re.sub(r"\d+", "N", left.why): left.why for left in reversed(prepared.scored.graph.left_whole)}
     return [
-        f"left whole: the channels of {', '.join(names[:MOST_NAMED])}"
-        + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
-        + f" ({reasons[alike]})"
+        f"left whole: the channels of {some_of(names, MOST_NAMED)} ({reasons[alike]})"
         for alike, names in layers.items()
     ]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from wmlc.errors import InputError, one_line
+from wmlc.errors import InputError, one_line, some_of
 from wmlc.models.foreign import raised
 from wmlc.settings import CALLERS_ARCH
 
@@ -44,7 +44,7 @@ def load_factory(arch: str) -> Callable[..., Any]:
             for key, value in vars(module).items()
             if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
-        there = f"it has {_listed(own)}" if own else "it has no function or class of its own"
+        there = f"it has {some_of(own, MOST_NAMED)}" if own else "it has no function or class of its own"
         raise InputError(f"{place}: {name or 'FACTORY'} {what}; {there}")
     return found
 
@@ -86,8 +86,8 @@ def call_factory(
     if parameters is not None:
         open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
         if unknown := [key for key in given if key not in parameters and not open_ended]:
-            takes = _listed(list(parameters)) if parameters else "no arguments"
-            raise InputError(f"{arch} does not take {_listed(unknown)}; it takes {takes}")
+            takes = some_of(list(parameters), MOST_NAMED) if parameters else "no arguments"
+            raise InputError(f"{arch} does not take {some_of(unknown, MOST_NAMED)}; it takes {takes}")
         for names, value in known.items():
             if not any(name in given for name in names):
                 arguments |= {name: value for name in names if name in parameters}
@@ -158,8 +158,3 @@ def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter] 
     except (TypeError, ValueError):
         return None
     return {name: each for name, each in found.items() if each.kind not in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY)}
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wmlc.arch import TIMM
-from wmlc.errors import InputError
+from wmlc.errors import InputError, some_of
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 from wmlc.models.foreign import Shape
 from wmlc.models.head import classifiers_of, fit_channels
@@ -312,5 +312,4 @@ def _load(kept: dict[str, Tensor], due: dict[str, Tensor], where: str) -> list[s
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(ascii(name)[1:-1] for name in names[:MOST_NAMED]) + more
+    return some_of([ascii(name)[1:-1] for name in names], MOST_NAMED)

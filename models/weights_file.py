@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from wmlc.errors import InputError, one_line
+from wmlc.errors import InputError, one_line, some_of
 
 Copies = dict[str, dict[str, Tensor]]  # by where in the file they stand ("" for the file itself), tensors by name
 
@@ -110,8 +110,7 @@ def _wanted(path: Path, said: str) -> str:
         names = [name for name in torch.serialization.get_unsafe_globals_in_checkpoint(path) if "Namespace" not in name]
     except Exception:  # only archives can be asked, and whatever is in them
         names = re.findall(r"GLOBAL ([\w.]+)", said)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(ascii(name)[1:-1] for name in names[:3]) + more
+    return some_of([ascii(name)[1:-1] for name in names], 3)
 
 
 def _copies(value: Any, place: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
