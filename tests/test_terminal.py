@@ -13,7 +13,7 @@ from made import made_bench, made_latency, made_layer, made_profile, made_row, m
 from wmlc import records
 from wmlc.layer_pairs import OTHER
 from wmlc.records import Bench, Interval, Row, Scenario, Trial
-from wmlc.report.terminal import layer_table, print_bench, profiled_words, short_name
+from wmlc.report.terminal import _colour, layer_table, print_bench, profiled_words, short_name
 from wmlc.settings import BenchSettings
 
 OUT = Path("bench.json")
@@ -182,5 +182,43 @@ def test_the_layers_table_fits_the_terminal() -> None:
     table = layer_table(made, halved)
     assert max(map(len, table.lines())) <= 100
     assert table.rows[0] == ("stem.conv", "3,16", "442k→221k", "11.3", "0.500→0.495", "1.01", "no faster")
+    assert table.rows[1][4] == "12.5→12.4"
     assert table.rows[-1] == ("Flatten", "-", "-", "-", "0.250→0.247", "1.01", "")
     assert short_name("stage3.0.a-very-long-name.conv1") == "….a-very-long-name.conv1"
+
+
+def test_each_column_has_its_own_number(capsys: pytest.CaptureFixture[str]) -> None:
+    times = made_latency(2.0, p90=2.4, p99=3.5)
+    row = made_row(
+        1, ratio=0.7, achieved_ratio=0.68, latency_ms=times, compute_ms=made_latency(1.0, p90=1.1, p99=1.7, n=64)
+    )
+    words = [line.split() for line in shown(capsys, made_bench([row]))]
+    assert ["peer1", "70/68", "1k", "2.00", "5.0", "3.50", "-", "90.00", "[89.4,90.6]", "0.00"] in words
+    assert ["peer1", "1.00", "1.70", "64"] in words
+
+
+def test_a_cell_on_a_gpu_names_it_and_no_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    bench = made_bench([made_row(), made_row(device="cuda"), made_row(1, device="cuda")])
+    bench = replace(bench, environment=replace(bench.environment, gpu="a GPU"))
+    lines = shown(capsys, bench)
+    assert "batch 1, ort on a CPU, threads: 1" in lines and "batch 1, ort on a GPU" in lines
+    rows = [line.split()[0] for line in lines if line.startswith(("batch", "baseline", "peer1"))]
+    assert rows == ["batch", "baseline", "baseline", "batch", "baseline", "peer1", "baseline", "peer1"]
+
+
+def test_only_a_speed_up_that_was_shown_is_green() -> None:
+    for speedup, colour in (((1.1, 1.2, 1.3), "green"), ((0.9, 1.2, 1.3), "yellow"), ((0.7, 0.8, 1.1), "yellow"),
+                            ((0.7, 0.8, 0.9), "red"), (None, "")):  # fmt: skip
+        assert _colour(made_row(1, speedup=speedup)) == colour
+    assert _colour(made_row(0, speedup=(1.1, 1.2, 1.3))) == ""
+
+
+def test_a_profile_stands_beside_the_baseline_of_its_own_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = [made_profile(peer, [made_layer("stem", ms)], batch=batch)
+                for batch, peer, ms in ((8, 0, 8.0), (1, 0, 1.0), (1, 1, 0.5), (8, 1, 16.0))]  # fmt: skip
+    asked = made_bench([made_row()], profiles=profiles, settings=BenchSettings(profile=True))
+    lines = shown(capsys, asked)
+    assert [line.split()[-1] for line in lines if line.startswith("stem")] == ["2.00", "0.50"]
+    assert [line for line in lines if " beside " in line] == [
+        "peer1 beside baseline, ort, batch 1, threads 1", "peer1 beside baseline, ort, batch 8, threads 1",
+    ]  # fmt: skip

@@ -16,9 +16,10 @@ import onnx
 import pytest
 from trt_parts import HERE, L4, RANGE, Export, as_written, some_images
 
+from wmlc.accuracy import relative_rms
 from wmlc.errors import InputError
 from wmlc.export import to_tensorrt
-from wmlc.export.layer_by_layer import distance, mark_layers, run_plainly
+from wmlc.export.layer_by_layer import mark_layers, run_plainly
 from wmlc.export.timings import read_timings
 from wmlc.export.to_tensorrt import build_plan, extract_plan, plan_for
 from wmlc.files import sha256
@@ -139,16 +140,16 @@ def test_a_file_with_all_layers_as_outputs_builds_and_runs(
     assert len(names) >= 21 + 19 + 9 + 1 and names[-1] == "logits" and len(set(names)) == len(names)
     outputs = dict(zip(names, run_plainly(marked, images), strict=True))
     # in fp16 ONNX Runtime rounds what is an output, and not what only its next node reads
-    assert distance(outputs["logits"], as_written(exported("resnet20", form), images)) < 1e-3
+    assert relative_rms(outputs["logits"], as_written(exported("resnet20", form), images)) < 1e-3
     build_plan(rtx, marked, tmp_path / "p.plan", batch_range=(2, 2, 2))
 
 
 def test_a_distance_is_relative() -> None:
     expected = np.array([3.0, 4.0], dtype=np.float16)
-    assert distance(expected, expected) == 0
-    assert distance(np.array([3.3, 4.4]), expected) == pytest.approx(0.1)
-    assert distance(np.zeros(2), np.zeros(2)) == 0
-    assert distance(np.full(2, 6e4), np.full(2, 6e4, dtype=np.float16)) == 0  # whose square is no float16
+    assert relative_rms(expected, expected) == 0
+    assert relative_rms(np.array([3.3, 4.4]), expected) == pytest.approx(0.1)
+    assert relative_rms(np.zeros(2), np.zeros(2)) == 0
+    assert relative_rms(np.full(2, 6e4), np.full(2, 6e4, dtype=np.float16)) == 0  # whose square is no float16
 
 
 @pytest.fixture
