@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from wmlc.report.figures import Line
 from wmlc.report.runs import TrainedRun, alike
 
-QUIET = ("arch_args", "start_classes", "skip_broken")  # told where runs differ
+TOLD = ("arch", "start", "data", "train_images", "epochs")  # always; the other facts where runs differ
+QUIET = ("arch_args", "start_classes", "skip_broken")
 UNSET = "none"
 
 Groups = dict[str, list[TrainedRun]]

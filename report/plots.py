@@ -18,7 +18,7 @@ from wmlc.files import check_writable, new_file, refuse_existing, write_json
 from wmlc.records import Epoch, Peer
 from wmlc.report.charts import Spec
 from wmlc.report.figures import Figure, Line, MeanPoint, figure_spec, render
-from wmlc.report.groups import QUIET, Groups, differences, facts_of, gather, labelled
+from wmlc.report.groups import TOLD, Groups, differences, facts_of, gather, labelled
 from wmlc.report.runs import RANDOM, TrainedRun, finished_runs, read_runs
 from wmlc.report.sizes import TEST, accuracy_over_latency, accuracy_over_macs, accuracy_over_ratio
 from wmlc.run import provenance
@@ -91,7 +91,7 @@ def _subtitle(figure: Figure, groups: Groups) -> list[str]:
     told = [
         words.get(name, "{}").format(value)
         for name, value in facts.items()
-        if name not in (*differing, *QUIET, "start_weights") and value != RANDOM
+        if name in TOLD and name not in differing and value != RANDOM
     ]
     training = [", ".join(told)] if told else []
     if differing:

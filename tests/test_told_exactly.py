@@ -147,6 +147,13 @@ def small_print(figure: Figure, runs: list[TrainedRun]) -> str:
     return "; ".join(spec_of(figure, runs)["title"]["subtitle"])
 
 
+def test_small_print_has_words_for_all_that_it_says() -> None:
+    run = a_run()
+    assert small_print(FIGURES["accuracy-over-ratio"]([run]), [run]) == (
+        "resnet20, cifar10, 900 training images, 6 epochs; n = 1 (seed 0)"
+    )
+
+
 def test_a_lone_peer_is_no_ensemble() -> None:
     lone = replace(a_run(top1=(80.0,)), epochs=[made_epoch(1, (80.0,))])
     figure = FIGURES["ensembles"]([lone])
