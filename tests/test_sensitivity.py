@@ -239,3 +239,6 @@ def test_a_width_that_is_a_hair_short_of_the_ratio_is_taken_where_the_next_loses
     assert len(near.kept[graph.groups[place].root]) == 16 and 0.49 < near.achieved_ratio < 0.5
     (far,) = choose_widths(own, Asked((0.7,), "none", "macs", 8, uniform=False))
     assert len(far.kept[graph.groups[place].root]) == 8 and far.achieved_ratio > 0.72
+    small, large = choose_widths(own, Asked((0.502, 0.495), "none", "macs", 8, uniform=False))
+    kept = [len(peer.kept[graph.groups[place].root]) for peer in (small, large)]
+    assert kept == [8, 16], "a smaller peer is smaller than the next"

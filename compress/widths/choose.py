@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wmlc.compress.widths.budget import P_UP, choose_counts
-from wmlc.compress.widths.graph import ChannelGraph, channel_importance, left_whole, nothing_to_cut
+from wmlc.compress.widths.graph import ChannelGraph, Counts, channel_importance, left_whole, nothing_to_cut
 from wmlc.compress.widths.knapsack import choose_within
 from wmlc.compress.widths.prices import Priced
 from wmlc.compress.widths.resizable import levels_of
@@ -197,7 +197,7 @@ def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list
     counts, reaches = [], []
     for peer in range(len(asked.ratios), 0, -1):
         nodes = [(depth, next(group for group in level if peer in group)) for depth, level in enumerate(tree)]
-        counts_G, reach = _counts_of_one(scored, nodes, chosen, peer, asked)
+        counts_G, reach = _counts_of_one(scored, nodes, chosen, peer, asked, counts[-1] if counts else None)
         for node in nodes:
             chosen.setdefault(node, counts_G)
         counts.append(counts_G)
@@ -206,11 +206,12 @@ def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list
 
 
 def _counts_of_one(
-    scored: Scored, nodes: list[Node], chosen: dict[Node, np.ndarray], peer: int, asked: Asked
+    scored: Scored, nodes: list[Node], chosen: dict[Node, np.ndarray], peer: int, asked: Asked, larger: Counts | None
 ) -> tuple[np.ndarray, float]:
     """The channel counts [G] of one peer, and the largest ratio that it could have had.
 
-    Args: the stage copies that the peer goes through, and the counts of those that a larger peer goes through too.
+    Args: the stage copies that the peer goes through, and the counts of those that a larger peer goes through too; the
+    counts of the next larger peer.
     """
     graph, unit, ratio = scored.graph, asked.ratio_of, asked.ratios[peer - 1]
     importance_L = None if asked.uniform else scored.layer_importance
@@ -226,7 +227,7 @@ def _counts_of_one(
     if unit == LATENCY or (scored.sensitivity is not None and not asked.uniform):
         least_macs = asked.least_macs[peer - 1] if unit == LATENCY and asked.least_macs else 0.0
         slack = 0.0 if unit == LATENCY else TOLERANCE
-        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform, least_macs, slack)
+        return _counts_by_knapsack(scored, counts_G, free_G, ratio, asked.uniform, least_macs, slack, larger)
     if asked.trunk_ratio and (trunk_G & free_G).any():
         measured_L = np.array([layer.stage in shared - fixed.keys() for layer in graph.layers], dtype=bool)
         target = (1 - asked.trunk_ratio) * graph.layer_sizes(graph.full, unit)[measured_L].sum()
@@ -251,11 +252,12 @@ def _counts_of_one(
 
 def _counts_by_knapsack(
     scored: Scored, counts_G: np.ndarray, free_G: np.ndarray, ratio: float, uniform: bool, least_macs: float,
-    slack: float,
+    slack: float, larger: Counts | None,
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """`_counts_of_one` where a ratio is of milliseconds or sensitivity was measured.
 
-    Args: by how much less than the ratio may go, where widths that keep to it lose far more.
+    Args: by how much less than the ratio may go, where widths that keep to it lose far more, though the peer stays
+    smaller than the next `larger` one.
     """
     if ratio <= 0:  # of a run that goes on there are no prices any more, and none is needed
         return counts_G, ratio
@@ -266,7 +268,8 @@ def _counts_by_knapsack(
     over = 1 - scored.priced.cost(found_G) / full - ratio
     if slack and over > FAR:
         wider_G, _ = choose_within(scored.priced, worth, counts_G, free_G, budget + slack * full, least_macs)
-        if abs(1 - scored.priced.cost(wider_G) / full - ratio) < over:
+        most = full if larger is None else scored.priced.cost(larger)
+        if abs(1 - scored.priced.cost(wider_G) / full - ratio) < over and scored.priced.cost(wider_G) < most:
             found_G = wider_G
     return found_G, 1 - least / full
 
