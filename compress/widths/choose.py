@@ -194,7 +194,7 @@ def _counts_of_all(scored: Scored, asked: Asked) -> tuple[list[np.ndarray], list
     """Each peer's channel counts [G] and the largest ratio that it could have had, smallest peer first."""
     tree = sharing_tree(len(asked.ratios), scored.stages, asked.share)
     chosen: dict[Node, np.ndarray] = {}
-    counts, reaches = [], []
+    counts, reaches = list[Counts](), list[float]()
     for peer in range(len(asked.ratios), 0, -1):
         nodes = [(depth, next(group for group in level if peer in group)) for depth, level in enumerate(tree)]
         counts_G, reach = _counts_of_one(scored, nodes, chosen, peer, asked, counts[-1] if counts else None)
