@@ -33,6 +33,8 @@ def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
             for name, dim in keys
         )
         makes = places[0].tensor in layers and places[0].dim == 0
+        if isinstance(network.get_submodule(places[0].module), nn.MultiheadAttention):
+            continue  # which insists on heads of embed_dim / num_heads channels
         if len(units) > 1 and makes and any(place.reads for place in places):
             queries = tuple(_queries_of(places, traced.rooted))
             groups.append(ChannelGroup(places[0].module, len(units), places, queries=queries))
