@@ -74,8 +74,7 @@ class ExportConfig:
         if self.calibration < 1:
             raise InputError(f"--calibration must be at least 1 image, got {self.calibration}")
         if self.precision != "int8" and (asked := changed(self, ("calibration", "calibrator"))):
-            options = " and ".join(option_of(self, name) for name in asked)
-            raise InputError(f"{options} goes with --precision int8, as {self.precision} needs no ranges; leave it out")
+            raise InputError(f"{option_of(self, asked[0])} is for --precision int8; {self.precision} needs no ranges")
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise InputError(f"--max-drop must be a number of top-1 points, got {self.max_drop:g}")
         if self.max_drop is not None and self.precision == "fp32":

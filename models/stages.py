@@ -6,6 +6,7 @@ cut. So training and eval mode, dropout and stochastic depth stay the network's 
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -70,16 +71,23 @@ def _check_alone(network: nn.Module, example: Tensor) -> None:
 
     Such a network cannot be served, where images come alone. One that draws anew each time is let be.
     """
+    network = copy.deepcopy(network)  # which may count what it has seen
     noise = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
     with torch.no_grad():
         beside, alone = (network(images.clone())[:1] for images in (noise, noise[:1]))
-        near = beside.is_meta or torch.allclose(beside, alone, 0.0, ACROSS * float(alone.abs().max()), equal_nan=True)
-        if near or not torch.equal(beside, network(noise.clone())[:1]):
+        if beside.is_meta:
+            return
+        if _are_near(alone, beside, ACROSS) or not torch.equal(beside, network(noise.clone())[:1]):
             return
     raise InputError(
         "the network answers otherwise for an image beside others than for it alone: its code looks across the batch, "
-        "as x.mean(0) and a batch norm without running statistics do; let each image's answer be its own"
+        "as x.mean(0), view(1, …) and a batch norm without running statistics do; let each image's answer be its own"
     )
+
+
+def _are_near(own: Tensor, other: Tensor, share: float) -> bool:
+    """Whether logits are the same but for a share of the largest; where both are no number, they are."""
+    return torch.allclose(own, other, share, share * float(own.nan_to_num().abs().max()), equal_nan=True)
 
 
 def whole_name(name: str) -> str:
@@ -128,7 +136,7 @@ def answers_apart(network: nn.Module, other: nn.Module, example: Tensor) -> floa
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     with torch.no_grad():
         own, others = network(noise.clone()), other(noise.clone())
-        if own.is_meta or torch.allclose(own, others, APART, APART * float(own.abs().max()), equal_nan=True):
+        if own.is_meta or _are_near(own, others, APART):
             return 0.0
         if not torch.equal(own, network(noise.clone())):
             return 0.0

@@ -304,7 +304,7 @@ def test_agreement_is_measured_by_precision() -> None:
         ({"precision": "fp8"}, "--precision must be one of fp32, fp16, int8, got 'fp8'"),
         ({"precision": "int8", "target": "tpu"}, "--target must be one of cpu, gpu, got 'tpu'"),
         ({"target": "gpu"}, "--target is a choice of int8; fp32 files are the same for cpu and gpu"),
-        ({"calibrator": "entropy"}, "--calibrator goes with --precision int8, as fp32 needs no ranges; leave it out"),
+        ({"calibrator": "entropy"}, "--calibrator is for --precision int8; fp32 needs no ranges"),
         ({"calibrator": "magic"}, "--calibrator must be one of minmax, entropy, percentile, got 'magic'"),
         ({"calibration": 0}, "--calibration must be at least 1 image, got 0"),
         ({"max_drop": 1.0}, "--max-drop compares with the same network in fp32; give it with --precision fp16 or int8"),

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hand_networks import NETWORKS, SHAPE, Halves, Hand, conv, hand_network
 from torch import Tensor, nn
 
@@ -140,70 +139,6 @@ def test_numbers_shrink_in_every_block_though_blocks_are_called_by_numbers() -> 
     assert not graph.left_whole
     found = {group.root: group.attributes for group in graph.groups if group.attributes}
     assert found == {"0.0": (Number("0.1", "half", 1),), "1.0": (Number("1.2", "half", 1),)}
-
-
-class Heads(nn.Module):
-    """Attention with two heads of a size that it holds as a number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size, self.qkv, self.out = 4, nn.Linear(8, 24), nn.Linear(8, 8)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(tokens).reshape(len(tokens), -1, 3, 2, self.size).permute(2, 0, 3, 1, 4)
-        return tokens + self.out(self.mixed(query, key, value).transpose(1, 2).flatten(2))
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return (query @ key.transpose(2, 3)).softmax(-1) @ value
-
-
-class Fused(Heads):
-    """The same by torch's own operation, under a scale that does not hang on the size of heads."""
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, scale=0.5)
-
-
-class Rooted(Heads):
-    """The same, whose scale is the root of what a head has of channels."""
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
-
-
-class Biased(Heads):
-    """The same with a number that was learned for each head and pair of places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)))
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return (query @ key.transpose(2, 3) + self.bias).softmax(-1) @ value
-
-
-class Headed(Hand):
-    """Attention among places, each with a vector that was learned, as a vision transformer's."""
-
-    def __init__(self, kind: type[Heads] = Heads) -> None:
-        super().__init__()
-        self.place = nn.Parameter(torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0)))
-        self.heads, self.up, self.down = kind(), nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        tokens = self.heads(x.flatten(2).transpose(1, 2) + self.place)
-        return (tokens + self.down(F.relu(self.up(tokens)))).transpose(1, 2).unflatten(2, (8, 8))
-
-
-@pytest.mark.parametrize("kind", [Heads, Fused, Rooted, Biased])
-def test_a_group_that_only_zeros_can_stand_for_leaves_the_others_proven(kind: type[Heads]) -> None:
-    """As queries and keys: copies of them add to their product, which zeros do not."""
-    graph = read_channels(Headed(kind).eval(), SHAPE)
-    assert not graph.left_whole and [group.root for group in graph.groups] == ["a", "heads.qkv", "up"]
-    assert graph.groups[1].attributes == (Number("heads", "size", 1),)
-    kept = halves(graph)
-    cost = total_cost(cut_channels(Headed(kind).eval(), graph.groups, kept), SHAPE)
-    assert cost.macs == graph.size(np.array([len(own) for own in kept.values()]), "macs")
 
 
 def wrong(groups: list[ChannelGroup], root: str) -> list[ChannelGroup]:

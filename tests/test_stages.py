@@ -301,3 +301,14 @@ def test_a_networks_attention_splits() -> None:
     network = hand_network("attention")
     staged = split(network, EXAMPLE)
     assert torch.equal(staged.network(images()), network(images())) and len(staged.network) >= 3
+
+
+class Roots(InPlace):
+    """No numbers for pixels below 0, as noise has them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sqrt())
+
+
+def test_a_network_that_gives_no_numbers_for_noise_is_taken_apart_all_the_same() -> None:
+    assert split(made(Roots).eval(), EXAMPLE).network(EXAMPLE.abs()).isfinite().all()

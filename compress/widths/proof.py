@@ -61,7 +61,10 @@ def read_channels(
     groups = groups_of(traced, network)
     quiet = contextlib.redirect_stderr(io.StringIO())  # fx prints every cut that stops
     with quiet, in_float64(network, example):
-        proven, left = Prover(network, example).prove(groups)
+        prover = Prover(network, example)
+        proven, left = prover.prove(groups)
+        if traced.products and not prover.holds(proven, example):  # attention, for which small images had one place
+            proven, left = Prover(network, example, whole=True).prove(groups)
     blocks = _blocks(network, input_shape, whole) if with_blocks else []
     return graph_of(network, traced, proven, left + out_of_groups(traced, network, groups), blocks)
 
@@ -80,11 +83,11 @@ def _blocks(network: nn.Module, input_shape: tuple[int, int, int], whole: nn.Mod
 class Prover:
     """Tries cuts of one network, on a copy whose weights are drawn anew."""
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+    def __init__(self, network: nn.Module, example: Tensor, whole: bool = False) -> None:
         self.network = copy.deepcopy(network).double().eval().requires_grad_(False).cpu()
         self.draw = torch.Generator().manual_seed(0)
         _draw_weights(self.network, self.draw)
-        self.images = _images(self.network, example, self.draw)
+        self.images = _images(self.network, example, self.draw, whole)
         self.copies: dict[str, bool] = {}  # of a proven group, whether copies stood in its place, or zeros
         self.together: list[set[str]] = []  # groups that were exact together
 
@@ -97,8 +100,7 @@ class Prover:
             proven += muted
         for alike in _by_likeness(failed):
             proven += self._with_attributes(alike)
-        done = _roots(proven)
-        whole = [group for group in failed if group.root not in done]
+        whole = [group for group in failed if group.root not in _roots(proven)]
         reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(whole)}
         left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in whole]
         proven.sort(key=lambda group: order[group.root])
@@ -108,6 +110,13 @@ class Prover:
                 break
             left.append(LeftWhole(proven.pop().makers, why))  # each is exact, but not all together
         return proven, left
+
+    def holds(self, proven: Sequence[ChannelGroup], example: Tensor) -> bool:
+        """Whether what was proven on small images is exact on images as large as `example`."""
+        if not proven or self.images.shape[-2:] == example.shape[-2:]:
+            return True
+        self.images = _images(self.network, example, self.draw, whole=True)
+        return self._trial(proven, SHARES[1]) is None
 
     def _split(self, groups: list[ChannelGroup], copies: bool) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
         """The groups that are exact together under any shares, and those that are not; halves tell which.
@@ -209,11 +218,11 @@ class Prover:
         return torch.randperm(group.units, generator=self.draw)[: min(left, group.units - 1)].sort().values
 
 
-def _images(network: nn.Module, example: Tensor, draw: torch.Generator) -> Tensor:
-    """Noise to try cuts on: small, where the network takes that and gives what it should."""
+def _images(network: nn.Module, example: Tensor, draw: torch.Generator, whole: bool) -> Tensor:
+    """Noise to try cuts on: small unless it shall be `whole`, where the network takes that and gives what it should."""
     channels, *sides = example.shape[1:]
     large = torch.randn((1, channels, *sides), generator=draw, dtype=torch.float64)
-    if max(sides) <= SMALL_SIDE:
+    if whole or max(sides) <= SMALL_SIDE:
         return large
     small = large[:, :, :SMALL_SIDE, :SMALL_SIDE].contiguous()
     with torch.no_grad():

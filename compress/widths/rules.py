@@ -52,6 +52,7 @@ ATTENTION = {
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
     aten._scaled_dot_product_attention_math, aten.scaled_dot_product_attention,
 }  # fmt: skip
+ADDED_TO = {aten.addmm, aten.baddbmm}  # products that are added to their first argument
 # Pointwise, and not said so.
 UNTAGGED = (
     "copy", "_prelu_kernel", "hardswish", "hardtanh", "leaky_relu", "where", "fill", "zero",
@@ -284,6 +285,9 @@ def _add_multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -
 def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """softmax(q kᵀ) v, each [B, heads, N, D]; what is told apart by its place among N, as by a position, stays."""
     query, key, value = args[:3]
+    if query.shape[:-2] != key.shape[:-2]:  # several heads of queries look at one of keys
+        labels.freeze([plane for each in (query, key, value) for plane in labels.planes(each)])
+        return
     places, channels = query.ndim - 2, query.ndim - 1
     lefts, rights = ([own for own in labels.planes(each) if channels in along(own)] for each in (query, key))
     for plane, other in itertools.product(lefts, rights):
@@ -306,8 +310,8 @@ def factors_of(packet: Any, args: Any) -> list[tuple[float, list[tuple[Tensor, i
         share = query.shape[-1] / (query.shape[-1] + value.shape[-1])
         heads = [(query, 1)] if query.ndim == 4 else []
         return [(share, [*heads, (query, query.ndim - 1)]), (1 - share, [*heads, (value, value.ndim - 1)])]
-    if packet in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
-        one, other = args[:2] if packet in (aten.mm, aten.bmm) else args[1:3]
+    if packet in (aten.mm, aten.bmm, *ADDED_TO):
+        one, other = args[1:3] if packet in ADDED_TO else args[:2]
         return [(1.0, [*((one, dim) for dim in range(one.ndim)), (other, other.ndim - 1)])]
     return [(1.0, [])]
 
@@ -326,7 +330,7 @@ def _reduced(func: Any, args: Any, kwargs: Any, ndim: int) -> tuple[set[int], bo
 _RULES: list[tuple[set[Any], Rule]] = [
     (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
     ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
-    ({aten.mm, aten.bmm}, _multiply), ({aten.addmm, aten.baddbmm}, _add_multiply),
+    ({aten.mm, aten.bmm}, _multiply), (ADDED_TO, _add_multiply),
     ({aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty}, _fresh),
     ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm), ({aten.glu}, _gate),
 ]  # fmt: skip

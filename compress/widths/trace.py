@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wmlc.compress.widths.labels import FIXED, Labels, along, narrowed
-from wmlc.compress.widths.rules import factors_of, rule_of
+from wmlc.compress.widths.rules import ADDED_TO, factors_of, rule_of
 from wmlc.models.cost import macs_of, without_fast_attention
 from wmlc.models.head import own_modes
 
@@ -67,6 +67,7 @@ def on_cpu(network: Network) -> Network:
 def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     """Run `network` in eval mode on `example` [1, C, H, W] and on labels; whatever it raises comes through."""
     mode = _OnLabels(network)
+    mode.of_images[id(example)] = example
     with own_modes(network), torch.no_grad(), without_fast_attention(), mode:
         output = network.eval()(example)
     roots = mode.labels.roots()
@@ -105,6 +106,7 @@ class _OnLabels(TorchDispatchMode):
         self.labels = Labels(network)
         self.macs: dict[str, int] = {}
         self.products: list[tuple[int, list[Tensor]]] = []  # MACs, and the labels along each dimension
+        self.of_images: dict[int, Tensor] = {}  # what hangs on them, by its id: no weight
         self.unknown: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,6 +116,8 @@ class _OnLabels(TorchDispatchMode):
         out = func(*args, **kwargs)
         if macs := macs_of(func, args, kwargs, out):
             self._count(macs, func, args, before)
+        if any(id(tensor) in self.of_images for tensor in tensors):
+            self.of_images |= {id(own): own for own in tree_leaves(out) if isinstance(own, Tensor)}
         first = out[0] if isinstance(out, tuple | list) and out else out
         if not any(before.values()) or not isinstance(first, Tensor):
             return out
@@ -127,14 +131,15 @@ class _OnLabels(TorchDispatchMode):
 
     def _count(self, macs: int, func: Any, args: Any, before: dict[int, list[Tensor]]) -> None:
         """Add MACs to those of the parameter that is the weight, or note them as a product's."""
-        tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
+        factors = args[1:] if func.overloadpacket in ADDED_TO else args
+        tensors = [leaf for leaf in factors if isinstance(leaf, Tensor) and id(leaf) not in self.of_images]
         weights = [weight for tensor in tensors if (weight := self.labels.weight_of(before[id(tensor)]))]
         if weights:
             self.macs[weights[-1]] = self.macs.get(weights[-1], 0) + macs
             return
-        for share, factors in factors_of(func.overloadpacket, args):
+        for share, sides in factors_of(func.overloadpacket, args):
             labels = [
                 narrowed(plane, sorted(along(plane) - {dim})).flatten()
-                for tensor, dim in factors for plane in before[id(tensor)] if dim in along(plane)
+                for tensor, dim in sides for plane in before[id(tensor)] if dim in along(plane)
             ]  # fmt: skip
             self.products.append((round(share * macs), labels))
