@@ -11,6 +11,7 @@ from torch import nn
 
 from wmlc.arch import is_foreign, needs_caller
 from wmlc.compress.config import sharing, trained_ratios, trains_uncut, without_channels, without_teacher
+from wmlc.compress.counted import counted
 from wmlc.compress.latency import Clock, as_planned, plan_for_latency, priced, ratios_of
 from wmlc.compress.learn.extras import add_extras, add_kept_channels, feature_pairs
 from wmlc.compress.learn.family import PeerFamily, build_exits, build_family, family_of_one, twins
@@ -109,6 +110,9 @@ def prepare(
         prepared = replace(_cut_apart(made, scored, config), plan=plan)
     else:
         prepared = replace(cut_before_training(made, scored, config, record, device), plan=plan)
+    if made.staged is not None:
+        widths = counted(prepared.widths, prepared.family, scored.graph, config.ratio_of, record.input_shape)
+        prepared = replace(prepared, widths=widths)
     if trains:
         _check_step(_narrowest(prepared), f"once cut, {config.arch}", record.input_shape, device)
     _check_as_saved(prepared, record.input_shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch.nn.functional as F
 from hand_networks import SHAPE, Hand
 from torch import Tensor, nn
 
+from wmlc.compress.counted import counted
+from wmlc.compress.widths.choose import PeerWidths
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import Number
 from wmlc.compress.widths.proof import read_channels
@@ -117,3 +122,29 @@ class Patched(Hand):
 def test_attention_is_proven_on_images_of_the_networks_own_size() -> None:
     graph = read_channels(Patched().eval(), (3, 128, 128))
     assert [group.root for group in graph.groups] == ["a"] and graph.left_whole[0].layers == ("qkv",)
+
+
+class Mixer(Hand):
+    """A layer that works along the places, once for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along = nn.Linear(64, 64)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.along(x.flatten(2)).unflatten(2, (8, 8))
+
+
+def test_what_layers_do_not_tell_is_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    network = Mixer().eval()
+    graph = read_channels(network, SHAPE)
+    kept = {"a": torch.arange(4)}
+    cut = cut_channels(network, graph.groups, kept)
+    planned = PeerWidths(
+        kept, params=1, macs=round(float(graph.size(np.array([4]), "macs"))), ratio=0.5, achieved_ratio=0.4
+    )
+    family: Any = SimpleNamespace(peer=lambda number: cut)
+    (own,) = counted([planned], family, graph, "macs", SHAPE)
+    cost = total_cost(cut, SHAPE)
+    assert (own.params, own.macs) == (cost.params, cost.macs) and own.achieved_ratio == 1 - cost.macs / graph.macs
+    assert own.macs < planned.macs and capsys.readouterr().err.startswith(f"peer 1 takes {cost.macs:,} MACs, and its ")
