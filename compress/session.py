@@ -105,6 +105,8 @@ def _train_as_asked(
             dry_run(config, wanted.as_json, clocks)
         return
     root = wanted.out or runs.RUNS / f"{file_name_of(config.arch)}-{config.data}-{config.method}"
+    if root.is_file():
+        raise InputError(f"{root} is a file; choose a directory for --out")
     if ranks.of_first(lambda: _begun_by_this_launch(root)):
         resume_run(Run(root), ranks)
     else:

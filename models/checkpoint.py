@@ -58,6 +58,8 @@ def read_spec(directory: Path) -> NetworkSpec:
     path = directory / SPEC_FILE
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; name one that holds {SPEC_FILE} and {WEIGHTS_FILE}")
+    if not path.exists() and (directory / "peers").is_dir():
+        raise InputError(f"{directory} is a run; name a network of it, such as {directory / 'peers' / '1'}")
     spec = records.read(path, NetworkSpec, "network record", REMEDY)
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != spec.input_shape[0]:

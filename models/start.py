@@ -69,7 +69,7 @@ def read_start(
 
 def start_name(start: str) -> str:
     """A file's or a run's name; of a network in a run the run's too, which says more: `run/peers/1`."""
-    parts = Path(start).parts
+    parts = (Path(start).resolve() if set(Path(start).parts) <= {"."} or ".." in start else Path(start)).parts
     depth = 3 if parts[-2:-1] == ("peers",) else 2 if parts[-1] == "baseline" else 1
     return "/".join(parts[-depth:])
 

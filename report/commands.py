@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from wmlc.errors import InputError
 from wmlc.options import PATH, Grouped, forced, shown_as, the_run
 
 
@@ -21,6 +22,8 @@ def report(run_names: tuple[Path, ...], out: Path | None, force: bool) -> None:
     """
     from wmlc.report.page import write_report
 
+    if out is not None and out.suffix not in (".html", ".htm"):
+        raise InputError(f"--out must end in .html, got {out}")
     runs = [the_run(name) for name in run_names or (None,)]
     write_report(runs, out or runs[0].report, force=force or (out is None and len(runs) == 1))
 

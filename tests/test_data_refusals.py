@@ -89,7 +89,7 @@ def test_too_few_and_too_many_images_are_refused(tmp_path):
         "use more images or another held_out"
     )
     assert refusal(lambda: open_folder(tmp_path, train_images=5).record) == (
-        "train_images must be at most 4 (all), got 5"
+        "train_images must be at most 4 (all), got 5; null is all"
     )
     data = open_folder(tmp_path, held_out=0.25)
     assert refusal(lambda: data.train_batches(4, 0)) == (

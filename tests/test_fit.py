@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,3 +137,15 @@ def test_a_warm_up_takes_half_of_a_short_training_at_most() -> None:
     at = [lr_factor("cosine", done, epochs=1, warmup_epochs=1.0) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert at == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])
     assert lr_factor("one-cycle", 0.0, epochs=1, warmup_epochs=1.0) == pytest.approx(0.04)
+
+
+def test_processes_take_the_mean_of_statistics_and_counts_of_the_first() -> None:
+    """As of a block that is left out at random, whose counts differ."""
+    met: dict[str, list[Tensor]] = {}
+    ranks: Any = SimpleNamespace(
+        count=1, mean_=lambda own: met.update(mean=own), take_of_first=lambda own: met.update(first=own)
+    )
+    family: Any = nn.BatchNorm2d(2)
+    loop._join(family, replace(CPU, ranks=ranks))
+    assert [own is buffer for own, buffer in zip(met["mean"], (family.running_mean, family.running_var), strict=True)]
+    assert len(met["first"]) == 1 and met["first"][0] is family.num_batches_tracked

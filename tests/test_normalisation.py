@@ -207,3 +207,11 @@ def test_equal_normalisations_are_tried_once(tmp_path: Path) -> None:
         assert list(usual_normalisations(opened(tmp_path, said))) == names
     grey = open_folder(make_folder(tmp_path / "grey", mode="L"), normalise="half")
     assert list(usual_normalisations(grey)) == ["half", "0/1", "data"]
+
+
+def test_a_start_that_gives_no_numbers_is_refused_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    brightness_folder(tmp_path)
+    with pytest.raises(
+        InputError, match=r"^the start gives NaN or infinity for every held-out image; take an earlier "
+    ):
+        start_accuracy(lambda images: torch.full((len(images), 2), float("nan")), opened(tmp_path, "half"), 8)

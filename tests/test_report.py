@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from made import (
     made_bench,
     made_family,
@@ -23,6 +24,7 @@ from made import (
     made_settings,
 )
 
+from wmlc.cli import main
 from wmlc.errors import InputError
 from wmlc.records import Interval, Row, Scenario
 from wmlc.report.cells import Cell, all_cells
@@ -292,3 +294,8 @@ def test_epochs_of_another_number_of_peers_are_damage(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged: epoch 1 is not of 2 peers; train the run again"):
         read_runs([run], with_bench=False)
+
+
+def test_a_page_is_written_to_no_file_of_another_kind(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["report", "--out", str(tmp_path / "config.json"), "--force"])
+    assert (result.exit_code, result.output) == (1, f"Error: --out must end in .html, got {tmp_path / 'config.json'}\n")

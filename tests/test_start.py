@@ -304,7 +304,7 @@ def test_what_its_makers_offer_is_fetched_or_refused_at_once(monkeypatch: pytest
     "start, name",
     [
         ("pretrained", "pretrained"), ("/models/r20.pth.tar", "r20.pth.tar"), ("runs/one", "one"),
-        ("/home/me/runs/one/peers/2", "one/peers/2"), ("runs/one/baseline", "one/baseline"),
+        ("/home/me/runs/one/peers/2", "one/peers/2"), ("runs/one/baseline", "one/baseline"), (".", Path.cwd().name),
     ],
 )  # fmt: skip
 def test_a_start_goes_by_a_name_that_says_where_it_came_from(start: str, name: str) -> None:

@@ -302,3 +302,9 @@ def test_a_plain_network_needs_no_stages(tmp_path: Path) -> None:
     save_network(network, spec, tmp_path)
     assert torch.equal(wmlc.load(tmp_path, NETWORKS["residual"])(images()), network(images()))
     assert [name for name, _ in load_stages(tmp_path, NETWORKS["residual"]).named_children()] == ["head"]
+
+
+def test_a_run_is_told_from_its_networks(tmp_path: Path) -> None:
+    (tmp_path / "peers").mkdir()
+    with pytest.raises(InputError, match=r"is a run; name a network of it, such as .*/peers/1$"):
+        wmlc.load(tmp_path)

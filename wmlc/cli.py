@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ def main() -> None:
     wmlc compare runs/study/*                  methods side by side
     wmlc plot runs/study/*                     the paper's figures from them
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of an encoding that lacks a letter that is said
+            stream.reconfigure(errors="replace")
     gc.set_threshold(10_000, 20, 20)  # what is imported stays: going through it as often takes 7 % of a start
 
 

@@ -127,7 +127,8 @@ def _bar(columns: Sequence[Any], keeps_lines: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), *columns, TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), console=err, transient=True, disable=QUIET or not err.is_terminal,
-        redirect_stdout=not keeps_lines or sys.stdout.isatty(), speed_estimate_period=300 if keeps_lines else 30,
+        redirect_stdout=not keeps_lines or (sys.stdout is not None and sys.stdout.isatty()),
+        speed_estimate_period=300 if keeps_lines else 30,
     )  # fmt: skip
 
 

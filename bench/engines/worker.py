@@ -204,13 +204,15 @@ def _serve(pipe: Connection, seat: Seat) -> None:
     load_ms = 1e3 * (time.perf_counter() - start)
     pipe.send((None, Opened(engine.provider, engine.precision, load_ms)))
     bench = _Bench(engine, seat, before)
-    with contextlib.suppress(EOFError), contextlib.closing(bench):
+    with contextlib.suppress(EOFError, ConnectionError), contextlib.closing(bench):  # the parent is gone
         while True:
             name, *args = pipe.recv()
+            answer: tuple[Exception | None, Any]
             try:
-                pipe.send((None, getattr(bench, name)(*args)))
+                answer = None, getattr(bench, name)(*args)
             except Exception as error:  # whatever it is, the parent shall say it in one line
-                pipe.send((_portable(error), None))
+                answer = _portable(error), None
+            pipe.send(answer)
 
 
 class _Bench:

@@ -215,8 +215,12 @@ def fit(
 
 
 def _join(family: PeerFamily, device: Device) -> None:
-    """Give the processes the same running statistics, the mean of all, and see that they have the same weights."""
+    """Give the processes the same running statistics, the mean of all, and see that they have the same weights.
+
+    Whole numbers are rank 0's: of a block that is left out at random, each has counted other steps.
+    """
     device.ranks.mean_([buffer for buffer in family.buffers() if buffer.is_floating_point()])
+    device.ranks.take_of_first([buffer for buffer in family.buffers() if not buffer.is_floating_point()])
     _agree_on_weights(family, device, "the processes have drifted apart; train again")
 
 

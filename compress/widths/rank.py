@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch_pruning
 from torch import Tensor, nn
 
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, Place
+
+
+@functools.cache
+def _torch_pruning() -> Any:
+    """torch-pruning; it would import timm for a counter of its own, which takes a second and swallows a Ctrl-C."""
+    hidden = "timm" not in sys.modules
+    if hidden:
+        sys.modules["timm"] = None  # type: ignore[assignment]  # which counts as not installed
+    try:
+        import torch_pruning
+    finally:
+        if hidden:
+            del sys.modules["timm"]
+    return torch_pruning
 
 
 def group_magnitude(network: nn.Module, graph: ChannelGraph) -> list[Tensor]:
@@ -20,7 +35,7 @@ def group_magnitude(network: nn.Module, graph: ChannelGraph) -> list[Tensor]:
 
     The mean, over the layers that make or read a unit, of the sum of the squares of its weights there.
     """
-    measure = torch_pruning.importance.GroupMagnitudeImportance(normalizer=None)
+    measure = _torch_pruning().importance.GroupMagnitudeImportance(normalizer=None)
     return _measured(measure, network, graph, torch.square)
 
 
@@ -35,7 +50,7 @@ def group_taylor(
     cross-entropy of a batch of images float32 [B, C, H, W] (normalised) against labels int64 [B], under batch norm's
     running statistics where the network is `trained`, else under the batch's. `network` is left untouched.
     """
-    measure = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
+    measure = _torch_pruning().importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
     network = copy.deepcopy(network).requires_grad_(True).train(not trained)  # what its owner froze counts too
     totals, count = [torch.zeros(group.units) for group in graph.groups], 0
     for images, labels in batches:
@@ -97,7 +112,7 @@ def _as_torch_prunings(network: nn.Module, group: ChannelGroup) -> list[_Member]
     for place, how in _members(network, group):
         layer = network.get_submodule(place.module)
         # its measure of first-order Taylor goes by names of its own, and knows batch norm under group norm's alone
-        its = torch_pruning.prune_groupnorm_out_channels if isinstance(layer, nn.BatchNorm2d) else how
+        its = _torch_pruning().prune_groupnorm_out_channels if isinstance(layer, nn.BatchNorm2d) else how
         cut = SimpleNamespace(layer=layer, pruning_fn=how, target=SimpleNamespace(module=layer), handler=its)
         positions = place.positions.flatten()
         order = positions.argsort(stable=True)  # it sorts positions, and leaves their units where they were
@@ -108,6 +123,7 @@ def _as_torch_prunings(network: nn.Module, group: ChannelGroup) -> list[_Member]
 
 
 def _members(network: nn.Module, group: ChannelGroup) -> Iterator[tuple[Place, object]]:
+    pruning = _torch_pruning()
     for place in group.places:
         module = network.get_submodule(place.module)
         if not place.tensor.endswith("weight"):
@@ -115,13 +131,10 @@ def _members(network: nn.Module, group: ChannelGroup) -> Iterator[tuple[Place, o
         if isinstance(module, nn.Conv2d) and (
             place.dim == 1 or module.groups < module.in_channels or module.groups == 1
         ):
-            yield place, torch_pruning.prune_conv_in_channels if place.dim else torch_pruning.prune_conv_out_channels
+            yield place, pruning.prune_conv_in_channels if place.dim else pruning.prune_conv_out_channels
         elif isinstance(module, nn.Linear):
-            yield (
-                place,
-                torch_pruning.prune_linear_in_channels if place.dim else torch_pruning.prune_linear_out_channels,
-            )
+            yield place, pruning.prune_linear_in_channels if place.dim else pruning.prune_linear_out_channels
         elif isinstance(module, nn.BatchNorm2d):
-            yield place, torch_pruning.prune_batchnorm_out_channels
+            yield place, pruning.prune_batchnorm_out_channels
         elif isinstance(module, nn.LayerNorm):
-            yield place, torch_pruning.prune_layernorm_out_channels
+            yield place, pruning.prune_layernorm_out_channels

@@ -157,19 +157,23 @@ def start_accuracy(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size
     """Held-out top-1 in percent of a network under the usual normalisations, in one walk over the held-out images.
 
     Args: float32 [B, C, H, W] → logits [B, K], in eval mode; no gradient is kept. Returns by what `--normalise` calls
-    each, the one in force first.
+    each, the one in force first. Raises `InputError` where no held-out image gets finite logits under any.
     """
     import torch
 
     found = usual_normalisations(data)
     in_force, *_ = found.values()
-    right, images_seen = dict.fromkeys(found, 0), 0
+    right, images_seen, finite = dict.fromkeys(found, 0), 0, False
     with torch.no_grad():
         for images_BCHW, labels_B in data.held_out_batches(batch_size):
             for name, other in found.items():
                 shown_BCHW = images_BCHW if other is in_force else renormalised(images_BCHW, in_force, other)
-                right[name] += int((logits_of(shown_BCHW).argmax(-1) == labels_B).sum())
+                logits_BK = logits_of(shown_BCHW)
+                right[name] += int((logits_BK.argmax(-1) == labels_B).sum())
+                finite = finite or bool(logits_BK.isfinite().all(-1).any())
             images_seen += len(labels_B)
+    if not finite:
+        raise InputError("the start gives NaN or infinity for every held-out image; take an earlier checkpoint of it")
     return {name: 100 * count / images_seen for name, count in right.items()}
 
 

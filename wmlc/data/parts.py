@@ -72,7 +72,7 @@ class Parts:
         refuse_empty_classes(self.train)
         count, config = len(self.train.labels_N), self.config
         if config.train_images is not None and config.train_images > count:
-            raise InputError(f"train_images must be at most {count} (all), got {config.train_images}")
+            raise InputError(f"train_images must be at most {count} (all), got {config.train_images}; null is all")
         order = torch.randperm(count, generator=generator(config.seed, SPLIT))[: config.train_images]
         held_out = round(len(order) * config.held_out)
         if not 0 < held_out < len(order):
