@@ -60,7 +60,7 @@ def run_within(watch: type[Watch], network: nn.Module, input_shape: tuple[int, i
         try:
             with watch() as watching:
                 on_meta(network)(torch.empty(1, *input_shape, device="meta"))
-        except RuntimeError:
+        except Exception:  # whatever its code raises there, as where it leaves torch for numpy
             with watch() as watching:
                 run_once(network, input_shape, 1)
     return watching
