@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +172,9 @@ def _check_shapes(path: Path, out: Path, network: nn.Module, spec: NetworkSpec) 
     own = network.state_dict().keys()
     nameless = {tuple(dims) for name, dims in shapes.items() if name not in own}
     layers = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
-    idle = _without_part(network, spec) if any(f"{name}.weight" not in shapes for name in layers) else set()
+    idle = set[str]()
+    if any(f"{name}.weight" not in shapes for name in layers):
+        idle = _without_part(network, spec) | _computed_once(network, spec, layers)
     for name, module in layers.items():  # of tensors that hold the same, as two layers may share theirs, one is left
         due = list(module.weight.shape)
         alike = (each for each in tensors if list(each.dims) == due and f"{name}.weight" not in shapes)
@@ -207,6 +209,26 @@ def _without_part(network: nn.Module, spec: NetworkSpec) -> set[str]:
         gradients = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
         return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
     return set()
+
+
+def _computed_once(network: nn.Module, spec: NetworkSpec, layers: Mapping[str, nn.Module]) -> set[str]:
+    """The weights of layers that get the same whatever the image is: the exporter keeps what they make of it."""
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, given, named, name=name: inputs[name].append([*given, *named.values()][0]), with_kwargs=True
+        )
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            for images in (torch.zeros(1, *spec.input_shape), torch.ones(1, *spec.input_shape)):
+                network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    halves = {name: (given[: len(given) // 2], given[len(given) // 2 :]) for name, given in inputs.items() if given}
+    return {f"{name}.weight" for name, (one, other) in halves.items() if all(map(torch.equal, one, other))}
 
 
 def _check_logits(

@@ -107,21 +107,26 @@ def test_heads_that_share_their_keys_leave_what_is_around_them_to_be_cut() -> No
 
 
 class Patched(Hand):
-    """Attention among patches of 64 pixels, under a root that is computed: on small images there is one place."""
+    """Attention among patches of 64 pixels, under a power of its width: on small images there is one place."""
 
-    def __init__(self) -> None:
+    def __init__(self, power: float) -> None:
         super().__init__()
-        self.a, self.qkv = nn.Conv2d(3, 8, 64, 64), nn.Linear(8, 24)
+        self.a, self.qkv, self.power = nn.Conv2d(3, 8, 64, 64), nn.Linear(8, 24), power
 
     def body(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
-        mixed = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+        mixed = (query @ key.transpose(1, 2) / query.shape[-1] ** self.power).softmax(-1) @ value
         return mixed.transpose(1, 2).unsqueeze(3)
 
 
 def test_attention_is_proven_on_images_of_the_networks_own_size() -> None:
-    graph = read_channels(Patched().eval(), (3, 128, 128))
+    graph = read_channels(Patched(power=1).eval(), (3, 128, 128))
     assert [group.root for group in graph.groups] == ["a"] and graph.left_whole[0].layers == ("qkv",)
+
+
+def test_a_root_that_is_computed_is_found_by_trying() -> None:
+    graph = read_channels(Patched(power=0.5).eval(), (3, 128, 128))
+    assert [(group.root, group.rooted) for group in graph.groups] == [("a", False), ("qkv", True)]
 
 
 class Mixer(Hand):

@@ -26,6 +26,18 @@ class Net(nn.Module):
         return self.fc(self.conv(images).mean((2, 3)))
 
 
+class Placed(Net):
+    """Beside what the images are, it sees what a layer makes of numbers that stay, as of relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_places = nn.Linear(2, 5)
+        self.register_buffer("places", torch.randn(6, 2, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).mean((2, 3)) + self.of_places(input=self.places).amax(0))
+
+
 class Bessel(Net):
     """Of an operator that ONNX has not."""
 
@@ -37,6 +49,12 @@ def test_a_layer_without_a_part_in_the_logits_is_not_missed(tmp_path: Path) -> N
     export_onnx(Net().eval(), SPEC, tmp_path / "net.onnx", PIXELS)
     names = {tensor.name for tensor in onnx.load(str(tmp_path / "net.onnx")).graph.initializer}
     assert "conv.weight" in names and not any(name.startswith("aux") for name in names)
+
+
+def test_what_a_layer_makes_of_constants_is_in_the_file_without_the_layer(tmp_path: Path) -> None:
+    export_onnx(Placed().eval(), SPEC, tmp_path / "net.onnx", PIXELS)
+    names = {tensor.name for tensor in onnx.load(str(tmp_path / "net.onnx")).graph.initializer}
+    assert "conv.weight" in names and "of_places.weight" not in names
 
 
 def test_a_weight_that_two_layers_share_is_there_for_both(tmp_path: Path) -> None:

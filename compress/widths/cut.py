@@ -46,7 +46,7 @@ def cut_in_place(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mappi
         for place in group.places:
             if is_left(place.tensor):
                 gone.setdefault((place.tensor, place.dim), []).append(place.positions[lost].flatten())
-        for place in group.queries:  # attention divides their products by a smaller root now
+        for place in group.queries if group.rooted else ():  # their products are divided by a smaller root now
             root = math.sqrt(len(kept[group.root]) / group.units)
             rescaled.setdefault((place.tensor, place.dim), []).append((place.positions.flatten(), root))
         for number in group.attributes:

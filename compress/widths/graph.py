@@ -58,9 +58,9 @@ class ChannelGroup:
     places: tuple[Place, ...]
     attributes: tuple[Number, ...] = ()
     block: str = ""  # the residual block that is left out where no unit is kept; none: some unit has to be
-    queries: tuple[
-        Place, ...
-    ] = ()  # rows that shrink by √(kept / units), as attention divides their products by the root of that
+    queries: tuple[Place, ...] = ()  # rows over which products of activations sum, of what is on the left there
+    keys: tuple[Place, ...] = ()  # and on the right
+    rooted: bool = False  # such products are divided by the root of as many: queries shrink by √(kept / units)
 
     @property
     def channels(self) -> int:

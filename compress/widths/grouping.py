@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,17 +27,19 @@ def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
     order = {name: index for index, name in enumerate(shapes)}
     groups = []
     for units in alike.values():
-        keys = sorted(units[0], key=lambda key: (key[0] not in layers or key[1] == 1, order[key[0]], key[1]))
+        dims = sorted(units[0], key=lambda key: (key[0] not in layers or key[1] == 1, order[key[0]], key[1]))
         places = tuple(
             Place(name, dim, torch.tensor([unit[name, dim] for unit in units]), name in layers and dim == 1)
-            for name, dim in keys
+            for name, dim in dims
         )
         makes = places[0].tensor in layers and places[0].dim == 0
+        queries, keys = (tuple(_rows_in(rows, places)) for rows in (traced.queries, traced.keys))
+        read = queries or any(place.reads for place in places)
         if isinstance(network.get_submodule(places[0].module), nn.MultiheadAttention):
             continue  # which insists on heads of embed_dim / num_heads channels
-        if len(units) > 1 and makes and any(place.reads for place in places):
-            queries = tuple(_queries_of(places, traced.rooted))
-            groups.append(ChannelGroup(places[0].module, len(units), places, queries=queries))
+        if len(units) > 1 and makes and read:
+            rooted = any(True for _ in _rows_in(traced.rooted, places))
+            groups.append(ChannelGroup(places[0].module, len(units), places, queries=queries, keys=keys, rooted=rooted))
     return sorted(_named_apart(groups), key=lambda group: order[group.places[0].tensor])
 
 
@@ -52,11 +54,11 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     return named
 
 
-def _queries_of(places: Sequence[Place], rooted: frozenset[tuple[str, int, int]]) -> Iterator[Place]:
-    """Of a group's places the rows of weights that make queries, and of the biases beside them."""
+def _rows_in(of: Collection[tuple[str, int, int]], places: Sequence[Place]) -> Iterator[Place]:
+    """Of a group's places the rows of weights that are among those `of`, and of the biases beside them."""
     for place in places:
         weight = f"{place.module}.weight" if place.tensor.endswith(".bias") else place.tensor
-        mine = [[p for p in unit if (weight, place.dim, p) in rooted] for unit in place.positions.tolist()]
+        mine = [[p for p in unit if (weight, place.dim, p) in of] for unit in place.positions.tolist()]
         if not place.reads and mine[0] and len(set(map(len, mine))) == 1:
             yield replace(place, positions=torch.tensor(mine))
 

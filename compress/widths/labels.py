@@ -30,7 +30,9 @@ class Labels:
         self.places: list[tuple[int, str, int]] = []  # the first label of a tensor's dimension
         self.ties: list[Tensor] = []  # pairs of labels
         self._frozen = {FIXED}
-        self.rooted: list[Tensor] = []  # labels of queries, whose products are divided by the root of a head's channels
+        self.queries: list[Tensor] = []  # labels of left factors, over which products of activations sum
+        self.keys: list[Tensor] = []  # of right ones
+        self.rooted: list[Tensor] = []  # of queries whose products are divided by the root of a head's channels
         self._planes: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def planes(self, tensor: Tensor) -> list[Tensor]:
@@ -99,6 +101,12 @@ class Labels:
         if not any(dim in along(plane) for plane in self.planes(tensor)):
             self.freeze(own)
 
+    def sum_over(self, lefts: Sequence[Tensor], rights: Sequence[Tensor], rooted: bool = False) -> None:
+        """Note the planes over which a product of activations sums."""
+        self.queries += [plane.flatten() for plane in lefts]
+        self.keys += [plane.flatten() for plane in rights]
+        self.rooted += [plane.flatten() for plane in lefts if rooted]
+
     def tie_all(self, some: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Tie what meets in a sum; where one side has no channels, the other cannot be cut."""
         if not some or not others:
@@ -110,15 +118,19 @@ class Labels:
                 self.tie(one, other)
 
     def freeze_against(self, plane: Tensor, others: Sequence[Tensor], ndim: int) -> None:
-        """Freeze a plane that meets, along its channels, numbers that have none."""
+        """Freeze a plane that meets, along all its dimensions, numbers without channels, unless one is repeated there.
+
+        Where it meets them along some, such as a number of each head, a unit is a part of each.
+        """
         for other in others:
-            shape = [1] * (ndim - other.ndim) + list(other.shape)
+            sizes = (size if stride else 1 for size, stride in zip(other.shape, other.stride(), strict=True))
+            shape = [1] * (ndim - other.ndim) + list(sizes)
             meeting = {d for d in along(plane) if shape[d] > 1}
             labelled: set[int] = set()
             for its in self.planes(other):
                 labelled |= {d + ndim - other.ndim for d in along(its)}
-            if meeting - labelled:
-                self.freeze([plane])
+            if unlike := meeting - labelled:
+                self.freeze([plane]) if unlike == along(plane) else self.tie(plane, narrowed(plane, sorted(unlike)))
 
     def roots(self) -> np.ndarray:
         """For each label the least one that it is tied to; of what cannot be cut FIXED."""
@@ -148,6 +160,11 @@ class Labels:
         places = [self.place_of(label) for label in first]
         names, dims = {name for name, _, _ in places}, {dim for _, dim, _ in places}
         return names.pop() if len(names) == 1 and len(dims) > 1 else None
+
+    def places_of(self, vectors: Sequence[Tensor]) -> frozenset[tuple[str, int, int]]:
+        """Where the labels that are not FIXED of some vectors were given; see `place_of`."""
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *vectors]).unique().tolist()
+        return frozenset(self.place_of(label) for label in labels if label != FIXED)
 
     def place_of(self, label: int) -> tuple[str, int, int]:
         """Where a label that is not FIXED was given: the tensor's name, its dimension, the position along that."""

@@ -3,7 +3,7 @@
 *Exact* means: the network with channels cut gives the same logits, to a millionth of the largest, as the full network
 in which they are muted: nothing reads them. Something may look at all channels at once (the mean that a layer norm
 takes), and must then see those that are kept and no others; so a muted channel is made a copy of a kept one, which
-leaves every mean as it is. Where that cannot be, as in attention's products, it is made zero.
+leaves every mean as it is; attention's queries and keys are made zero, and where copies cannot be, all of it is.
 
 It is tried in float64 on weights drawn anew, of such sizes that nothing is too small to be seen: a layer scale of
 1e-6 would hide any mistake behind it.
@@ -16,10 +16,8 @@ import copy
 import io
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -27,10 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from wmlc.compress.widths.cut import KNOWN, cut_in_place
+from wmlc.compress.widths.alike import beside, by_likeness, likeness, united
+from wmlc.compress.widths.cut import cut_in_place
 from wmlc.compress.widths.double import in_float64
-from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole, Number
+from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole
 from wmlc.compress.widths.grouping import graph_of, groups_of, out_of_groups
+from wmlc.compress.widths.numbers import Names, numbers_around, sized, ways
 from wmlc.compress.widths.trace import on_cpu, trace_channels
 from wmlc.errors import InputError, one_line
 from wmlc.models.residual import residual_blocks
@@ -39,6 +39,7 @@ from wmlc.models.stages import whole_name
 EXACT = 1e-6  # of the largest logit
 SMALLEST = torch.finfo(torch.float64).tiny  # that it is taken to be
 SHARES = ((0.5,), (0.75, 0.5), (0.5, 0.75))  # of each group's units that are cut, in one trial after the other
+STOPS = "cut, it stops with: "
 SMALL_SIDE = 64  # pixels: channels hang together as in large images, where a network takes small ones at all
 
 
@@ -94,15 +95,22 @@ class Prover:
     def prove(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[LeftWhole]]:
         """The groups that can be cut, each and together, and the others with the reason."""
         order = {group.root: k for k, group in enumerate(groups)}
-        proven, failed = self._split(sorted(groups, key=_likeness), copies=True)
+        proven, failed = self._split(sorted(groups, key=likeness), copies=True)
         if failed:
             muted, failed = self._split(failed, copies=False)
             proven += muted
-        for alike in _by_likeness(failed):
-            proven += self._with_attributes(alike)
+        for alike in by_likeness(failed):
+            proven += self._changed(alike)
         whole = [group for group in failed if group.root not in _roots(proven)]
-        reasons = {_likeness(alike[0]): self._why(alike[0]) for alike in _by_likeness(whole)}
-        left = [LeftWhole(group.makers, reasons[_likeness(group)]) for group in whole]
+        for several in beside(whole):
+            parts = {own[0].root: _roots(own) for own in several if _roots(own) <= _roots(whole)}
+            for alike in by_likeness([united(own) for own in several if own[0].root in parts]):
+                exact = self._changed(alike)
+                if len(exact) == len(alike):  # not by chance, as where a single head is as wide as all channels
+                    used = set[str]().union(*(parts[group.root] for group in exact))
+                    whole, proven = [group for group in whole if group.root not in used], proven + exact
+        reasons = {likeness(alike[0]): self._told(alike[0]) for alike in by_likeness(whole)}
+        left = [LeftWhole(group.makers, reasons[likeness(group)]) for group in whole]
         proven.sort(key=lambda group: order[group.root])
         while proven and _roots(proven) not in self.together:
             why = self._trial(proven, SHARES[1])
@@ -124,12 +132,12 @@ class Prover:
         Groups that are alike come one after another, and where the first and the last of many fail, all are left.
         """
         self.copies |= dict.fromkeys((group.root for group in groups), copies)
-        if not groups or self._exact(groups):
+        if not groups or self._why_not(groups) is None:
             return groups, []
         if len(groups) == 1:
             return [], groups
-        kinds = _by_likeness(groups)
-        if len(kinds) == 1 and len(groups) > 2 and not any(self._exact([group]) for group in (groups[0], groups[-1])):
+        kinds = by_likeness(groups)
+        if len(kinds) == 1 and len(groups) > 2 and all(map(self._why_not, ([groups[0]], [groups[-1]]))):
             return [], groups
         middle = len(groups) // 2
         if len(kinds) > 1:  # between two kinds
@@ -138,54 +146,41 @@ class Prover:
         parts = [self._split(half, copies) for half in (groups[:middle], groups[middle:])]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
-    def _with_attributes(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
-        """Those of some groups that are exact once numbers in modules shrink with them."""
-        first, found = alike[0], self._numbers(alike[0])
-        for names in _ways(found):
-            for copies in (True, False):
+    def _changed(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
+        """Those of some groups that are exact once numbers in modules, or the root of some, shrink with them."""
+        first = alike[0]
+        ways_to_root = (True,) if first.rooted else (False, True) if first.queries else (False,)
+        for names in ways(numbers_around(first, self.network)):
+            for rooted, copies in itertools.product(ways_to_root, (True, False)):
                 self.copies[first.root] = copies
-                if not self._exact([self._sized(first, names)]):
-                    continue
-                for name in sorted({name for _, name in names}):  # no more than it takes
-                    fewer = {each for each in names if each[1] != name}
-                    if self._exact([self._sized(first, fewer)]):
-                        names = fewer
-                proven, _ = self._split([self._sized(group, names) for group in alike], copies)
-                if proven:
+                why = self._why_not([sized(first, self.network, names, rooted)])
+                if why is None and (proven := self._sized_alike(alike, names, rooted, copies)):
                     return proven
+                if why is not None and why.startswith(STOPS):
+                    break  # whatever stands for its channels
         return []
 
-    def _sized(self, group: ChannelGroup, names: set[tuple[str, str]]) -> ChannelGroup:
-        """The group with the numbers called `names`, (module without block numbers, attribute)."""
-        found = (number for number, _ in self._numbers(group))
-        return replace(group, attributes=tuple(n for n in found if _named_alike(n) in names))
+    def _sized_alike(self, alike: list[ChannelGroup], names: Names, rooted: bool, copies: bool) -> list[ChannelGroup]:
+        """Those of some groups that are exact as the first is, with no more numbers of these `names` than it needs."""
+        for name in sorted({name for _, name in names}):
+            fewer = {each for each in names if each[1] != name}
+            if self._why_not([sized(alike[0], self.network, fewer, rooted)]) is None:
+                names = fewer
+        changed = [sized(group, self.network, names, rooted) for group in alike]
+        return changed if len(changed) == 1 else self._split(changed, copies)[0]
 
-    def _numbers(self, group: ChannelGroup) -> list[tuple[Number, bool]]:
-        """Whole numbers of the modules around a group's layers that are as large as what these have of it.
-
-        And whether they are about layers that read the group.
-        """
-        found: dict[tuple[str, str], tuple[Number, bool]] = {}
-        a_unit = {group.units: 1}
-        for place in group.places:
-            each = place.positions.shape[1]
-            a_unit |= {group.units * each: each, attrgetter(place.tensor)(self.network).shape[place.dim]: each}
-        for place in group.places:
-            for owner in _parents(place.module):
-                for name, index, value in _whole_numbers(self.network.get_submodule(owner)):
-                    if value in a_unit:
-                        found.setdefault((owner, name), (Number(owner, name, a_unit[value], index), place.reads))
-        return list(found.values())
-
-    def _why(self, group: ChannelGroup) -> str:
+    def _told(self, group: ChannelGroup) -> str:
+        """The reason for which it is left whole."""
         self.copies[group.root] = True
-        return self._trial([group], SHARES[0]) or self._trial([group], SHARES[1]) or "it is not exact"
+        return self._why_not([group]) or "it is not exact"
 
-    def _exact(self, groups: Sequence[ChannelGroup]) -> bool:
-        if any(self._trial(groups, shares) for shares in SHARES):
-            return False
+    def _why_not(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """Why the groups are not exact together under all shares; None where they are."""
+        for shares in SHARES:
+            if why := self._trial(groups, shares):
+                return why
         self.together.append(_roots(groups))
-        return True
+        return None
 
     def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
         """Why a cut of all these groups is not exact; None where it is."""
@@ -196,7 +191,7 @@ class Prover:
             with torch.no_grad():
                 got = cut(self.images)
         except Exception as error:  # whatever a network's code raises
-            return f"cut, it stops with: {one_line(error, 100)}"
+            return f"{STOPS}{one_line(error, 100)}"
         with torch.no_grad(), _put_back(self.network, groups):
             for group in groups:
                 if self.copies[group.root]:
@@ -247,54 +242,6 @@ def _apart(got: Any, expected: Any) -> float:
 
 def _roots(groups: Sequence[ChannelGroup]) -> set[str]:
     return {group.root for group in groups}
-
-
-def _likeness(group: ChannelGroup) -> tuple[str, ...]:
-    """The same for groups of the same layers in other blocks."""
-    return (_without_digits(group.root), *sorted({_without_digits(place.tensor) for place in group.places}))
-
-
-def _without_digits(name: str) -> str:
-    """A name without the stage that it is in, and without the numbers of blocks."""
-    return re.sub(r"\d+(?=.*\.)|(?<=\.)\d+$", "", name.partition(".")[2] or name)
-
-
-def _named_alike(number: Number) -> tuple[str, str]:
-    """The same for numbers of the same modules in other blocks, though a block has but a number for its name."""
-    return _without_digits(f"{number.module}."), number.name
-
-
-def _by_likeness(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
-    return [list(alike) for _, alike in itertools.groupby(sorted(groups, key=_likeness), key=_likeness)]
-
-
-def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """A module's own whole numbers and those in its tuples, by name and place, unless a cut sets them anyway."""
-    if isinstance(module, KNOWN):
-        return
-    for name, value in vars(module).items():
-        several = isinstance(value, tuple) and all(type(each) is int for each in value)
-        if not name.startswith("_") and (several or type(value) is int):
-            yield from ((name, k, each) for k, each in enumerate(value)) if several else [(name, None, value)]
-
-
-def _ways(found: Sequence[tuple[Number, bool]]) -> Iterator[set[tuple[str, str]]]:
-    """Which of the numbers to try: all, those about layers that read or make the group, those of a name, one."""
-    named = [(_named_alike(number), reads) for number, reads in found]
-    sets = [{key for key, _ in named}, *({key for key, reads in named if reads is side} for side in (True, False))]
-    sets += [{key for key, _ in named if key[1] == name} for name in dict.fromkeys(key[1] for key, _ in named)]
-    sets += [{key} for key, _ in named]
-    tried: list[set[tuple[str, str]]] = [set()]
-    for names in sets:
-        if names not in tried:
-            tried.append(names)
-            yield names
-
-
-def _parents(name: str) -> list[str]:
-    """The module called `name` and the three around it, the nearest first."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), max(0, len(parts) - 4), -1)]
 
 
 def _draw_weights(network: nn.Module, draw: torch.Generator) -> None:
@@ -348,3 +295,5 @@ def _copy(network: nn.Module, group: ChannelGroup, kept: Tensor, draw: torch.Gen
             tensor = attrgetter(place.tensor)(network)
             copied = tensor.index_select(place.dim, place.positions[twin].flatten())
             tensor.index_copy_(place.dim, place.positions[lost].flatten(), copied)
+    for place in (*group.queries, *group.keys):  # of which copies would count in their product
+        attrgetter(place.tensor)(network).index_fill_(place.dim, place.positions[lost].flatten(), 0)

@@ -13,20 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from wmlc.compress.widths.labels import FIXED, Labels, along, compressed, narrowed
+from wmlc.compress.widths.labels import FIXED, Labels, along, narrowed
+from wmlc.compress.widths.moves import MOVES, laid_out, move
 
 aten = torch.ops.aten
 
 
-# Operations that move numbers and change none: the same is done to labels.
-MOVES = {
-    aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.slice, aten.select, aten.cat,
-    aten.stack, aten.split, aten.split_with_sizes, aten.unbind, aten.expand, aten.alias, aten.detach, aten.unsqueeze,
-    aten.squeeze, aten.flip, aten.roll, aten.repeat, aten.pixel_shuffle, aten.pixel_unshuffle, aten.index,
-    aten.index_select, aten._reshape_alias, aten.unfold, aten.narrow, aten.chunk, aten.tile, aten.diagonal,
-    aten.channel_shuffle, aten.movedim, aten.view_as, aten.as_strided, aten.native_channel_shuffle,
-}  # fmt: skip
-CHUNKS = {aten.split, aten.split_with_sizes}
 # Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
 PLACES = {
     aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
@@ -70,53 +62,14 @@ def rule_of(operation: Any) -> Rule | None:
     return _pointwise if torch.Tag.pointwise in operation.tags or name.rstrip("_") in UNTAGGED else None
 
 
-def _move(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    if isinstance(args[0], list | tuple):  # cat, stack
-        count = max(len(labels.planes(tensor)) for tensor in args[0])
-        for layer in range(count):
-            given = [_laid_out(t, labels.planes(t)[layer] if layer < len(labels.planes(t)) else None) for t in args[0]]
-            joined = func(given, *args[1:], **kwargs)
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % joined.ndim
-            ways = [along(small) for small in map(compressed, given)]
-            if any(ways) and (func.overloadpacket is aten.stack or all(dim not in way for way in ways)):
-                labels.tie(joined, joined.narrow(dim, 0, 1))  # one behind the other, with the same channels
-                joined = joined.narrow(dim, 0, 1).expand(joined.shape)
-            _give_all(labels, out, joined, first=layer == 0)
-        return
-    splits = func.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape)
-    done = aten.reshape.default if func.overloadpacket in (aten.view, aten._unsafe_view) else func  # of any strides
-    for layer, plane in enumerate(labels.planes(args[0])):
-        now = done(_laid_out(args[0], plane), *args[1:], **kwargs)
-        if splits and len(along(small := compressed(now))) > len(along(plane)):
-            # how often comes first in a view: heads, or groups that are shuffled; that stays, each gets smaller
-            labels.tie(small, narrowed(small, sorted(along(small))[:-1]))
-        elif func.overloadpacket in CHUNKS and len({part.shape for part in now}) == 1:  # chunks of any size
-            for part in now[1:]:
-                labels.tie(now[0], part)
-        _give_all(labels, out, now, first=layer == 0)
-    if splits and len(labels.planes(args[0])) > 1:
-        labels.drop_frozen_beside(out)
-
-
 def _gate(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A gated linear unit: the first half times the sigmoid of the second; as many channels of each."""
     dim, kept = args[1] if len(args) > 1 else kwargs.get("dim", -1), []
     for plane in labels.planes(args[0]):
-        value, gate = _laid_out(args[0], plane).chunk(2, dim)
+        value, gate = laid_out(args[0], plane).chunk(2, dim)
         labels.tie(value, gate)
         kept.append(value)
     labels.give(out, kept)
-
-
-def _laid_out(tensor: Tensor, plane: Tensor | None) -> Tensor:
-    return (torch.tensor(FIXED) if plane is None else plane).expand(tensor.shape)
-
-
-def _give_all(labels: Labels, out: Any, planes: Any, first: bool) -> None:
-    if isinstance(out, Tensor):
-        out, planes = [out], [planes]
-    for tensor, plane in zip(out, planes, strict=True):
-        labels.give(tensor, [plane] if first else [*labels.planes(tensor), plane])
 
 
 def _same(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -170,7 +123,7 @@ def _pad(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not padded & along(plane):
             kept.append(plane)
         else:  # new channels, whose number is fixed
-            kept.append(func(_laid_out(args[0], plane), padding, FIXED))
+            kept.append(func(laid_out(args[0], plane), padding, FIXED))
     labels.give(out, kept)
 
 
@@ -180,9 +133,9 @@ def _reduce(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None
     kept = []
     for plane in labels.planes(tensor):
         gone = along(plane) & dims
-        if gone and gone != along(plane):
-            labels.freeze([plane])
-        elif not gone:
+        if gone:  # of each head, or group, as many
+            labels.tie(plane, narrowed(plane, sorted(along(plane) - gone)))
+        else:
             kept.append(plane if keepdim else plane.squeeze(tuple(sorted(dims))) if dims else plane)
     for each in out if isinstance(out, tuple | list) else [out]:
         labels.give(each, kept)
@@ -266,6 +219,8 @@ def _product(labels: Labels, one: Tensor, other: Tensor, out: Tensor) -> None:
         labels.freeze([*lefts, *rights])
     for left, right in itertools.product(lefts, rights):  # both [b, K, 1]
         labels.tie(left, right)
+    if not any(labels.weight_of(labels.planes(each)) for each in (one, other)):
+        labels.sum_over(lefts, rights)
     labels.give(out, kept)
 
 
@@ -295,8 +250,7 @@ def _attend(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None
     if not lefts or not rights:
         labels.freeze([*lefts, *rights])
     labels.freeze([own for own in labels.planes(key) if channels not in along(own)])
-    if kwargs.get("scale") is None:
-        labels.rooted += [own.flatten() for own in lefts]
+    labels.sum_over(lefts, rights, rooted=kwargs.get("scale") is None)
     kept = [own for own in labels.planes(query) if channels not in along(own)]
     for plane in labels.planes(value):
         labels.freeze([plane]) if places in along(plane) else kept.append(plane)
@@ -328,7 +282,7 @@ def _reduced(func: Any, args: Any, kwargs: Any, ndim: int) -> tuple[set[int], bo
 
 
 _RULES: list[tuple[set[Any], Rule]] = [
-    (MOVES, _move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
+    (MOVES, move), (SPATIAL, _neighbours), (REDUCTIONS, _reduce), (BATCH_NORMS, _batch_norm), (ATTENTION, _attend),
     ({aten.as_strided_}, _restride), ({aten.constant_pad_nd}, _pad), (PLACES, _same), ({aten.convolution}, _convolve),
     ({aten.mm, aten.bmm}, _multiply), (ADDED_TO, _add_multiply),
     ({aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty}, _fresh),

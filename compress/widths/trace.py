@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wmlc.compress.widths.labels import FIXED, Labels, along, narrowed
+from wmlc.compress.widths.labels import Labels, along, narrowed
 from wmlc.compress.widths.rules import ADDED_TO, factors_of, rule_of
 from wmlc.models.cost import macs_of, without_fast_attention
 from wmlc.models.head import own_modes
@@ -52,7 +52,9 @@ class Traced:
     units: list[dict[tuple[str, int], list[int]]]
     macs: dict[str, int]
     products: list[Product]
-    rooted: frozenset[tuple[str, int, int]]  # what makes queries, as (tensor name, dimension, position); see `Labels`
+    queries: frozenset[tuple[str, int, int]]  # as (tensor name, dimension, position); see `Labels`
+    keys: frozenset[tuple[str, int, int]]
+    rooted: frozenset[tuple[str, int, int]]
     unknown: list[str]  # operations that are not known here, by name
     ends: frozenset[str]  # weights whose rows are the output: they make the logits
 
@@ -77,9 +79,8 @@ def trace_channels(network: nn.Module, example: Tensor) -> Traced:
     outputs = {root: units.pop(root) for root in {int(roots[label]) for label in whole} & units.keys()}
     ends = _made(outputs.values()) - _made(units.values())
     products = [Product(macs, mode.labels.sides_of(labels, roots)) for macs, labels in mode.products]
-    queries = torch.cat([torch.zeros(0, dtype=torch.int64), *mode.labels.rooted]).unique().tolist()
-    rooted = frozenset(mode.labels.place_of(label) for label in queries if label != FIXED)
-    return Traced(list(units.values()), mode.macs, products, rooted, list(mode.unknown), ends)
+    queries, keys, rooted = map(mode.labels.places_of, (mode.labels.queries, mode.labels.keys, mode.labels.rooted))
+    return Traced(list(units.values()), mode.macs, products, queries, keys, rooted, list(mode.unknown), ends)
 
 
 def labels_of_outputs(network: nn.Sequential, example: Tensor) -> tuple[Labels, dict[str, Tensor]]:
