@@ -7,7 +7,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -38,12 +38,31 @@ class NotTraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, opened: Iterable[str]) -> None:
+    def __init__(self, opened: Iterable[str], example: Tensor) -> None:
         super().__init__(param_shapes_constant=True)
-        self.opened = set(opened)
+        self.opened, self.batches = set(opened), (example, torch.cat([example, example]))
+        self._runs = False  # steps on numbers, which are then no steps of the trace
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return name not in self.opened
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """What a condition is, where it hangs on sizes and types alone and not on the number of images."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.output(graph.graph_copy(self.graph, copies) or copies[obj.node])
+        self._runs = True
+        try:
+            with torch.no_grad():
+                one, two = (fx.Interpreter(fx.GraphModule(self.root, graph)).run(batch) for batch in self.batches)
+        finally:
+            self._runs = False
+        return one if type(one) is bool and one is two else super().to_bool(obj)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._runs else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._runs else super().call_module(m, forward, args, kwargs)
 
 
 class _Measure(fx.Interpreter):
@@ -81,14 +100,15 @@ class Flow:
     sizes: set[fx.Node]  # steps that give the number of images
     numbers: dict[fx.Node, float | str]  # steps that give a number which does not depend on that
     cuts: dict[int, fx.Node] = field(default_factory=dict)  # step → the tensor that crosses
+    closed: dict[str, str] = field(default_factory=dict)  # modules that cannot be traced, and why
 
     @staticmethod
     def of(network: nn.Module, example: Tensor, opened: set[str]) -> Flow:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph = fx.GraphModule(network, _traced(network, opened))
-                _check_trains_alike(network, graph.graph, opened)
+                graph = fx.GraphModule(network, _traced(network, opened, example))
+                _check_trains_alike(network, graph.graph, opened, example)
                 measure, doubled = _Measure(graph), _Measure(graph)
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
@@ -119,7 +139,7 @@ class Flow:
                 (live if node in from_images else crossing).add(node)
             live = {each for each in live if last_use[each] > k}
             crossing = {each for each in crossing if last_use[each] > k}
-            if len(live) == 1 and not crossing and k not in barred and node.op != "placeholder":
+            if len(live) == 1 and not crossing and k not in barred and self.done[k]:
                 (tensor,) = live
                 needs_size = any(place[size] <= k < last_use[size] for size in self.sizes)
                 if needs_size and (self.shapes[tensor] or (0,))[0] != 1:
@@ -207,11 +227,11 @@ class Flow:
         return found
 
 
-def _traced(network: nn.Module, opened: set[str]) -> fx.Graph:
+def _traced(network: nn.Module, opened: set[str], example: Tensor) -> fx.Graph:
     """The steps of the network's forward pass for images alone, other arguments being as they are by default."""
     _, *others = inspect.signature(network.forward).parameters.values()
     defaults = {each.name: each.default for each in others if each.default is not inspect.Parameter.empty}
-    graph = _Tracer(opened).trace(network, concrete_args=defaults or None)
+    graph = _Tracer(opened, example).trace(network, concrete_args=defaults or None)
     for placeholder in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(graph, placeholder)  # and the checks of its value
     # a step whose result nothing takes may write into what it is given: y.add_(x), or relu(x, inplace=True)
@@ -225,22 +245,35 @@ def dropout_rate(node: fx.Node) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.5
 
 
-def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str]) -> None:
+def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str], example: Tensor) -> None:
     """Raise `NotTraceable` where opened modules do other things in training than the `graph` of their eval mode.
 
     But for dropout, which is as it is there; and they may do more for answers beside the logits (auxiliary heads).
     """
-    for kind in {type(module) for name, module in network.named_modules() if name in opened}:
-        if kind.train is not nn.Module.train:
-            raise NotTraceable(f"{kind.__name__} has a train() of its own")
+    for module in (module for name, module in network.named_modules() if name in opened):
+        if type(module).train is not nn.Module.train and not _trains_as_any(module):
+            raise NotTraceable(f"the train() of {type(module).__name__} does more than set the mode")
     from_elsewhere = {id(own): own for name, own in vars(network).items() if name.startswith(OF_ELSEWHERE)}
     copied = copy.deepcopy(network, from_elsewhere)  # tracing runs what writes into its buffers
     for module in copied.modules():
         module.training = True
     known: dict[object, int] = {}
-    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(_traced(copied, opened), known)
+    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(_traced(copied, opened, example), known)
     if not out <= outs or dead != more_dead:
         raise NotTraceable("its code does other things in training than in eval mode")
+
+
+def _trains_as_any(module: nn.Module) -> bool:
+    """Whether its own train() does what any module's does: set the mode of all that it holds, and nothing else."""
+    own, plain = copy.deepcopy(module), copy.deepcopy(module)
+    for mode in (True, False):
+        own.train(mode)
+        nn.Module.train(plain, mode)
+        kept = ([each.requires_grad for each in network.parameters()] for network in (own, plain))
+        modes = ([each.training for each in network.modules()] for network in (own, plain))
+        if operator.ne(*kept) or operator.ne(*modes):
+            return False
+    return True
 
 
 def _meaning(graph: fx.Graph, known: dict[object, int]) -> tuple[set[int], set[int]]:
@@ -277,7 +310,7 @@ def _holds(module: nn.Module) -> bool:
 
 def fine_enough(network: nn.Module, example: Tensor, flow: Flow) -> Flow:
     """The flow with modules opened until cuts lie finely enough, or nothing more can be opened."""
-    closed: set[str] = set()
+    closed: dict[str, str] = {}  # what cannot be traced, and why
     for _ in range(DEEPEST):
         wanted = [name for name in flow.coarse() if name not in closed]
         if not wanted:
@@ -288,9 +321,9 @@ def fine_enough(network: nn.Module, example: Tensor, flow: Flow) -> Flow:
             for name in wanted:
                 try:
                     flow = Flow.of(network, example, flow.opened | {name})
-                except NotTraceable:
-                    closed.add(name)
-    return flow
+                except NotTraceable as error:
+                    closed[name] = str(error)
+    return replace(flow, closed=closed)
 
 
 def closed_again(

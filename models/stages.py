@@ -116,7 +116,8 @@ def _split(network: nn.Module, example: Tensor, cuts: StageCuts | None) -> Stage
         return _in_one(network, f"the network cannot be traced ({error})")
     chosen = flow.named(cuts.cuts) if cuts is not None else flow.chosen()
     if not chosen:
-        return _in_one(network, "all data flows through one tensor nowhere in the network")
+        why = [f"{name} cannot be traced ({reason})" for name, reason in flow.closed.items()]
+        return _in_one(network, (why or ["all data flows through one tensor nowhere in the network"])[0])
     if cuts is None:  # what was opened for nothing is closed again
         flow, chosen = closed_again(network, example, flow, chosen)
     staged = _staged(flow, network, example, chosen)

@@ -58,6 +58,44 @@ class Frozen(Deep):
         return self
 
 
+class Unfrozen(Deep):
+    """Its train() does what any does, as that of Hugging Face's models."""
+
+    def train(self, mode: bool = True) -> Unfrozen:
+        super().train(mode)
+        return self
+
+
+class Conditional(Deep):
+    """It asks for types and sizes that no image changes, and so goes one way."""
+
+    def forward(self, images: Tensor, flag: bool = False) -> Tensor:
+        if images.dtype != self.stem.weight.dtype or self.stem(images).shape[1] != 8:
+            raise ValueError("what it was not made for")
+        return super().forward(images)
+
+
+class Counting(Deep):
+    """Its way hangs on how many images there are."""
+
+    def forward(self, images: Tensor, flag: bool = False) -> Tensor:
+        return super().forward(images if images.shape[0] > 1 else images.clone())
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Counting()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+def test_why_nothing_can_be_shared_is_what_stopped_the_module_inside() -> None:
+    note = split(made(Wrapped), EXAMPLE).note
+    assert note and note.startswith("nothing can be shared: net cannot be traced (symbolically traced variables")
+
+
 class Auxiliary(Deep):
     """More answers in training, as GoogLeNet's."""
 
@@ -72,7 +110,9 @@ class Auxiliary(Deep):
     [
         (Noisy, "its code does other things in training than in eval mode"),
         (DropsInTraining, "its code does other things in training than in eval mode"),
-        (Frozen, "Frozen has a train() of its own"),
+        (Frozen, "the train() of Frozen does more than set the mode"),
+        (Unfrozen, None),
+        (Conditional, None),
         (Auxiliary, None),
     ],
 )
