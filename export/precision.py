@@ -63,14 +63,14 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
     On a CPU, float16 is computed in float32, so that nothing there shows what overflows on a GPU. Hence the largest
     activations of the float32 network on `images` (as `to_int8`'s) are looked at: a layer that takes or gives more
     than half of what float16 holds, 65,504, stays in float32, and a note names it.
+    The lowest of all float32 numbers, which attention's masks are made of, becomes the lowest of float16.
     Raises `InputError` where a weight does not fit into float16, or the activations are no finite numbers.
     """
     model = onnx.load(str(fp32))
     too_large = [
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-        and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > FP16_HOLDS
+        if tensor.data_type == onnx.TensorProto.FLOAT and _largest(onnx.numpy_helper.to_array(tensor)) > FP16_HOLDS
     ]
     if too_large:
         raise InputError(f"{', '.join(too_large[:3])} of {fp32.name} does not fit into float16; export it in fp32")
@@ -83,7 +83,9 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
     hot = {name: value for name, value in largest.items() if value > FP16_HOLDS / 2}
     kept = [node.name for node in model.graph.node if hot.keys() & {*node.input, *node.output}]
     with _quiet():
-        half = convert_float_to_float16(model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept)
+        half = convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept, max_finite_val=FP16_HOLDS
+        )
     _without_twins(half)
     if kept:
         _join_casts(half)
@@ -98,6 +100,12 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
             f"{len(kept)} of {len(model.graph.node)} operators{named} stay in fp32: activations reach "
             f"{max(hot.values()):,.0f} on {len(images)} training images, and float16 holds {FP16_HOLDS:,.0f}"
         )
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest absolute value, but for those that stand for as much as there is."""
+    sizes = np.abs(numbers)
+    return float(sizes.max(initial=0, where=sizes < np.finfo(np.float32).max))
 
 
 def largest_activations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:

@@ -179,6 +179,18 @@ def test_the_largest_activations_are_over_all_images_and_what_is_no_number_stays
     assert np.isnan(precision.largest_activations(model, images)["logits"])
 
 
+@pytest.mark.parametrize(("bias", "half"), [(20_000.0, 20_000.0), (-3.4028235e38, -65_504.0), (-np.inf, -np.inf)])
+def test_what_float16_holds_stays_and_the_lowest_of_float32_becomes_its_lowest(
+    bias: float, half: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of attention are made of it; the converter's own bound of 10,000 is not the type's."""
+    monkeypatch.setattr(precision, "_save", lambda model, out, **changed: onnx.save(model, out))
+    monkeypatch.setattr(precision, "largest_activations", lambda model, images: {})
+    precision.to_fp16(light_or_dark(tmp_path / "x.onnx", bias), tmp_path / "half.onnx", np.zeros((1, 1, 2, 2)))
+    tensors = {own.name: onnx.numpy_helper.to_array(own) for own in onnx.load(tmp_path / "half.onnx").graph.initializer}
+    assert tensors["bias"].dtype == np.float16 and half in tensors["bias"].tolist()
+
+
 def test_what_float16_hardly_holds_stays_in_float32_and_what_it_does_not_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
