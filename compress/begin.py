@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wmlc import records
 from wmlc import run as runs
-from wmlc.arch import needs_caller
+from wmlc.arch import is_foreign, needs_caller
 from wmlc.compress.config import untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
@@ -24,6 +24,7 @@ from wmlc.data.decode import Layout
 from wmlc.data.normalisation import as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory, refuse_existing
+from wmlc.models.answer import answer_of, answers_as, code_to_bring_back
 from wmlc.models.checkpoint import load_network, read_spec, save_network, tensors_digest
 from wmlc.models.foreign import why_not_captured
 from wmlc.models.pixels import Pixels
@@ -182,6 +183,12 @@ def same_beginning(prepared: Prepared, data: Data, record: RunRecord, root: Path
             f"the weights of {record.settings.start} are not those that {root} began with, so it cannot go on; put "
             "them back, or train anew (--force)"
         )
+    arch, shape = record.settings.arch, data.record.input_shape
+    if record.start_answer is not None and not answers_as(record.start_answer, prepared.full, shape):
+        raise InputError(
+            f"{record.settings.start} gives other answers than when {root} began, so it cannot go on: "
+            f"{code_to_bring_back(arch)}, or train anew (--force)"
+        )
 
 
 def tell_other_arithmetic(device: Device, record: RunRecord) -> None:
@@ -203,11 +210,15 @@ def make_run(
     other = config.baseline_from if config.baseline_from != TRAINED_ON else None
     taken_from = began_with if prepared.trained else None
     baseline = None if other is None else _matching_baseline(settings, Path(other), data, taken_from)
+    of_others = began_with is not None and is_foreign(config.arch)
+    answer = answer_of(prepared.full, data.record.input_shape) if of_others else None
     record = RunRecord(
         command=command, settings=settings, rate_trials=trials, latency=prepared.plan,
         sensitivity=[] if prepared.plan else prepared.scored.sensitivities,
         device=DeviceRecord(name=device.name, bf16=device.bf16), threads=torch.get_num_threads(),
-        processes=device.ranks.count, launch=launch(), start_weights=began_with, images=data.train_digest(),
+        processes=device.ranks.count, launch=launch(), start_weights=began_with,
+        start_answer=answer,
+        images=data.train_digest(),
         **vars(runs.provenance()),
     )  # fmt: skip
     with new_directory(run.root) as aside:

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from wmlc import records
-from wmlc.arch import needs_caller
+from wmlc.arch import is_foreign, needs_caller
 from wmlc.errors import InputError
+from wmlc.models.answer import answer_of, answers_as, code_to_bring_back
 from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.layout import hold_plain
 from wmlc.models.residual import leave_out, left_out
@@ -31,16 +32,18 @@ REMEDY = "extract the peer again"
 
 def save_network(network: nn.Module, spec: NetworkSpec, directory: Path) -> None:
     """Write `spec` and the weights into the existing `directory`."""
-    _save(network.state_dict(), spec, directory)
+    _save(network, network.state_dict(), spec, directory)
 
 
 def save_stages(stages: nn.Sequential, spec: NetworkSpec, directory: Path) -> None:
     """`save_network` of a sequence of stages, under the names that its tensors have in the network they are of."""
     own = own_names(spec.stages)
-    _save({own(name): tensor for name, tensor in stages.state_dict().items()}, spec, directory)
+    _save(stages, {own(name): tensor for name, tensor in stages.state_dict().items()}, spec, directory)
 
 
-def _save(tensors: Mapping[str, Tensor], spec: NetworkSpec, directory: Path) -> None:
+def _save(network: nn.Module, tensors: Mapping[str, Tensor], spec: NetworkSpec, directory: Path) -> None:
+    if is_foreign(spec.arch):
+        spec = dataclasses.replace(spec, answer=answer_of(network, spec.input_shape))
     records.write(directory / SPEC_FILE, spec)
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     (directory / WEIGHTS_FILE).write_bytes(safetensors.torch.save(ready))
@@ -98,6 +101,10 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     _share(network, shared)
     if needs_caller(spec.arch):
         hold_plain(network, spec.input_shape)
+    if spec.answer is not None and not answers_as(spec.answer, network, spec.input_shape):
+        raise InputError(
+            f"{directory} gives other answers than when it was saved: {code_to_bring_back(spec.arch)}, or train it anew"
+        )
     return network.eval().requires_grad_(True)
 
 

@@ -29,6 +29,7 @@ from wmlc.records.latency import LatencyPlan, Sensitivity
 from wmlc.settings import TrainConfig
 
 Phase = Literal["family", "baseline"]  # of a run
+Answer = Annotated[list[float], Len(1)] | None  # a network's first logits for a known image (models/answer.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class NetworkSpec(Record):
     stages: StageCuts | None = None  # of a network that is not built of stages
     unused: list[str] = field(default_factory=list)  # tensors that have no part in it, and are not saved
     framing: Framing  # of a picture, before it is normalised
+    answer: Answer = None  # of others' code
     about: About = field(default_factory=About)
     schema_version: Version = SCHEMA
 
@@ -145,6 +147,7 @@ class RunRecord(Provenance):
     processes: Size = 1  # that trained together, when it began
     launch: str | None = None  # the torchrun that started them
     start_weights: str | None = None  # a hash of the network that it began with, if from a start
+    start_answer: Answer = None  # that network's, of others' code
     images: str | None = None  # a hash of the training images' names and labels; None: of a run from before
     schema_version: Version = SCHEMA
 
