@@ -12,6 +12,7 @@ from pathlib import Path
 from wmlc import records
 from wmlc.console import ms_text, say, say_exactly
 from wmlc.errors import GateError, InputError
+from wmlc.files import sha256
 from wmlc.forms import SHIPPED_ENGINES
 from wmlc.records import Bench, Front, FrontPoint, Latency, Row
 from wmlc.run import BASELINE, Run
@@ -154,6 +155,8 @@ def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Amo
     assert bench is not None
     again = f"run 'wmlc bench{f' --run {run.root}' if run else ''}' first"
     record = records.read(bench, Bench, "bench", again)
+    if run and bench != run.bench:
+        _check_of(run, bench, record)
     row = choose(record.rows, bounds, among)
     command = ship_command(run, record, row) if run and bench == run.bench else None
     unknown = "top-1 was not measured, so this is the fastest" if row.top1 is None else None
@@ -173,6 +176,24 @@ def print_choice(run: Run | None, bench: Path | None, bounds: Bounds, among: Amo
         say(f"the unpruned baseline fits too: {described(baseline)}")
     if command:
         say(f"ship it: {command}")
+
+
+def _check_of(run: Run, bench: Path, record: Bench) -> None:
+    """Raise `InputError` where nothing that a bench was measured of is in the `run`."""
+    there = {sha256(file) for file in measured_files(run)}
+    if not any(row.file_sha256 in there for row in record.rows):
+        raise InputError(
+            f"{bench} was measured of no file of {run.root}; name the run that it is of, or leave --run or --bench out"
+        )
+
+
+def measured_files(run: Run) -> list[Path]:
+    """What rows are measured of: exported files, plans, and the weights of networks."""
+    return [
+        file
+        for file in run.root.rglob("*")
+        if file.suffix in (".onnx", ".plan", ".safetensors") and file.is_file() and run.checkpoint not in file.parents
+    ]
 
 
 def ship_command(run: Run, record: Bench, row: Row) -> str | None:

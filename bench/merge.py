@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from wmlc import records
-from wmlc.bench.choose import pareto
+from wmlc.bench.choose import measured_files, pareto
 from wmlc.bench.engines import ONNX, PACKAGES, engine_class
 from wmlc.bench.rows import ACCURACY_OFF
 from wmlc.console import note
@@ -39,7 +39,7 @@ def with_former(new: Bench, path: Path, run: Run) -> Bench:
     again = {_cell(row) for row in new.rows}
     new = replace(new, rows=_with_what_stays(new.rows, old))
     others = [row for row in old.rows if _cell(row) not in again]
-    there = {sha256(file) for file in _files(run)} if others else set()
+    there = {sha256(file) for file in measured_files(run)} if others else set()
     kept = [replace(row, time=row.time or old.environment.time) for row in others if row.file_sha256 in there]
     if not kept:
         rows, fronts = pareto(new.rows)
@@ -133,15 +133,6 @@ def _cell(row: Row) -> tuple[str, str, int, int, str, int]:
 
 def _profiled(each: Row | Profile) -> tuple[str, int, int, int, str]:
     return each.engine, each.threads, each.batch, each.peer, each.precision
-
-
-def _files(run: Run) -> Iterable[Path]:
-    """What rows are measured of: exported files, plans, and the weights of networks."""
-    return [
-        file
-        for file in run.root.rglob("*")
-        if file.suffix in (".onnx", ".plan", ".safetensors") and file.is_file() and run.checkpoint not in file.parents
-    ]
 
 
 def _union(first: tuple[Item, ...], second: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from made import made_bench, made_family, made_run, made_settings
 from measured import made_row
 
 from wmlc import records
 from wmlc.bench.choose import Among, Bounds, choose, described, pareto, ship_command
 from wmlc.cli import main
 from wmlc.errors import GateError, InputError
+from wmlc.files import sha256
 from wmlc.records import Bench
 from wmlc.run import Run
 
@@ -97,6 +99,20 @@ def test_the_command_names_a_peer_and_how_to_ship_it(benched_run: Run, tmp_path:
     assert result.exit_code == 1 and "run 'wmlc bench --run" in result.output
     alone = invoke("--bench", str(benched_run.bench), "--max-bytes", "100000000")  # which no run is known to belong to
     assert alone.exit_code == 0 and "ship it" not in alone.output
+
+
+def test_a_bench_of_another_run_is_refused(tmp_path: Path):
+    run = made_run(tmp_path / "a", made_settings(), made_family())
+    (run.network(1) / "weights.safetensors").write_bytes(b"weights")
+    bench, words = tmp_path / "b.json", ("--run", str(run.root), "--max-bytes", "100000000")
+    for sha, code in (("0" * 64, 1), (sha256(run.network(1) / "weights.safetensors"), 0)):
+        records.write(bench, made_bench([made_row(0, 2.0, 90.0), made_row(1, 1.0, 80.0, file_sha256=sha)]))
+        result = invoke(*words, "--bench", str(bench))
+        assert result.exit_code == code, result.output
+        said = (
+            f"{bench} was measured of no file of {run.root}; name the run that it is of, or leave --run or --bench out"
+        )
+        assert (result.output == f"Error: {said}\n") is bool(code)
 
 
 def test_a_damaged_bench_is_refused_in_one_line(benched_run: Run, tmp_path: Path):
