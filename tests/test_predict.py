@@ -71,6 +71,9 @@ def test_digits_as_the_evaluation_sees_them(tmp_path: Path) -> None:
     found = json.loads(predict(run, *pictures, "--json").stdout)
     assert [each["picture"] for each in found] == list(map(str, pictures)) and found[0]["network"] == "peer1"
     assert_as_evaluated(found, expected(run, data), data.record.class_names)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    said = f"Error: {tmp_path / 'red.png'} has colour, and the networks take grey pictures; convert it to grey\n"
+    assert predict(run, tmp_path / "red.png").stderr == said
 
 
 @pytest.mark.parametrize("size", [72, 24])  # read from files as they are needed, and held in memory
@@ -96,8 +99,10 @@ def test_a_table_and_what_cannot_be(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(large)
     assert "large.png is 30 x 20; resized to 8 x 8" in predict(run, large, "--json").stderr
     (tmp_path / "no.png").write_bytes(b"no picture")
+    large.write_bytes(picture.read_bytes()[:-40])
     for words, fault in (
-        ([tmp_path / "no.png"], "no.png is not a readable image"),
+        ([tmp_path / "no.png"], "WEBP); repair it, or name another"),
+        ([large], "large.png is not a readable image (image file is truncated); repair it, or name another"),
         ([tmp_path / "lost.png"], f"there is no picture {tmp_path / 'lost.png'}"),
         ([tmp_path / "set"], f"{tmp_path / 'set'} is a folder; name the pictures in it"),
         ([picture, "--arch", "resnet20"], "--arch must be FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, as a run"),

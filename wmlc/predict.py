@@ -15,7 +15,7 @@ import wmlc
 from wmlc.console import note, say_exactly
 from wmlc.data import normalise
 from wmlc.data.decode import ImageFiles, Layout, framed
-from wmlc.data.pictures import read_header
+from wmlc.data.pictures import REPAIR, Header, read_header, shown
 from wmlc.data.sources import Part
 from wmlc.errors import InputError
 from wmlc.records import DataRecord
@@ -105,10 +105,9 @@ def read_pictures(pictures: Sequence[Path], data: DataRecord, settings: TrainCon
     images = ImageFiles(part=part, layout=layout, transform=framed(data.framing))
     found = []
     for place, picture in enumerate(pictures):
-        item = images[place]
+        header, item = _header(picture, channels), images[place]
         if isinstance(item, InputError):
-            raise item
-        header = read_header(str(picture))
+            raise _of_a_picture(item)
         if data.small and settings.image_size is None and (header.width, header.height) != (width, height):
             note(
                 f"{picture} is {header.width} x {header.height}; "
@@ -116,6 +115,22 @@ def read_pictures(pictures: Sequence[Path], data: DataRecord, settings: TrainCon
             )
         found.append(item[0])
     return found
+
+
+def _header(picture: Path, channels: int) -> Header:
+    """The picture's header; `InputError` where it cannot be used, or has colour and the networks know grey alone."""
+    try:
+        header = read_header(str(picture))
+    except InputError as error:
+        raise _of_a_picture(error) from None
+    if channels == 1 and not header.grey:
+        raise InputError(f"{shown(str(picture))} has colour, and the networks take grey pictures; convert it to grey")
+    return header
+
+
+def _of_a_picture(error: InputError) -> InputError:
+    """What is wrong with a picture, without what a training could do about it."""
+    return InputError(str(error).replace(REPAIR, "; repair it, or name another"))
 
 
 def _likeliest(network: nn.Module, images: Tensor, class_names: Sequence[str]) -> list[Likely]:
