@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,11 @@ def own_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem)}
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The settings in a recipe: a YAML file, or the name of one that came with wmlc.
 
-    Raises `InputError` for an unknown name, with the nearest one that there is, for a file that holds no settings, and
-    for one that would have code run.
+    Args: the settings that are `given` beside it. Raises `InputError` for an unknown name, with the nearest one that
+    there is, for a file that holds no settings, and for one that would have code run, unless the arch is given.
     """
     own, path = own_recipes(), Path(name)
     if not path.is_file() and name in own:
@@ -58,8 +58,12 @@ def read_recipe(name: str) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else "give a YAML file or a recipe's name"
         raise InputError(f"no recipe {name!r}; {hint} ('wmlc train --list' shows them all)")
     settings = read_settings(path)
-    if isinstance(arch := settings.get("arch"), str) and needs_caller(arch):  # it would be run
-        raise InputError(f"{path}: a recipe names no code of yours; take its arch out and pass --arch {arch}")
+    arch = settings.get("arch")
+    if "arch" not in given and isinstance(arch, str) and needs_caller(arch):  # it would be run
+        raise InputError(
+            f"{path} names code of yours, which runs only if you name it too; pass --arch {arch}, or to a sweep --set "
+            f"arch={arch}"
+        )
     return settings
 
 
@@ -128,7 +132,7 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     """
     if recipe is None and not given.keys() - {*names_of("place", "incidental", "seed")}:
         recipe = DEMO
-    chosen, left = override(read_recipe(recipe) if recipe else {}, given)
+    chosen, left = override(read_recipe(recipe, given) if recipe else {}, given)
     check_lengths(chosen)
     config = settle(chosen, recipe or "options")
     if config.start is not None and config.epochs and not {"lr", "lr_auto", "finetune_lr"} & chosen.keys():

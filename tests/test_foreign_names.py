@@ -15,7 +15,7 @@ from torch import nn
 from wmlc.arch import is_foreign, needs_caller
 from wmlc.cli import main
 from wmlc.compress.config import settle
-from wmlc.compress.recipes import read_recipe
+from wmlc.compress.recipes import choose_config
 from wmlc.errors import InputError
 from wmlc.models.arguments import parse_args
 from wmlc.models.foreign import build_whole
@@ -226,10 +226,16 @@ def test_settings_and_recipes_run_nobodys_code(tmp_path: Path) -> None:
             settle(given)
         assert str(caught.value).startswith(message)
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("arch: net.py:make\n")
+    recipe.write_text("arch: net.py:make\nseed: 3\n")
     with pytest.raises(InputError) as caught:
-        read_recipe(str(recipe))
-    assert str(caught.value).endswith("a recipe names no code of yours; take its arch out and pass --arch net.py:make")
+        choose_config(str(recipe), {"seed": 4})
+    assert str(caught.value) == (
+        f"{recipe} names code of yours, which runs only if you name it too; pass --arch net.py:make, or to a sweep "
+        "--set arch=net.py:make"
+    )
+    for arch in ("net.py:make", "other.py:make", "resnet20"):
+        config = choose_config(str(recipe), {"arch": arch})
+        assert (config.arch, config.seed) == (arch, 3)
 
 
 def test_a_head_is_found_and_replaced() -> None:

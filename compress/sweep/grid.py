@@ -42,13 +42,13 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
     """
     if not recipe and not sets:
         raise InputError("there is nothing to sweep; name a recipe, or pass --set KEY=VALUE,VALUE,…, like seed=0,1,2")
-    base = read_recipe(recipe) if recipe else {}
     axes: dict[str, list[Any]] = {}
     for text in sets:
         key, values = parse_set(text)
         if key in axes:
             raise InputError(f"--set {key} was passed twice; list all its values in one: --set {key}=VALUE,VALUE,…")
         axes[key] = values
+    base = read_recipe(recipe, axes) if recipe else {}
     source = " and ".join([*([recipe] if recipe else []), *(["--set"] if sets else [])])
     points: dict[str, Point] = {}
     left: dict[str, list[str]] = {}  # what runs do without of the recipe's settings, which belong to its method
