@@ -18,6 +18,7 @@ from wmlc.console import note, say
 from wmlc.data import Data, normalise
 from wmlc.errors import GateError, InputError, one_line
 from wmlc.export.about import read_about
+from wmlc.export.begun import is_as_asked
 from wmlc.export.config import PLAN_SUFFIXES, ExportConfig, changed
 from wmlc.export.precision import to_fp16, to_int8
 from wmlc.export.to_onnx import CHECKED_BATCHES, export_onnx
@@ -60,14 +61,16 @@ def extract(run: Run, wanted: str, out: Path, config: ExportConfig, *, force: bo
     A name that ends in `.onnx` makes ONNX files, in `.plan` or `.engine` TensorRT plans, any other a directory with
     `spec.json` and `weights.safetensors`. With "all", `family.onnx` becomes `family-peer1.onnx`, `family-baseline.onnx`
     …, and `DIR` gets `DIR/peer1`, `DIR/baseline` …. Raises `InputError` before anything is written where an
-    output exists (unless `force`), the peer does not exist or the run is not finished, and `GateError` at
-    the end for files that lost more than `config.max_drop`, which are not written.
+    output exists (unless `force`, or it is of an extract of all that was stopped), the peer does not exist or the run
+    is not finished, and `GateError` at the end for files that lost more than `config.max_drop`, which are not written.
     """
     config = _fitting(out, config)
-    peers = select_peers(read_family(run), wanted)
-    targets = {peer: _target(out, peer) if wanted == "all" else out for peer in peers}
-    for target in targets.values():
-        refuse_existing(target, force, None if out.suffix else _is_network)
+    family = read_family(run)
+    targets = {peer: _target(out, peer) if wanted == "all" else out for peer in select_peers(family, wanted)}
+    some_missing, train_images = not all(target.exists() for target in targets.values()), family.data.train
+    for peer, target in targets.items():
+        of_us = some_missing and is_as_asked(target, sha256_of_weights(run, peer), config, train_images)
+        refuse_existing(target, force or of_us, None if out.suffix else _is_network)
     if not out.suffix:
         for peer, target in targets.items():
             _copy_network(run.network(peer), target)

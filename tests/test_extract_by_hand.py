@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,23 @@ import numpy as np
 import onnx
 import pytest
 from made import made_family, made_run, made_settings
+from made_files import write_plan
 from onnx import helper
 from squares import DATA, SPEC, light_or_dark
 from torch import nn
 
-from wmlc import trt_machine
+from wmlc import records, trt_machine
 from wmlc.errors import GateError, InputError
 from wmlc.export import extract as room
 from wmlc.export import precision, to_tensorrt
 from wmlc.export.about import read_about, write_about
+from wmlc.export.begun import is_as_asked
 from wmlc.export.config import ExportConfig, ShipConfig
 from wmlc.export.extract import Extracted, OnnxFile, bench_forms, convert, fp32_file, plan_files, run_file
 from wmlc.export.to_onnx import _about
 from wmlc.files import sha256
+from wmlc.models.checkpoint import load_network, save_network
+from wmlc.plan_record import record_path
 from wmlc.records import About
 from wmlc.run import Run
 
@@ -229,3 +234,70 @@ def test_a_file_says_of_itself_what_its_network_is(tmp_path: Path) -> None:
     assert read_about(tmp_path / "half.onnx") == replace(
         found, top1=None, precision="int8", target="gpu", calibration_images=7
     )  # whose accuracy is another
+
+
+def squares() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_an_extract_of_all_that_was_stopped_goes_over_what_it_had_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = made_run(tmp_path / "run", made_settings(), made_family()), tmp_path / "family"
+    spec = replace(SPEC, arch="squares.py:make")
+    for peer in range(3):
+        run.network(peer).mkdir(exist_ok=True)
+        save_network(squares(), spec, run.network(peer))
+    monkeypatch.setattr(room, "load_network", lambda directory: load_network(directory, squares))
+    first, second, third = (out / name for name in ("baseline", "peer1", "peer2"))
+    for done in room.extract(run, "all", out, ExportConfig(), force=False):
+        if done.path == second:  # and it is stopped
+            break
+    assert first.is_dir() and second.is_dir() and not third.exists()
+    assert len(list(room.extract(run, "all", out, ExportConfig(), force=False))) == 3
+    with pytest.raises(InputError, match="baseline exists already"):  # all of it is there
+        list(room.extract(run, "all", out, ExportConfig(), force=False))
+    shutil.rmtree(third)
+    (second / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(InputError, match="peer1 exists already"):
+        list(room.extract(run, "all", out, ExportConfig(), force=False))
+    assert (second / "weights.safetensors").read_bytes() == b"others" and not third.exists()
+
+
+INT8 = ExportConfig(precision="int8", target="cpu", calibration=300)
+
+
+@pytest.mark.parametrize(
+    ("says", "config", "same"),
+    [
+        ({}, ExportConfig(), True),
+        ({"weights_sha256": "other"}, ExportConfig(), False),
+        ({"with_preprocess": True}, ExportConfig(), False),
+        ({}, ExportConfig(precision="fp16"), False),
+        ({"precision": "fp16"}, ExportConfig(precision="fp16"), True),
+        ({"calibration_images": 300}, INT8, True),
+        ({"calibration_images": 200}, INT8, False),
+        ({"calibration_images": 300, "target": "gpu"}, INT8, False),
+        ({"calibration_images": 300, "calibrator": "entropy"}, INT8, False),
+        ({"calibration_images": 1000}, replace(INT8, calibration=2000), True),  # all that there are
+    ],
+)
+def test_what_was_asked_in_another_way_is_not_gone_over(
+    tmp_path: Path, says: dict[str, Any], config: ExportConfig, same: bool
+) -> None:
+    model, file, plan = onnx.load(light_or_dark(tmp_path / "x.onnx")), tmp_path / "x.onnx", tmp_path / "x.plan"
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    if config.precision == "int8":
+        says = {"precision": "int8", "target": "cpu", "calibrator": "minmax", **says}
+    about = replace(_about(network, SPEC, 20, False, "a hash"), **says)
+    assert not is_as_asked(file, "a hash", config, 1000), "it is nobody's"
+    write_about(model, about)
+    onnx.save(model, file)
+    assert is_as_asked(file, "a hash", config, 1000) is same
+    assert not is_as_asked(tmp_path / "gone.onnx", "a hash", config, 1000) and not is_as_asked(file, None, config, 1000)
+    assert not is_as_asked(plan, "a hash", config, 1000)
+    write_plan(plan)
+    record = records.read(record_path(plan), records.PlanRecord, "", "")
+    records.write(record_path(plan), replace(record, network=about))
+    assert is_as_asked(plan, "a hash", config, 1000) is same
+    assert not is_as_asked(plan, "a hash", replace(config, version_compatible=True), 1000)
