@@ -95,6 +95,19 @@ def test_a_wrong_training_option_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words", [["train", "--out", ""], ["extract", "--peer", "1", "--out", ""], ["report", "--out", ""],
+              ["choose", "--run", "", "--max-macs", "1e6"]],
+)  # fmt: skip
+def test_a_path_without_a_name_is_not_where_one_is(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = assert_one_line(invoke(*words))
+    assert said == f"Invalid value for '{words[words.index('') - 1]}': it is empty; name a file or a directory"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_command_line_is_usage() -> None:
     assert invoke("train", "--no-such-option").exit_code == 2
     assert invoke("extract", "--peer", "1").exit_code == 2

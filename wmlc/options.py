@@ -24,7 +24,17 @@ from wmlc.table import FORMATS
 if TYPE_CHECKING:
     from wmlc.run import Run
 
-PATH = click.Path(path_type=Path)
+
+class _Named(click.Path):
+    """A path with a name: an empty one, as an unset variable leaves it, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a file or a directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Named(path_type=Path)
 
 
 class Fixable(click.ClickException):
