@@ -50,7 +50,7 @@ def build_whole(
         return _with_classes(network, arch, classes, input_shape)
 
     if torch.get_default_device().type != "meta":
-        return make()
+        return _counted(make(), arch, input_shape)
     with contextlib.suppress(Exception):  # whatever was wrong is as wrong, and said, on the CPU
         network = make()
         if not _keeps_tensors_to_itself(network):
@@ -187,6 +187,18 @@ def nearest(name: str, names: list[str]) -> str:
 
     near = difflib.get_close_matches(name, names, n=NEAREST)
     return (f"nearest are {', '.join(near)}; " if near else "") + "'wmlc list --networks TEXT' searches them"
+
+
+def _counted(network: nn.Module, arch: str, input_shape: Shape) -> nn.Module:
+    """`network`; `InputError` where it takes no MACs that can be counted, by which it is cut and compared."""
+    from wmlc.models.cost import total_cost
+
+    if not total_cost(network, input_shape).macs:
+        raise InputError(
+            f"{arch} has no convolution, linear layer or other product that torch counts, and what a network costs "
+            "goes by these; write its sums of products as such layers"
+        )
+    return network
 
 
 def _keeps_tensors_to_itself(network: nn.Module) -> bool:

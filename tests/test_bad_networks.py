@@ -77,6 +77,15 @@ class Across(Wrapped):
         return logits - logits.mean(0)
 
 
+class ByHand(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_classes, 64))
+
+    def forward(self, images):
+        return (images.flatten(1).unsqueeze(1) * self.weight).sum(2)
+
+
 class Crossing(nn.Module):
     '''How many channels there were early scales what is made of others late.'''
 
@@ -124,20 +133,8 @@ def number(num_classes):
 def empty(num_classes):
     return nn.Flatten()
 """
-OWN = [
-    "--data",
-    "digits",
-    "--device",
-    "cpu",
-    "--ratios",
-    "0.3,0",
-    "--ratio-of",
-    "macs",
-    "--share",
-    "none",
-    "--divisor",
-    "1",
-]
+OWN = ["--data", "digits", "--device", "cpu", "--ratios", "0.3,0"]
+OWN += ["--ratio-of", "macs", "--share", "none", "--divisor", "1"]
 
 
 @pytest.fixture
@@ -182,6 +179,7 @@ NO_CLASSIFIER = "it is no classifier"
         ("net.py:Summed", "net.py:Summed must give logits [N, classes], got [1, 10] for "),
         ("net.py:Squeezed", "net.py:Squeezed must give logits [1, 10] for one image, got [10]; its code may say squeeze()"),
         ("net.py:Across", "the network answers otherwise for an image beside others than for it alone: its code looks "),
+        ("net.py:ByHand", "net.py:ByHand has no convolution, linear layer or other product that torch counts, and what a "),
         ("net.py:Crossing", "once cut, Crossing gives answers that are "),
         ("net.py:Raises", "net.py:Raises cannot take images of 1 x 8 x 8 (channels, height, width): RuntimeError: not today"),
         ("net.py:boom", "net.py:boom(num_classes=10) raised KeyError: 'no\\nsuch thing'"),

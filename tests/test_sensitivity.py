@@ -28,7 +28,7 @@ from wmlc.compress.widths.proof import read_channels
 from wmlc.compress.widths.rank import group_magnitude
 from wmlc.compress.widths.resizable import resizable
 from wmlc.compress.widths.sensitivity import EVERY, with_sensitivity
-from wmlc.errors import Stopped
+from wmlc.errors import InputError, Stopped
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.resizable import Resizable
 from wmlc.run import Run, read_config, read_family
@@ -242,3 +242,25 @@ def test_a_width_that_is_a_hair_short_of_the_ratio_is_taken_where_the_next_loses
     small, large = choose_widths(own, Asked((0.502, 0.495), "none", "macs", 8, uniform=False))
     kept = [len(peer.kept[graph.groups[place].root]) for peer in (small, large)]
     assert kept == [8, 16], "a smaller peer is smaller than the next"
+
+
+def test_answers_that_are_no_numbers_any_more_lose_nothing_that_could_be_measured() -> None:
+    class Once(nn.Module):
+        """By the largest of some channels, which without those that carry anything is none."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x / x.amax((1, 2, 3), keepdim=True)
+
+    made = network()
+    made.add_module("stem", nn.Sequential(conv(3, WIDTH), nn.ReLU(), Once()))
+    with torch.no_grad():
+        made.get_parameter("stem.0.weight").fill_(0.0)[-1] = 1.0
+        made.get_parameter("stem.0.bias").fill_(0.0)[-1] = 10.0
+    own, _ = scored(made)
+    first = [torch.arange(len(rank)) for rank in own.channel_rank]  # so that the last goes first
+    with pytest.raises(InputError) as caught:
+        with_sensitivity(replace(own, channel_rank=first), made, BATCHES)
+    assert str(caught.value) == (
+        "with 2 of its channels at stem.0 the network's answers are no finite numbers, so what they lose cannot be "
+        "measured; pass --budget taylor or uniform"
+    )

@@ -21,6 +21,7 @@ from wmlc.compress.widths.choose import Scored
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.graph import ChannelGroup
 from wmlc.console import note, progress
+from wmlc.errors import InputError
 from wmlc.files import found_once, user_cache
 from wmlc.models.checkpoint import tensors_digest
 
@@ -84,6 +85,12 @@ def _measured(scored: Scored, network: nn.Sequential, answers: _Answers) -> list
             cut = cut_channels(network, graph.groups, {**whole, **kept})
             lost = answers.lost_by(cut, min(scored.stages.index(stage) for group in groups for stage in group.stages))
             advance(1)
+            if not math.isfinite(lost):
+                names = " and ".join(group.root for group in groups)
+                raise InputError(
+                    f"with {units} of its channels at {names} the network's answers are no finite numbers, so what "
+                    "they lose cannot be measured; pass --budget taylor or uniform"
+                )
             return lost
 
         for group, own, tried in zip(graph.groups, levels, measured, strict=True):
