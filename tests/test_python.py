@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import wmlc
 from wmlc.errors import InputError
@@ -185,11 +186,22 @@ def test_why_a_network_cannot_be_looked_at_is_said() -> None:
     computed = nn.Sequential(
         *(nn.utils.parametrizations.weight_norm(nn.Conv2d(3 if k == 0 else 16, 16, 3)) for k in range(2))
     )
+    masked = Small()
+    prune.l1_unstructured(masked.body[0], "weight", 0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         scripted = torch.jit.script(Small())
     cases: list[tuple[Any, Any, str]] = [
-        (computed, torch.zeros(SHAPE), "take that off first (torch.nn.utils.parametrize.remove_parametrizations)"),
+        (
+            computed,
+            torch.zeros(SHAPE),
+            "take that off first (torch.nn.utils.parametrize.remove_parametrizations, of masks",
+        ),
+        (
+            masked,
+            torch.zeros(SHAPE),
+            "first, by torch.nn.utils.prune.remove(layer, 'weight') for each layer that has one",
+        ),
         (scripted, torch.zeros(SHAPE), "network is a ScriptModule, whose layers cannot be cut"),
         (Small().to("meta"), torch.zeros(SHAPE), "network is on the meta device and has no weights"),
         (Small(), SHAPE, "example must be a tensor of images [N, C, H, W] or [C, H, W], got tuple"),

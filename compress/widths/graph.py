@@ -12,10 +12,13 @@ from torch import Tensor
 
 from wmlc.records import Cost
 
-PLAIN_FIRST = "take that off first (torch.nn.utils.parametrize.remove_parametrizations), and save the weights anew"
+PLAIN_FIRST = (
+    "take that off first (torch.nn.utils.parametrize.remove_parametrizations, of masks torch.nn.utils.prune.remove), "
+    "and save the weights anew"
+)
 COMPUTED = (
     "no layer makes channels by a parameter of its own that another layer reads so; weights that are computed, as "
-    f"under weight_norm, are none: {PLAIN_FIRST}"
+    f"under weight_norm and pruning masks, are none: {PLAIN_FIRST}"
 )
 
 Counts = np.ndarray  # units that each group keeps, int [G], or of several networks [N, G]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import is_pruned
 
 from wmlc.compress.widths.choose import Asked, PeerWidths, Scored, choose_widths, ranked_by
 from wmlc.compress.widths.cut import cut_channels
@@ -80,6 +81,11 @@ def _plain_copy(network: Any) -> nn.Module:
         raise InputError("network is a ScriptModule, whose layers cannot be cut; give the module that it was made of")
     if any(parameter.is_meta for parameter in network.parameters()):
         raise InputError("network is on the meta device and has no weights; load them first")
+    if is_pruned(network):
+        raise InputError(
+            "the network has masks of torch.nn.utils.prune, with which its weights are computed; make them its weights "
+            "first, by torch.nn.utils.prune.remove(layer, 'weight') for each layer that has one"
+        )
     try:
         copied = copy.deepcopy(network).float()
     except Exception as error:  # whatever its attributes raise: locks, files, tensors with a history
