@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from wmlc.bench.latency.config import LatencyConfig
+from wmlc.bench.latency.files import Writers
+from wmlc.bench.latency.session import LONGEST_NAME, EngineClock
 from wmlc.cli import main
 from wmlc.compress.config import settle
 from wmlc.errors import InputError
+from wmlc.files import write_json
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,22 @@ def test_what_cannot_be_measured_is_one_line(option: str, value: str, said: str,
     assert result.exit_code == 1, result.output
     assert result.output.startswith(f"Error: {said}") and result.output.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_a_long_name_has_one_that_a_file_may_have(tmp_path: Path) -> None:
+    def file_of(arch_args: str) -> Path:
+        network: Any = SimpleNamespace(
+            arch="net.py:make", arch_args=arch_args, input_shape=(3, 8, 8), classes=10, divisor=8
+        )
+        return clock.file_of(network)
+
+    with EngineClock(LatencyConfig(), Writers(lambda *_: None, lambda file, _: file), tmp_path) as clock:
+        assert file_of("depth=3").name == "net.py-make-depth-3-3x8x8-10-classes-multiples-of-8.json"
+        long = [file_of(f"words={'ä' * 300}{k}") for k in range(2)]
+        assert long[0] != long[1] and long[0] == file_of(f"words={'ä' * 300}0")
+        for file in long:
+            assert len(file.name.encode()) <= LONGEST_NAME + len(".json")
+            write_json(file, {})  # and what is written beside it meanwhile
 
 
 def test_torch_runs_what_was_trained() -> None:

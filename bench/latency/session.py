@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import tempfile
 import time
@@ -38,6 +39,7 @@ SCALE_NETWORKS = 12  # of the design, that are measured even where all shapes ar
 LAUNCHES = 6  # of whole networks
 MOST_WHOLE = 200  # kept in a table
 SAVED = 10.0  # seconds between two writes of what is measured
+LONGEST_NAME = 180  # bytes of a table's name; what is written beside it needs room under 255
 REMEDY = "delete it, and it is measured anew"
 
 
@@ -291,5 +293,9 @@ def _key(counts_G: np.ndarray) -> tuple[int, ...]:
 
 
 def _as_name(words: str) -> str:
-    """As a file may be called."""
-    return re.sub(r"[^\w.-]+", "-", words).strip("-")
+    """As a file may be called; what is long ends in a hash of all of it."""
+    name = re.sub(r"[^\w.-]+", "-", words).strip("-")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
