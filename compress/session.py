@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from wmlc import run as runs
 from wmlc.arch import needs_caller
 from wmlc.compress import begin
+from wmlc.compress.command import Wanted
 from wmlc.compress.config import settle, trained_ratios, untaught
 from wmlc.compress.describe import (
     PeerFacts,
@@ -35,7 +36,6 @@ from wmlc.compress.learn.train import reweighs
 from wmlc.compress.phase import train_phase
 from wmlc.compress.prepare import Prepared, prepare, trained_peers
 from wmlc.compress.rate import find_rate
-from wmlc.compress.recipes import check_place, choose_config
 from wmlc.compress.save import save_baseline, save_family, save_peers
 from wmlc.compress.worth import Images, budget_of
 from wmlc.console import LongWork, long_work, note, say, say_exactly
@@ -46,56 +46,22 @@ from wmlc.files import clear_asides, locked
 from wmlc.forms import file_name_of
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.factory import factory_of_caller, named_by_caller
-from wmlc.ranks import SOLO, Ranks, joined, launch
+from wmlc.ranks import SOLO, Ranks, launch
 from wmlc.records import RateTrial
 from wmlc.run import BASELINE, Run, data_config
 from wmlc.settings import LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What `wmlc train` shall do with its settings."""
-
-    out: Path | None = None  # the run's directory
-    resume: bool = False
-    dry_run: bool = False
-    force: bool = False  # replace the run that is there
-    as_json: bool = False
-
-
-def train(
-    recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str = "", clocks: Clocks | None = None
-) -> None:
-    """Start a run of the settings `asked` over those of a `recipe`, go on with one, or only show its family.
-
-    Args: the `command` that the record shall name; what measures latencies, where one is asked for.
-    """
-    with joined() as ranks:
-        said = {"the recipe": recipe} | vars(wanted) | dict(asked)
-        ranks.agree(said, "start all processes with the same command")
-        _train_as_asked(recipe, asked, wanted, command, clocks, ranks)
-
-
-def _train_as_asked(
-    recipe: str | None, asked: Mapping[str, Any], wanted: Wanted, command: str, clocks: Clocks | None, ranks: Ranks
-) -> None:
-    if wanted.resume:
-        if asked.keys() - {"arch"} or recipe or wanted.force or wanted.dry_run or wanted.as_json:
-            raise InputError(
-                "--resume takes all settings from the run; pass only --out with it, and --arch for code of yours"
-            )
+def train_as_asked(
+    config: TrainConfig | None, asked: Mapping[str, Any], wanted: Wanted, command: str, clocks: Clocks | None,
+    ranks: Ranks,
+) -> None:  # fmt: skip
+    """Start a run of `config`, go on with one where it is None, or only show its family; see `command.train`."""
+    if config is None:
         if "arch" in asked:
             named_by_caller(asked["arch"])
         resume_run(ranks.of_first(lambda: runs.find_run(wanted.out)), ranks)
         return
-    if wanted.as_json and not wanted.dry_run:
-        raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    if {"ratios", "max_latency_ms"} <= asked.keys():
-        raise InputError("--ratios and --max-latency-ms say each how small peers shall be; pass one of them")
-    if asked.get("ratio_of", LATENCY) != LATENCY and "max_latency_ms" in asked:
-        raise InputError("--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them")
-    config = choose_config(recipe, asked)
-    check_place(asked, config)
     for words in _without_effect(asked, config, ranks):
         note(words)
     if needs_caller(config.arch):

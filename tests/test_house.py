@@ -159,16 +159,34 @@ def test_what_functions_exchange_has_a_type(room: str) -> None:
     assert sum(map(len, found.values())) <= MOST_LOOSE[room], found
 
 
-def test_neither_the_package_nor_help_imports_torch() -> None:
+def test_neither_the_package_nor_help_nor_a_refused_setting_imports_torch() -> None:
     heavy = "{'torch', 'torchvision', 'onnx', 'onnxruntime', 'pydantic'}"
     words = [["--help"], ["train", "--help"], ["bench", "--help"]]
     program = f"import sys, wmlc; print({heavy} & set(sys.modules)); from wmlc.cli import main\n"
     program += "".join(f"main({each!r}, standalone_mode=False)\n" for each in words)
-    program += f"print({heavy} & set(sys.modules))"
+    program += f"""print({heavy} & set(sys.modules))
+heavy = {{'torch', 'torchvision', 'numpy', 'sklearn', 'onnx', 'onnxruntime', 'mlperf_loadgen'}}
+import wmlc.bench.scenarios
+print(heavy & set(sys.modules))
+import wmlc.bench.config, wmlc.data, wmlc.export.config
+print(heavy & set(sys.modules))
+try:
+    main(['train', '--epochs', '-1'])
+finally:
+    print(heavy & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    first, *helped, last = done.stdout.splitlines()
-    assert done.returncode == 0 and (first, last) == ("set()", "set()"), done.stderr or (first, last)
+    first, *helped, last, scenarios, options, refused = done.stdout.splitlines()
+    assert {first, last, scenarios, options, refused} == {"set()"}, done.stderr or done.stdout
     assert sum(line.startswith("Usage:") for line in helped) == len(words)
+    assert (done.returncode, done.stderr) == (1, "Error: epochs must be at least 0, got -1\n")
+
+
+def test_torch_pruning_is_not_what_loading_could_import() -> None:
+    """As `models` knows no other room."""
+    imports = {named(path): set(imported_modules(*parse(path))) for path in FILES}
+    knows = {name for name, found in imports.items() if any(own.split(".")[0] == "torch_pruning" for own in found)}
+    assert knows and {name.split("/")[0] for name in knows} == {"compress"}
 
 
 def packaging() -> dict[str, object]:

@@ -19,7 +19,9 @@ from torch.autograd import forward_ad
 from torch.distributed import TCPStore
 from training import SMALL, train, weights
 
-from wmlc.compress import phase, session
+from wmlc.compress import phase
+from wmlc.compress.command import Wanted
+from wmlc.compress.command import train as train_command
 from wmlc.compress.config import settle
 from wmlc.compress.learn import train as learning
 from wmlc.compress.learn.family import family_of_one
@@ -29,7 +31,7 @@ from wmlc.compress.learn.reweigh import peer_weight_gradient, source_gradient
 from wmlc.compress.learn.sync_norm import synced
 from wmlc.compress.learn.teaching import alike
 from wmlc.compress.prepare import Prepared, prepare, trained_peers
-from wmlc.compress.session import Wanted, resume_run, start_run
+from wmlc.compress.session import resume_run, start_run
 from wmlc.data import Data, open_data
 from wmlc.errors import InputError
 from wmlc.ranks import SOLO, Ranks, joined, launch, launched
@@ -226,13 +228,13 @@ def test_a_process_that_dies_ends_the_run_in_words_and_it_goes_on_from_its_check
             join(*args)
 
         learning._join = die  # in this process alone
-        session.train("digits", asked, Wanted(out=root))
+        train_command("digits", asked, Wanted(out=root))
 
     said = on_two(dying)
     assert said[1] is None and "rank 0: another process of this run has ended" in said[0]
     assert not (root / "family.json").exists()
     (first,) = read_epochs(Run(root), "family")
-    assert on_two(lambda _: session.train("digits", asked, Wanted(out=root))) == [None, None]
+    assert on_two(lambda _: train_command("digits", asked, Wanted(out=root))) == [None, None]
     again, second = read_epochs(Run(root), "family")
     assert again == first and second.epoch == 2, "the first epoch is not trained again"
     assert read_family(Run(root)).epochs == 2
@@ -249,12 +251,12 @@ def test_one_process_of_torchruns_goes_on_too(tmp_path: Path, monkeypatch: pytes
 def test_the_baseline_that_rank_0_wrote_is_cut_by_both(tmp_path: Path) -> None:
     """As each process cuts what it has, their weights agree after the epoch only where they had the same."""
     asked = {**TINY, "method": "prune-finetune", "baseline": True, "epochs": 1, "finetune_epochs": 1, "lr": 0.05}
-    assert on_two(lambda _: session.train("digits", asked, Wanted(out=tmp_path / "run"))) == [None, None]
+    assert on_two(lambda _: train_command("digits", asked, Wanted(out=tmp_path / "run"))) == [None, None]
     assert read_family(Run(tmp_path / "run")).baseline is not None
 
 
 def test_processes_that_were_started_otherwise_end_in_words(tmp_path: Path) -> None:
-    said = on_two(lambda rank: session.train("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
+    said = on_two(lambda rank: train_command("digits", {**TINY, "lr": (0.05, 0.1)[rank]}, Wanted(out=tmp_path / "run")))
     assert said == ["lr is 0.1 on rank 1 and 0.05 on rank 0; start all processes with the same command"] * 2
     assert list(tmp_path.iterdir()) == []
 

@@ -75,7 +75,7 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
     if list_recipes or print_config:
         print_recipes(as_json) if list_recipes else print_settings(recipe, asked, beside=wanted)
         return
-    from wmlc.compress import session
+    from wmlc.compress import command
 
     def clocks(config: TrainConfig) -> Any:
         tables = Path(config.latency_tables) if config.latency_tables else None
@@ -85,7 +85,7 @@ def train(recipe: str | None, print_config: bool, list_recipes: bool, as_json: b
         )  # fmt: skip
         return _clock(served, tables)
 
-    session.train(recipe, asked, session.Wanted(**wanted), command_words(), clocks)
+    command.train(recipe, asked, command.Wanted(**wanted), command_words(), clocks)
 
 
 def _clock(config: LatencyConfig, directory: Path | None, force: bool = False) -> Any:
