@@ -45,7 +45,7 @@ def macs_of(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 def total_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """Parameters and MACs of the whole network for one image [C, H, W]."""
-    with without_fast_attention(), _NormsAsTheyCome():
+    with without_fast_attention(), NormsAsTheyCome():
         counter = run_within(MacCounter, network, input_shape)
     return Cost(params=sum(parameter.numel() for parameter in network.parameters()), macs=counter.macs)
 
@@ -73,11 +73,15 @@ def on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo).eval()
 
 
-class _NormsAsTheyCome(TorchFunctionMode):
-    """Batch norm gives what it takes: it costs no MACs, and of its step on the meta device torch makes a dozen."""
+class NormsAsTheyCome(TorchFunctionMode):
+    """Batch norm gives what it takes: it changes no shape, costs no MACs, and is a dozen steps on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.batch_norm and args:
+            channels = args[0].shape[1]
+            for own in (*args[1:5], *((kwargs or {}).get(name) for name in ("weight", "bias"))):
+                if isinstance(own, torch.Tensor) and len(own) != channels:
+                    raise RuntimeError(f"a batch norm of {len(own)} channels is given {channels}")
             return args[0]
         return func(*args, **(kwargs or {}))
 

@@ -260,8 +260,11 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
     """The number of logits that `network` gives for each image; `InputError` where it gives anything else."""
     import torch
 
+    from wmlc.models.cost import NormsAsTheyCome
     from wmlc.models.head import run_once
 
+    on_meta = any(parameter.is_meta for parameter in network.parameters())  # where only shapes are told
+    norms = NormsAsTheyCome if on_meta else contextlib.nullcontext
     needed = [
         key
         for key, each in inspect.signature(network.forward).parameters.items()
@@ -271,7 +274,8 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
         raise InputError(f"{arch}: its forward needs {', '.join(needed)}; wmlc gives a network images alone")
     words = " x ".join(map(str, input_shape))
     try:
-        made = run_once(network, input_shape)
+        with norms():
+            made = run_once(network, input_shape)
     except Exception as error:
         raise InputError(f"{arch} cannot take images of {words} (channels, height, width): {raised(error)}") from error
     if not isinstance(made, torch.Tensor):
@@ -285,7 +289,8 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
             f"{arch} must give logits [N, classes], got [{', '.join(map(str, shape))}] for N images; "
             f"it is no classifier"
         )
-    alone = run_once(network, input_shape, 1)
+    with norms():
+        alone = run_once(network, input_shape, 1)
     if alone.shape != (1, made.shape[1]):
         raise InputError(
             f"{arch} must give logits [1, {made.shape[1]}] for one image, got {list(alone.shape)}; its code may say "
@@ -302,11 +307,12 @@ def _check_training(network: nn.Module, arch: str, input_shape: Shape) -> None:
     """
     import torch
 
+    from wmlc.models.cost import NormsAsTheyCome
     from wmlc.models.head import own_modes
 
     tensors = {name: tensor.detach().to("meta") for name, tensor in network.state_dict().items()}
     made: object = None
-    with own_modes(network), torch.no_grad(), contextlib.suppress(Exception):
+    with own_modes(network), torch.no_grad(), NormsAsTheyCome(), contextlib.suppress(Exception):
         network.train()
         made = torch.func.functional_call(network, tensors, (torch.empty(2, *input_shape, device="meta"),))
     if made is not None and not isinstance(made, torch.Tensor):

@@ -6,6 +6,7 @@ to smaller ones, and gives tensors that exist a smaller shape; then the network 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wmlc.errors import InputError, one_line
+from wmlc.models.cost import NormsAsTheyCome
 
 Difference = dict[str, dict[str, "int | list[int]"]]  # module → number or shape, by name
 
@@ -68,8 +70,9 @@ def check_runs(
     if (some := next(network.parameters(), None)) is None:
         raise InputError("the record leaves nothing of the network; extract the peer again")
     device, follow = some.device, _Follow(network, unused)
+    norms = NormsAsTheyCome if some.is_meta and not follow.found else contextlib.nullcontext
     try:
-        with torch.no_grad(), follow:
+        with torch.no_grad(), follow, norms():
             logits = network.eval()(torch.empty(1, *input_shape, device=device))
         made = list(logits.shape)
     except Exception as error:  # whatever its code raises
