@@ -113,6 +113,21 @@ def fresh_scored_network() -> Callable[..., ScoredNetwork]:
     return score_network
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The file or directory that `make` leaves at a path, made once for all workers: they must leave it as it is."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+    whole, part = shared / name, shared / f"part-{name}"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            shutil.rmtree(part, ignore_errors=True)  # of a worker that failed
+            make(part)
+            part.rename(whole)
+    return whole
+
+
 def settle_norms(network: nn.Module) -> None:
     """Give an untrained `network` batch norms like a trained one's, so that its logits depend on the image.
 
@@ -152,8 +167,7 @@ def pruned_network(
     from wmlc.models.widths import difference
     from wmlc.records import About, NetworkSpec
 
-    @functools.cache
-    def save(arch: str) -> Path:
+    def save(arch: str, directory: Path) -> None:
         network = fresh_scored_network(arch, 32)
         peer = network.family(network.widths((0.5, 0.0), divisor=8)).peer(1)
         settle_norms(peer)
@@ -162,12 +176,10 @@ def pruned_network(
             mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26], widths=difference(network.full, peer), framing=made_framing(32),
             about=About(peer=1, ratio=0.5),
         )  # fmt: skip
-        directory = tmp_path_factory.mktemp(arch) / "peer"
         directory.mkdir()
         save_network(peer, spec, directory)
-        return directory
 
-    return save
+    return lambda arch: made_once(tmp_path_factory, f"{arch}-peer", lambda directory: save(arch, directory))
 
 
 @pytest.fixture(scope="session")
@@ -184,19 +196,8 @@ def exported(
 
     images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
 
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
-    shared.mkdir(exist_ok=True)
-
-    @functools.cache
     def export(arch: str, form: str) -> Path:
-        out = shared / f"{arch}-{form}.onnx"
-        with (shared / f"{arch}-{form}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not out.exists():
-                write(arch, form, shared / f"{arch}-{form}.part.onnx")
-                (shared / f"{arch}-{form}.part.onnx").rename(out)
-        return out
+        return made_once(tmp_path_factory, f"{arch}-{form}.onnx", lambda out: write(arch, form, out))
 
     def write(arch: str, form: str, out: Path) -> None:
         if form == "fp32":
@@ -212,6 +213,15 @@ def exported(
     return export
 
 
+def own_copy(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Run:
+    """A copy of a run that is made once for all workers."""
+    from wmlc.run import Run
+
+    own = factory.mktemp(name) / "run"
+    shutil.copytree(made_once(factory, name, make), own)
+    return Run(own)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two peers and the baseline on a few digits; tests leave it as it is.
@@ -220,7 +230,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """
     from training import train
 
-    return train(tmp_path_factory.mktemp("runs") / "run", ratios=(0.7, 0.0), precision="fp32")
+    def make(root: Path) -> None:
+        train(root, ratios=(0.7, 0.0), precision="fp32")
+
+    return own_copy(tmp_path_factory, "run", make)
 
 
 @pytest.fixture(scope="session")
@@ -233,17 +246,18 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     from wmlc.export.extract import bench_forms
     from wmlc.run import Run, open_run_data
 
-    data, config = open_run_data(run), BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
-    bench_forms(  # whose files the copy takes over
-        run, data, config.precisions, None, plans=False, batches=config.batches
-    )
-    copy = Run(tmp_path_factory.mktemp("benched") / "run")
-    shutil.copytree(run.root, copy.root)
-    files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
-    with pytest.MonkeyPatch.context() as patch:
-        engines_in_process(patch)
-        bench_run(copy, config, files, data, copy.bench)
-    return copy
+    def bench(root: Path) -> None:
+        shutil.copytree(run.root, root)
+        copy, data = Run(root), open_run_data(run)
+        config = BenchConfig(precisions=("fp32", "int8"), seconds=0.01, launches=1)
+        files = bench_forms(copy, data, config.precisions, None, plans=False, batches=config.batches)
+        with pytest.MonkeyPatch.context() as patch:
+            engines_in_process(patch)
+            bench_run(copy, config, files, data, copy.bench)
+
+    benched = own_copy(tmp_path_factory, "benched", bench)
+    shutil.copytree(benched.onnx, run.onnx, dirs_exist_ok=True)  # so that nobody exports them again
+    return benched
 
 
 @pytest.fixture
