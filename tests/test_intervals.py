@@ -48,6 +48,15 @@ def test_students_t_is_the_tables(freedom, t):
     assert student_t(freedom) == pytest.approx(t, rel=2e-3)
 
 
+@pytest.mark.parametrize(("launches", "rounds"), [(2, 9), (5, 8), (12, 4)])
+def test_the_same_blocks_drawn_again_have_the_same_median(launches, rounds, monkeypatch):
+    draw = np.random.default_rng(0)
+    values = [draw.normal(size=rounds + place % 2) for place in range(launches)]
+    found = intervals.median_interval(values, seed=1)
+    monkeypatch.setattr(intervals, "FEW_BLOCKS", 0)
+    assert intervals.median_interval(values, seed=1) == found
+
+
 @pytest.mark.parametrize("mood", [0.0, 0.7])
 def test_intervals_of_eight_launches_cover_the_truth_as_often_as_they_say(mood):
     """Also where a launch takes over a share `mood` of what disturbed the one before."""
