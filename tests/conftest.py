@@ -113,11 +113,17 @@ def fresh_scored_network() -> Callable[..., ScoredNetwork]:
     return score_network
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """The file or directory that `make` leaves at a path, made once for all workers: they must leave it as it is."""
+def for_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A directory of what is made once."""
     base = factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
     shared.mkdir(exist_ok=True)
+    return shared
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The file or directory that `make` leaves at a path, made once for all workers: they must leave it as it is."""
+    shared = for_all_workers(factory)
     whole, part = shared / name, shared / f"part-{name}"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -233,7 +239,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def make(root: Path) -> None:
         train(root, ratios=(0.7, 0.0), precision="fp32")
 
-    return own_copy(tmp_path_factory, "run", make)
+    own = own_copy(tmp_path_factory, "run", make)
+    if (files := for_all_workers(tmp_path_factory) / "benched" / own.onnx.name).exists():  # another worker's exports
+        shutil.copytree(files, own.onnx)
+    return own
 
 
 @pytest.fixture(scope="session")
