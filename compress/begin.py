@@ -97,7 +97,7 @@ def print_start(config: TrainConfig, data: Data | None, device: Device, made: Ma
     network.eval()
 
     def logits_of(images: Tensor) -> Tensor:
-        with device.autocast():
+        with device.in_float32().autocast():
             return network(images).float()
 
     line, warning = start_words(start_accuracy(logits_of, data, evaluation_batch(data)), data)

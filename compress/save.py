@@ -35,7 +35,8 @@ def save_peers(
     if whole := family.peers - len(weights):  # uncut peers, which are the start or are trained as the baseline
         weights = [own * len(weights) / family.peers for own in weights] + [1 / family.peers] * whole
     omega_P = torch.tensor(weights, device=device.name)
-    top1, (ensemble_top1, average_top1) = evaluate(family, data.test_batches(evaluation_batch(data)), omega_P, device)
+    batches = data.test_batches(evaluation_batch(data))
+    top1, (ensemble_top1, average_top1) = evaluate(family, batches, omega_P, device.in_float32())
     if not device.ranks.first:
         return
     together = Ensembled(
@@ -61,7 +62,7 @@ def save_baseline(
 ) -> None:
     """Measure the unpruned network on the test set, once, and write it; rank 0 writes."""
     weight_P = torch.ones(1, device=device.name)
-    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device)
+    (top1,), _ = evaluate(alone, data.test_batches(evaluation_batch(data)), weight_P, device.in_float32())
     if not device.ranks.first:
         return
     about = dataclasses.replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from toy_family import BATCH, STEPS, Parameters, ToyData, gradients, papers_gradient, parameters_of, toy_family
 
-from wmlc.compress import phase
+from wmlc.compress import phase, save
 from wmlc.compress.config import settle
 from wmlc.compress.learn import train as loop
 from wmlc.compress.learn.family import PeerFamily
@@ -149,3 +149,25 @@ def test_processes_take_the_mean_of_statistics_and_counts_of_the_first() -> None
     loop._join(family, replace(CPU, ranks=ranks))
     assert [own is buffer for own, buffer in zip(met["mean"], (family.running_mean, family.running_var), strict=True)]
     assert len(met["first"]) == 1 and met["first"][0] is family.num_batches_tracked
+
+
+@pytest.mark.parametrize("room", [save.save_peers, save.save_baseline])
+def test_what_is_reported_of_a_network_is_computed_as_it_is_saved(
+    room: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, whatever it was trained in."""
+    asked = list[bool]()
+
+    def evaluated(family: Any, batches: Any, weights: Any, device: Device) -> None:
+        asked.append(device.bf16)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(save, "evaluate", evaluated)
+    prepared = SimpleNamespace(family=SimpleNamespace(peers=1), scored=None)
+    data = SimpleNamespace(record=SimpleNamespace(small=True), test_batches=lambda size: [])
+    state = SimpleNamespace(best_peer_weights=[1.0])
+    given: dict[str, Any] = {"run": None, "prepared": prepared, "config": None, "data": data, "state": state}
+    given |= {"peers": []} if room is save.save_peers else {"alone": None}
+    with pytest.raises(KeyboardInterrupt):
+        room(**given, device=Device("cpu", bf16=True))
+    assert asked == [False]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ class Device:
     def autocast(self) -> torch.autocast:
         """bf16 for convolutions and matrix products, float32 elsewhere; or float32 throughout."""
         return torch.autocast(self.name, torch.bfloat16, enabled=self.bf16)
+
+    def in_float32(self) -> Device:
+        """The same in the arithmetic of the networks that are saved, for what is reported of them."""
+        return replace(self, bf16=False)
 
 
 def choose_device(device: str, precision: str, ranks: Ranks = SOLO) -> Device:
