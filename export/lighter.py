@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 ROUNDING = 1e-4  # of the largest logit: how far a folded batch norm may move one
@@ -65,6 +66,25 @@ def operators_listed_once() -> Iterator[None]:
         yield
     finally:
         utils._materialize_cpp_cia_ops = listed
+
+
+@contextlib.contextmanager
+def attention_as_captured() -> Iterator[None]:
+    """Within, torch's attention gives tensors that lie in memory as they do when the exporter captures it.
+
+    It replaces the operation by steps whose result lies otherwise, so that a view that was captured is none any more.
+    """
+    own = F.scaled_dot_product_attention
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        heads_BHND = own(*args, **kwargs)
+        return heads_BHND.transpose(-3, -2).clone(memory_format=torch.contiguous_format).transpose(-3, -2)
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wmlc.data import normalise
 from wmlc.errors import InputError, one_line, some_of
 from wmlc.export.about import write_about
-from wmlc.export.lighter import folded, operators_listed_once, operators_read_once, out_of_place
+from wmlc.export.lighter import attention_as_captured, folded, operators_listed_once, operators_read_once, out_of_place
 from wmlc.files import new_file
 from wmlc.forms import INPUT, OUTPUT
 from wmlc.models.cost import total_cost
@@ -88,11 +88,19 @@ def _write(
     with (
         _quiet(), operators_read_once(), operators_listed_once(), out_of_place(module, images), folded(module, images)
     ):  # fmt: skip
-        try:
-            program = torch.onnx.export(
+
+        def exported() -> torch.onnx.ONNXProgram | None:
+            return torch.onnx.export(
                 module, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT],
                 output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
+
+        try:
+            try:
+                program = exported()
+            except torch.onnx.OnnxExporterError:
+                with attention_as_captured():
+                    program = exported()
         except torch.onnx.OnnxExporterError as error:
             raise InputError(
                 f"torch {torch.__version__} cannot write {spec.arch} as ONNX ({_cause(error)}); change its code, or "

@@ -14,7 +14,7 @@ from made import made_bench, made_epoch, made_row, made_trained
 
 from wmlc import console, records
 from wmlc.cli import main
-from wmlc.compress import session
+from wmlc.compress import command
 from wmlc.compress.describe import print_epoch, print_epoch_header
 from wmlc.console import UNKNOWN, LongWork, as_markdown, note, progress, say, say_exactly, say_notes, visible
 from wmlc.errors import Stopped
@@ -113,7 +113,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(session, "train", stop)
+        monkeypatch.setattr(command, "train", stop)
 
     for error, line in (
         (KeyboardInterrupt(), "stopped"),

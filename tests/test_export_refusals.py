@@ -1,4 +1,4 @@
-"""Networks that torch's exporter drops parts of, or cannot write. Takes 4 s."""
+"""Networks that torch's exporter drops parts of, or cannot write. Takes 6 s."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmlc.errors import InputError
@@ -38,6 +39,24 @@ class Placed(Net):
         return self.fc(self.conv(images).mean((2, 3)) + self.of_places(input=self.places).amax(0))
 
 
+class Windows(Net):
+    """Attention within windows of 4 x 4 places, whose number goes with that of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.qkv, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 24), nn.Linear(8, 4)
+        self.bias = nn.Parameter(torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        windows = maps.view(-1, 8, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 8)
+        query, key, value = (own.view(-1, 16, 2, 4).transpose(1, 2) for own in self.qkv(windows).chunk(3, -1))
+        bias = self.bias.expand(windows.shape[0], -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).contiguous()
+        mixed = mixed.reshape(*windows.shape[:2], -1)
+        return self.fc(mixed.view(-1, 64, 8).mean(1))
+
+
 class Bessel(Net):
     """Of an operator that ONNX has not."""
 
@@ -55,6 +74,10 @@ def test_what_a_layer_makes_of_constants_is_in_the_file_without_the_layer(tmp_pa
     export_onnx(Placed().eval(), SPEC, tmp_path / "net.onnx", PIXELS)
     names = {tensor.name for tensor in onnx.load(str(tmp_path / "net.onnx")).graph.initializer}
     assert "conv.weight" in names and "of_places.weight" not in names
+
+
+def test_attention_within_windows_is_written_as_it_was_captured(tmp_path: Path) -> None:
+    export_onnx(Windows().eval(), SPEC, tmp_path / "net.onnx", PIXELS)  # which compares the answers
 
 
 def test_a_weight_that_two_layers_share_is_there_for_both(tmp_path: Path) -> None:
