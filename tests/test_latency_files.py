@@ -188,6 +188,30 @@ def test_exports_of_other_nodes_are_refused(other: str) -> None:
         Template.of([made_export(8), made_export(5), last], COUNTS_VG)
 
 
+def heads(first: int, second: int) -> onnx.ModelProto:
+    """Two steps that lay out as many channels as heads have; the exporter keeps one number where both are alike."""
+    sizes = {"val_1": first} if first == second else {"val_1": first, "val_2": second}
+    weights = [
+        numpy_helper.from_array(np.zeros((own, 1), np.float32), f"{k}.weight") for k, own in enumerate((first, second))
+    ]
+    shapes_ = [numpy_helper.from_array(np.array([own]), name) for name, own in sizes.items()]
+    nodes_ = [
+        helper.make_node("Reshape", ["0.weight", "val_1"], ["view"]),
+        helper.make_node("Reshape", ["1.weight", next(reversed(sizes))], [f"view_{len(sizes)}"]),
+    ]
+    return helper.make_model(helper.make_graph(nodes_, "made", [], [], [*weights, *shapes_]))
+
+
+def test_constants_that_are_one_where_they_are_alike_are_told_apart(tmp_path: Path) -> None:
+    counts_VG = np.array([[8, 8], [5, 2], [3, 4]])
+    template = Template.of([heads(*counts) for counts in counts_VG.tolist()], counts_VG)
+    template.write(np.array([4, 7]), tmp_path / "made.onnx")
+    made = onnx.load(str(tmp_path / "made.onnx"))
+    given = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert [given[node.input[0]].shape for node in made.graph.node] == [(4, 1), (7, 1)]
+    assert [given[node.input[1]].tolist() for node in made.graph.node] == [[4], [7]]
+
+
 def test_numbers_grow_by_multiples_and_with_sums(tmp_path: Path) -> None:
     """Twice a group and three, as of grouped layers; or with what is put together of two groups."""
     counts_VG = np.array([[8, 6], [5, 2], [3, 4]])

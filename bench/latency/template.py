@@ -51,6 +51,8 @@ class Template:
         Args: sums of groups that numbers may grow with too, each (fixed, [G]). Raises `InputError` where the exports
         have not the same nodes, and where a number follows no group.
         """
+        if any(_nodes(export) != _nodes(exports[0]) for export in exports[1:]):
+            exports = [_named_by_place(export) for export in exports]
         full, *others = exports
         reader = _Reader(counts_VG, known)
         stored = [{tensor.name: tensor for tensor in export.graph.initializer} for export in exports]
@@ -148,6 +150,36 @@ class _Reader:
     def _untold(self, values_V: np.ndarray, where: str, why: str) -> InputError:
         shown = ", ".join(map(str, values_V))
         return InputError(f"a number in its export ({where}: {shown}) {why}, so that no table can be made of it")
+
+
+def _named_by_place(export: Any) -> Any:
+    """A copy of an export in which each step's constants are its own, and what it gives is named after its place.
+
+    The exporter keeps one constant for all that are alike, which at other widths are others, and numbers them through.
+    Tensors of the network, whose names have dots, stay.
+    """
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(export)
+    if any(attribute.HasField("g") for node in export.graph.node for attribute in node.attribute):
+        return made  # what is within a branch goes by these names too
+    constants = {tensor.name: tensor for tensor in export.graph.initializer if "." not in tensor.name}
+    named = {own.name: own.name for own in (*export.graph.input, *export.graph.output)}
+    kept = [tensor for tensor in export.graph.initializer if tensor.name not in constants]
+    del made.graph.initializer[:], made.graph.value_info[:]
+    made.graph.initializer.extend(kept)
+    for index, node in enumerate(made.graph.node):
+        for slot, name in enumerate(node.input):
+            if name in constants:
+                node.input[slot] = f"constant_{index}_{slot}"
+                made.graph.initializer.add().CopyFrom(constants[name])
+                made.graph.initializer[-1].name = node.input[slot]
+            else:
+                node.input[slot] = named.get(name, name)
+        for slot, name in enumerate(node.output):
+            node.output[slot] = named.setdefault(name, f"value_{index}_{slot}")
+    return made
 
 
 def _nodes(export: Any) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
