@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- evidence/networks.py: begin -->", "<!-- end -->"
+END = "<!-- end -->"
 WAYS = ("all the way", "reduced", "refused", "failed", "wrong")
 
 
@@ -43,9 +43,9 @@ class Row:
 
 def write_table(document: Path, found: dict[str, Any]) -> None:
     rows = [Row(**row) for row in found["rows"]]
-    text = document.read_text()
-    before, rest = text.split(BEGIN) if BEGIN in text else (text.rstrip("\n") + "\n\n", END + "\n")
-    document.write_text(f"{before}{BEGIN}\n{as_markdown(found, rows)}\n{END}{rest.split(END)[1]}")
+    text, begin = document.read_text(), f"<!-- {found['command']}: begin -->"
+    before, rest = text.split(begin) if begin in text else (text.rstrip("\n") + "\n\n", END + "\n")
+    document.write_text(f"{before}{begin}\n{as_markdown(found, rows)}\n{END}{rest.partition(END)[2]}")
 
 
 def as_markdown(found: dict[str, Any], rows: list[Row]) -> str:
@@ -81,8 +81,9 @@ def _line(row: Row) -> str:
     outcome = f"{row.verdict}{where}{f'; {why}' if why else ''}".replace("|", "/").replace("\n", " ")
     outcome = outcome if len(outcome) <= 160 else outcome[:159] + "…"
     total = sum(row.seconds.values()) - row.seconds.get("onnx", 0) * ("round trip" in row.seconds)
+    name = row.network.rpartition(".py:")[2]
     cells = [
-        f"`{row.network}`", row.pixels, f"{row.groups} / {row.left_whole}", f"{row.reach:.0%}", len(row.stages),
+        f"`{name}`", row.pixels, f"{row.groups} / {row.left_whole}", f"{row.reach:.0%}", len(row.stages),
         row.share, gone, sign(row.round_trip), sign(row.onnx), derivative, f"{row.seconds.get('proof', 0):.0f}",
         f"{total:.0f}", outcome,
     ]  # fmt: skip

@@ -21,11 +21,13 @@ class Wrong(Exception):
 def go_all_the_way(row: Row, step: Any) -> None:
     import torch
 
+    from wmlc.arch import needs_caller
     from wmlc.compress.learn.family import build_family
     from wmlc.compress.widths.choose import score_channels
     from wmlc.compress.widths.proof import read_channels
     from wmlc.compress.widths.saliency import parameter_saliency
     from wmlc.compress.widths.tree import sharing_tree
+    from wmlc.models.factory import load_factory, named_by_caller
     from wmlc.models.stages import split
     from wmlc.models.zoo import build_network
 
@@ -33,7 +35,11 @@ def go_all_the_way(row: Row, step: Any) -> None:
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(8, *shape, generator=draw)
     with step("build"):
-        network = enliven(build_network(row.network, CLASSES, shape), draw)
+        factory = None
+        if needs_caller(row.network):
+            named_by_caller(row.network)
+            factory = load_factory(row.network)
+        network = enliven(build_network(row.network, CLASSES, shape, factory=factory), draw)
     with step("stages"):
         staged = split(network, torch.zeros(1, *shape))
         row.stages, full = staged.ends, staged.network

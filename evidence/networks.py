@@ -4,6 +4,7 @@
     evidence/networks.py                            # all of them, into docs/networks.json; an hour on one thread
     evidence/networks.py timm:dla34 torchvision:…   # only these, the other rows of the file staying as they are
     evidence/networks.py --table docs/networks.md   # the table in the document, from the file
+    evidence/networks.py --out docs/hugging_face.json evidence/hugging_face.py    # all factories of a file
 
 For each: which channels hang together and are proven, what share of the MACs can go, the stages; a family of two peers
 that lose 50 and 40 % of the MACs, with a shared trunk; both saved and loaded again, bit for bit; their cost counted; a
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 import tempfile
 import time
@@ -60,8 +62,17 @@ def main() -> int:
     if asked.table:
         write_table(asked.table, json.loads(asked.out.read_text()))
     else:
-        run_all(asked.names or NETWORKS, asked.out, asked.threads, asked.timeout)
+        run_all([*named(asked.names or NETWORKS)], asked.out, asked.threads, asked.timeout)
     return 0
+
+
+def named(names: list[str]) -> Iterator[str]:
+    """The networks of these names; a file of factories stands for them all."""
+    for name in names:
+        if name.endswith(".py"):
+            yield from (f"{name}:{factory}" for factory in runpy.run_path(name)["FACTORIES"])
+        else:
+            yield name
 
 
 def side_of(network: str) -> int:
@@ -73,7 +84,7 @@ def run_all(names: list[str], out: Path, threads: int, timeout: float) -> None:
     """A process a network, one after another; `out` is rewritten after each."""
     import_all(threads)
     former = {row["network"]: row for row in json.loads(out.read_text())["rows"]} if out.exists() else {}
-    said = about()
+    said = about(names, out)
     for name in names:
         began = time.monotonic()
         row = run_one(name, threads, timeout)
@@ -130,12 +141,15 @@ def machine(threads: int) -> str:
     return f"{os.cpu_count()} cores with {simd}, {threads} thread{'s' * (threads > 1)}"
 
 
-def about() -> dict[str, Any]:
+def about(names: list[str], out: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
+    file = next((name.rpartition(":")[0] for name in names if name.rpartition(":")[0].endswith(".py")), None)
+    theirs = ("transformers",) if file else ("torchvision", "timm")
+
     return {
-        "command": "evidence/networks.py",
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "onnx", "onnxruntime-gpu")},
+        "command": " ".join(["evidence/networks.py", *(["--out", str(out), file] if file else [])]),
+        "versions": {name: version(name) for name in ("torch", *theirs, "onnx", "onnxruntime-gpu")},
     }
 
 
