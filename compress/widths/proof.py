@@ -101,14 +101,8 @@ class Prover:
             proven += muted
         for alike in by_likeness(failed):
             proven += self._changed(alike)
-        whole = [group for group in failed if group.root not in _roots(proven)]
-        for several in beside(whole):
-            parts = {own[0].root: _roots(own) for own in several if _roots(own) <= _roots(whole)}
-            for alike in by_likeness([united(own) for own in several if own[0].root in parts]):
-                exact = self._changed(alike)
-                if len(exact) == len(alike):  # not by chance, as where a single head is as wide as all channels
-                    used = set[str]().union(*(parts[group.root] for group in exact))
-                    whole, proven = [group for group in whole if group.root not in used], proven + exact
+        as_one, whole = self._united([group for group in failed if group.root not in _roots(proven)])
+        proven += as_one
         reasons = {likeness(alike[0]): self._told(alike[0]) for alike in by_likeness(whole)}
         left = [LeftWhole(group.makers, reasons[likeness(group)]) for group in whole]
         proven.sort(key=lambda group: order[group.root])
@@ -145,6 +139,18 @@ class Prover:
             middle = min(ends, key=lambda end: abs(end - middle))
         parts = [self._split(half, copies) for half in (groups[:middle], groups[middle:])]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+
+    def _united(self, failed: list[ChannelGroup]) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
+        """Of groups that cannot be cut alone, those that can as one with what lies beside them; and the others."""
+        proven, whole = list[ChannelGroup](), failed
+        for several in beside(failed):
+            parts = {own[0].root: _roots(own) for own in several if _roots(own) <= _roots(whole)}
+            for alike in by_likeness([united(own) for own in several if own[0].root in parts]):
+                exact = self._changed(alike)
+                if len(exact) == len(alike):  # not by chance, as where a single head is as wide as all channels
+                    used = set[str]().union(*(parts[group.root] for group in exact))
+                    whole, proven = [group for group in whole if group.root not in used], proven + exact
+        return proven, whole
 
     def _changed(self, alike: list[ChannelGroup]) -> list[ChannelGroup]:
         """Those of some groups that are exact once numbers in modules, or the root of some, shrink with them."""
