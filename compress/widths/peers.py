@@ -20,6 +20,7 @@ from wmlc.compress.widths.rank import group_magnitude, random_scores
 from wmlc.errors import InputError, one_line
 from wmlc.models.foreign import raised
 from wmlc.models.head import run_once
+from wmlc.models.plain import inside, is_wrapped, unwrapped
 
 NEAR = 0.02  # of the full network, that a peer may lose more or less than it was asked to without a word
 
@@ -38,6 +39,7 @@ def dense_peers(
         raise InputError(f"rank must be magnitude or random, got {rank!r}")
     if torch.is_inference_mode_enabled():
         raise InputError("peers made in torch.inference_mode() could not be trained; leave it for this call")
+    network = _without_wrappers(network)
     plain = _plain_copy(network)
     _without_hooks(plain, (channels, height, width))
     graph = read_channels(plain, (channels, height, width))
@@ -86,11 +88,22 @@ def _plain_copy(network: Any) -> nn.Module:
             "the network has masks of torch.nn.utils.prune, with which its weights are computed; make them its weights "
             "first, by torch.nn.utils.prune.remove(layer, 'weight') for each layer that has one"
         )
+    return _copied(network).float()
+
+
+def _copied(network: nn.Module) -> nn.Module:
     try:
-        copied = copy.deepcopy(network).float()
+        return copy.deepcopy(network)
     except Exception as error:  # whatever its attributes raise: locks, files, tensors with a history
         raise InputError(f"the network cannot be copied: {raised(error)}") from None
-    return copied
+
+
+def _without_wrappers(network: Any) -> Any:
+    """`network` without what torch.compile or DataParallel puts around it; in a copy, where that is within it."""
+    if not isinstance(network, nn.Module):
+        return network
+    network = inside(network)
+    return unwrapped(_copied(network)) if is_wrapped(network) else network
 
 
 def _without_hooks(network: nn.Module, shape: tuple[int, int, int]) -> None:

@@ -1,0 +1,39 @@
+"""A caller's module as wmlc takes it: without the wrappers of torch.compile and of several devices."""
+
+from __future__ import annotations
+
+from torch import nn
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def inside(module: nn.Module) -> nn.Module:
+    """The module that torch.compile, DataParallel or DistributedDataParallel has wrapped; any other as it is."""
+    while (within := _wrapped(module)) is not None:
+        module = within
+    return module
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """`network` without such wrappers, wherever in it they are; in place but for the outermost."""
+    network = inside(network)
+    while (name := _first_wrapper(network)) is not None:
+        network.set_submodule(name, inside(network.get_submodule(name)))
+    for module in network.modules():
+        if module._compiled_call_impl is not None:  # module.compile()
+            module._compiled_call_impl = None
+    return network
+
+
+def is_wrapped(network: nn.Module) -> bool:
+    """Whether a module within `network` is such a wrapper, or compiled in place."""
+    return _first_wrapper(network) is not None or any(each._compiled_call_impl for each in network.modules())
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    within = getattr(module, "module" if isinstance(module, WRAPPERS) else "_orig_mod", None)
+    return within if isinstance(within, nn.Module) else None
+
+
+def _first_wrapper(network: nn.Module) -> str | None:
+    return next((name for name, each in network.named_modules() if name and _wrapped(each) is not None), None)
