@@ -1,8 +1,14 @@
-"""A caller's module as wmlc takes it: without the wrappers of torch.compile and of several devices."""
+"""A caller's module as wmlc takes it: without the wrappers of torch.compile and of several devices, in float32."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+
+import torch
 from torch import nn
+
+from wmlc.console import note
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -28,6 +34,24 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def is_wrapped(network: nn.Module) -> bool:
     """Whether a module within `network` is such a wrapper, or compiled in place."""
     return _first_wrapper(network) is not None or any(each._compiled_call_impl for each in network.modules())
+
+
+def in_float32(network: nn.Module, arch: str) -> nn.Module:
+    """`network` with all its floats in float32, in place; a note, once, where they were others.
+
+    None on the meta device, where a network is built to be filled from a file.
+    """
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    kinds = {each.dtype for each in tensors if each.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return network
+    if torch.get_default_device().type != "meta":
+        shown = " and ".join(sorted(str(each).removeprefix("torch.") for each in kinds))
+        _tell(f"{arch} made {shown} weights; they are float32 from here on")
+    return network.float()
+
+
+_tell = functools.cache(note)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""Networks of the caller's own code as their factories make them: wrapped, compiled. Takes 3 s."""
+"""Networks of the caller's own code as their factories make them: wrapped, compiled, of other floats. Takes 3 s."""
 
 from __future__ import annotations
 
@@ -78,3 +78,30 @@ def test_copies_are_cut_from_the_network_within(wrap: Callable[[nn.Module], nn.M
     (small,) = wmlc.family(network, torch.zeros(SHAPE), ratios=(0.5,), divisor=1)
     assert small.get_submodule(name).out_channels < 16 and type(small) in (Net, Around)  # type: ignore[operator]
     assert [each for each, _ in network.named_modules()] == names  # the caller's is as it was
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_other_floats_is_float32_from_the_beginning(
+    dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain._tell.cache_clear()
+    network = whole(lambda: Net().to(dtype))
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
+    assert network.fc.weight is dict(network.named_parameters())["fc.weight"]
+    whole(lambda: Net().to(dtype))
+    with torch.device("meta"):  # where it is filled from a file
+        assert whole(lambda: Net().to(dtype)).get_parameter("fc.weight").dtype is torch.float32
+    kind = str(dtype).removeprefix("torch.")
+    assert capsys.readouterr().err == f"net.py:make made {kind} weights; they are float32 from here on\n"
+
+
+def test_a_buffer_of_other_floats_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    plain._tell.cache_clear()
+
+    def factory() -> nn.Module:
+        network = Net().half()
+        network.register_buffer("scale", torch.ones(1, dtype=torch.float64))
+        return network
+
+    assert whole(factory).get_buffer("scale").dtype is torch.float32
+    assert "made float16 and float64 weights" in capsys.readouterr().err
