@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from wmlc import records
 from wmlc import run as runs
 from wmlc.arch import is_foreign, needs_caller
-from wmlc.compress.config import untaught, with_absolute_paths
+from wmlc.compress.config import PRETRAINED, untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
 from wmlc.compress.learn.place import Device
 from wmlc.compress.learn.train import evaluation_batch
@@ -21,7 +22,7 @@ from wmlc.compress.rate import check_trials
 from wmlc.console import note, say
 from wmlc.data import Data, data_of, open_parts
 from wmlc.data.decode import Layout
-from wmlc.data.normalisation import as_text, start_accuracy, start_words
+from wmlc.data.normalisation import answers_already, as_text, start_accuracy, start_words
 from wmlc.errors import InputError
 from wmlc.files import new_directory, recover_directory, refuse_existing
 from wmlc.models.answer import answer_of, answers_as, code_to_bring_back
@@ -87,11 +88,9 @@ def print_start(config: TrainConfig, data: Data | None, device: Device, made: Ma
             f"torch cannot capture {config.arch} as a graph ({why}), so no ONNX file can be made of its peers; "
             "wmlc.load takes them all the same"
         )
-    if fitted is None:
-        return
-    for words in fitted.words:
+    for words in fitted.words if fitted is not None else ():
         say(words)
-    if data is None or not made.trained:
+    if data is None:
         return
     network, training = made.network, made.network.training
     network.eval()
@@ -100,11 +99,24 @@ def print_start(config: TrainConfig, data: Data | None, device: Device, made: Ma
         with device.in_float32().autocast():
             return network(images).float()
 
-    line, warning = start_words(start_accuracy(logits_of, data, evaluation_batch(data)), data)
+    if made.trained:
+        line, warning = start_words(start_accuracy(logits_of, data, evaluation_batch(data)), data)
+        say(line)
+        if warning:
+            note(warning)
+    elif fitted is None and needs_caller(config.arch):
+        with contextlib.suppress(Exception):  # whatever its code raises, a step of training will tell
+            _tell_trained(config, answers_already(logits_of, data, evaluation_batch(data)), data)
     network.train(training)
-    say(line)
-    if warning:
-        note(warning)
+
+
+def _tell_trained(config: TrainConfig, top1: float | None, data: Data) -> None:
+    """A note where a network that no start was named for is a trained one, by its `top1` on held-out images."""
+    if top1 is not None:
+        note(
+            f"{config.arch} already answers {top1:.1f} % of {data.record.held_out:,} held-out images; pass --start "
+            "pretrained to start from its weights"
+        )
 
 
 def check_length(config: TrainConfig, data: Data, processes: int = 1) -> None:
@@ -180,8 +192,8 @@ def same_beginning(prepared: Prepared, data: Data, record: RunRecord, root: Path
         )
     if record.start_weights not in (None, start_weights(prepared)):
         raise InputError(
-            f"the weights of {record.settings.start} are not those that {root} began with, so it cannot go on; put "
-            "them back, or train anew (--force)"
+            f"the weights of {_start_of(record.settings)} are not those that {root} began with, so it cannot go on; "
+            "put them back, or train anew (--force)"
         )
     arch, shape = record.settings.arch, data.record.input_shape
     if record.start_answer is not None and not answers_as(record.start_answer, prepared.full, shape):
@@ -189,6 +201,11 @@ def same_beginning(prepared: Prepared, data: Data, record: RunRecord, root: Path
             f"{record.settings.start} gives other answers than when {root} began, so it cannot go on: "
             f"{code_to_bring_back(arch)}, or train anew (--force)"
         )
+
+
+def _start_of(settings: TrainConfig) -> str:
+    """A run's start, in words: where a factory of the caller's makes it, that."""
+    return settings.arch if settings.start == PRETRAINED and needs_caller(settings.arch) else str(settings.start)
 
 
 def tell_other_arithmetic(device: Device, record: RunRecord) -> None:

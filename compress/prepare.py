@@ -307,7 +307,7 @@ def make_full(
     shape, classes, fitted = record.input_shape, record.class_names, None
     network = build_network(config.arch, len(classes), shape, config.arch_args)
     if config.start is not None:
-        start = read_start(config.start, config.arch, shape, config.arch_args, config.start_classes)
+        start = read_start(config.start, config.arch, shape, config.arch_args, config.start_classes, len(classes))
         fitted = fit_start(network, start, classes, shape)
     network.to(device.name)
     if not is_foreign(config.arch):

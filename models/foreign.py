@@ -43,10 +43,8 @@ def build_whole(
     """
     import torch
 
-    given = parse_args(arch_args)
-
     def make() -> nn.Module:
-        network = _make(arch, classes, input_shape, given, factory)
+        network = as_made(arch, classes, input_shape, arch_args, factory)
         return _with_classes(network, arch, classes, input_shape)
 
     if torch.get_default_device().type != "meta":
@@ -59,9 +57,11 @@ def build_whole(
         return make()
 
 
-def _make(
-    arch: str, classes: int, input_shape: Shape, given: Mapping[str, Any], factory: Callable[..., Any] | None
+def as_made(
+    arch: str, classes: int, input_shape: Shape, arch_args: str = "", factory: Callable[..., Any] | None = None
 ) -> nn.Module:
+    """A foreign network as its makers give it, told the class count, with whatever head that is."""
+    given = parse_args(arch_args)
     if arch.startswith(TORCHVISION):
         return _torchvision(arch, classes, input_shape, given)
     if arch.startswith(TIMM):

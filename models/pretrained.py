@@ -1,4 +1,4 @@
-"""Weights that torchvision or timm offer for download."""
+"""Weights that come with a network: torchvision's and timm's, for download, and what a caller's own factory makes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wmlc.arch import TIMM, TORCHVISION
-from wmlc.errors import InputError, one_line
+from wmlc.arch import TIMM, TORCHVISION, needs_caller
+from wmlc.errors import InputError, one_line, some_of
 from wmlc.models.arguments import parse_args
-from wmlc.models.foreign import Shape, timm_name, timm_network, torchvision_name
+from wmlc.models.foreign import Shape, as_made, timm_name, timm_network, torchvision_name
+from wmlc.models.head import classifiers_of
+from wmlc.models.spelling import IS_BOOKKEEPING
 
 PRETRAINED = "pretrained"
+SEEDS = (1, 2)  # under which a factory is called: what differs is drawn at random
+MOST_NAMED = 3  # tensors that a message lists
 ANSWERS_WITHIN_S = 5.0  # a host that is there
 
 
-def read_pretrained(arch: str, input_shape: Shape, arch_args: str = "") -> tuple[dict[str, Tensor], str]:
+def read_pretrained(
+    arch: str, input_shape: Shape, arch_args: str = "", classes: int = 1000
+) -> tuple[dict[str, Tensor], str]:
     """The trained weights that the makers of `arch` offer, and where they come from, in words.
 
-    Fetched unless they are in the cache of torch or of the Hugging Face hub. Raises `InputError`, one line, where there
-    are none, or they cannot be fetched.
+    Fetched unless they are in the cache of torch or of the Hugging Face hub; of a caller's own network those that its
+    factory gives it, told the number of `classes`. Raises `InputError`, one line, where there are none, or they cannot
+    be fetched.
     """
+    if needs_caller(arch):
+        return _callers(arch, input_shape, arch_args, classes)
     if arch.startswith(TIMM):
         network, where = _timms(arch, input_shape, arch_args)
     else:
@@ -64,6 +73,37 @@ def _timms(arch: str, input_shape: Shape, arch_args: str) -> tuple[nn.Module, st
     given = {key: value for key, value in parse_args(arch_args).items() if key != "num_classes"}
     network = timm_network(arch, (3, *input_shape[1:]), given, pretrained=True)
     return network, f"timm's {config.architecture}.{config.tag}"
+
+
+def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tuple[dict[str, Tensor], str]:
+    """The weights that a caller's factory makes; without its head's where it draws that anew each time."""
+    states = list[dict[str, Tensor]]()
+    for seed in SEEDS:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = as_made(arch, classes, input_shape, arch_args)
+        states.append({name: tensor.detach() for name, tensor in network.state_dict().items()})
+    made, again = states
+    drawn = [name for name, tensor in made.items() if not (name in again and _same(tensor, again[name]))]
+    layers = {_layer(name) for name in drawn if not IS_BOOKKEEPING.search(name)}
+    if layers and not layers <= classifiers_of(network, input_shape):
+        raise InputError(
+            f"{arch} gives other weights each time it is called ({some_of(drawn, MOST_NAMED)}), so they are random; "
+            "let it load trained ones (from_pretrained, load_state_dict), or give --start a file"
+        )
+    kept = {name: tensor for name, tensor in made.items() if _layer(name) not in layers}
+    anew = f", but for {some_of(sorted(layers), MOST_NAMED)}, drawn anew each time" if layers else ""
+    return kept, f"the weights that {arch} makes{anew}"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.is_floating_point() and other.is_floating_point():  # what is wrong with NaN is said later
+        one, other = one.nan_to_num(), other.nan_to_num()
+    return torch.equal(one, other)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _check_reachable(url: str, arch: str) -> None:

@@ -48,15 +48,17 @@ class Fitted:
 
 
 def read_start(
-    start: str, arch: str, input_shape: Shape, arch_args: str = "", start_classes: str | None = None
-) -> Start:
+    start: str, arch: str, input_shape: Shape, arch_args: str = "", start_classes: str | None = None,
+    classes: int = 1000,
+) -> Start:  # fmt: skip
     """The weights that `start` names: a file, a run's or a network's directory, or `pretrained`.
 
     Args: the network that they are for; the images' shape; what names the classes of their head, a file with a line
-    each or `imagenet`, where they do not say so themselves. Raises `InputError`, one line, for what cannot be read.
+    each or `imagenet`, where they do not say so themselves; how many `classes` the data have. Raises `InputError`, one
+    line, for what cannot be read.
     """
     if start == PRETRAINED:
-        tensors, where = read_pretrained(arch, input_shape, arch_args)
+        tensors, where = read_pretrained(arch, input_shape, arch_args, classes)
         found = Start(where, {"": tensors}, arch)
     elif (path := _path(start)).is_dir():
         where, path, spec = _of_directory(path)

@@ -237,7 +237,7 @@ def test_a_pickled_module_is_a_line_and_is_not_opened(here: Path) -> None:
         (["--start", "gone.pth"], "--start: there is no gone.pth; name a file of weights, a run, a peer or 'pretrained'"),
         (["--start", "."], "--start: . is neither a run nor a peer (spec.json and weights.safetensors); name one, or a file"),
         (["--start", "net.py"], "net.py is no file of weights ("),
-        (["--start", "pretrained"], "nobody offers trained weights of net.py:make; give --start a file"),
+        (["--start", "pretrained"], "net.py:make gives other weights each time it is called (0.weight, 0.bias, 3.weight"),
         (["--epochs", "0"], "epochs"),
         (["--normalise", "nonsense"], "normalise"),
         (["--normalise", "0.5/0"], "normalise"),

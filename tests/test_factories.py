@@ -1,17 +1,33 @@
-"""Networks of the caller's own code as their factories make them: wrapped, compiled, of other floats. Takes 3 s."""
+"""Networks of the caller's own code as their factories make them: wrapped, compiled, of other floats, trained. Takes 5 s."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from training import stopping, train
 
 import wmlc
+from wmlc import run as runs
+from wmlc.compress import session
+from wmlc.compress.begin import print_start
+from wmlc.compress.config import settle
+from wmlc.compress.learn.place import Device
+from wmlc.compress.prepare import Made
+from wmlc.compress.session import resume_run
+from wmlc.errors import InputError
 from wmlc.models import plain
+from wmlc.models.factory import named_by_caller
 from wmlc.models.foreign import build_whole
+from wmlc.models.start import Fitted, fit_start, read_start
+from wmlc.models.zoo import build_network
+from wmlc.run import Run
+from wmlc.settings import CALLERS_ARCH
 
 SHAPE = (3, 8, 8)
 
@@ -105,3 +121,106 @@ def test_a_buffer_of_other_floats_is_told_too(capsys: pytest.CaptureFixture[str]
 
     assert whole(factory).get_buffer("scale").dtype is torch.float32
     assert "made float16 and float64 weights" in capsys.readouterr().err
+
+
+FILE = """
+from pathlib import Path
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3)
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.fc(self.last(self.bn(self.conv(x)).relu()).relu().mean((2, 3)))
+
+def drawn(num_classes=10):
+    return Net(num_classes)
+
+def trained():
+    network = Net(10)
+    network.load_state_dict(torch.load(Path(__file__).with_name("weights.pth"), weights_only=True))
+    return network
+
+def with_new_head(num_classes=10):
+    network = trained()
+    network.fc = nn.Linear(16, num_classes)
+    return network
+"""
+DIGITS = (1, 8, 8)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of factories, one of which loads the weights that lie beside it."""
+    monkeypatch.setenv(CALLERS_ARCH, "")  # which goes back afterwards
+    (tmp_path / "net.py").write_text(FILE)
+    torch.manual_seed(7)
+    torch.save(build_network(f"{tmp_path}/net.py:drawn", 10, DIGITS).state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "net.py"
+
+
+def started(arch: str, classes: int) -> tuple[nn.Module, Fitted]:
+    network = build_network(arch, classes, DIGITS)
+    names = [f"class {n}" for n in range(classes)]
+    return network, fit_start(network, read_start("pretrained", arch, DIGITS, classes=classes), names, DIGITS)
+
+
+def test_the_weights_that_a_factory_makes_are_a_start(own: Path) -> None:
+    weights = torch.load(own.with_name("weights.pth"), weights_only=True)
+    network, fitted = started(f"{own}:trained", 10)
+    assert (fitted.head, fitted.words[0]) == ("kept", f"start: the weights that {own}:trained makes: 11 of 11 tensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_head_that_a_factory_draws_each_time_is_new(own: Path) -> None:
+    state = torch.get_rng_state()
+    read_start("pretrained", f"{own}:with_new_head", DIGITS, classes=4)
+    assert torch.equal(torch.get_rng_state(), state)  # the run's own draws stay what they are
+    network, fitted = started(f"{own}:with_new_head", 4)
+    assert fitted.head == "new" and "makes, but for fc, drawn anew each time: 9 of 9 tensors" in fitted.words[0]
+    assert torch.equal(network.get_parameter("conv.weight"), build_network(f"{own}:trained", 10, DIGITS).conv.weight)
+    assert started(f"{own}:trained", 4)[1].words[1:] == ["its head has 10 classes, so the data's 4 get a new one"]
+
+
+def test_a_factory_of_random_weights_makes_no_start(own: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"net.py:drawn gives other weights each time it is called \(conv.weight, .*; let"
+    ):
+        read_start("pretrained", f"{own}:drawn", DIGITS, classes=10)
+
+
+def test_a_run_from_what_a_factory_makes_goes_on_from_the_same_alone(own: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    arch, root = f"{own}:trained", tmp_path / "run"
+    named_by_caller(arch)
+    with stopping(session, "train_phase"), pytest.raises(BaseException, match="go on with"):
+        train(root, arch=arch, start="pretrained", ratios=(0.4,), epochs=1)
+    weights = torch.load(own.with_name("weights.pth"), weights_only=True)
+    torch.save({name: tensor + 1 for name, tensor in weights.items()}, own.with_name("weights.pth"))
+    with pytest.raises(InputError, match=r"the weights of .*net.py:trained are not those that .*run began with"):
+        resume_run(Run(root))
+    torch.save(weights, own.with_name("weights.pth"))
+    family = runs.read_family(resume_run(Run(root)))
+    assert family.finished and family.baseline is not None and family.baseline.best_epoch == 0
+
+
+@pytest.mark.parametrize(("right", "told"), [(0.6, True), (0.25, False), (0.1, False)])
+def test_a_trained_network_without_a_start_is_told(
+    right: float, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = torch.arange(1000) % 10
+    images = torch.nn.functional.one_hot(torch.where(torch.arange(1000) // 10 < 100 * right, labels, (labels + 1) % 10))
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:256]
+    data: Any = SimpleNamespace(
+        record=SimpleNamespace(held_out=1000, small=True, input_shape=(10, 1, 1)),
+        held_out_batch=lambda size, index: (images[shuffled].float(), labels[shuffled]),
+        held_out_batches=lambda size: [(images.float(), labels)],
+    )
+    config = settle({"arch": "net.py:make", "epochs": 1})
+    print_start(config, data, Device("cpu", bf16=False), Made(nn.Sequential(nn.Identity())))
+    said = "net.py:make already answers 60.0 % of 1,000 held-out images; pass --start pretrained to start from its weights\n"
+    assert capsys.readouterr().err == said * told

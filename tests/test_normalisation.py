@@ -20,6 +20,7 @@ from wmlc.data import Data, DataConfig, normalise, open_data
 from wmlc.data.normalisation import (
     NAMED,
     Normalisation,
+    answers_already,
     as_text,
     for_channels,
     parse_normalisation,
@@ -215,3 +216,10 @@ def test_a_start_that_gives_no_numbers_is_refused_before_anything_is_made_of_it(
         InputError, match=r"^the start gives NaN or infinity for every held-out image; take an earlier "
     ):
         start_accuracy(lambda images: torch.full((len(images), 2), float("nan")), opened(tmp_path, "half"), 8)
+
+
+def test_only_a_network_that_knows_its_images_answers_already(tmp_path: Path) -> None:
+    brightness_folder(tmp_path)
+    data = open_folder(tmp_path, held_out=0.5, normalise="half")
+    assert answers_already(Bright(2 * 194 / 255 - 1), data, 8) == 100
+    assert answers_already(lambda images: torch.ones(len(images), 2), data, 8) is None  # the commonest class

@@ -112,7 +112,7 @@ class TrainConfig:
     )  # fmt: skip
     start: str | None = setting(
         None, "Trained weights to begin from: .safetensors, .pth, a run's or a peer's directory, or pretrained, what "
-        "torchvision and timm offer.",
+        "torchvision and timm offer or your own factory makes.",
         role="network", group=FAMILY, common=True, metavar="FILE|DIR|pretrained", shown="random weights",
     )  # fmt: skip
     start_classes: str | None = setting(

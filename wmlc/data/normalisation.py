@@ -8,7 +8,7 @@ B batch, C channels, H height, W width, K classes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from wmlc.errors import InputError
@@ -23,6 +23,8 @@ OWN = "data"  # the name of the training images' own mean and deviation
 LARGEST_STD = 10.0  # nobody divides pixels of 0 … 1 by more: that is a deviation of pixels 0 … 255
 SAME = 1e-3  # normalisations whose numbers all lie nearer to each other are one
 WORTH_SAYING = 2.0  # points of top-1 by which another normalisation must be better
+CLEAR = 5  # standard errors that are no accident
+FIRST_LOOK = 256  # images that tell a network which knows nothing
 LONGEST_SHOWN = 60  # letters of a value in a message
 LIKE = (
     "half, data, or MEAN/STD of pixels scaled to 0 … 1, a number for all channels or one each, like 0.5/0.5; "
@@ -175,6 +177,28 @@ def start_accuracy(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size
     if not finite:
         raise InputError("the start gives NaN or infinity for every held-out image; take an earlier checkpoint of it")
     return {name: 100 * count / images_seen for name, count in right.items()}
+
+
+def answers_already(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size: int) -> float | None:
+    """Held-out top-1 in percent of a network that is clearly better than chance, as only a trained one is; else None.
+
+    Chance is to name the commonest class each time. Some images are looked at first, and all only where those say so.
+    """
+    import torch
+
+    def top1(batches: Iterable[tuple[Tensor, Tensor]]) -> float | None:
+        right, seen = 0, list[torch.Tensor]()
+        with torch.no_grad():
+            for images_BCHW, labels_B in batches:
+                right += int((logits_of(images_BCHW).argmax(-1) == labels_B).sum())
+                seen.append(labels_B)
+        labels_N = torch.cat(seen)
+        share, chance = right / len(labels_N), int(labels_N.bincount().max()) / len(labels_N)
+        clear = chance + CLEAR * math.sqrt(chance * (1 - chance) / len(labels_N))
+        return 100 * share if share >= max(clear, min(3 * chance, (1 + chance) / 2)) else None
+
+    some = (each.split(batch_size) for each in data.held_out_batch(FIRST_LOOK, 0))
+    return None if top1(zip(*some, strict=True)) is None else top1(data.held_out_batches(batch_size))
 
 
 def start_words(top1: Mapping[str, float], data: Data) -> tuple[str, str | None]:
