@@ -26,6 +26,7 @@ from wmlc.settings import CALLERS_ARCH
 CLASSES = ("num_classes", "classes", "n_classes")
 CHANNELS = ("in_chans", "in_channels")
 SIZE = ("img_size", "image_size")
+HUBS = ("hf", "huggingface", "hub")  # what people take for one
 MOST_NAMED = 8  # callables or parameters that a message lists
 
 
@@ -133,6 +134,12 @@ def _module_of_name(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
                 raise InputError(f"importing {name} raised {raised(error)}") from error
+            if name in HUBS:
+                raise InputError(
+                    f"wmlc has no names of Hugging Face's, such as {name}:…; write a factory of three lines, which "
+                    "docs/networks.md has (from_pretrained, in a module whose forward returns the logits), and pass "
+                    "--arch FILE.py:FACTORY --start pretrained"
+                ) from None
             raise InputError(
                 f"there is no module {name!r} here; --arch takes FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, "
                 f"torchvision:NAME, timm:NAME or a built-in name"

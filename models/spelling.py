@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -32,6 +33,14 @@ def spellings(names: Collection[str]) -> Iterator[dict[str, str]]:
         yield {_renamed(name, back): name for name in names}
         theirs = {_mobilenet(own): own for own in _mobilenet_names()}
         yield {_with_prefix_of(name, theirs): name for name in names}
+    for count in range(1, 1 + _common_parts(names)):  # what a wrapper puts before all of them
+        yield {name.split(".", count)[count]: name for name in names}
+
+
+def _common_parts(names: Collection[str]) -> int:
+    """How many parts all names begin with, each of which has more."""
+    parts = [name.split(".")[:-1] for name in names]
+    return sum(1 for own in itertools.takewhile(lambda own: len(set(own)) == 1, zip(*parts, strict=False)))
 
 
 def matched(found: Collection[str], spelling: Mapping[str, str]) -> dict[str, str]:

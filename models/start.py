@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wmlc.arch import TIMM
+from wmlc.arch import TIMM, needs_caller
 from wmlc.errors import InputError, some_of
 from wmlc.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 from wmlc.models.foreign import Shape
@@ -19,7 +20,7 @@ from wmlc.models.pixels import Pixels, own_pixels
 from wmlc.models.pretrained import PRETRAINED, read_pretrained
 from wmlc.models.shared import other_names
 from wmlc.models.spelling import IS_AUXILIARY, IS_AVERAGE, IS_BOOKKEEPING, matched, spellings
-from wmlc.models.weights_file import Copies, read_weights
+from wmlc.models.weights_file import Copies, hub_file, read_weights
 from wmlc.records import NetworkSpec
 from wmlc.run import BASELINE, Run, is_run
 
@@ -127,7 +128,7 @@ def fit_start(network: nn.Module, start: Start, class_names: list[str], input_sh
         raise InputError(
             f"{start.where} does not hold the weights of {start.arch}: {fits} of its {all_of_it} tensors fit; "
             f"{'; '.join(f'{what}: {_listed(each)}' for what, each in wrong if each)}; "
-            f"{_remedy(tensors, start.arch, only_more=not missing and not other)}"
+            f"{_remedy(tensors, start.arch, due, only_more=not missing and not other)}"
         )
     head, said, rows = _head(start, resized, class_names, headless)
     words += said
@@ -149,6 +150,11 @@ def _of_directory(path: Path) -> tuple[str, Path, NetworkSpec]:
         where = f"the baseline of {where}"
         if not path.is_dir():
             raise InputError(f"--start: {where} is not there; name one of its peers, peers/1, peers/2, …")
+    elif not (path / SPEC_FILE).is_file() and (file := hub_file(path)) is not None:
+        raise InputError(
+            f"--start: {path} is what save_pretrained writes; pass --start {file}, or let your factory build the "
+            "network from the directory (from_pretrained) and pass --start pretrained"
+        )
     elif not (path / SPEC_FILE).is_file():
         raise InputError(
             f"--start: {path} is neither a run nor a peer ({SPEC_FILE} and {WEIGHTS_FILE}); name one, or a file"
@@ -197,7 +203,9 @@ def _best_copy(start: Start, due: dict[str, Tensor]) -> tuple[str, dict[str, str
 
 def _found(start: Start, place: str, tensors: dict[str, Tensor], names: dict[str, str]) -> str:
     inside = f", {place}" if place else ""
-    first = next(((theirs, mine) for theirs, mine in names.items() if theirs != mine), None)
+    first = next(
+        ((theirs, mine) for theirs, mine in names.items() if theirs != mine and not IS_BOOKKEEPING.search(mine)), None
+    )
     renamed = f", whose {first[0]} is {first[1]} here" if first else ""
     return f"start: {start.where}{inside}: {len(names)} of {len(tensors)} tensors{renamed}"
 
@@ -250,20 +258,26 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _remedy(tensors: dict[str, Tensor], arch: str, only_more: bool) -> str:
+def _remedy(tensors: dict[str, Tensor], arch: str, due: dict[str, Tensor], only_more: bool) -> str:
     """What to do about weights of another network; names the built-in one whose they are.
 
-    Args: whether all that the network has is there, and more.
+    Args: the tensors that are due; whether all that the network has is there, and more.
     """
     from wmlc.models.zoo import ARCHITECTURES, build_network
 
     for name in ARCHITECTURES:
         with torch.device("meta"):
-            due = build_network(name, 10, (3, 32, 32)).state_dict()
-        for way in spellings(due) if name != arch else ():
-            fits = sum(tensors[there].shape == due[here].shape for there, here in matched(tensors, way).items())
-            if fits >= MOST_OF_IT * max(len(due), len(tensors)):
+            own = build_network(name, 10, (3, 32, 32)).state_dict()
+        for way in spellings(own) if name != arch else ():
+            fits = sum(tensors[there].shape == own[here].shape for there, here in matched(tensors, way).items())
+            if fits >= MOST_OF_IT * max(len(own), len(tensors)):
                 return f"they look like {name}'s: pass --arch {name}"
+    shapes, wanted = (Counter(tuple(each.shape) for each in those.values()) for those in (tensors, due))
+    if needs_caller(arch) and (shapes & wanted).total() >= MOST_OF_IT * max(shapes.total(), wanted.total()):
+        return (
+            "its tensors are of the network's shapes under other names, as libraries rename them: build the network "
+            "with its library's own loader in the factory (from_pretrained), and pass --start pretrained"
+        )
     if only_more:
         return "if what is left over is no part of the network (a loss's weights, say), save the file without it"
     return "name the network that they were trained in with --arch and --arch-args"

@@ -20,6 +20,7 @@ Copies = dict[str, dict[str, Tensor]]  # by where in the file they stand ("" for
 
 DEEPEST = 4  # dictionaries within each other that are looked into
 LONGEST_NAME = 300  # letters of a tensor's
+OF_A_HUB = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained calls them
 REMEDY = "save the weights alone: torch.save(network.state_dict(), FILE)"
 # How files begin that people take for weights, and what those are.
 OTHERS = {
@@ -29,6 +30,12 @@ OTHERS = {
     b"<": "a page of text, so the download went wrong; fetch it again",
 }
 LEGACY = re.compile(rb"\x80[\x02-\x05]")  # how a pickle begins, torch's before 1.6
+
+
+def hub_file(directory: Path) -> Path | None:
+    """The file of weights in a directory that save_pretrained wrote; None of another."""
+    files = (directory / name for name in OF_A_HUB)
+    return next(filter(Path.is_file, files), None) if (directory / "config.json").is_file() else None
 
 
 def read_weights(path: Path) -> Copies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from wmlc.models.exits import MARK, end_at_exit
 from wmlc.models.foreign import build_whole
 from wmlc.models.mobilenet import build_mobilenet_v2
 from wmlc.models.resnet import RESNETS, build_resnet
+from wmlc.models.weights_file import hub_file
 
 ARCHITECTURES = (*RESNETS, "mobilenet_v2")
 
@@ -33,6 +35,11 @@ def build_network(
     name, _, number = arch.partition(MARK)
     if arch.endswith(".py"):
         raise InputError(f"{arch} is a file; name the function or class in it that makes the network: {arch}:FACTORY")
+    if hub_file(Path(arch)) is not None:
+        raise InputError(
+            f"{arch} is what save_pretrained writes; name a factory of yours that builds the network from it "
+            "(from_pretrained): --arch FILE.py:FACTORY --start pretrained (docs/networks.md has one)"
+        )
     if name not in ARCHITECTURES or (MARK in arch and not number.isdecimal()):
         raise InputError(
             f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}, or torchvision:NAME, timm:NAME, "

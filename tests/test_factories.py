@@ -224,3 +224,44 @@ def test_a_trained_network_without_a_start_is_told(
     print_start(config, data, Device("cpu", bf16=False), Made(nn.Sequential(nn.Identity())))
     said = "net.py:make already answers 60.0 % of 1,000 held-out images; pass --start pretrained to start from its weights\n"
     assert capsys.readouterr().err == said * told
+
+
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "net.", "module.net."])
+def test_a_prefix_that_the_network_adds_is_seen_through(before: str, tmp_path: Path) -> None:
+    theirs = Net()
+    torch.save({before + name: tensor for name, tensor in theirs.state_dict().items()}, tmp_path / "x.pth")
+    network = Around(Net())
+    start = read_start(str(tmp_path / "x.pth"), "net.py:make", SHAPE)
+    fitted = fit_start(network, start, list("abcde"), SHAPE)
+    assert fitted.head == "kept" and torch.equal(network.get_parameter("net.fc.weight"), theirs.fc.weight)
+    assert torch.equal(network.get_buffer("net.body.bn.running_mean"), theirs.get_buffer("body.bn.running_mean"))
+
+
+def test_names_that_a_library_changed_are_for_its_own_loader(tmp_path: Path) -> None:
+    theirs = {name.replace("body", "old.layers"): tensor for name, tensor in Net().state_dict().items()}
+    torch.save({name.replace("conv", "first"): tensor for name, tensor in theirs.items()}, tmp_path / "x.pth")
+    start = read_start(str(tmp_path / "x.pth"), "net.py:make", SHAPE)
+    with pytest.raises(InputError, match=r"under other names, as .* \(from_pretrained\), and pass --start pretrained$"):
+        fit_start(Net(), start, list("abcde"), SHAPE)
+
+
+def test_what_save_pretrained_writes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is neither a run nor a peer"):
+        read_start(str(tmp_path), "net.py:make", SHAPE)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(
+        InputError, match=r"is what save_pretrained writes; pass --start .*/pytorch_model.bin, or let your"
+    ):
+        read_start(str(tmp_path), "net.py:make", SHAPE)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        InputError, match=r"pass --start .*/model.safetensors, or let your factory build .* pretrained$"
+    ):
+        read_start(str(tmp_path), "net.py:make", SHAPE)
+    with pytest.raises(
+        InputError, match=r"is what save_pretrained writes; name a factory .* --start pretrained \(docs"
+    ):
+        build_network(str(tmp_path), 5, SHAPE)
+    with pytest.raises(InputError, match=r"no names of Hugging Face's, such as hf:…; write a factory of three lines"):
+        build_network(f"hf:{tmp_path}", 5, SHAPE)
