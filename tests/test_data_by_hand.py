@@ -16,7 +16,7 @@ from image_folders import make_folder
 from PIL import Image
 
 from wmlc.data import DataConfig, data_of, open_parts, packed, sheet
-from wmlc.data.normalisation import start_words
+from wmlc.data.normalisation import StartSeen, start_words
 from wmlc.data.packed import CLASS_FILES, _class_names, _of_shard, bytes_of, read_tables
 from wmlc.data.parts import Parts
 from wmlc.data.pictures import _from_range, _over_clear, is_grey
@@ -107,10 +107,29 @@ def test_images_under_another_size_are_the_same_and_shaped_anew(tmp_path: Path) 
     assert other.layout.input_shape == (3, 16, 16) and other.train is parts.train
 
 
+def held_out(images: int) -> Any:
+    """Data of ten classes with so many images held out, under no normalisation that was asked for."""
+    record = SimpleNamespace(held_out=images, class_names=list("abcdefghij"))
+    return SimpleNamespace(config=SimpleNamespace(normalise=None), record=record)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "images", "advice"),
+    [
+        (1.5, 8.0, 400, "--start-classes FILE"), (1.5, 90.0, 400, "pass --normalise half"), (4.0, 4.0, 400, None),
+        (6.0, 9.0, 10_000, "--start-classes FILE"), (9.0, 9.0, 10_000, None),
+    ],
+)  # fmt: skip
+def test_a_start_below_chance_has_its_classes_in_another_order(
+    own: float, other: float, images: int, advice: str | None
+) -> None:
+    _, warning = start_words(StartSeen({"data": own, "half": other}), held_out(images))
+    assert warning is None if advice is None else advice in str(warning)
+
+
 def test_a_better_normalisation_is_advised_where_it_is_certain_and_worth_it() -> None:
     def advised(better: float, images: int) -> bool:
-        data: Any = SimpleNamespace(config=SimpleNamespace(normalise=None), record=SimpleNamespace(held_out=images))
-        line, warning = start_words({"data": 50.0, "half": 50.0 + better}, data)
+        line, warning = start_words(StartSeen({"data": 50.0, "half": 50.0 + better}), held_out(images))
         assert line == f"start: 50.00 % of {images:,} held-out images by default (data); half {50 + better:.2f} %"
         return warning is not None and warning.endswith("pass --normalise half")
 

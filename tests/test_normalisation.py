@@ -174,19 +174,19 @@ def opened(root: Path, said: str | None) -> Data:
 def test_the_starts_accuracy_depends_on_how_pixels_are_normalised(tmp_path: Path) -> None:
     brightness_folder(tmp_path)
     network = Bright(2 * 194 / 255 - 1)  # a network for pixels from -1 to 1
-    found = start_accuracy(network, stated := opened(tmp_path, "half"), 8)
+    found = (seen := start_accuracy(network, stated := opened(tmp_path, "half"), 8)).top1
     assert list(found) == ["half", "imagenet", "0/1", "data"]
     assert network.calls == 4 * 4  # 30 images held out, in one walk
     assert found["half"] == 100 and max(found["imagenet"], found["data"], found["0/1"]) < 95
-    line, warning = start_words(found, stated)
+    line, warning = start_words(seen, stated)
     others = ", ".join(f"{name} {found[name]:.2f} %" for name in ("imagenet", "0/1", "data"))
     assert (line, warning) == (f"start: 100.00 % of 30 held-out images as stated (half); {others}", None)
 
     for said in (None, "0.1,0.2,0.3/0.3"):  # the same, whatever is in force
         data = opened(tmp_path, said)
-        again = start_accuracy(network, data, 30)
+        again = (seen := start_accuracy(network, data, 30)).top1
         assert again["half"] == 100 and again["imagenet"] == found["imagenet"]
-        line, warning = start_words(again, data)
+        line, warning = start_words(seen, data)
         how = "as stated (0.1,0.2,0.3/0.3)" if said else "by default (data)"
         own = next(iter(again.values()))
         assert line.startswith(f"start: {own:.2f} % of 30 held-out images {how}; imagenet ")
@@ -223,3 +223,11 @@ def test_only_a_network_that_knows_its_images_answers_already(tmp_path: Path) ->
     data = open_folder(tmp_path, held_out=0.5, normalise="half")
     assert answers_already(Bright(2 * 194 / 255 - 1), data, 8) == 100
     assert answers_already(lambda images: torch.ones(len(images), 2), data, 8) is None  # the commonest class
+
+
+def test_one_answer_for_all_images_is_told(tmp_path: Path) -> None:
+    brightness_folder(tmp_path)
+    data = opened(tmp_path, "half")
+    seen = start_accuracy(lambda images: torch.tensor([[0.0, 1.0]]).expand(len(images), 2), data, 8)
+    assert seen.only == 1 and len({*seen.top1.values()}) == 1
+    assert "answers every held-out image as one class, dog, and so knows" in str(start_words(seen, data)[1])

@@ -8,7 +8,7 @@ B batch, C channels, H height, W width, K classes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from wmlc.errors import InputError
@@ -54,6 +54,13 @@ NAMED = {
 }
 # What a trained network may have been trained with, by what `--normalise` calls it.
 USUAL = NAMED | {"0/1": Normalisation((0.0,), (1.0,))}  # pixels as they are, from 0 to 1
+
+
+class StartSeen(NamedTuple):
+    """What a start makes of the held-out images under the usual normalisations, the one in force first."""
+
+    top1: dict[str, float]  # in percent, by what `--normalise` calls each
+    only: int | None = None  # the class that every image is answered as under the one in force, where that is so
 
 
 def parse_normalisation(said: str) -> Normalisation | None:
@@ -155,28 +162,31 @@ def usual_normalisations(data: Data) -> dict[str, Normalisation]:
     return found
 
 
-def start_accuracy(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size: int) -> dict[str, float]:
+def start_accuracy(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size: int) -> StartSeen:
     """Held-out top-1 in percent of a network under the usual normalisations, in one walk over the held-out images.
 
-    Args: float32 [B, C, H, W] → logits [B, K], in eval mode; no gradient is kept. Returns by what `--normalise` calls
-    each, the one in force first. Raises `InputError` where no held-out image gets finite logits under any.
+    Args: float32 [B, C, H, W] → logits [B, K], in eval mode; no gradient is kept. Raises `InputError` where no held-out
+    image gets finite logits under any.
     """
     import torch
 
     found = usual_normalisations(data)
     in_force, *_ = found.values()
-    right, images_seen, finite = dict.fromkeys(found, 0), 0, False
+    right, images_seen, finite, answers = dict.fromkeys(found, 0), 0, False, set[int]()
     with torch.no_grad():
         for images_BCHW, labels_B in data.held_out_batches(batch_size):
             for name, other in found.items():
                 shown_BCHW = images_BCHW if other is in_force else renormalised(images_BCHW, in_force, other)
                 logits_BK = logits_of(shown_BCHW)
-                right[name] += int((logits_BK.argmax(-1) == labels_B).sum())
+                answers_B = logits_BK.argmax(-1)
+                right[name] += int((answers_B == labels_B).sum())
+                answers |= set(answers_B.tolist()) if other is in_force else set()
                 finite = finite or bool(logits_BK.isfinite().all(-1).any())
             images_seen += len(labels_B)
     if not finite:
         raise InputError("the start gives NaN or infinity for every held-out image; take an earlier checkpoint of it")
-    return {name: 100 * count / images_seen for name, count in right.items()}
+    only = answers.pop() if len(answers) == 1 else None
+    return StartSeen({name: 100 * count / images_seen for name, count in right.items()}, only)
 
 
 def answers_already(logits_of: Callable[[Tensor], Tensor], data: Data, batch_size: int) -> float | None:
@@ -201,20 +211,36 @@ def answers_already(logits_of: Callable[[Tensor], Tensor], data: Data, batch_siz
     return None if top1(zip(*some, strict=True)) is None else top1(data.held_out_batches(batch_size))
 
 
-def start_words(top1: Mapping[str, float], data: Data) -> tuple[str, str | None]:
-    """What `start_accuracy` found in one line, and a warning where a normalisation that is not in force fits better."""
-    (in_force, own), *others = top1.items()
+def start_words(seen: StartSeen, data: Data) -> tuple[str, str | None]:
+    """What `start_accuracy` found in one line, and a warning of what may be wrong.
+
+    That is a normalisation not in force that fits better, one answer for all images, or fewer right answers than chance
+    has, which knows the classes by other numbers.
+    """
+    (in_force, own), *others = seen.top1.items()
     how = "as stated" if data.config.normalise is not None else "by default"
     rest = ", ".join(f"{name} {value:.2f} %" for name, value in others)
-    line = f"start: {own:.2f} % of {data.record.held_out:,} held-out images {how} ({in_force}); {rest}"
-    best = max(top1, key=lambda name: top1[name])
-    certain, _ = top1_difference(top1[best], own, data.record.held_out)
-    if top1[best] - own <= WORTH_SAYING or certain <= 0:  # so few images tell normalisations apart by chance
+    images, classes = data.record.held_out, data.record.class_names
+    line = f"start: {own:.2f} % of {images:,} held-out images {how} ({in_force}); {rest}"
+    best = max(seen.top1, key=lambda name: seen.top1[name])
+    chance = 100 / len(classes)
+    error = math.sqrt(chance * (100 - chance) / images)
+    if seen.only is None and own < chance - CLEAR * error and seen.top1[best] < chance + CLEAR * error:
+        return line, (
+            f"the start is right on fewer of the held-out images than chance ({chance:.2g} %), as one is that has the "
+            "classes in another order: pass --start-classes FILE, a class a line in the order of its outputs"
+        )
+    certain, _ = top1_difference(seen.top1[best], own, images)
+    if seen.top1[best] - own > WORTH_SAYING and certain > 0:  # few images tell normalisations apart by chance
+        return line, (
+            f"the start is right on {seen.top1[best] - own:.2f} points more of the held-out images under the "
+            f"normalisation {best}; pass --normalise {best}"
+        )
+    if seen.only is None or len(classes) == 1:
         return line, None
-    better = top1[best] - own
     return line, (
-        f"the start is right on {better:.2f} points more of the held-out images under the normalisation {best}; "
-        f"pass --normalise {best}"
+        f"the start answers every held-out image as one class, {classes[seen.only]}, and so knows nothing of them: it "
+        "was not trained for them, or for pixels prepared in another way (--normalise)"
     )
 
 
