@@ -111,9 +111,9 @@ def _losses(pairs: Sequence[LayerPair], kept: float) -> dict[str, float]:
     """Place, in words → milliseconds lost there, negative where won; `kept` is R, the peer's share of all MACs."""
     lost: dict[str, float] = {}
     without: dict[str, float] = {}
-    unevenly = 0.0
+    unevenly, level = 0.0, _level([pair.known.layer for pair in pairs if pair.known.macs])
     for pair in pairs:
-        place = f"in {_stage(pair.known.layer)}"
+        place = f"in {_place(pair.known.layer, level)}"
         if _macs(pair.base):
             unevenly += (_macs(pair.peer) / _macs(pair.base) - kept) * _ms(pair.base)
             lost[place] = lost.get(place, 0.0) + _lost_ms(pair)
@@ -127,6 +127,15 @@ def _losses(pairs: Sequence[LayerPair], kept: float) -> dict[str, float]:
     return lost
 
 
-def _stage(layer: str) -> str:
-    """stage1 of "stage1.0.conv1", layer1 of "/layer1/layer1.0/conv1/Conv"."""
-    return layer.strip("/").split("/")[0].split(".")[0]
+def _place(layer: str, level: int = 1) -> str:
+    """stage1 of "stage1.0.conv1", layer1 of "/layer1/layer1.0/conv1/Conv"; at level 2 stage1.0, and layer1.0."""
+    first, *rest = layer.strip("/").split("/")
+    while rest and rest[0].startswith(f"{first}."):  # an exporter repeats what is above
+        first, *rest = rest
+    return ".".join(".".join([first, *rest]).split(".")[:level])
+
+
+def _level(layers: Sequence[str]) -> int:
+    """The first level at which these layers lie in several modules: deeper than 1 where a wrapper holds all of them."""
+    deepest = max((_place(layer, len(layer)).count(".") for layer in layers), default=1)
+    return next((level for level in range(1, deepest + 1) if len({_place(each, level) for each in layers}) > 1), 1)

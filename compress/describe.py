@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -126,21 +126,25 @@ def print_family(peers: list[PeerFacts], scored: Scored, config: TrainConfig) ->
         f"--share {sharing(config)}" + f", --trunk-ratio {config.trunk_ratio:g}" * bool(config.trunk_ratio) + cuts
     )
     Table(["peer", "asked", "got", "params", "MACs", "of full", *stages], rows).show()
-    say("channels a stage (* shared): narrowest-widest layer")
+    if stages:
+        say("channels a stage (* shared): narrowest-widest layer")
     blocks = len(scored.graph.blocks)
     for peer in peers:
         if peer.left_out:
             names = ", ".join(peer.left_out)
             say(f"peer {peer.peer} is without {len(peer.left_out)} of {blocks} residual blocks: {names}")
-    print_sensitivities(scored.sensitivities)
+    print_sensitivities(scored.sensitivities, scored.graph.named)
     for note in family_notes(peers, config):
         say(f"note: {note}")
 
 
-def print_sensitivities(sensitivities: Sequence[Sensitivity]) -> None:
-    """Whose channels, and which blocks, matter most and least to a start's answers, if that was measured."""
-    _print_extremes("by about half of a group's channels", {own.group: own.by_half for own in sensitivities})
-    _print_extremes("without a residual block", lost_without(sensitivities))
+def print_sensitivities(sensitivities: Sequence[Sensitivity], named: Callable[[str], str] = str) -> None:
+    """Whose channels, and which blocks, matter most and least to a start's answers, if that was measured.
+
+    Args: what a layer is `named` in the network itself.
+    """
+    _print_extremes("by about half of a group's channels", {named(own.group): own.by_half for own in sensitivities})
+    _print_extremes("without a residual block", {named(own): lost for own, lost in lost_without(sensitivities).items()})
 
 
 def _print_extremes(how: str, nats: Mapping[str, float]) -> None:

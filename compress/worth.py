@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wmlc.arch import whole_name
 from wmlc.compress.learn.methods import METHODS
 from wmlc.compress.learn.place import Device
 from wmlc.compress.widths.choose import Scored, budgeted_by, ranked_by, score_channels
@@ -72,6 +73,8 @@ def score(
     stages = list(dict(full.named_children()))
     budget = budget_of(config)
     graph = read_channels(full, data.record.input_shape, whole, budget == SENSITIVITY and drops_blocks(config))
+    if whole is not None:
+        graph = replace(graph, named=whole_name)
     if config.start is not None and budget in ("uniform", SENSITIVITY):
         return Scored(graph, np.ones(len(graph.layers)), [], stages)
     images, labels = next(iter(data.train_batches(_batch_size(config, data), epoch=0)))

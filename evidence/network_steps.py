@@ -144,9 +144,9 @@ def round_trip(row: Row, peer: Any, full: Any, staged: Any, folder: Path, planne
     """Save a peer, load it in both ways, and compare logits bit for bit, and its cost with the plan."""
     import torch
 
+    from wmlc.arch import whole_name
     from wmlc.models.checkpoint import load_network, load_stages, save_stages
     from wmlc.models.cost import total_cost
-    from wmlc.models.stages import whole_name
     from wmlc.models.widths import difference
     from wmlc.records import Framing, NetworkSpec
 

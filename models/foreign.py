@@ -181,6 +181,12 @@ def raised(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
+def a_kind(value: object) -> str:
+    """What a value is, with its article: an int, a tuple."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def nearest(name: str, names: list[str]) -> str:
     """The names most like `name`, as the end of a message."""
     import difflib
@@ -280,7 +286,7 @@ def _outputs(network: nn.Module, arch: str, input_shape: Shape) -> int:
         raise InputError(f"{arch} cannot take images of {words} (channels, height, width): {raised(error)}") from error
     if not isinstance(made, torch.Tensor):
         raise InputError(
-            f"{arch} must give logits [N, classes], got a {type(made).__name__}; it is no classifier as it stands: "
+            f"{arch} must give logits [N, classes], got {a_kind(made)}; it is no classifier as it stands: "
             "if the logits are in there, wrap it in a module whose forward returns them"
         )
     if made.ndim != 2 or len(made) != 2:
@@ -317,6 +323,6 @@ def _check_training(network: nn.Module, arch: str, input_shape: Shape) -> None:
         made = torch.func.functional_call(network, tensors, (torch.empty(2, *input_shape, device="meta"),))
     if made is not None and not isinstance(made, torch.Tensor):
         raise InputError(
-            f"{arch} gives a {type(made).__name__} in training, as auxiliary heads do; leave them out, as --arch-args "
+            f"{arch} gives {a_kind(made)} in training, as auxiliary heads do; leave them out, as --arch-args "
             "aux_logits=false does for some, or wrap it in a module whose forward returns the logits alone"
         )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from wmlc.arch import whole_name
 from wmlc.errors import InputError
 from wmlc.models.flow import (
     CLASSIFIER,
@@ -88,12 +89,6 @@ def _check_alone(network: nn.Module, example: Tensor) -> None:
 def _are_near(own: Tensor, other: Tensor, share: float) -> bool:
     """Whether logits are the same but for a share of the largest; where both are no number, they are."""
     return torch.allclose(own, other, share, share * float(own.nan_to_num().abs().max()), equal_nan=True)
-
-
-def whole_name(name: str) -> str:
-    """A tensor's or module's name in the network itself, by its name in the sequence of stages."""
-    stage, _, rest = name.partition(".")
-    return rest.partition(".")[2] if stage == HEAD else rest
 
 
 def own_names(staged: Staged | StageCuts | None) -> Callable[[str], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from wmlc.arch import is_foreign, whole_name
 from wmlc.console import digits, ms_text, scaled
 from wmlc.layer_pairs import LayerPair, compare
 from wmlc.records import Profile, Row, Scenario, Speedup, lost_without
@@ -274,9 +275,10 @@ def group_bars(run: TrainedRun) -> list[GroupBar]:
     plan = run.family.latency
     losses = plan.sensitivity if plan else run.record.sensitivity
     blocks = lost_without(losses)
+    named = whole_name if is_foreign(run.settings.arch) else str
     return [
         GroupBar(
-            group=own.group,
+            group=named(own.group),
             nats=own.by_half,
             kept=f"{', '.join(str(peer.counts[own.group]) for peer in plan.peers)} of {own.units[-1]}" if plan else "",
             without=blocks.pop(own.block, None),

@@ -17,6 +17,7 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import wmlc
+from wmlc.arch import whole_name
 from wmlc.compress.learn.family import PeerFamily, build_family
 from wmlc.compress.widths.choose import (
     Asked,
@@ -36,7 +37,7 @@ from wmlc.export.to_onnx import export_onnx
 from wmlc.models.checkpoint import load_stages, save_stages
 from wmlc.models.cost import total_cost
 from wmlc.models.ensemble import Ensemble
-from wmlc.models.stages import Staged, split, whole_name
+from wmlc.models.stages import Staged, split
 from wmlc.models.widths import difference
 from wmlc.models.zoo import build_network
 from wmlc.records import NetworkSpec

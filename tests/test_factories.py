@@ -14,16 +14,18 @@ from training import stopping, train
 
 import wmlc
 from wmlc import run as runs
+from wmlc.arch import whole_name
 from wmlc.compress import session
 from wmlc.compress.begin import print_start
 from wmlc.compress.config import settle
 from wmlc.compress.learn.place import Device
 from wmlc.compress.prepare import Made
 from wmlc.compress.session import resume_run
+from wmlc.compress.widths.graph import LeftWhole, left_whole, nothing_to_cut
 from wmlc.errors import InputError
 from wmlc.models import plain
 from wmlc.models.factory import named_by_caller
-from wmlc.models.foreign import build_whole
+from wmlc.models.foreign import a_kind, build_whole
 from wmlc.models.start import Fitted, fit_start, read_start
 from wmlc.models.zoo import build_network
 from wmlc.run import Run
@@ -265,3 +267,11 @@ def test_what_save_pretrained_writes_is_told(tmp_path: Path) -> None:
         build_network(str(tmp_path), 5, SHAPE)
     with pytest.raises(InputError, match=r"no names of Hugging Face's, such as hf:…; write a factory of three lines"):
         build_network(f"hf:{tmp_path}", 5, SHAPE)
+
+
+def test_a_line_names_layers_and_kinds_as_people_do() -> None:
+    whole = (LeftWhole(("head.fc.net.vit.pool", "stage1.net.stem"), "code"),)
+    graph: Any = SimpleNamespace(left_whole=whole, named=whole_name)
+    assert left_whole(graph) == ", and 2 layers keep all channels, as net.vit.pool does: code"
+    assert nothing_to_cut(graph) == "no channel of the network can be cut: net.vit.pool, net.stem: code"
+    assert [a_kind(value) for value in (1, (), {}, OSError())] == ["an int", "a tuple", "a dict", "an OSError"]

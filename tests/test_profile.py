@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from wmlc.bench.profile import _losses, left_layout, merge, where_lost
+from wmlc.bench.profile import _level, _losses, _place, left_layout, merge, where_lost
 from wmlc.layer_pairs import compare, joined_by
 from wmlc.records import LayerTime, Profile
 
@@ -115,3 +115,18 @@ def test_profiles_of_one_network_are_merged_by_their_medians() -> None:
     rounds = [profile("peer1", ("a", "Conv", 1, ms), ("other: Add", "Add", 0, 2 * ms)).layers for ms in (1.0, 5.0, 2.0)]
     assert [layer.ms for layer in merge(rounds)] == [2.0, 4.0]
     assert merge(rounds[:1]) == rounds[0]
+
+
+def test_where_a_wrapper_holds_all_the_place_is_one_level_deeper() -> None:
+    within = replace(BASE, layers=[replace(layer, layer=f"net.{layer.layer}") for layer in BASE.layers])
+    deeper = [layer.layer for layer in within.layers if layer.macs]
+    assert _level(deeper) == 2 and _level([layer.layer for layer in BASE.layers if layer.macs]) == 1
+    assert _level([]) == _level(["fc"]) == _level(["net.fc"]) == 1
+    assert (
+        _place("net.stage1.0.conv1", 2) == "net.stage1"
+        and _place("/net/net.stage1/net.stage1.0/conv1", 2) == "net.stage1"
+    )
+    assert _place("/layer1/layer1.0/conv1/Conv") == "layer1"
+    peer = replace(PEER, layers=[replace(layer, layer=f"net.{layer.layer}") for layer in PEER.layers])
+    said, plain = (where_lost(*each, 3.3 / 3.07, 300 / 180) or "" for each in ((within, peer), (BASE, PEER)))
+    assert said.replace("net.", "") == plain and " % in net.stage3" in said

@@ -33,6 +33,7 @@ from resizables import exported_once
 from torch import Tensor, nn
 
 import wmlc
+from wmlc.arch import whole_name
 from wmlc.bench.latency.files import NetworkFiles, Writers
 from wmlc.bench.latency.template import Template
 from wmlc.compress.widths.proof import read_channels
@@ -41,7 +42,7 @@ from wmlc.export.to_tensorrt import plan_for
 from wmlc.models.checkpoint import save_network
 from wmlc.models.residual import LeftOut, left_out, residual_blocks
 from wmlc.models.resizable import Resizable
-from wmlc.models.stages import split, whole_name
+from wmlc.models.stages import split
 from wmlc.models.widths import difference
 from wmlc.records import NetworkSpec
 

@@ -137,6 +137,8 @@ def test_what_a_block_does_not_add_goes_first_and_the_plan_says_so(capsys: pytes
     print_sensitivities(own.sensitivities)
     said = " ".join(capsys.readouterr().out.split())
     assert "by about half of a group's channels: most stem.0 " in said and said.endswith("; least idle.one 0")
+    print_sensitivities(own.sensitivities, lambda name: f"net.{name}")  # as notes name layers
+    assert "most net.stem.0 " in " ".join(capsys.readouterr().out.split())
     print_sensitivities(even.sensitivities)
     assert not capsys.readouterr().out
 

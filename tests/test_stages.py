@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from hand_networks import SHAPE, Hand, conv, hand_network
 from torch import Tensor, nn
 
+from wmlc.arch import whole_name
 from wmlc.errors import InputError
 from wmlc.models.cost import total_cost
 from wmlc.models.exits import end_at_exit, exit_stages
-from wmlc.models.stages import split, whole_name
+from wmlc.models.stages import split
 from wmlc.records import StageCuts
 
 EXAMPLE = torch.zeros(1, *SHAPE)

@@ -17,11 +17,12 @@ from made import made_framing
 from torch import Tensor, nn
 
 import wmlc
+from wmlc.arch import whole_name
 from wmlc.compress.widths.cut import cut_channels
 from wmlc.compress.widths.proof import read_channels
 from wmlc.errors import InputError
 from wmlc.models.checkpoint import load_stages, save_network, save_stages
-from wmlc.models.stages import Staged, split, whole_name
+from wmlc.models.stages import Staged, split
 from wmlc.models.widths import cut_to, difference
 from wmlc.records import NetworkSpec, StageCuts
 from wmlc.settings import CALLERS_ARCH

@@ -13,3 +13,12 @@ def is_foreign(arch: str) -> bool:
 def needs_caller(arch: str) -> bool:
     """Whether `arch` names code that only its caller may name, as it is run; a file that says so isn't asked."""
     return is_foreign(arch) and not arch.startswith((TORCHVISION, TIMM))
+
+
+def whole_name(name: str) -> str:
+    """A tensor's or module's name in a network of others, by its name in the sequence of stages.
+
+    The last one, the head, has two parts, of one more name.
+    """
+    stage, _, rest = name.partition(".")
+    return rest.partition(".")[2] if stage == "head" else rest

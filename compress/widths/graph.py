@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +146,7 @@ class ChannelGraph:
     products: Mapping[tuple[int, ...], int]  # MACs that are proportional to the units of these groups
     left_whole: tuple[LeftWhole, ...] = ()
     blocks: tuple[Block, ...] = ()
+    named: Callable[[str], str] = str  # a layer's name here → in the network as people know it
 
     @property
     def cost(self) -> Cost:
@@ -220,7 +221,7 @@ class ChannelGraph:
 
 def nothing_to_cut(graph: ChannelGraph) -> str:
     """Why a network has no channels that can go."""
-    why = "; ".join(f"{', '.join(own.layers[:3])}: {own.why}" for own in graph.left_whole[:3])
+    why = "; ".join(f"{', '.join(map(graph.named, own.layers[:3]))}: {own.why}" for own in graph.left_whole[:3])
     return f"no channel of the network can be cut: {why or COMPUTED}"
 
 
@@ -230,7 +231,7 @@ def left_whole(graph: ChannelGraph) -> str:
     if not layers:
         return ""
     verb = "layers keep" if len(layers) > 1 else "layer keeps"
-    return f", and {len(layers)} {verb} all channels, as {layers[0]} does: {graph.left_whole[0].why}"
+    return f", and {len(layers)} {verb} all channels, as {graph.named(layers[0])} does: {graph.left_whole[0].why}"
 
 
 def channel_importance(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> list[Tensor]:

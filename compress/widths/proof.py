@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from wmlc.arch import whole_name
 from wmlc.compress.widths.alike import beside, by_likeness, likeness, united
 from wmlc.compress.widths.cut import cut_in_place
 from wmlc.compress.widths.double import in_float64
@@ -34,7 +35,6 @@ from wmlc.compress.widths.numbers import Names, numbers_around, sized, ways
 from wmlc.compress.widths.trace import on_cpu, trace_channels
 from wmlc.errors import InputError, one_line
 from wmlc.models.residual import residual_blocks
-from wmlc.models.stages import whole_name
 
 EXACT = 1e-6  # of the largest logit
 SMALLEST = torch.finfo(torch.float64).tiny  # that it is taken to be
