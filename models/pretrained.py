@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import urllib.error
 import urllib.request
@@ -79,14 +80,17 @@ def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tup
     """The weights that a caller's factory makes; without its head's where it draws that anew each time."""
     states = list[dict[str, Tensor]]()
     for seed in SEEDS:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             network = as_made(arch, classes, input_shape, arch_args)
         states.append({name: tensor.detach() for name, tensor in network.state_dict().items()})
     made, again = states
     drawn = [name for name, tensor in made.items() if not (name in again and _same(tensor, again[name]))]
     layers = {_layer(name) for name in drawn if not IS_BOOKKEEPING.search(name)}
-    if layers and not layers <= classifiers_of(network, input_shape):
+    heads = set[str]()
+    with contextlib.suppress(InputError):  # then it is no head that is drawn
+        heads = classifiers_of(network, input_shape) if layers else heads
+    if not layers <= heads:
         raise InputError(
             f"{arch} gives other weights each time it is called ({some_of(drawn, MOST_NAMED)}), so they are random; "
             "let it load trained ones (from_pretrained, load_state_dict), or give --start a file"
