@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -92,7 +93,9 @@ def load_network(directory: Path, factory: Callable[..., Any] | None = None) -> 
     shared = [alike for alike in holders(network).values() if len(alike) > 1]
     try:
         cut_to(leave_out(network, spec.left_out), spec.widths)
-        check_runs(network, classes, spec.input_shape, spec.unused)
+        on_meta = all(parameter.is_meta for parameter in network.parameters())
+        tried = network if on_meta else copy.deepcopy(network)  # which may keep what it makes of weights that are none
+        check_runs(tried, classes, spec.input_shape, spec.unused)
     except InputError as error:
         raise InputError(f"{directory / SPEC_FILE} is damaged: {error}") from None
     tensors = network.state_dict()  # with the versions of the modules' code, which some look at

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import operator
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from wmlc.errors import InputError, one_line
 from wmlc.models.cost import MacCounter
+from wmlc.models.follow import NotTraceable, check_trains_alike, steps_of
 
 # What the shares of the MACs are that are done at the end of each stage.
 SHARES = {"stem": 0.05, "stage1": 0.25, "stage2": 0.5, "stage3": 0.75}
@@ -24,45 +20,6 @@ LAST = "stage4"  # ends with the last feature map
 COARSE = 0.1  # of all MACs without a cut: then the modules there are opened
 DEEPEST = 8  # modules within modules that are opened
 HEAD, FEATURES, CLASSIFIER = "head", "features", "fc"  # the last stage, and its two parts
-DROPOUTS = {
-    functional.dropout: nn.Dropout, functional.dropout1d: nn.Dropout1d, functional.dropout2d: nn.Dropout2d,
-    functional.dropout3d: nn.Dropout3d, functional.alpha_dropout: nn.AlphaDropout,
-    functional.feature_alpha_dropout: nn.FeatureAlphaDropout, torch.dropout: nn.Dropout,
-}  # fmt: skip
-OF_ELSEWHERE = "_tensor_constant"  # how fx calls tensors that are no attribute of the network, which it makes them
-LOOKS = (getattr, operator.getitem, "size", "dim")  # steps that take a number, and change nothing
-
-
-class NotTraceable(Exception):
-    """torch.fx cannot follow the network's code."""
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, opened: Iterable[str], example: Tensor) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.opened, self.batches = set(opened), (example, torch.cat([example, example]))
-        self._runs = False  # steps on numbers, which are then no steps of the trace
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name not in self.opened
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """What a condition is, where it hangs on sizes and types alone and not on the number of images."""
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        graph.output(graph.graph_copy(self.graph, copies) or copies[obj.node])
-        self._runs = True
-        try:
-            with torch.no_grad():
-                one, two = (fx.Interpreter(fx.GraphModule(self.root, graph)).run(batch) for batch in self.batches)
-        finally:
-            self._runs = False
-        return one if type(one) is bool and one is two else super().to_bool(obj)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._runs else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._runs else super().call_module(m, forward, args, kwargs)
 
 
 class _Measure(fx.Interpreter):
@@ -107,8 +64,8 @@ class Flow:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph = fx.GraphModule(network, _traced(network, opened, example))
-                _check_trains_alike(network, graph.graph, opened, example)
+                graph = fx.GraphModule(network, steps_of(network, opened, example))
+                check_trains_alike(network, graph.graph, opened, example)
                 measure, doubled = _Measure(graph), _Measure(graph)
                 with torch.no_grad():
                     doubled.run(torch.cat([example, example]))
@@ -225,76 +182,6 @@ class Flow:
                 if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
                     found.append(str(node.target))
         return found
-
-
-def _traced(network: nn.Module, opened: set[str], example: Tensor) -> fx.Graph:
-    """The steps of the network's forward pass for images alone, other arguments being as they are by default."""
-    _, *others = inspect.signature(network.forward).parameters.values()
-    defaults = {each.name: each.default for each in others if each.default is not inspect.Parameter.empty}
-    graph = _Tracer(opened, example).trace(network, concrete_args=defaults or None)
-    for placeholder in [node for node in graph.nodes if node.op == "placeholder"][1:]:
-        _erase(graph, placeholder)  # and the checks of its value
-    # a step whose result nothing takes may write into what it is given: y.add_(x), or relu(x, inplace=True)
-    graph.eliminate_dead_code(lambda node: node.op != "get_attr" and node.target not in LOOKS)
-    return graph
-
-
-def dropout_rate(node: fx.Node) -> float:
-    """Of a step that is one of `DROPOUTS`."""
-    rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    return float(rate) if isinstance(rate, int | float) else 0.5
-
-
-def _check_trains_alike(network: nn.Module, graph: fx.Graph, opened: set[str], example: Tensor) -> None:
-    """Raise `NotTraceable` where opened modules do other things in training than the `graph` of their eval mode.
-
-    But for dropout, which is as it is there; and they may do more for answers beside the logits (auxiliary heads).
-    """
-    for module in (module for name, module in network.named_modules() if name in opened):
-        if type(module).train is not nn.Module.train and not _trains_as_any(module):
-            raise NotTraceable(f"the train() of {type(module).__name__} does more than set the mode")
-    from_elsewhere = {id(own): own for name, own in vars(network).items() if name.startswith(OF_ELSEWHERE)}
-    copied = copy.deepcopy(network, from_elsewhere)  # tracing runs what writes into its buffers
-    for module in copied.modules():
-        module.training = True
-    known: dict[object, int] = {}
-    (out, dead), (outs, more_dead) = _meaning(graph, known), _meaning(_traced(copied, opened, example), known)
-    if not out <= outs or dead != more_dead:
-        raise NotTraceable("its code does other things in training than in eval mode")
-
-
-def _trains_as_any(module: nn.Module) -> bool:
-    """Whether its own train() does what any module's does: set the mode of all that it holds, and nothing else."""
-    own, plain = copy.deepcopy(module), copy.deepcopy(module)
-    for mode in (True, False):
-        own.train(mode)
-        nn.Module.train(plain, mode)
-        kept = ([each.requires_grad for each in network.parameters()] for network in (own, plain))
-        modes = ([each.training for each in network.modules()] for network in (own, plain))
-        if operator.ne(*kept) or operator.ne(*modes):
-            return False
-    return True
-
-
-def _meaning(graph: fx.Graph, known: dict[object, int]) -> tuple[set[int], set[int]]:
-    """Numbers of what a graph gives, and of the steps whose result nothing takes; the same in all graphs.
-
-    Args: the numbers that are given so far.
-    """
-    of: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        args, kwargs = (repr(fx.map_arg(own, lambda n: f"%{of[n]}")) for own in (node.args, node.kwargs))
-        if node.target in DROPOUTS:
-            args, kwargs = repr([of[own] for own in node.all_input_nodes]), str(dropout_rate(node))
-        of[node] = known.setdefault((node.op, node.target, args, kwargs), len(known))
-    *steps, output = graph.nodes
-    return {of[own] for own in output.all_input_nodes}, {of[own] for own in steps if not own.users}
-
-
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    for user in list(node.users):
-        _erase(graph, user)
-    graph.erase_node(node)
 
 
 def _plain_numbers(measure: _Measure, doubled: _Measure) -> tuple[set[fx.Node], dict[fx.Node, float | str]]:

@@ -18,17 +18,8 @@ from torch import Tensor, fx, nn
 
 from wmlc.arch import whole_name
 from wmlc.errors import InputError
-from wmlc.models.flow import (
-    CLASSIFIER,
-    DROPOUTS,
-    FEATURES,
-    HEAD,
-    Flow,
-    NotTraceable,
-    closed_again,
-    dropout_rate,
-    fine_enough,
-)
+from wmlc.models.flow import CLASSIFIER, FEATURES, HEAD, Flow, closed_again, fine_enough
+from wmlc.models.follow import DROPOUTS, NotTraceable, dropout_rate
 from wmlc.models.head import own_modes
 from wmlc.models.layout import pass_on
 from wmlc.records import StageCuts

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from hand_networks import CLASSES, Hand
 from test_stages import EXAMPLE, SHAPE, InPlace, made
 from torch import Tensor, nn
 
@@ -18,9 +19,11 @@ from wmlc.compress.sweep.session import _compared, _differing
 from wmlc.compress.widths.proof import read_channels
 from wmlc.data import DataConfig, open_data
 from wmlc.errors import InputError
+from wmlc.models.checkpoint import load_network, save_network
 from wmlc.models.cost import total_cost
 from wmlc.models.foreign import why_not_captured
 from wmlc.models.operations import operations_digest
+from wmlc.models.resizable import untrained_spec
 from wmlc.models.stages import split
 from wmlc.models.start import fit_start, read_start
 
@@ -176,3 +179,30 @@ def test_a_start_of_one_stage_teaches_without_its_channels(tmp_path: Path, capsy
     assert "peers are not held against its channels" in capsys.readouterr().err
     assert (settled.teacher, settled.feature_loss, settled.feature_weight) == ("frozen", "none", None)
     assert settle(vars(settled)) == settled and _differing(_compared(settled), config) == []
+
+
+class Caching(Hand):
+    """It keeps what it makes of its bias in eval mode, as LeViT does, with a table that no meta device has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.kept = nn.Parameter(torch.zeros(2, 8)), dict[str, Tensor]()
+        self.table = torch.LongTensor([1])
+
+    def train(self, mode: bool = True) -> Caching:
+        self.kept = {} if mode else self.kept
+        return super().train(mode)  # type: ignore[return-value]
+
+    def body(self, x: Tensor) -> Tensor:
+        if str(x.device) not in self.kept:
+            self.kept[str(x.device)] = self.bias[self.table].view(1, 8, 1, 1)
+        return x + self.kept[str(x.device)]
+
+
+def test_what_a_network_keeps_of_weights_that_are_not_loaded_yet_is_forgotten(tmp_path: Path) -> None:
+    network = Caching().eval()
+    nn.init.normal_(network.bias)
+    save_network(network, untrained_spec("net.py:Caching", "", CLASSES, SHAPE), tmp_path)
+    images = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(load_network(tmp_path, Caching)(images), network(images))

@@ -17,7 +17,7 @@ import io
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -185,19 +185,18 @@ class Prover:
         for shares in SHARES:
             if why := self._trial(groups, shares):
                 return why
+        odd = {group.root: torch.arange(max(1, group.units - 1)) for group in groups}  # which halves may not tell
+        if why := self._run(groups, odd)[1]:
+            return why
         self.together.append(_roots(groups))
         return None
 
     def _trial(self, groups: Sequence[ChannelGroup], shares: tuple[float, ...]) -> str | None:
         """Why a cut of all these groups is not exact; None where it is."""
         kept = {group.root: self._keep(group, shares[k % len(shares)]) for k, group in enumerate(groups)}
-        try:
-            parameters = {id(own): own for own in self.network.parameters()}  # that a cut replaces, and none changes
-            cut = cut_in_place(copy.deepcopy(self.network, dict(parameters)), groups, kept)
-            with torch.no_grad():
-                got = cut(self.images)
-        except Exception as error:  # whatever a network's code raises
-            return f"{STOPS}{one_line(error, 100)}"
+        got, why = self._run(groups, kept)
+        if why:
+            return why
         with torch.no_grad(), _put_back(self.network, groups):
             for group in groups:
                 if self.copies[group.root]:
@@ -209,6 +208,16 @@ class Prover:
             expected = self.network(self.images)
         apart = _apart(got, expected)
         return None if apart <= EXACT else f"cut, its logits are {apart:.1e} from what they must be"
+
+    def _run(self, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> tuple[Any, str]:
+        """What the network gives with those units of the groups, or why it stops."""
+        try:
+            parameters = {id(own): own for own in self.network.parameters()}  # that a cut replaces, and none changes
+            cut = cut_in_place(copy.deepcopy(self.network, dict(parameters)), groups, kept)
+            with torch.no_grad():
+                return cut(self.images), ""
+        except Exception as error:  # whatever a network's code raises
+            return None, f"{STOPS}{one_line(error, 100)}"
 
     def _keep(self, group: ChannelGroup, share: float) -> Tensor:
         """Units to keep, of which the others are a multiple wherever that can be, so that all have as many copies."""
