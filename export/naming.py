@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from pathlib import Path
 
 from wmlc.arch import needs_caller
 from wmlc.data.sources import PACKED
 from wmlc.errors import InputError
+from wmlc.files import short_hash, short_name
 from wmlc.forms import file_name_of
 from wmlc.records import NetworkSpec
 from wmlc.run import BASELINE, Run, read_config, read_family
@@ -24,9 +24,9 @@ def model_name(run: Run, spec: NetworkSpec, form: str) -> str:
     own = f"{code}-{function}" if needs_caller(spec.arch) else file_name_of(spec.arch)
     parts = [own, data_name(run, spec), _which(run, spec), *([] if form == "fp32" else [form.removesuffix("-cpu")])]
     name, meant = _plain("_".join(parts)).lstrip("-"), "_".join(parts)
-    if len(name) <= LONGEST and meant.isascii():
-        return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(meant.encode()).hexdigest()[:8]}"
+    if meant.isascii():
+        return short_name(name, LONGEST, meant)
+    return f"{name[: LONGEST - 9]}-{short_hash(meant)}"
 
 
 def _plain(words: str) -> str:

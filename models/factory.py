@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -18,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from wmlc.errors import InputError, one_line, some_of
+from wmlc.files import short_hash
 from wmlc.models.foreign import raised
 from wmlc.models.plain import in_float32, unwrapped
 from wmlc.settings import CALLERS_ARCH
@@ -110,7 +110,7 @@ def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"there is no file {path}; write --arch FILE.py:FACTORY")
     path = path.resolve()
-    name = f"_wmlc_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"_wmlc_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{short_hash(str(path))}"
     if name in sys.modules:
         return sys.modules[name]
     # a package of its directory, so that both `import blocks` and `from .blocks import Block` find what is beside it

@@ -255,6 +255,18 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def short_name(name: str, most: int, meant: str) -> str:
+    """A file's `name` in at most so many bytes; what is longer ends in a hash of all that is `meant`."""
+    if len(name.encode()) <= most:
+        return name
+    return f"{name.encode()[: most - 9].decode(errors='ignore')}-{short_hash(meant)}"
+
+
+def short_hash(words: str) -> str:
+    """Eight letters that tell words apart."""
+    return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
     """Let the directory be there that `path` shall lie in; what was made for it and is empty afterwards goes again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 import time
@@ -27,7 +26,7 @@ from wmlc.bench.latency.visits import seat_for, time_by_turns, visitor
 from wmlc.bench.pictures import made_up_pixels
 from wmlc.console import note, progress
 from wmlc.errors import EngineFailed, InputError, Stopped
-from wmlc.files import user_cache
+from wmlc.files import short_name, user_cache
 from wmlc.models.operations import operations_digest
 from wmlc.models.resizable import Resizable
 from wmlc.records import EngineAt, LatencyTable, ShapeTimes, Visit, WholeTime
@@ -294,8 +293,4 @@ def _key(counts_G: np.ndarray) -> tuple[int, ...]:
 
 def _as_name(words: str) -> str:
     """As a file may be called; what is long ends in a hash of all of it."""
-    name = re.sub(r"[^\w.-]+", "-", words).strip("-")
-    if len(name.encode()) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    return short_name(re.sub(r"[^\w.-]+", "-", words).strip("-"), LONGEST_NAME, words)

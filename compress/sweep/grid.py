@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from wmlc.compress.config import settle
 from wmlc.compress.recipes import check_lengths, override, read_recipe
 from wmlc.console import note
 from wmlc.errors import InputError
+from wmlc.files import short_hash, short_name
 from wmlc.settings import TrainConfig
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and files beside a run are called after it
@@ -56,7 +56,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
         varied = dict(zip(axes, combination, strict=True))
         name = run_name(varied) or Path(recipe or "").stem
         if name in points and points[name].varied != varied:  # letters that a file's name cannot have told them apart
-            name += f"-{_digest(varied)}"
+            name += f"-{short_hash(_meant(varied))}"
         if name in points:
             raise InputError(f"two runs of the grid would be called {name}; leave out the value that is named twice")
         try:
@@ -94,13 +94,11 @@ def parse_set(text: str) -> tuple[str, list[Any]]:
 def run_name(varied: dict[str, Any]) -> str:
     """A directory's name for the settings that vary: method-wml_seed-0; a long one ends in a hash of them."""
     name = "_".join(f"{key}-{_in_name(value)}" for key, value in varied.items())
-    if len(name.encode()) <= LONGEST_NAME:
-        return name
-    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{_digest(varied)}"
+    return short_name(name, LONGEST_NAME, _meant(varied))
 
 
-def _digest(varied: dict[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(varied.items())).encode()).hexdigest()[:8]
+def _meant(varied: dict[str, Any]) -> str:
+    return repr(sorted(varied.items()))
 
 
 def _value(text: str, wanted: str) -> Any:
