@@ -20,7 +20,7 @@ from wmlc.errors import InputError
 from wmlc.forms import PRECISIONS
 from wmlc.models.arguments import parse_args
 from wmlc.run import data_config
-from wmlc.settings import AUTO, LATENCY, SENSITIVITY, TRAINED_ON, TrainConfig, setting
+from wmlc.settings import AUTO, LATENCY, LR_OF_A_START, SENSITIVITY, TRAINED_ON, TrainConfig, setting
 
 CHOICES = {
     "method": tuple(METHODS),
@@ -93,6 +93,8 @@ def settle(given: Mapping[str, Any], source: str = "options") -> TrainConfig:
             values[name] = typed(name, value, str(fields[name].type), source)
     if "data" in values:
         values["data"], values["data_root"] = kind_and_place(values["data"], values.get("data_root"))
+    if values.get("start") is not None:
+        values.setdefault("lr", LR_OF_A_START)
     config = TrainConfig(**values)
     _check_choices(config)
     config = _with_the_methods_own(config)

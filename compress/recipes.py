@@ -136,7 +136,7 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     check_lengths(chosen)
     config = settle(chosen, recipe or "options")
     if config.start is not None and config.epochs and not {"lr", "lr_auto", "finetune_lr"} & chosen.keys():
-        note(f"lr {config.lr:g}, the default, is for random weights; --lr auto finds one that suits this start")
+        note(f"lr {config.lr:g}, the default from a start, is a careful one; --lr auto finds what suits this start")
     if left:
         note(f"{' and '.join(left)} of {recipe} belong to its method; {config.method} takes its own")
     return config

@@ -58,8 +58,11 @@ def test_a_grid_says_what_a_recipe_has_for_one_method_alone(tmp_path: Path, caps
 def test_a_start_that_is_given_no_rate_is_told_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     for given, told in (({}, True), ({"lr": 0.1}, False), ({"lr": "auto"}, False), ({"epochs": 0}, False)):
         choose_config(None, {"start": "net.pth", **given})
-        said = "lr 0.1, the default, is for random weights; --lr auto finds one that suits this start"
+        said = "lr 0.01, the default from a start, is a careful one; --lr auto finds what suits this start"
         assert (said in capsys.readouterr().err) == told
+    assert [choose_config(None, own).lr for own in ({"epochs": 1}, {"start": "a"}, {"start": "a", "lr": 1})] == [
+        0.1, 0.01, 1,
+    ]  # fmt: skip
 
 
 def test_digits_lie_in_no_folder() -> None:

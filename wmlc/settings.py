@@ -23,6 +23,7 @@ Role = Literal[
 ]
 OF_A_BASELINE: tuple[Role, ...] = ("data", "network", "training", "seed")
 AUTO = "auto"  # a learning rate that a run finds itself
+LR_OF_A_START = 0.01  # the default there, as a rate too high undoes what was trained
 BUDGET = "budget"  # of a peer: the milliseconds that it was cut for
 LATENCY = "latency"  # that a ratio is of: milliseconds, measured on this machine
 SENSITIVITY = "sensitivity"  # a budget: by what a trained network's answers lose, measured
@@ -247,7 +248,7 @@ class TrainConfig:
     lr: float = setting(  # or auto, see below
         0.1, "Peak learning rate; auto, from a start: the best of three short trials on held-out images, which the "
         "run's steps pay for.",
-        role="training", group=TRAINING, common=True, metavar="FLOAT|auto",
+        role="training", group=TRAINING, common=True, metavar="FLOAT|auto", shown="0.1; 0.01 from a start",
     )  # fmt: skip
     lr_auto: bool = setting(
         False, "Same as --lr auto; lr is then what was found.", role="training", group=TRAINING
