@@ -131,7 +131,9 @@ def measure_cell(
     """
     measured = {subject.key: Measurement(subject, refuses=refuses) for subject in subjects}
     for own in measured.values():
-        if own.subject.batch not in (None, cell.batch):
+        if own.subject.no_file is not None:
+            own.failure = own.subject.no_file
+        elif own.subject.batch not in (None, cell.batch):
             own.failure = f"the file takes batches of {own.subject.batch} only; pass --batch {own.subject.batch}"
     _ask(cell, measured, config, images, top1_of)
     with progress(f"timing {cell}", config.launches, "launches") as advance:

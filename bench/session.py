@@ -58,9 +58,9 @@ def bench_run(
     """Measure every peer of `run` and its baseline, write the record to `out` and return it.
 
     Args: whether to `keep` what is at `out` of other cells; the files of each network by what an engine takes and by
-    (peer number, precision); `data` on the CPU; the `command` that the record shall name. Raises `InputError` for what
-    the caller can fix, before anything is written, and `Unwritten` with what was measured where it cannot be.
-    `wmlc.bench.gates.enforce` is what has to follow, once the record was shown.
+    (peer number, precision), or why there is none, which costs its cells; `data` on the CPU; the `command` that the
+    record shall name. Raises `InputError` for what the caller can fix, before anything is written, and `Unwritten` with
+    what was measured where it cannot be. `wmlc.bench.gates.enforce` is what has to follow, once the record was shown.
     """
     devices = choose_devices(config)
     _check_out(out)

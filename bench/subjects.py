@@ -27,7 +27,7 @@ from wmlc.run import Run, peer_name, read_family, select_peers
 MADE_UP_IMAGES = 64  # where there is no data set
 
 Key = tuple[int, str]  # a network's number and its precision
-Files = Mapping[str, Mapping[Key, Path]]  # by what an engine takes: `ONNX`, `PLAN`
+Files = Mapping[str, Mapping[Key, Path | InputError]]  # by what an engine takes: `ONNX`, `PLAN`; or why there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Subject:
     name: str
     precision: str  # as asked for
     source: Path  # what the engine opens: the ONNX file, the plan, or the directory
-    file_bytes: int  # of the file that the engine opens, or the network's weights, with what it keeps in others
-    file_sha256: str
+    file_bytes: int | None  # of the file that the engine opens and what it keeps in others, or the network's weights
+    file_sha256: str | None
     onnx_file: Path
     directory: Path | None  # None: a file of unknown origin
     input_shape: tuple[int, int, int]  # C, H, W
@@ -47,6 +47,7 @@ class Subject:
     feed: Feed
     cost: Cost | FileCost
     about: About = field(default_factory=About)
+    no_file: str | None = None  # why there is nothing that the engine could open
     # Of a file of unknown origin:
     output: str | None = None  # which one holds the scores
     order: tuple[int, ...] | None = None  # the data set's number of each of its classes; None: the same
@@ -78,16 +79,22 @@ def run_subjects(networks: Mapping[int, Subject], config: BenchConfig, files: Fi
             networks[peer],
             name=peer_name(peer) + ("" if precision == "fp32" else f" {precision}"),
             precision=precision,
-            onnx_file=files[ONNX][peer, precision],
-            **({} if takes == NETWORK else _opened(files[takes][peer, precision])),
+            **_of_files(files[ONNX][peer, precision], None if takes == NETWORK else files[takes][peer, precision]),
         )
         for peer, precision in keys
     ]
 
 
-def _opened(file: Path) -> dict[str, Any]:
-    """The fields of a subject that are about the file which the engine opens."""
-    return {"source": file, "file_bytes": file.stat().st_size, "file_sha256": sha256(file)}
+def _of_files(onnx_file: Path | InputError, opened: Path | InputError | None) -> dict[str, Any]:
+    """The fields of a subject that are about its files. Args: the one that the engine opens; None for torch."""
+    if isinstance(opened, InputError):
+        return {"file_bytes": None, "file_sha256": None, "no_file": str(opened)}
+    if isinstance(onnx_file, InputError):
+        return {"notes": (f"there is no ONNX file: {onnx_file}",)}
+    if opened is None:
+        return {"onnx_file": onnx_file}
+    size, digest = opened.stat().st_size, sha256(opened)
+    return {"onnx_file": onnx_file, "source": opened, "file_bytes": size, "file_sha256": digest}
 
 
 def _read_network(run: Run, peer: int) -> Subject:

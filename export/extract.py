@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,38 +107,6 @@ def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:
     return _target(run.onnx / (f"family{suffix}" if form == "fp32" else f"family-{form}{suffix}"), peer)
 
 
-def run_files(run: Run, data: Data, config: ExportConfig) -> Iterator[tuple[int, Path]]:
-    """Each network's file in `config`'s form, in the run, made where it is missing or of other weights."""
-    for peer in select_peers(read_family(run), "all"):
-        file = run_file(run, peer, config.form)
-        if not _is_of(file, sha256_of_weights(run, peer)):
-            write_file(run, peer, file, data, config, measured=False)
-        yield peer, file
-
-
-def bench_forms(
-    run: Run, data: Data, precisions: Sequence[str], target: str | None, *, plans: bool, batches: Sequence[int]
-) -> dict[str, dict[tuple[int, str], Path]]:
-    """The files of all networks that a bench runs: "onnx" and, with `plans`, "plan", by (peer number, precision)."""
-    files: dict[str, dict[tuple[int, str], Path]] = {"onnx": {}}
-    for name in precisions:
-        form = ExportConfig(precision=name, target=target if name == "int8" else None)
-        files["onnx"] |= {(peer, name): file for peer, file in run_files(run, data, form)}
-        if plans:
-            made = plan_files(run, data, form, batches)
-            files["plan"] = files.get("plan", {}) | {(peer, name): file for peer, file in made}
-    return files
-
-
-def plan_files(run: Run, data: Data, config: ExportConfig, batches: Sequence[int]) -> Iterator[tuple[int, Path]]:
-    """Each network's TensorRT plan in `config`'s form, beside its ONNX file, for `batches` and for the test set."""
-    from wmlc.export.to_tensorrt import plan_for
-
-    _, height, width = data.input_shape
-    for peer, file in run_files(run, data, config):
-        yield peer, plan_for(file, (*batches, images_a_call(height, width)))
-
-
 def images_to_check(run: Run, data: Data | None) -> Tensor:
     """uint8 [N, H, W, C] to hold an exported file against torch: training images, a few of them over and over.
 
@@ -161,7 +129,7 @@ def fp32_file(run: Run, peer: int, data: Data | None, with_preprocess: bool, els
     """
     form = "pixels" if with_preprocess else "fp32"
     file, weights_sha256 = run_file(run, peer, form), sha256_of_weights(run, peer)
-    if _is_of(file, weights_sha256):
+    if is_of(file, weights_sha256):
         return file
     if not os.access(run.root, os.W_OK):
         file = elsewhere / file.name
@@ -179,7 +147,7 @@ def sha256_of_weights(run: Run, peer: int) -> str | None:
     return sha256(weights) if weights.is_file() else None
 
 
-def _is_of(file: Path, weights_sha256: str | None) -> bool:
+def is_of(file: Path, weights_sha256: str | None) -> bool:
     """Whether there is such an ONNX file, and it was exported from these weights."""
     try:
         return file.is_file() and weights_sha256 is not None and read_about(file).weights_sha256 == weights_sha256

@@ -142,6 +142,7 @@ def _stage_peer(
         baseline_top1 = None if row.top1 is None or row.top1_drop is None else row.top1 + row.top1_drop
         again = _measure(file, spec, data, config, peer_name(peer), baseline_top1)
         accuracy = replace(again, baseline_precision=benched.against)
+    assert row.file_sha256 is not None, "what was not made was not timed"
     latency = ShippedLatency(
         ms=benched.latency,
         p50_interval=row.p50_interval,

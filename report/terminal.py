@@ -132,11 +132,11 @@ def _cost(row: Row) -> tuple[str, ...]:
     return (
         short_name(row.name),
         scaled(row.params),
-        scaled(row.file_bytes) + "B",
+        _bytes(row.file_bytes),
         f"{row.latency_ms.n}" if row.latency_ms else UNKNOWN,
         digits(row.load_ms),
         digits(row.first_ms),
-        UNKNOWN if row.peak_memory_bytes is None else scaled(row.peak_memory_bytes) + "B",
+        _bytes(row.peak_memory_bytes),
         digits(row.throughput_per_s),
         _number(row.mac_ratio),
         _number(row.paid_out),
@@ -148,6 +148,10 @@ def _top1(top1: float | None, images: int | None) -> str:
         return _number(top1)
     low, high = top1_interval(top1, images)
     return f"{top1:.2f} [{low:.1f},{high:.1f}]"
+
+
+def _bytes(count: int | None) -> str:
+    return UNKNOWN if count is None else scaled(count) + "B"
 
 
 def _number(value: float | None) -> str:

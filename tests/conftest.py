@@ -252,7 +252,7 @@ def benched_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
-    from wmlc.export.extract import bench_forms
+    from wmlc.export.for_bench import bench_forms
     from wmlc.run import Run, open_run_data
 
     def bench(root: Path) -> None:

@@ -207,6 +207,21 @@ def test_an_engine_that_falls_over_leaves_null_rows(
     assert rows[1].notes[1].startswith("no comparison with the baseline where that has no number: ")
 
 
+def test_a_network_without_a_file_costs_its_cells_and_torch_does_without(
+    alone: Run, files: Files, data: Data, tmp_path: Path, in_process: None
+) -> None:
+    lacking = {
+        **files["onnx"],
+        (1, "fp16"): InputError("conv1 does not fit into float16"),
+        (1, "fp32"): InputError("no"),
+    }
+    both = replace(QUICK, engines=("ort", "torch"), precisions=("fp16", "fp32"))
+    half, whole, by_torch = bench_run(alone, both, {"onnx": lacking}, data, tmp_path / "bench.json").rows
+    assert (half.name, half.file_bytes, half.latency_ms, half.top1) == ("peer1 fp16", None, None, None)
+    assert half.notes[0] == "times and speed-up and top-1 not measured: conv1 does not fit into float16"
+    assert whole.latency_ms is None and by_torch.latency_ms and "there is no ONNX file: no" in by_torch.notes
+
+
 def test_data_of_another_shape_is_refused(run: Run, files: Files, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -21,7 +21,8 @@ from wmlc.export import extract as extract_module
 from wmlc.export import to_onnx
 from wmlc.export.about import read_about
 from wmlc.export.config import ExportConfig
-from wmlc.export.extract import Extracted, OnnxFile, extract, run_file, run_files
+from wmlc.export.extract import Extracted, OnnxFile, extract, run_file
+from wmlc.export.for_bench import kept_file
 from wmlc.files import check_writable, new_file, sha256
 from wmlc.models.checkpoint import read_spec
 from wmlc.models.cost import total_cost
@@ -129,7 +130,7 @@ def test_one_export_serves_all_precisions(run: Run, tmp_path: Path, exports: lis
     assert len(exports) == 1, "and where it was made first, beside the run's other files"
     assert (tmp_path / "0.onnx").read_bytes() == run_file(copy, 1, "fp32").read_bytes()
     for precision in ("fp32", "fp16", "int8"):
-        dict(run_files(copy, open_run_data(copy), ExportConfig(precision=precision)))
+        kept_files(copy, ExportConfig(precision=precision))
     assert len(exports) == 3, "one more for the baseline and for peer 2"
 
 
@@ -142,18 +143,22 @@ def test_a_file_that_takes_pixels_is_an_export_of_its_own(
     assert [how["with_preprocess"] for how in exports] == [False, True]
 
 
+def kept_files(run: Run, config: ExportConfig) -> list[Path]:
+    return [kept_file(run, peer, open_run_data(run), config) for peer in (0, 1, 2)]
+
+
 def test_files_are_made_again_where_the_weights_have_changed(
     run: Run, tmp_path: Path, exports: list[dict[str, Any]]
 ) -> None:
     copy, weights = copy_of(run, tmp_path / "run"), "weights.safetensors"
-    made = dict(run_files(copy, open_run_data(copy), FP32))
-    assert set(made) == {0, 1, 2} and len(exports) == 3
+    made = kept_files(copy, FP32)
+    assert len(exports) == 3
     os.utime(made[1], (0, 0))  # an older file of the same weights is as good
-    assert dict(run_files(copy, open_run_data(copy), FP32)) == made and len(exports) == 3
+    assert kept_files(copy, FP32) == made and len(exports) == 3
     shutil.copy(copy.network(1) / "spec.json", copy.network(2))
     shutil.copy(copy.network(1) / weights, copy.network(2))
     made[0].write_bytes(b"cut short")
-    list(run_files(copy, open_run_data(copy), FP32))
+    kept_files(copy, FP32)
     assert [how["weights_sha256"] for how in exports[3:]] == [sha256(copy.network(peer) / weights) for peer in (0, 2)]
 
 

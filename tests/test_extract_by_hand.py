@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +20,12 @@ from torch import nn
 from wmlc import records, trt_machine
 from wmlc.errors import GateError, InputError
 from wmlc.export import extract as room
-from wmlc.export import precision, to_tensorrt
+from wmlc.export import for_bench, precision, to_tensorrt
 from wmlc.export.about import read_about, write_about
 from wmlc.export.begun import is_as_asked
 from wmlc.export.config import ExportConfig, ShipConfig
-from wmlc.export.extract import Extracted, OnnxFile, bench_forms, convert, fp32_file, plan_files, run_file
+from wmlc.export.extract import Extracted, OnnxFile, convert, fp32_file, run_file
+from wmlc.export.for_bench import bench_forms, kept_plan
 from wmlc.export.to_onnx import _about
 from wmlc.files import sha256
 from wmlc.models.checkpoint import load_network, save_network
@@ -147,18 +147,40 @@ def test_a_file_is_made_anew_for_other_weights_and_from_its_own_network(
 def test_a_bench_runs_int8_for_the_target_alone_and_plans_for_all_its_batches(
     small_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def files(run: Run, data: Any, config: ExportConfig) -> Iterator[tuple[int, Path]]:
-        yield 1, Path(f"{config.form}.onnx")
+    def file(run: Run, peer: int, data: Any, config: ExportConfig) -> Path:
+        return Path(f"{config.form}.onnx")
 
     planned: list[tuple[Path, tuple[int, ...]]] = []
-    monkeypatch.setattr(room, "run_files", files)
-    monkeypatch.setattr(room, "images_a_call", lambda height, width: 77)
+    monkeypatch.setattr(for_bench, "kept_file", file)
+    monkeypatch.setattr(for_bench, "images_a_call", lambda height, width: 77)
     monkeypatch.setattr(to_tensorrt, "plan_for", lambda file, batches: planned.append((file, batches)))
     found = bench_forms(small_run, DATA, ("fp32", "int8"), "gpu", plans=False, batches=(1, 8))
-    assert found == {"onnx": {(1, "fp32"): Path("fp32.onnx"), (1, "int8"): Path("int8-gpu.onnx")}}
+    forms = {"fp32": Path("fp32.onnx"), "int8": Path("int8-gpu.onnx")}
+    assert found == {"onnx": {(peer, name): file for name, file in forms.items() for peer in range(3)}}
     data = SimpleNamespace(input_shape=(3, 24, 32))
-    list(plan_files(small_run, data, ExportConfig(), (1, 8)))  # type: ignore[arg-type]
+    kept_plan(Path("fp32.onnx"), data, (1, 8))  # type: ignore[arg-type]
     assert planned == [(Path("fp32.onnx"), (1, 8, 77))]  # the last for the test set
+
+
+def test_a_form_that_cannot_be_made_has_its_reason_in_its_place_and_none_at_all_is_refused(
+    small_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def file(run: Run, peer: int, data: Any, config: ExportConfig) -> Path:
+        if peer in too_large and config.precision == "fp16":
+            raise InputError(f"conv1 of peer {peer} does not fit")
+        return Path(f"{peer}.onnx")
+
+    too_large = {2}
+    monkeypatch.setattr(for_bench, "kept_file", file)
+    monkeypatch.setattr(for_bench, "kept_plan", lambda file, data, batches: file.with_suffix(".plan"))
+    made = bench_forms(small_run, DATA, ("fp32", "fp16"), None, plans=True, batches=(1,))
+    assert {kind: {key for key, each in own.items() if isinstance(each, InputError)} for kind, own in made.items()} == {
+        "onnx": {(2, "fp16")}, "plan": {(2, "fp16")},
+    }  # fmt: skip
+    assert str(made["plan"][2, "fp16"]) == "conv1 of peer 2 does not fit"
+    too_large |= {0, 1}
+    with pytest.raises(InputError, match="conv1 of peer 0 does not fit"):
+        bench_forms(small_run, DATA, ("fp16",), None, plans=False, batches=(1,))
 
 
 def test_a_plan_takes_int8_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

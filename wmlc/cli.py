@@ -176,7 +176,7 @@ def bench(
     devices = session.choose_devices(config)  # before minutes are spent on files for an engine that is not there
     from wmlc.bench.budgets import check_budgets
     from wmlc.bench.gates import enforce
-    from wmlc.export.extract import bench_forms
+    from wmlc.export.for_bench import bench_forms
     from wmlc.report.terminal import print_bench
     from wmlc.run import find_run, open_run_data
 

@@ -45,7 +45,7 @@ def measure(arch: str, pixels: int, divisor: int, seconds: float, batches: tuple
     from wmlc.bench.session import bench_run
     from wmlc.compress.config import settle
     from wmlc.compress.session import start_run
-    from wmlc.export.extract import bench_forms
+    from wmlc.export.for_bench import bench_forms
     from wmlc.run import open_run_data
 
     with tempfile.TemporaryDirectory() as directory:

@@ -23,7 +23,7 @@ def main() -> None:
     """Bench, pool, count, print."""
     from wmlc.bench.config import BenchConfig
     from wmlc.bench.session import bench_run
-    from wmlc.export.extract import bench_forms
+    from wmlc.export.for_bench import bench_forms
     from wmlc.run import find_run, open_run_data
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -83,8 +83,8 @@ class Row(Record):
     macs: Count | None  # None: they cannot be told, as of a file whose branches are chosen as it runs
     flops: Count | None
     mac_ratio: Positive | None  # the baseline's MACs over this one's
-    file_bytes: Count
-    file_sha256: str
+    file_bytes: Count | None  # None, and no hash: the file could not be made
+    file_sha256: str | None
     latency_ms: Latency | None
     p50_interval: Interval | None
     latency_budget_ms: Positive | None = None  # what the peer was cut for; None: nothing, or in another cell
