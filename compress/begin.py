@@ -15,7 +15,7 @@ from wmlc import run as runs
 from wmlc.arch import is_foreign, needs_caller
 from wmlc.compress.config import PRETRAINED, untaught, with_absolute_paths
 from wmlc.compress.latency import ratios_of
-from wmlc.compress.learn.place import Device
+from wmlc.compress.learn.place import Device, draws_kept
 from wmlc.compress.learn.train import evaluation_batch
 from wmlc.compress.prepare import Made, Prepared, settle_teacher
 from wmlc.compress.rate import check_trials
@@ -29,6 +29,7 @@ from wmlc.models.answer import answer_of, answers_as, code_to_bring_back
 from wmlc.models.checkpoint import load_network, read_spec, save_network, tensors_digest
 from wmlc.models.foreign import why_not_captured
 from wmlc.models.pixels import Pixels
+from wmlc.models.pretrained import makes_the_same
 from wmlc.models.start import start_pixels
 from wmlc.ranks import Ranks, launch
 from wmlc.records import DeviceRecord, NetworkSpec, RateTrial, RunRecord
@@ -106,16 +107,28 @@ def print_start(config: TrainConfig, data: Data | None, device: Device, made: Ma
             note(warning)
     elif fitted is None and needs_caller(config.arch):
         with contextlib.suppress(Exception):  # whatever its code raises, a step of training will tell
-            _tell_trained(config, answers_already(logits_of, data, evaluation_batch(data)), data)
+            tell_trained(config, answers_already(logits_of, data, evaluation_batch(data)), data, device)
     network.train(training)
 
 
-def _tell_trained(config: TrainConfig, top1: float | None, data: Data) -> None:
-    """A note where a network that no start was named for is a trained one, by its `top1` on held-out images."""
+def tell_trained(config: TrainConfig, top1: float | None, data: Data, device: Device) -> None:
+    """A note where a network that no start was named for is a trained one, if but for its head.
+
+    Args: its top-1 on held-out images where that tells; else whether its factory makes the same weights twice does.
+    """
+    record = data.record
     if top1 is not None:
         note(
-            f"{config.arch} already answers {top1:.1f} % of {data.record.held_out:,} held-out images; pass --start "
+            f"{config.arch} already answers {top1:.1f} % of {record.held_out:,} held-out images; pass --start "
             "pretrained to start from its weights"
+        )
+        return
+    with draws_kept(device.name):
+        alike = makes_the_same(config.arch, record.input_shape, config.arch_args, len(record.class_names))
+    if alike:
+        note(
+            f"{config.arch} makes the same weights each time, its head's aside, and without --start they count as "
+            "random; where they are trained, pass --start pretrained"
         )
 
 

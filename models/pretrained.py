@@ -76,6 +76,15 @@ def _timms(arch: str, input_shape: Shape, arch_args: str) -> tuple[nn.Module, st
     return network, f"timm's {config.architecture}.{config.tag}"
 
 
+def makes_the_same(arch: str, input_shape: Shape, arch_args: str, classes: int) -> bool:
+    """Whether the weights that a caller's factory makes are not drawn at random, but perhaps its head's."""
+    try:
+        tensors, _ = _callers(arch, input_shape, arch_args, classes)
+    except InputError:
+        return False
+    return any(tensor.ndim > 1 for tensor in tensors.values())
+
+
 def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tuple[dict[str, Tensor], str]:
     """The weights that a caller's factory makes; without its head's where it draws that anew each time."""
     states = list[dict[str, Tensor]]()
@@ -89,15 +98,36 @@ def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tup
     layers = {_layer(name) for name in drawn if not IS_BOOKKEEPING.search(name)}
     heads = set[str]()
     with contextlib.suppress(InputError):  # then it is no head that is drawn
-        heads = classifiers_of(network, input_shape) if layers else heads
-    if not layers <= heads:
+        heads = layers & classifiers_of(network, input_shape) if layers else heads
+    idle = layers - heads
+    if idle and not _are_idle({name: made[name] for name in drawn if _layer(name) in idle}, network, input_shape):
         raise InputError(
             f"{arch} gives other weights each time it is called ({some_of(drawn, MOST_NAMED)}), so they are random; "
             "let it load trained ones (from_pretrained, load_state_dict), or give --start a file"
         )
-    kept = {name: tensor for name, tensor in made.items() if _layer(name) not in layers}
-    anew = f", but for {some_of(sorted(layers), MOST_NAMED)}, drawn anew each time" if layers else ""
-    return kept, f"the weights that {arch} makes{anew}"
+    kept = {name: tensor for name, tensor in made.items() if _layer(name) not in heads}
+    anew = f", but for {some_of(sorted(heads), MOST_NAMED)}, drawn anew each time" if heads else ""
+    without = f" ({some_of(sorted(idle), MOST_NAMED)}, drawn anew each time, has no part in the logits)" if idle else ""
+    return kept, f"the weights that {arch} makes{anew}{without}"
+
+
+def _are_idle(tensors: dict[str, Tensor], network: nn.Module, input_shape: Shape) -> bool:
+    """Whether `tensors`, by name, have no part in what `network` answers in eval mode.
+
+    No gradient comes to its own, and with `tensors` in their place its answers are bit for bit the same. The network
+    is left with these.
+    """
+    images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    with contextlib.suppress(Exception), torch.enable_grad():  # whatever its code raises: then it cannot be told
+        state = network.eval().state_dict(keep_vars=True)
+        own = {name: state[name] for name in tensors}
+        logits = network(images)
+        floats = [tensor.requires_grad_() for tensor in own.values() if tensor.is_floating_point()]
+        gradients = torch.autograd.grad(network(images).sum(), floats, allow_unused=True)
+        for name, tensor in own.items():
+            tensor.detach().copy_(tensors[name])
+        return all(gradient is None for gradient in gradients) and torch.equal(logits, network(images))
+    return False
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

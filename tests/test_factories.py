@@ -16,7 +16,7 @@ import wmlc
 from wmlc import run as runs
 from wmlc.arch import whole_name
 from wmlc.compress import session
-from wmlc.compress.begin import print_start
+from wmlc.compress.begin import print_start, tell_trained
 from wmlc.compress.config import settle
 from wmlc.compress.learn.place import Device
 from wmlc.compress.prepare import Made
@@ -151,6 +151,20 @@ def with_new_head(num_classes=10):
     network = trained()
     network.fc = nn.Linear(16, num_classes)
     return network
+
+def with_a_pooler(num_classes=10):
+    network = with_new_head(num_classes)
+    network.pooler = nn.Linear(16, 16)
+    return network
+
+class Pooled(Net):
+    def forward(self, x):
+        return super().forward(x) + 0 * self.pooler.weight.sum()
+
+def pooled():
+    network = with_a_pooler()
+    network.__class__ = Pooled
+    return network
 """
 DIGITS = (1, 8, 8)
 
@@ -186,6 +200,16 @@ def test_a_head_that_a_factory_draws_each_time_is_new(own: Path) -> None:
     assert fitted.head == "new" and "makes, but for fc, drawn anew each time: 9 of 9 tensors" in fitted.words[0]
     assert torch.equal(network.get_parameter("conv.weight"), build_network(f"{own}:trained", 10, DIGITS).conv.weight)
     assert started(f"{own}:trained", 4)[1].words[1:] == ["its head has 10 classes, so the data's 4 get a new one"]
+
+
+def test_what_is_drawn_each_time_and_reaches_no_logit_is_no_hindrance(own: Path) -> None:
+    start = read_start("pretrained", f"{own}:with_a_pooler", DIGITS, classes=4)
+    assert start.where.endswith(
+        "makes, but for fc, drawn anew each time (pooler, drawn anew each time, has no part in the logits)"
+    )
+    assert start.copies[""].keys() >= {"pooler.weight", "conv.weight"} and "fc.weight" not in start.copies[""]
+    with pytest.raises(InputError, match="pooled gives other weights each time"):  # the same numbers, and yet a part
+        read_start("pretrained", f"{own}:pooled", DIGITS, classes=10)
 
 
 def test_a_factory_of_random_weights_makes_no_start(own: Path) -> None:
@@ -226,6 +250,20 @@ def test_a_trained_network_without_a_start_is_told(
     print_start(config, data, Device("cpu", bf16=False), Made(nn.Sequential(nn.Identity())))
     said = "net.py:make already answers 60.0 % of 1,000 held-out images; pass --start pretrained to start from its weights\n"
     assert capsys.readouterr().err == said * told
+
+
+def test_a_trained_body_under_a_new_head_without_a_start_is_told(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data: Any = SimpleNamespace(record=SimpleNamespace(input_shape=DIGITS, class_names=list("abcd")))
+    for name, told in (("with_new_head", True), ("drawn", False)):
+        torch.manual_seed(0)
+        expected = torch.rand(1)
+        torch.manual_seed(0)
+        tell_trained(settle({"arch": f"{own}:{name}", "epochs": 1}), None, data, Device("cpu", bf16=False))
+        assert torch.equal(torch.rand(1), expected)
+        said = (
+            "with_new_head makes the same weights each time, its head's aside, and without --start they count as random"
+        )
+        assert (said in capsys.readouterr().err) == told
 
 
 @pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "net.", "module.net."])
