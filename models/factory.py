@@ -19,7 +19,7 @@ from torch import nn
 from wmlc.errors import InputError, one_line, some_of
 from wmlc.files import short_hash
 from wmlc.models.foreign import raised
-from wmlc.models.plain import in_float32, unwrapped
+from wmlc.models.plain import in_float32, unwrapped, without_masks
 from wmlc.settings import CALLERS_ARCH
 
 # What a factory's parameters may be called that say what the data are.
@@ -80,7 +80,7 @@ def call_factory(
 
     Args: the arguments `given` by the caller, which come before all. Raises `InputError` where the factory does not
     take them, raises, or gives no `nn.Module`. What is compiled, or wrapped for
-    several devices, comes without its wrapper, and all floats are float32.
+    several devices, comes without its wrapper, what is masked without its masks, and all floats are float32.
     """
     parameters = _parameters(factory)
     channels, height, width = input_shape
@@ -103,7 +103,7 @@ def call_factory(
             raise InputError(f"{arch}({said}) raised {raised(error)}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{arch} must give a torch.nn.Module, got {type(network).__name__}")
-    return in_float32(unwrapped(network), arch)
+    return in_float32(without_masks(unwrapped(network), arch), arch)
 
 
 def _module_of_file(path: Path) -> ModuleType:

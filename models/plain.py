@@ -1,4 +1,4 @@
-"""A caller's module as wmlc takes it: without the wrappers of torch.compile and of several devices, in float32."""
+"""A caller's module as wmlc takes it: in float32, without masks and wrappers of torch.compile and several devices."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import itertools
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from wmlc.console import note
+from wmlc.errors import some_of
 
+MOST_NAMED = 3  # tensors that a note lists
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -34,6 +37,22 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def is_wrapped(network: nn.Module) -> bool:
     """Whether a module within `network` is such a wrapper, or compiled in place."""
     return _first_wrapper(network) is not None or any(each._compiled_call_impl for each in network.modules())
+
+
+def without_masks(network: nn.Module, arch: str) -> nn.Module:
+    """`network` with what torch.nn.utils.prune has masked as plain parameters with zeros, in place; a note, once."""
+    masked = [
+        (name, module, hook._tensor_name)
+        for name, module in network.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    for _, module, tensor in masked:
+        prune.remove(module, tensor)
+    if masked and torch.get_default_device().type != "meta":
+        names = some_of([f"{name}.{tensor}".lstrip(".") for name, _, tensor in masked], MOST_NAMED)
+        _tell(f"{arch} made masks of torch.nn.utils.prune; they are off, and {names} have their zeros until trained")
+    return network
 
 
 def in_float32(network: nn.Module, arch: str) -> nn.Module:

@@ -62,7 +62,17 @@ def read_weights(path: Path) -> Copies:
         raise InputError(f"{path} is no file of weights ({size:,} bytes, neither safetensors nor torch.save); {REMEDY}")
     if not any(found.values()):
         raise InputError(f"{path} holds no tensors by name; {REMEDY}")
-    return found
+    return {at: _without_masks(tensors) for at, tensors in found.items()}
+
+
+def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with one for both that torch.nn.utils.prune makes of one: `weight` = `weight_orig` × `weight_mask`."""
+    plain = dict(tensors)
+    for name in tensors:
+        of, mask = name.removesuffix("_orig"), tensors.get(f"{name.removesuffix('_orig')}_mask")
+        if name.endswith("_orig") and mask is not None and mask.shape == tensors[name].shape:
+            plain[of] = plain.pop(name) * plain.pop(f"{of}_mask").to(tensors[name].dtype)
+    return plain
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from training import stopping, train
 
 import wmlc
@@ -111,6 +112,26 @@ def test_a_network_of_other_floats_is_float32_from_the_beginning(
         assert whole(lambda: Net().to(dtype)).get_parameter("fc.weight").dtype is torch.float32
     kind = str(dtype).removeprefix("torch.")
     assert capsys.readouterr().err == f"net.py:make made {kind} weights; they are float32 from here on\n"
+
+
+def test_masks_of_a_pruned_network_are_taken_off_here_and_in_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain._tell.cache_clear()
+    theirs, images = Net(), torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for layer, name in ((theirs.body.get_submodule("conv"), "weight"), (theirs.fc, "weight"), (theirs.fc, "bias")):
+        prune.random_unstructured(layer, name, amount=0.5)
+    answers = theirs.eval()(images)
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    network = whole(lambda: theirs)
+    assert torch.equal(network(images), answers) and network.state_dict().keys() == Net().state_dict().keys()
+    assert capsys.readouterr().err == (
+        "net.py:make made masks of torch.nn.utils.prune; they are off, and body.conv.weight, fc.weight, fc.bias have "
+        "their zeros until trained\n"
+    )
+    read = Net().eval()
+    fit_start(read, read_start(str(tmp_path / "x.pth"), "net.py:make", SHAPE), list("abcde"), SHAPE)
+    assert torch.equal(read(images), answers)
 
 
 def test_a_buffer_of_other_floats_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
