@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wmlc.compress.recipes import check_place, choose_config
 from wmlc.errors import InputError
 from wmlc.ranks import joined
-from wmlc.settings import LATENCY, TrainConfig
+from wmlc.settings import TrainConfig
 
 if TYPE_CHECKING:
     from wmlc.compress.latency import Clocks
@@ -53,10 +53,6 @@ def _chosen(recipe: str | None, asked: Mapping[str, Any], wanted: Wanted) -> Tra
         return None
     if wanted.as_json and not wanted.dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
-    if {"ratios", "max_latency_ms"} <= asked.keys():
-        raise InputError("--ratios and --max-latency-ms say each how small peers shall be; pass one of them")
-    if asked.get("ratio_of", LATENCY) != LATENCY and "max_latency_ms" in asked:
-        raise InputError("--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them")
     config = choose_config(recipe, asked)
     check_place(asked, config)
     return config

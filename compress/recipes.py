@@ -80,7 +80,7 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
         given = {"baseline_from": None, **given}
     if given.get("lr", AUTO) != AUTO:
         given = {"lr_auto": False, **given}
-    recipe = _without_latencies(recipe, given)
+    recipe = _sized_as_given(recipe, given)
     if any(given.get(name) is not None for name in LENGTHS):
         recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
     if given.get("lr") == AUTO:
@@ -97,10 +97,12 @@ def override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[
     return {**{name: value for name, value in recipe.items() if name not in left}, **given}, left
 
 
-def _without_latencies(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings but those of milliseconds where `given` are ratios, or ratios of something else."""
+def _sized_as_given(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without its milliseconds where `given` are ratios, of whatever, and the other way round."""
     gone: set[str] = set()
-    if given.get("ratio_of", LATENCY) != LATENCY:
+    if "max_latency_ms" in given:
+        gone = {"ratios", "ratio_of"}
+    elif given.get("ratio_of", LATENCY) != LATENCY:
         gone = {"max_latency_ms", "paid_out", *ENGINE_SETTINGS}
     elif "ratios" in given:
         of_latency = LATENCY in (given.get("ratio_of"), recipe.get("ratio_of"))
@@ -108,8 +110,16 @@ def _without_latencies(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> d
     return {name: value for name, value in recipe.items() if name not in gone or name in given}
 
 
-def check_lengths(settings: Mapping[str, Any]) -> None:
-    """Raise `InputError` where settings that somebody wrote say twice how long to train; a run's record may."""
+def check_said_once(settings: Mapping[str, Any]) -> None:
+    """Raise `InputError` where settings that somebody wrote say twice how long to train, or how small peers shall be.
+
+    A run's record may.
+    """
+    if settings.get("max_latency_ms"):
+        if settings.get("ratios"):
+            raise InputError("--ratios and --max-latency-ms say each how small peers shall be; pass one of them")
+        if settings.get("ratio_of", LATENCY) != LATENCY:
+            raise InputError("--max-latency-ms asks for milliseconds, and --ratio-of for others; pass one of them")
     if settings.get("steps") is not None and settings.get("as_long_as") is not None:
         raise InputError(
             f"steps {settings['steps']} and as_long_as {settings['as_long_as']} say each how long to train; pass one"
@@ -133,7 +143,7 @@ def choose_config(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
     if recipe is None and not given.keys() - {*names_of("place", "incidental", "seed")}:
         recipe = DEMO
     chosen, left = override(read_recipe(recipe, given) if recipe else {}, given)
-    check_lengths(chosen)
+    check_said_once(chosen)
     config = settle(chosen, recipe or "options")
     if config.start is not None and config.epochs and not {"lr", "lr_auto", "finetune_lr"} & chosen.keys():
         note(f"lr {config.lr:g}, the default from a start, is a careful one; --lr auto finds what suits this start")
@@ -150,7 +160,9 @@ def print_settings(recipe: str | None, given: Mapping[str, Any], *, beside: Mapp
     flags = {"resume": "--resume", "dry_run": "--dry-run", "as_json": "--json"}
     if asked := [flag for name, flag in flags.items() if beside[name]]:
         raise InputError(f"--print-config prints the settings as YAML and stops; leave out {', '.join(asked)}")
-    known = {name: value for name, value in asdict(choose_config(recipe, given)).items() if value is not None}
+    config = choose_config(recipe, given)
+    idle = {"ratios"} if config.max_latency_ms else set()  # made of the milliseconds
+    known = {name: value for name, value in asdict(config).items() if value is not None and name not in idle}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     say_exactly(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None).rstrip("\n"))
 

@@ -19,6 +19,7 @@ from wmlc import run as runs
 from wmlc.cli import main
 from wmlc.compress import session
 from wmlc.compress.config import settle
+from wmlc.compress.recipes import choose_config
 from wmlc.compress.session import resume_run, start_run
 from wmlc.errors import InputError, Stopped
 from wmlc.models.checkpoint import load_network, read_spec
@@ -221,6 +222,21 @@ def test_what_cannot_be_is_one_line(words: list[str], said: str) -> None:
     result = CliRunner().invoke(main, ["train", "--dry-run", "--train-images", "130", *words])
     assert result.exit_code == 1, result.output
     assert result.output.startswith(f"Error: {said}") and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [("ratios: [0.5]", "--ratios and --max-latency-ms say each"), ("ratio_of: macs", "--max-latency-ms asks")],
+)
+def test_a_recipe_says_once_how_small_peers_shall_be(more: str, said: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"data: digits\nmax_latency_ms: [3, 5]\n{more}\n")
+    with pytest.raises(InputError, match=f"^{said}"):
+        choose_config(str(recipe), {})
+    config = choose_config(str(recipe), {"max_latency_ms": (4.0,)})
+    assert config.max_latency_ms == (4.0,) and config.ratio_of == "latency"
+    recipe.write_text(CliRunner().invoke(main, ["train", "--max-latency-ms", "4", "--print-config"]).stdout)
+    assert choose_config(str(recipe), {}) == choose_config(None, {"max_latency_ms": (4.0,)})
 
 
 def test_from_python_an_engine_is_asked_for(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_what_is_given_stays_whatever_the_method() -> None:
         ),
         ({"max_latency_ms": [2], "engine": "ort"}, {"ratio_of": "macs"}, {"ratio_of": "macs"}),
         ({"max_latency_ms": [2]}, {"max_latency_ms": (3.0,)}, {"max_latency_ms": (3.0,)}),
+        ({"ratios": [0.5], "ratio_of": "macs"}, {"max_latency_ms": (3.0,)}, {"max_latency_ms": (3.0,)}),
         ({"max_latency_ms": [2], "engine": "ort", "paid_out": 1.0}, {"ratios": (0.5,)}, {"ratios": (0.5,)}),
         ({"steps": 100}, {"as_long_as": "wml"}, {"as_long_as": "wml"}),
         ({"finetune_lr": 0.01}, {"lr": "auto"}, {"lr": "auto"}),

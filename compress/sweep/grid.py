@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from wmlc.compress.config import settle
-from wmlc.compress.recipes import check_lengths, override, read_recipe
+from wmlc.compress.recipes import check_said_once, override, read_recipe
 from wmlc.console import note
 from wmlc.errors import InputError
 from wmlc.files import short_hash, short_name
@@ -64,7 +64,7 @@ def read_grid(recipe: str | None, sets: Sequence[str]) -> list[Point]:
             left.setdefault(" and ".join(lost), []).append(name)
             if len(axes.get("method", ())) > 1 and settings["method"] == settings.get("as_long_as"):
                 settings["as_long_as"] = None  # the one that the others are to cost as much as
-            check_lengths(settings)
+            check_said_once(settings)
             points[name] = Point(name, varied, settle(settings, source))
         except InputError as error:
             raise InputError(f"{error} (run {name})") from None
