@@ -15,7 +15,7 @@ from wmlc import records
 from wmlc.compress.config import settle
 from wmlc.compress.recipes import check_place, choose_config, read_recipe
 from wmlc.compress.sweep.grid import parse_set, read_grid
-from wmlc.compress.sweep.session import Entry, _makes_baseline, arrange
+from wmlc.compress.sweep.session import Entry, _makes_baseline, arrange, as_named_there
 from wmlc.errors import InputError
 from wmlc.run import Run
 from wmlc.settings import TrainConfig
@@ -165,6 +165,18 @@ def test_how_far_a_run_is_its_directory_says(tmp_path: Path) -> None:
     other = f"{tmp_path}/seed-2 has other settings (epochs 3 there, 20 here); move it away, or choose another --out"
     assert entries[2].cause == other
     assert entries[4].cause == f"{tmp_path}/seed-4 exists and is no run; move it away, or choose another --out"
+
+
+def test_keys_and_values_in_another_order_are_the_same_runs(tmp_path: Path) -> None:
+    sets = ["seed=0,1", "data=imagefolder", "data_root=a/b,a-b"]
+    points = read_grid("digits", sets)
+    for point in points:
+        held(tmp_path / point.name, point.config)
+    again = as_named_there(read_grid("digits", ["data_root=a-b,a/b", *sets[:2]]), tmp_path)
+    assert {point.name for point in again} == {point.name for point in points}
+    assert {entry.state for entry in arrange(again, tmp_path)} == {"unfinished"}
+    new = read_grid("digits", ["data_root=a-b", "seed=2", "data=imagefolder"])
+    assert as_named_there(new, tmp_path) == new
 
 
 def test_a_run_that_counted_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:

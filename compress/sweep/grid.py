@@ -20,6 +20,7 @@ from wmlc.files import short_hash, short_name
 from wmlc.settings import TrainConfig
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and files beside a run are called after it
+MOST_ORDERS = 720  # of six keys
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
 
 
@@ -95,6 +96,13 @@ def run_name(varied: dict[str, Any]) -> str:
     """A directory's name for the settings that vary: method-wml_seed-0; a long one ends in a hash of them."""
     name = "_".join(f"{key}-{_in_name(value)}" for key, value in varied.items())
     return short_name(name, LONGEST_NAME, _meant(varied))
+
+
+def other_names(varied: dict[str, Any]) -> set[str]:
+    """What a run may be called by sweeps that name the keys, or the values, in another order."""
+    orders = itertools.islice(itertools.permutations(varied.items()), MOST_ORDERS)
+    plain = {run_name(dict(order)) for order in orders}
+    return plain | {f"{name}-{short_hash(_meant(varied))}" for name in plain}
 
 
 def _meant(varied: dict[str, Any]) -> str:

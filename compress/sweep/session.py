@@ -31,7 +31,7 @@ from wmlc.compress.sweep.engines import (
     plan_job,
     ray_engine,
 )
-from wmlc.compress.sweep.grid import Point, read_grid
+from wmlc.compress.sweep.grid import Point, other_names, read_grid
 from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
@@ -70,7 +70,7 @@ def run_sweep(
     if as_json and not dry_run:
         raise InputError("--json goes with --dry-run; a finished run's record is its family.json")
     out = out or RUNS / (Path(recipe).stem if recipe else "sweep")
-    points = read_grid(recipe, sets)
+    points = as_named_there(read_grid(recipe, sets), out)
     entries = arrange(points, out)
     if dry_run:
         _print_json(entries, out) if as_json else _print_grid(entries, out)
@@ -94,6 +94,18 @@ def run_sweep(
             f"{len(failed)} of {len(points)} runs failed, their logs are {out / SIDE}/NAME.log; "
             "mend the cause and pass the same command again"
         )
+
+
+def as_named_there(points: Sequence[Point], out: Path) -> list[Point]:
+    """The points, each called as its run in `out` is, where a sweep with keys or values in another order named it."""
+    there = {directory.name for directory in out.iterdir()} if out.is_dir() else set()
+    found = []
+    for point in points:
+        names = [point.name, *sorted(other_names(point.varied) & there - {point.name})]
+        entries = [_entry(point, Run(out / name)) for name in names]
+        known = [entry.run.root.name for entry in entries if entry.state in (FINISHED, UNFINISHED)]
+        found.append(replace(point, name=known[0]) if known else point)
+    return found
 
 
 def arrange(points: Sequence[Point], out: Path, failed: Collection[str] = ()) -> list[Entry]:
