@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,7 +14,9 @@ from made_files import write_run
 from PIL import Image
 
 import wmlc
+from wmlc.__main__ import start
 from wmlc.cli import main
+from wmlc.errors import Stopped
 from wmlc.run import Run
 
 
@@ -43,6 +47,19 @@ def test_help_teaches(command: list[str]) -> None:
 
 def test_version() -> None:
     assert wmlc.__version__ in invoke("--version").output
+
+
+def test_a_ctrl_c_while_the_command_line_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "wmlc.cli", Interrupted())
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert ended.value.code == Stopped.exit_code and capsys.readouterr().err == "Error: stopped\n"
 
 
 RESUME_ALONE = "--resume takes all settings from the run; pass only --out with it, and --arch for code of yours"
