@@ -151,7 +151,9 @@ def training_section(runs: Sequence[TrainedRun]) -> Section:
             loss = charts.line_chart(
                 series.loss_lines(run), [*networks, "family"], "training loss, mean over peers", ".3f"
             )
-            shown.append(Chart(f"loss-curves{key}", f"{name}Training loss", {"": loss}))
+            weight = run.settings.feature_weight
+            caption = f"The family's has {weight:g} times the feature term in it." if weight else ""
+            shown.append(Chart(f"loss-curves{key}", f"{name}Training loss", {"": loss}, caption))
         else:
             words.append(_no_curve(run))
         if run.family.baseline and not run.baseline_epochs:

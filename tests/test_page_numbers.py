@@ -281,6 +281,15 @@ def test_a_baseline_without_a_curve_is_told_where_it_is_from(settings: dict[str,
     assert "no curve" not in " ".join(sections.training_section([drawn]).words)
 
 
+def test_a_loss_says_that_a_feature_term_is_in_it() -> None:
+    for settings, caption in (
+        ({}, ""),
+        ({"feature_loss": "hints", "feature_weight": 100.0}, "The family's has 100 times the feature term in it."),
+    ):
+        run = a_run(epochs=[made_epoch(1, (60.0, 70.0))], **settings)
+        assert [chart.caption for chart in sections.training_section([run]).charts] == ["", caption]
+
+
 def test_what_is_cut_from_a_start_was_not_trained_with_it() -> None:
     run = a_run(method="prune-finetune", share="none", start="net.pth", epochs=[made_epoch(1, (60.0, 70.0))])
     (cost, *_) = (words for words in sections.training_section([run]).words if words.startswith("Training:"))
