@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,20 @@ def newest_version(model: Path) -> int:
     return max((int(path.name) for path in model.glob("*") if path.is_dir() and path.name.isdecimal()), default=0)
 
 
+def free_version(model: Path) -> int:
+    """A version above all that a model in a repository has, and above those that were set aside there, as away-2."""
+    return 1 + max((_number(path) for path in model.glob("*")), default=0)
+
+
+def _number(path: Path) -> int:
+    """The version that a directory holds, also where it is set aside; 0 of anything else.
+
+    Set aside it begins with letters, as Triton takes 2.away for version 2.
+    """
+    named = re.fullmatch("(?:away-)?([0-9]+)", path.name)
+    return int(named[1]) if named and path.is_dir() else 0
+
+
 def models_in(repository: Path) -> list[Path]:
     """The models of a repository that wmlc shipped, by name; others have no manifest."""
     versions = {path: path / str(newest_version(path)) for path in repository.glob("*") if newest_version(path)}
@@ -40,8 +55,8 @@ def refuse_foreign(model: Path) -> None:
 
 
 def _is_left_of_ours(model: Path) -> bool:
-    """Whether a directory has just what is left of a model of ours whose versions have all been moved away."""
-    if {path.name for path in model.iterdir()} != {LABELS_FILE, TRITON_CONFIG}:
+    """Whether a directory has just what is left of a model of ours whose versions have all been moved or set aside."""
+    if {path.name for path in model.iterdir() if not _number(path)} != {LABELS_FILE, TRITON_CONFIG}:
         return False
     return f'label_filename: "{LABELS_FILE}"' in (model / TRITON_CONFIG).read_text(encoding="utf-8", errors="replace")
 

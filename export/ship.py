@@ -26,6 +26,7 @@ from wmlc.export.naming import model_name
 from wmlc.export.publish import (
     MANIFEST_FILE,
     check_same_interface,
+    free_version,
     newest_version,
     publish,
     read_manifest,
@@ -234,7 +235,7 @@ def _stage(
     name = model_name(run, spec, config.form)
     refuse_foreign(out / name)
     before = newest_version(out / name)
-    version = max(1, before if config.replace else before + 1)
+    version = max(1, before) if config.replace else free_version(out / name)
     channels, height, width = spec.input_shape
     plan = read_record(file) if config.engine == "trt" else None
     usual = _plan_batch(plan, file.name, config) if plan else 1

@@ -335,6 +335,7 @@ def test_what_others_put_there_is_not_overwritten(tmp_path: Path) -> None:
     refuse_foreign(model)  # empty
     for name, content in (("labels.txt", "a\n"), ("config.pbtxt", 'label_filename: "labels.txt"')):
         (model / name).write_text(content)
+    (model / "away-2").mkdir()
     refuse_foreign(model)  # what is left of one of ours
     (model / "weights.bin").touch()
     with pytest.raises(InputError, match="was not shipped by wmlc, which would overwrite it"):

@@ -140,6 +140,8 @@ def test_versions_shapes_and_threads_are_the_files_own(small_run: Run, tmp_path:
     (out / first.name).mkdir(parents=True)
     made.rename(out / first.name / "1")
     assert [stage(f"c{again}", replace=again).version for again in (False, True)] == [2, 1]
+    (out / first.name / "away-12").mkdir()  # its number is not given again
+    assert [stage(f"e{again}", replace=again).version for again in (False, True)] == [13, 1]
     for again in (False, True):  # what is served as version 1 is asked by its clients as it was
         with pytest.raises(InputError, match="in this repository has another labels than the new one"):
             stage(f"d{again}", replace(spec, class_names=["light", "dark"]), replace=again)
