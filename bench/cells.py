@@ -129,7 +129,11 @@ def measure_cell(
 
     Args: the networks whose top-1 shall be measured too.
     """
-    measured = {subject.key: Measurement(subject, refuses=refuses) for subject in subjects}
+    first = subjects[0].precision  # of a run; another that an engine cannot take costs its cell alone
+    measured = {
+        own.key: Measurement(own, refuses=refuses and (own.directory is None or own.precision == first))
+        for own in subjects
+    }
     for own in measured.values():
         if own.subject.no_file is not None:
             own.failure = own.subject.no_file

@@ -82,15 +82,15 @@ def to_fp16(fp32: Path, out: Path, images: np.ndarray) -> None:
         )
     hot = {name: value for name, value in largest.items() if value > FP16_HOLDS / 2}
     kept = [node.name for node in model.graph.node if hot.keys() & {*node.input, *node.output}]
-    with _quiet():
+    with _quiet(), _said_of(fp32, out, "converted to float16"):
         half = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=PREPROCESS_OPS, node_block_list=kept, max_finite_val=FP16_HOLDS
         )
-    _without_twins(half)
-    if kept:
-        _join_casts(half)
-    OnnxModel(half).topological_sort()  # the casts were put at the end
-    _save(half, out, precision="fp16")
+        _without_twins(half)
+        if kept:
+            _join_casts(half)
+        OnnxModel(half).topological_sort()  # the casts were put at the end
+        _save(half, out, precision="fp16")
     if hot:
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [name for node in model.graph.node if node.name in kept for name in node.input if name in weights]
@@ -175,7 +175,7 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
     flavour = _FLAVOURS[target]
     ranges = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
     with (
-        _quiet(), _said_of(fp32, out), progress("calibrating", len(images)) as advance,
+        _quiet(), _said_of(fp32, out, "quantized to int8"), progress("calibrating", len(images)) as advance,
         tempfile.TemporaryDirectory(dir=out.parent) as own,
     ):  # fmt: skip
         copied = Path(own) / fp32.name  # beside which the quantizer writes
@@ -193,7 +193,7 @@ def to_int8(fp32: Path, out: Path, images: np.ndarray, *, target: str, calibrato
             calibrate_method=_METHODS[calibrator],
             extra_options={"WeightSymmetric": True, **ranges, **flavour["extra_options"]},
         )
-    with _said_of(fp32, out):
+    with _said_of(fp32, out, "quantized to int8"):
         made = onnx.load(str(out))
     _save(made, out, precision="int8", target=target, calibrator=calibrator, calibration_images=len(images))
 
@@ -217,8 +217,8 @@ def _with_whole_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _said_of(fp32: Path, out: Path) -> Iterator[None]:
-    """What the quantizer and protobuf raise, as one line: on a full disk they read back the half of a file."""
+def _said_of(fp32: Path, out: Path, what: str) -> Iterator[None]:
+    """What converters and protobuf raise, as one line that says `what` failed: on a full disk they read half a file."""
     try:
         yield
     except InputError:
@@ -229,7 +229,7 @@ def _said_of(fp32: Path, out: Path) -> Iterator[None]:
             for place in dict.fromkeys((out.parent, Path(tempfile.gettempdir())))
         )
         raise InputError(
-            f"{fp32.name} could not be quantized to int8 ({one_line(str(error)) or type(error).__name__}; {free}); "
+            f"{fp32.name} could not be {what} ({one_line(str(error)) or type(error).__name__}; {free}); "
             "if a disk is full, free some space, or set TMPDIR to another place"
         ) from error
 

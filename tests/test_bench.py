@@ -220,6 +220,10 @@ def test_a_network_without_a_file_costs_its_cells_and_torch_does_without(
     assert (half.name, half.file_bytes, half.latency_ms, half.top1) == ("peer1 fp16", None, None, None)
     assert half.notes[0] == "times and speed-up and top-1 not measured: conv1 does not fit into float16"
     assert whole.latency_ms is None and by_torch.latency_ms and "there is no ONNX file: no" in by_torch.notes
+    (bad := tmp_path / "damaged.onnx").write_bytes(b"\0" * 10)  # or of operations that the engine has not in fp16
+    one_bad = {"onnx": {**files["onnx"], (1, "fp16"): bad}}
+    whole, half = bench_run(alone, replace(QUICK, precisions=("fp32", "fp16")), one_bad, data, tmp_path / "b.json").rows
+    assert whole.latency_ms and half.latency_ms is None and "extract it again" in half.notes[0]
 
 
 def test_data_of_another_shape_is_refused(run: Run, files: Files, tmp_path: Path) -> None:
