@@ -93,7 +93,8 @@ def tell_cost(
     if macs:
         epochs = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
         retakes = config.start is not None or METHODS[config.method].cuts_trained
-        beside = " (trials of rates and batch norm's statistics apart)" if retakes else ""
+        apart = ["the trials of rates"] * config.lr_auto + ["batch norm's statistics"] * retakes
+        beside = f" ({' and '.join(apart)} apart)" if apart else ""
         say(f"cost: {macs:.3g} MACs, as much as {epochs:.2f} epochs of the unpruned network{beside}")
     return macs
 
