@@ -112,9 +112,10 @@ def print_start(config: TrainConfig, data: Data | None, device: Device, made: Ma
 
 
 def tell_trained(config: TrainConfig, top1: float | None, data: Data, device: Device) -> None:
-    """A note where a network that no start was named for is a trained one, if but for its head.
+    """A note where a network that no start was named for is a trained one, or all of it but its head is.
 
-    Args: its top-1 on held-out images where that tells; else whether its factory makes the same weights twice does.
+    Args: its `top1` on held-out images, where that is better than chance; without one its factory is called twice more,
+    to see whether it makes the same weights.
     """
     record = data.record
     if top1 is not None:

@@ -86,7 +86,10 @@ def makes_the_same(arch: str, input_shape: Shape, arch_args: str, classes: int) 
 
 
 def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tuple[dict[str, Tensor], str]:
-    """The weights that a caller's factory makes; without its head's where it draws that anew each time."""
+    """The weights that a caller's factory makes; without its head's where it draws that anew each time.
+
+    Raises `InputError` where it draws others that have a part in the logits.
+    """
     states = list[dict[str, Tensor]]()
     for seed in SEEDS:
         with torch.random.fork_rng(devices=[]):
@@ -107,8 +110,8 @@ def _callers(arch: str, input_shape: Shape, arch_args: str, classes: int) -> tup
         )
     kept = {name: tensor for name, tensor in made.items() if _layer(name) not in heads}
     anew = f", but for {some_of(sorted(heads), MOST_NAMED)}, drawn anew each time" if heads else ""
-    without = f" ({some_of(sorted(idle), MOST_NAMED)}, drawn anew each time, has no part in the logits)" if idle else ""
-    return kept, f"the weights that {arch} makes{anew}{without}"
+    more = f" ({some_of(sorted(idle), MOST_NAMED)}, drawn anew each time, without part in the logits)" if idle else ""
+    return kept, f"the weights that {arch} makes{anew}{more}"
 
 
 def _are_idle(tensors: dict[str, Tensor], network: nn.Module, input_shape: Shape) -> bool:

@@ -226,7 +226,7 @@ def test_a_head_that_a_factory_draws_each_time_is_new(own: Path) -> None:
 def test_what_is_drawn_each_time_and_reaches_no_logit_is_no_hindrance(own: Path) -> None:
     start = read_start("pretrained", f"{own}:with_a_pooler", DIGITS, classes=4)
     assert start.where.endswith(
-        "makes, but for fc, drawn anew each time (pooler, drawn anew each time, has no part in the logits)"
+        "makes, but for fc, drawn anew each time (pooler, drawn anew each time, without part in the logits)"
     )
     assert start.copies[""].keys() >= {"pooler.weight", "conv.weight"} and "fc.weight" not in start.copies[""]
     with pytest.raises(InputError, match="pooled gives other weights each time"):  # the same numbers, and yet a part
