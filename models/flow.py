@@ -110,6 +110,8 @@ class Flow:
         for k, node in enumerate(self.nodes):
             if node.op in ("call_module", "get_attr"):
                 own = attrgetter(str(node.target))(self.graph)
+                if isinstance(own, int):
+                    continue
                 weights = own.parameters() if isinstance(own, nn.Module) else [own]
                 if not isinstance(own, nn.Module) or _holds(own):
                     runs.setdefault(str(node.target), []).append(k)

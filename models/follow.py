@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 DROPOUTS = {
@@ -23,6 +25,17 @@ LOOKS = (getattr, operator.getitem, "size", "dim")  # steps that take a number, 
 
 class NotTraceable(Exception):
     """torch.fx cannot follow the network's code."""
+
+
+class _Named(int):
+    """A whole number that a module holds, with its name there, so that it is known wherever a step takes it."""
+
+    name: str
+
+    def __new__(cls, value: int, name: str = "") -> _Named:
+        number = super().__new__(cls, value)
+        number.name = name
+        return number
 
 
 class _Tracer(fx.Tracer):
@@ -57,12 +70,44 @@ def steps_of(network: nn.Module, opened: set[str], example: Tensor) -> fx.Graph:
     """The steps of the network's forward pass for images alone, other arguments being as they are by default."""
     _, *others = inspect.signature(network.forward).parameters.values()
     defaults = {each.name: each.default for each in others if each.default is not inspect.Parameter.empty}
-    graph = _Tracer(opened, example).trace(network, concrete_args=defaults or None)
+    with _named_numbers(network, opened):
+        graph = _Tracer(opened, example).trace(network, concrete_args=defaults or None)
     for placeholder in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(graph, placeholder)  # and the checks of its value
     # a step whose result nothing takes may write into what it is given: y.add_(x), or relu(x, inplace=True)
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" and node.target not in LOOKS)
+    for node in list(graph.nodes):
+        _look_up_numbers(node)
     return graph
+
+
+@contextlib.contextmanager
+def _named_numbers(network: nn.Module, opened: set[str]) -> Iterator[None]:
+    """Within, the whole numbers of the modules that are opened say whose they are."""
+    held = [(name, vars(module)) for name, module in network.named_modules() if name in opened]
+    numbers = [(name, own, key) for name, own in held for key in own if type(own[key]) is int and key[0] != "_"]
+    try:
+        for name, own, key in numbers:
+            own[key] = _Named(own[key], f"{name}.{key}".lstrip("."))
+        yield
+    finally:
+        for _, own, key in numbers:
+            if isinstance(own.get(key), _Named):  # and not what the code has put there since
+                own[key] = int(own[key])
+
+
+def _look_up_numbers(node: fx.Node) -> None:
+    """Let a step that takes numbers which modules hold look them up before, so that a cut may lower them."""
+
+    def looked_up(leaf: Any) -> Any:
+        if not isinstance(leaf, _Named):
+            return leaf
+        with node.graph.inserting_before(node):
+            number = node.graph.get_attr(leaf.name)
+        number.meta = dict(node.meta)
+        return number
+
+    node.args, node.kwargs = map_aggregate(node.args, looked_up), map_aggregate(node.kwargs, looked_up)
 
 
 def dropout_rate(node: fx.Node) -> float:

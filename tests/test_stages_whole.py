@@ -7,10 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hand_networks import SHAPE
 from test_stages import EXAMPLE, Deep, InPlace, images, made
 from torch import Tensor, nn
 
+from wmlc.arch import whole_name
+from wmlc.compress.widths.cut import cut_channels
+from wmlc.compress.widths.proof import read_channels
 from wmlc.models.stages import split
+from wmlc.models.widths import cut_to, difference
 
 
 def residual(x: Tensor, y: Tensor) -> Tensor:
@@ -134,3 +139,33 @@ def test_a_weight_that_two_layers_share_is_in_one_stage() -> None:
     assert staged.note is None and len(holders) == 1
     with torch.no_grad():
         assert torch.equal(staged.network(images()), whole(images()))
+
+
+class Numbered(InPlace):
+    """Its own code lays images out by a number that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = self.convs[0].out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.convs[0](x)).reshape(len(x), self.width, 2, -1).flatten(2).unflatten(2, x.shape[2:])
+        for layer in self.convs[1:]:
+            x = F.relu(layer(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_number_that_the_networks_own_code_takes_gets_smaller_in_its_stages_too() -> None:
+    whole = made(Numbered).eval()
+    staged = split(whole, EXAMPLE)
+    assert type(whole.width) is int
+    graph = read_channels(staged.network, SHAPE)
+    numbers = [number for group in graph.groups for number in group.attributes]
+    assert not graph.left_whole and [(number.name, number.each) for number in numbers] == [("width", 1)]
+    kept = {group.root: torch.arange(group.units // 2) for group in graph.groups}
+    cut = cut_channels(staged.network, graph.groups, kept).eval()
+    widths = difference(staged.network, cut, whole_name)
+    assert widths[""] == {"width": whole.width // 2}
+    again = cut_to(made(Numbered), widths).eval()
+    again.load_state_dict({whole_name(name): tensor for name, tensor in cut.state_dict().items()})
+    assert torch.equal(again(images()), cut(images()))

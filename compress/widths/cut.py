@@ -17,6 +17,7 @@ from wmlc.models.shared import holders
 # Layers whose numbers follow their tensors, in `_set_widths`.
 KNOWN = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU,
+    nn.MultiheadAttention,
 )  # fmt: skip
 
 
@@ -117,6 +118,11 @@ def _set_widths(module: Any) -> None:
         if module.num_groups == module.num_channels:  # every channel by itself
             module.num_groups = len(module.weight)
         module.num_channels = len(module.weight)
+    elif isinstance(module, nn.MultiheadAttention):
+        module.embed_dim = module.kdim = module.vdim = len(module.out_proj.weight)
+        module.head_dim = module.embed_dim // module.num_heads
+        if module.in_proj_weight is None:
+            module.kdim, module.vdim = (own.shape[1] for own in (module.k_proj_weight, module.v_proj_weight))
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(getattr(module, "normalized_shape", None), tuple):  # an RMS norm of anybody's

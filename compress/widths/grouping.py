@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -35,8 +36,6 @@ def groups_of(traced: Traced, network: nn.Module) -> list[ChannelGroup]:
         makes = places[0].tensor in layers and places[0].dim == 0
         queries, keys = (tuple(_rows_in(rows, places)) for rows in (traced.queries, traced.keys))
         read = queries or any(place.reads for place in places)
-        if isinstance(network.get_submodule(places[0].module), nn.MultiheadAttention):
-            continue  # which insists on heads of embed_dim / num_heads channels
         if len(units) > 1 and makes and read:
             rooted = any(True for _ in _rows_in(traced.rooted, places))
             groups.append(ChannelGroup(places[0].module, len(units), places, queries=queries, keys=keys, rooted=rooted))
@@ -57,7 +56,7 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 def _rows_in(of: Collection[tuple[str, int, int]], places: Sequence[Place]) -> Iterator[Place]:
     """Of a group's places the rows of weights that are among those `of`, and of the biases beside them."""
     for place in places:
-        weight = f"{place.module}.weight" if place.tensor.endswith(".bias") else place.tensor
+        weight = re.sub("bias$", "weight", place.tensor)
         mine = [[p for p in unit if (weight, place.dim, p) in of] for unit in place.positions.tolist()]
         if not place.reads and mine[0] and len(set(map(len, mine))) == 1:
             yield replace(place, positions=torch.tensor(mine))
