@@ -116,8 +116,20 @@ def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
         elif isinstance(value, tuple) and value and all(type(each) is int for each in value):
             found[key] = list(value)
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    saved = tensors.keys() - module._non_persistent_buffers_set  # of others no file holds what would be left
-    return found | {key: list(each.shape) for key, each in tensors.items() if key in saved and each is not None}
+    told = {
+        key: each for key, each in tensors.items() if each is not None and (_is_saved(module, key) or is_even(each))
+    }
+    return found | {key: list(each.shape) for key, each in told.items()}
+
+
+def _is_saved(module: nn.Module, key: str) -> bool:
+    """Whether a file holds that tensor."""
+    return key not in module._non_persistent_buffers_set
+
+
+def is_even(tensor: Tensor) -> bool:
+    """Whether all its numbers are the same, as a bias of zeros: then its shape tells what is left by a cut."""
+    return not tensor.is_meta and bool((tensor == tensor.flatten()[:1]).all())
 
 
 def _is_smaller(value: int | list[int], than: int | list[int] | None) -> bool:
@@ -133,6 +145,8 @@ def _set(module: nn.Module, key: str, value: int | list[int]) -> None:
         setattr(module, key, tuple(value) if isinstance(value, list) else value)
         return
     fresh = torch.empty(value, device=former.device, dtype=former.dtype)
+    if not _is_saved(module, key):
+        fresh.copy_(former.flatten()[0])
     setattr(module, key, nn.Parameter(fresh) if isinstance(former, nn.Parameter) else fresh)
 
 

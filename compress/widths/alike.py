@@ -56,8 +56,16 @@ def beside(groups: Sequence[ChannelGroup]) -> Iterator[list[list[ChannelGroup]]]
     yield [[group for group in groups if group.root in cluster] for cluster in several.values()]
 
 
-def united(groups: Sequence[ChannelGroup]) -> ChannelGroup:
-    """One group of several, whose units are cut together: as many as the fewest, of the others several a unit."""
+def half_rooted(groups: Sequence[ChannelGroup]) -> bool:
+    """Whether the root of a head's channels is seen in some groups' products, and in others' is not."""
+    return len({group.rooted for group in groups if group.queries}) > 1
+
+
+def united(groups: Sequence[ChannelGroup], as_seen: bool = False) -> ChannelGroup:
+    """One group of several, whose units are cut together: as many as the fewest, of the others several a unit.
+
+    Args: whether queries are rooted only where that was seen, the others being keys; else all are, where some are.
+    """
     units = min(group.units for group in groups)
 
     def together(places: Iterable[Place]) -> tuple[Place, ...]:
@@ -66,10 +74,16 @@ def united(groups: Sequence[ChannelGroup]) -> ChannelGroup:
             found.setdefault((place.tensor, place.dim, place.reads), []).append(place.positions.reshape(units, -1))
         return tuple(Place(name, dim, torch.cat(own, 1), reads) for (name, dim, reads), own in found.items())
 
+    rooted = [group for group in groups if group.rooted or not as_seen]
+    plain = [group for group in groups if as_seen and not group.rooted]
+    keys = [
+        *(place for group in groups for place in group.keys),
+        *(place for group in plain for place in group.queries),
+    ]
     return ChannelGroup(
         groups[0].root, units, places=together(place for group in groups for place in group.places),
-        queries=together(place for group in groups for place in group.queries),
-        keys=together(place for group in groups for place in group.keys), rooted=any(group.rooted for group in groups),
+        queries=together(place for group in rooted for place in group.queries), keys=together(keys),
+        rooted=any(group.rooted for group in groups),
     )  # fmt: skip
 
 

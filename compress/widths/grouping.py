@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -54,10 +53,9 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def _rows_in(of: Collection[tuple[str, int, int]], places: Sequence[Place]) -> Iterator[Place]:
-    """Of a group's places the rows of weights that are among those `of`, and of the biases beside them."""
+    """Of a group's places the rows that are among those `of`."""
     for place in places:
-        weight = re.sub("bias$", "weight", place.tensor)
-        mine = [[p for p in unit if (weight, place.dim, p) in of] for unit in place.positions.tolist()]
+        mine = [[p for p in unit if (place.tensor, place.dim, p) in of] for unit in place.positions.tolist()]
         if not place.reads and mine[0] and len(set(map(len, mine))) == 1:
             yield replace(place, positions=torch.tensor(mine))
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wmlc.models.widths import is_even
+
 FIXED = 0  # the label of what cannot be cut
 PAIR = 2**31  # a pair of labels as one number: PAIR · one + other
 
@@ -23,7 +25,7 @@ class Labels:
 
     def __init__(self, network: nn.Module) -> None:
         saved = network.state_dict().keys()  # of a buffer that isn't, no file would hold what a cut leaves
-        buffers = ((name, buffer) for name, buffer in network.named_buffers() if name in saved)
+        buffers = ((name, own) for name, own in network.named_buffers() if name in saved or is_even(own))
         self.names = {id(tensor): name for name, tensor in itertools.chain(network.named_parameters(), buffers)}
         self.network = network  # kept, so that no id is given away
         self.count = 1  # of labels; 0 is FIXED
@@ -33,6 +35,8 @@ class Labels:
         self.queries: list[Tensor] = []  # labels of left factors, over which products of activations sum
         self.keys: list[Tensor] = []  # of right ones
         self.rooted: list[Tensor] = []  # of queries whose products are divided by the root of a head's channels
+        self.biases: list[Tensor] = []  # pairs of labels: of what is added to rows of weights, and of these
+        self.shares: list[Tensor] = []  # labels of channels that a softmax went along
         self._planes: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def planes(self, tensor: Tensor) -> list[Tensor]:
@@ -58,8 +62,11 @@ class Labels:
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """What two planes, broadcast against each other, have at the same place is cut together."""
-        left, right = torch.broadcast_tensors(one, other)
-        self.ties.append(torch.unique(left.flatten() * PAIR + right.flatten()))
+        self.ties.append(_pairs(one, other))
+
+    def note_bias(self, bias: Tensor, rows: Tensor) -> None:
+        """Note a plane of what is added to rows of a weight: it goes with them wherever they are queries or keys."""
+        self.biases.append(_pairs(bias, rows))
 
     def freeze(self, planes: Sequence[Tensor]) -> None:
         """What these planes hold cannot be cut."""
@@ -101,8 +108,26 @@ class Labels:
         if not any(dim in along(plane) for plane in self.planes(tensor)):
             self.freeze(own)
 
+    def meet(self, one: Tensor, other: Tensor) -> None:
+        """Tie two planes that meet in a sum or product along some dimension, unless only heads meet there.
+
+        Channels come after the heads in a view and get fewer, while the number of heads stays: a plane along heads
+        alone is frozen, and channels along two dimensions, each beside the same heads, have nothing to do with each
+        other.
+        """
+        coarse, fine = sorted((one, other), key=lambda plane: len(along(plane)))
+        few, many = along(coarse), along(fine)
+        if few < many and max(many) not in few:
+            self.freeze([coarse])
+        elif max(few) in many or max(many) in few:
+            self.tie(one, other)
+
     def sum_over(self, lefts: Sequence[Tensor], rights: Sequence[Tensor], rooted: bool = False) -> None:
-        """Note the planes over which a product of activations sums."""
+        """Note the planes over which a product of activations sums, unless they are shares."""
+        shares = set(torch.cat([torch.zeros(0, dtype=torch.int64), *self.shares]).tolist())
+        lefts = [plane for plane in lefts if not shares.issuperset(plane.flatten().tolist())]
+        if not lefts:
+            return
         self.queries += [plane.flatten() for plane in lefts]
         self.keys += [plane.flatten() for plane in rights]
         self.rooted += [plane.flatten() for plane in lefts if rooted]
@@ -162,9 +187,10 @@ class Labels:
         return names.pop() if len(names) == 1 and len(dims) > 1 else None
 
     def places_of(self, vectors: Sequence[Tensor]) -> frozenset[tuple[str, int, int]]:
-        """Where the labels that are not FIXED of some vectors were given; see `place_of`."""
-        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *vectors]).unique().tolist()
-        return frozenset(self.place_of(label) for label in labels if label != FIXED)
+        """Where the labels of some vectors, and of biases beside them, were given, but for FIXED; see `place_of`."""
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *vectors]).unique()
+        biases = [(pairs // PAIR)[torch.isin(pairs % PAIR, labels)] for pairs in self.biases]
+        return frozenset(self.place_of(label) for label in torch.cat([labels, *biases]).tolist() if label != FIXED)
 
     def place_of(self, label: int) -> tuple[str, int, int]:
         """Where a label that is not FIXED was given: the tensor's name, its dimension, the position along that."""
@@ -190,6 +216,12 @@ def compressed(plane: Tensor) -> Tensor:
         if size > 1 and (plane.stride(dim) == 0 or bool((plane == plane.narrow(dim, 0, 1)).all())):
             plane = plane.narrow(dim, 0, 1)
     return plane
+
+
+def _pairs(one: Tensor, other: Tensor) -> Tensor:
+    """What two planes, broadcast against each other, have at the same place, as PAIR · one + other."""
+    left, right = torch.broadcast_tensors(one, other)
+    return torch.unique(left.flatten() * PAIR + right.flatten())
 
 
 def _components(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:

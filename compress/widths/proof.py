@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from wmlc.arch import whole_name
-from wmlc.compress.widths.alike import beside, by_likeness, likeness, united
+from wmlc.compress.widths.alike import beside, by_likeness, half_rooted, likeness, united
 from wmlc.compress.widths.cut import cut_in_place
 from wmlc.compress.widths.double import in_float64
 from wmlc.compress.widths.graph import ChannelGraph, ChannelGroup, LeftWhole
@@ -143,9 +143,10 @@ class Prover:
     def _united(self, failed: list[ChannelGroup]) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
         """Of groups that cannot be cut alone, those that can as one with what lies beside them; and the others."""
         proven, whole = list[ChannelGroup](), failed
-        for several in beside(failed):
-            parts = {own[0].root: _roots(own) for own in several if _roots(own) <= _roots(whole)}
-            for alike in by_likeness([united(own) for own in several if own[0].root in parts]):
+        for several, as_seen in itertools.product(beside(failed), (False, True)):
+            several = [own for own in several if _roots(own) <= _roots(whole) and (half_rooted(own) or not as_seen)]
+            parts = {own[0].root: _roots(own) for own in several}
+            for alike in by_likeness([united(own, as_seen) for own in several]):
                 exact = self._changed(alike)
                 if len(exact) == len(alike):  # not by chance, as where a single head is as wide as all channels
                     used = set[str]().union(*(parts[group.root] for group in exact))

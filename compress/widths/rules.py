@@ -21,8 +21,8 @@ aten = torch.ops.aten
 
 # Operations that give each number of what it is at its place, or of its neighbours along dimensions without channels.
 PLACES = {
-    aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._softmax, aten._log_softmax,
-    aten.lift_fresh, aten.cumsum, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
+    aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout, aten._log_softmax, aten.lift_fresh,
+    aten.cumsum, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
 }  # fmt: skip
 SPATIAL = {
     aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_avg_pool2d,
@@ -45,6 +45,7 @@ ATTENTION = {
     aten._scaled_dot_product_attention_math, aten.scaled_dot_product_attention,
 }  # fmt: skip
 ADDED_TO = {aten.addmm, aten.baddbmm}  # products that are added to their first argument
+ADDITIONS = {aten.add, aten.add_}
 # Pointwise, and not said so.
 UNTAGGED = (
     "copy", "_prelu_kernel", "hardswish", "hardtanh", "leaky_relu", "where", "fill", "zero",
@@ -76,6 +77,12 @@ def _same(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     labels.give(out[0] if isinstance(out, tuple) else out, labels.planes(args[0]))
 
 
+def _soften(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Softmax: along channels it makes shares of them, of which copies get less each."""
+    labels.shares += [plane.flatten() for plane in labels.planes(args[0]) if args[1] % out.ndim in along(plane)]
+    labels.give(out, labels.planes(args[0]))
+
+
 def _fresh(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A tensor of a shape that is said in numbers has no channels; where it meets some, they cannot be cut."""
     labels.give(out, [])
@@ -98,7 +105,9 @@ def _pointwise(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> N
             mine_along = along(mine)
             same = [other for other in merged if mine_along & along(other)]
             for other in same:
-                labels.tie(mine, other)
+                labels.meet(mine, other)
+                if func.overloadpacket in ADDITIONS and tensor.ndim == 1:
+                    labels.note_bias(mine, other)
             if not any(mine_along <= along(other) for other in same):
                 merged = [other for other in merged if not along(other) <= mine_along] + [mine]
     labels.give(result, merged)
@@ -191,7 +200,10 @@ def _convolve(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> No
         for row in row_O:
             labels.tie(row.view(groups, -1), row.view(groups, -1)[:1])
     if bias is not None:
-        labels.tie_all(row_O, labels.vectors(bias, 0))
+        bias_O = labels.vectors(bias, 0)
+        labels.tie_all(row_O, bias_O)
+        for its, row in itertools.product(bias_O, row_O):
+            labels.note_bias(its, row)
     shape = [1, -1] + [1] * (out.ndim - 2)
     labels.give(out, [row.view(shape) for row in row_O])
 
@@ -204,7 +216,7 @@ def _multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> No
 def _product(labels: Labels, one: Tensor, other: Tensor, out: Tensor) -> None:
     batch = one.ndim - 2
     m, k, its_k, n = batch, batch + 1, batch, batch + 1
-    lefts, rights, kept = [], [], []
+    lefts, rights, kept, its_kept = [], [], [], []
     for plane in labels.planes(one):
         if k in along(plane):
             lefts.append(plane.transpose(m, k)) if m not in along(plane) else labels.freeze([plane])
@@ -214,14 +226,17 @@ def _product(labels: Labels, one: Tensor, other: Tensor, out: Tensor) -> None:
         if its_k in along(plane):
             rights.append(plane) if n not in along(plane) else labels.freeze([plane])
         else:
-            kept.append(plane)
+            its_kept.append(plane)
     if not lefts or not rights:
         labels.freeze([*lefts, *rights])
     for left, right in itertools.product(lefts, rights):  # both [b, K, 1]
         labels.tie(left, right)
     if not any(labels.weight_of(labels.planes(each)) for each in (one, other)):
         labels.sum_over(lefts, rights)
-    labels.give(out, kept)
+    for plane, its in itertools.product(kept, its_kept):
+        if along(plane) & along(its):  # in heads
+            labels.meet(plane, its)
+    labels.give(out, [*kept, *its_kept])
 
 
 def _add_multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -233,6 +248,7 @@ def _add_multiply(labels: Labels, func: Any, args: Any, kwargs: Any, out: Any) -
         meeting = [its for its in product if along(its) & along(mine)]
         for its in meeting:
             labels.tie(mine, its)
+            labels.note_bias(mine, its)
         if not meeting:
             labels.freeze([mine])
 
@@ -287,4 +303,5 @@ _RULES: list[tuple[set[Any], Rule]] = [
     ({aten.mm, aten.bmm}, _multiply), (ADDED_TO, _add_multiply),
     ({aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty}, _fresh),
     ({aten.native_layer_norm}, _layer_norm), ({aten.native_group_norm}, _group_norm), ({aten.glu}, _gate),
+    ({aten._softmax}, _soften),
 ]  # fmt: skip
