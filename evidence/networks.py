@@ -42,7 +42,7 @@ TIMM = """resnet10t resnet26d resnetv2_50 efficientnet_lite0 mobilenetv3_small_1
     regnetx_002 lcnet_050 ghostnetv2_100 fastvit_t8 skresnet18 res2net50_26w_4s xcit_nano_12_p16_224 rexnet_100 nfnet_l0
     ecaresnet26t convnextv2_atto hrnet_w18_small levit_128s edgenext_xx_small deit_tiny_patch16_224 vit_tiny_patch16_224
     mobilevit_xxs poolformer_s12 dla34 cspresnet50 mixer_s32_224 resnest14d efficientformer_l1
-    swin_tiny_patch4_window7_224 cait_xxs24_224 mobileone_s0 tinynet_e"""
+    swin_tiny_patch4_window7_224 cait_xxs24_224 mobileone_s0 tinynet_e davit_tiny"""
 NETWORKS = [*(f"torchvision:{name}" for name in TORCHVISION.split()), *(f"timm:{name}" for name in TIMM.split())]
 # Side of the images: as these are made for, 96 where 64 are too few, and 64 for all others, to be quick.
 SIDES = {
