@@ -107,7 +107,7 @@ def open_test_images(name: str | None, root: str | None) -> TestImages | None:
     if name is None:
         return None
     kind, root = kind_and_place(name, root)
-    return open_data(DataConfig(name=kind, root=Path(root) if root else None))
+    return open_data(DataConfig(name=kind, root=Path(root) if root else None, tested=True))
 
 
 def _check_out(out: Path) -> None:

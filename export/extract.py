@@ -110,11 +110,11 @@ def run_file(run: Run, peer: int, form: str, suffix: str = ".onnx") -> Path:
 def images_to_check(run: Run, data: Data | None) -> Tensor:
     """uint8 [N, H, W, C] to hold an exported file against torch: training images, a few of them over and over.
 
-    Where the data set is gone, noise takes their place, and a note says so.
+    Where they are gone, noise takes their place, and a note says so.
     """
     count, record = max(CHECKED_BATCHES), read_family(run).data
-    if data is None:
-        note("the run's data set is not where it was; the file is checked on noise instead of training images")
+    if data is None or not data.train_count():
+        note("the run's training images are not where they were; the file is checked on noise instead")
         channels, height, width = record.input_shape
         shape, generator = (count, height, width, channels), torch.Generator().manual_seed(0)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -34,6 +34,9 @@ class Squares:
             torch.tensor([0, 0, 1, 1]),
         )
 
+    def train_count(self) -> int:
+        return 1000
+
     def test_count(self) -> int:
         return 4
 

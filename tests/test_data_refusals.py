@@ -49,6 +49,19 @@ def test_a_bad_config_is_refused(options, message):
 WANTED = "--data-root must be a folder with train/ and val/ or test/, and in each a folder a class"
 
 
+def test_what_is_only_tested_on_needs_no_train(tmp_path):
+    root, whole = make_folder(tmp_path / "set"), open_folder(tmp_path / "set")
+    (root / "train").rename(tmp_path / "away")
+    data = open_folder(root, tested=True)
+    assert (data.test_classes(), data.input_shape) == (whole.test_classes(), whole.input_shape)
+    assert (data.test_digest(), data.test_count(), data.train_count()) == (whole.test_digest(), whole.test_count(), 0)
+    assert refusal(lambda: data.train_pixels(1)) == (
+        f"there is no {root / 'train'}, and this needs images of it; name with --data-root where they lie"
+    )
+    assert refusal(lambda: open_folder(root)) == f"{root} has no train/, only test/; {WANTED}"
+    assert refusal(lambda: open_folder(tmp_path / "away", tested=True)).startswith(f"{tmp_path / 'away'} has no train/")
+
+
 def test_bad_folders_are_refused_at_the_door(tmp_path):
     root = tmp_path / "set"
     assert refusal(lambda: open_folder(root)) == f"{root} is not a folder; {WANTED}"

@@ -235,6 +235,9 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, made: Run) -> Non
 
 def test_few_images_are_enough_and_none_will_do(made: Run, capsys: pytest.CaptureFixture[str]) -> None:
     class Four:
+        def train_count(self) -> int:
+            return 4
+
         def train_pixels(self, count: int) -> torch.Tensor:
             assert count <= 4
             return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)

@@ -184,7 +184,7 @@ def open_run_data(run: Run, root: str | None = None) -> Data:
     Raises `InputError` where it has other classes than what was trained on, as classes are numbers to a network, and
     where what lies in `root` has another shape.
     """
-    config, trained = data_config(read_config(run).settings), read_family(run).data
+    config, trained = replace(data_config(read_config(run).settings), tested=True), read_family(run).data
     data = open_data(config if root is None else replace(config, root=Path(root)))
     found: dict[str, tuple[object, object]] = {"class_names": (data.test_classes(), trained.class_names)}
     if root is not None:

@@ -81,6 +81,9 @@ class Data(Protocol):
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in order, the last partial batch included; to report, never to choose."""
 
+    def train_count(self) -> int:
+        """Images that are not for testing, which may be gone (`DataConfig.tested`); decodes none of a folder's."""
+
     def test_count(self) -> int:
         """Images in the test set; decodes none of a folder's."""
 

@@ -66,6 +66,9 @@ class Batches(ABC):
     @abstractmethod
     def _epoch(self, batch_size: int, steps: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
+    def train_count(self) -> int:
+        return len(self._parts.train.labels_N)
+
     def test_count(self) -> int:
         return len(self._parts.test.labels_N)
 

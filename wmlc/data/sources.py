@@ -61,6 +61,7 @@ class DataConfig:
     seed: int = 0
     workers: int = 2  # processes that decode image files; 0: this one does
     skip_broken: bool = False  # pictures that cannot be read are left out
+    tested: bool = False  # the test images are what is asked for: a folder may lack train/
 
     @property
     def folder(self) -> Path:
@@ -215,14 +216,17 @@ def _check_folder(config: DataConfig) -> None:
         raise InputError(f"{root} is not a folder; {wanted}")
     if not any(root.iterdir()):
         raise InputError(f"{root} is empty; {wanted}")
-    if not (root / "train").is_dir():
+    train = root / "train"
+    alone = config.tested and not train.is_dir() and any((root / name).is_dir() for name in _TEST_FOLDERS[config.name])
+    if not train.is_dir() and not alone:
         within = root.resolve().parent
         meant = f"did you mean {within}? " if (within / "train").is_dir() else ""
         folders = [f"{own.name}/" for own in sorted(root.iterdir()) if own.is_dir()]
         found = f", only {some_of(folders, NAMED)}" if folders else ""
         raise InputError(f"{root} has no train/{found}; {meant}{wanted}")
     test = test_folder(config)
-    classes, test_classes = class_folders(root / "train"), class_folders(test)
+    test_classes = class_folders(test)
+    classes = test_classes if alone else class_folders(train)
     names, test_names = list(classes), list(test_classes)
     if names and not test_names:
         raise InputError(
@@ -231,7 +235,7 @@ def _check_folder(config: DataConfig) -> None:
         )
     if len(names) < 2:
         found = f"one class only, {names[0]}" if names else "no class folders"
-        raise InputError(f"{root / 'train'} has {found}; give each of at least 2 classes a folder of images")
+        raise InputError(f"{test if alone else train} has {found}; give each of at least 2 classes a folder of images")
     if names != test_names:
         lone = [f"train/{name}" for name in names if name not in test_names]
         lone += [f"{test.name}/{name}" for name in test_names if name not in names]
@@ -239,7 +243,7 @@ def _check_folder(config: DataConfig) -> None:
         fitting = [name for name in others if list(class_folders(root / name)) == names]
         hint = f"; {fitting[0]}/ has those of train/: to test on it, move {test.name}/ away" if fitting else ""
         raise InputError(f"only one part of {root} has {some_of(lone, NAMED)}; give both the same class folders{hint}")
-    refuse_same_folder([root, root / "train", test, *classes.values(), *test_classes.values()])
+    refuse_same_folder([root, *([] if alone else [train, *classes.values()]), test, *test_classes.values()])
     _note_unlabelled(config, test)
 
 
@@ -261,11 +265,17 @@ def _note_unlabelled(config: DataConfig, test: Path) -> None:
 
 
 def _read_folder(config: DataConfig, train: bool) -> Part:
-    """The paths of the image files and their classes; opens none. What is skipped is said, in one line."""
+    """The paths of the image files and their classes; opens none. What is skipped is said, in one line.
+
+    Where there is no train/, it has the test images' classes and no images.
+    """
     import torch
 
     root = config.folder
     folder = root / "train" if train else test_folder(config)
+    if not folder.is_dir():
+        none = torch.zeros(0, dtype=torch.int64)
+        return Part(class_names=list(class_folders(test_folder(config))), labels_N=none, where=str(folder))
     classes = class_folders(folder)
     parts = [root / name for name in ("train", *_TEST_FOLDERS[config.name])]
     found = listed(folder, classes, [path for path in parts if path != folder and path.is_dir()])
@@ -279,6 +289,8 @@ def refuse_empty_classes(part: Part) -> None:
     """Raise `InputError` that names the classes without an image."""
     counts = part.labels_N.bincount(minlength=len(part.class_names)).tolist()
     empty = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
+    if empty and part.where and not Path(part.where).exists():
+        raise InputError(f"there is no {part.where}, and this needs images of it; name with --data-root where they lie")
     if empty and part.hold:
         raise InputError(
             f"{part.where} has no images in {some_of(empty, NAMED)}; labels are numbers from 0 to {len(counts) - 1}, "
