@@ -275,7 +275,7 @@ class OnnxFile:
     def __init__(self, path: Path, spec: NetworkSpec, config: ExportConfig) -> None:
         as_written = config.form == "int8-gpu"  # as a GPU will compute it
         try:
-            self._session = open_as_written(path) if as_written else _open(path)
+            self._session = open_as_written(path) if as_written else _open(path, config.precision)
         except Exception as error:  # ONNX Runtime has no class of its own for them
             raise InputError(f"ONNX Runtime cannot open {path} ({one_line(str(error))}); extract it again") from None
         self._path, self._spec, self._with_preprocess = path, spec, config.with_preprocess
@@ -288,8 +288,10 @@ class OnnxFile:
             raise InputError(f"ONNX Runtime cannot run {self._path} ({one_line(str(error))})") from None
 
 
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def _open(path: Path, precision: str) -> onnxruntime.InferenceSession:
+    """Of fp16 without the blocked layout, whose search ends the process at some transformers (its issue 28392)."""
+    left_out = ["NchwcTransformer"] if precision == "fp16" else []
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
 
 
 def _compare_top1(fp32: Path, file: Path, spec: NetworkSpec, data: Data, config: ExportConfig) -> tuple[float, float]:

@@ -89,6 +89,22 @@ def test_int8_of_a_gpu_is_computed_as_it_is_written(tmp_path: Path, monkeypatch:
     assert opened["gpu"] == "as written" != opened["cpu"]
 
 
+def test_an_fp16_file_that_would_end_onnx_runtimes_process_is_opened(tmp_path: Path) -> None:
+    """A transposed tensor times a weight, as in torch's attention with the batch first."""
+    sides: list[int | str] = ["N", 1, 4]
+    nodes = [
+        helper.make_node("Cast", ["input"], ["half"], to=onnx.TensorProto.FLOAT16),
+        helper.make_node("Transpose", ["half"], ["places"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["places", "weight"], ["product"]),
+        helper.make_node("Cast", ["product"], ["logits"], to=onnx.TensorProto.FLOAT),
+    ]
+    ends = ([helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides)] for name in ("input", "logits"))
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float16), "weight")
+    graph = helper.make_graph(nodes, "attention", *ends, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "x.onnx")
+    assert OnnxFile(tmp_path / "x.onnx", SPEC, ExportConfig(precision="fp16"))
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> Run:
     """A run of two peers and a baseline whose weights are a few bytes each."""
