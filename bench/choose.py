@@ -69,6 +69,7 @@ class Among:
 
 
 ANY = Among()
+NOT_MEASURED = " not measured: "  # between what is null in a row and why, in its notes
 
 
 def times(row: Row) -> Latency:
@@ -112,11 +113,11 @@ def choose(rows: Sequence[Row], bounds: Bounds, among: Among = ANY) -> Row:
     With a bound on top-1 alone it is the fastest. Raises `InputError` where no such peer was measured, and `GateError`
     where none fits, naming the nearest and by how much it misses.
     """
-    peers = [row for row in narrow(rows, among) if row.peer != BASELINE and row.latency_ms]
-    if bounds.min_top1 is not None:
-        peers = [row for row in peers if row.top1 is not None]
+    there = [row for row in narrow(rows, among) if row.peer != BASELINE]
+    peers = [row for row in there if row.latency_ms and (bounds.min_top1 is None or row.top1 is not None)]
     if not peers:
-        raise InputError("this bench has no peer whose numbers the bounds could be held against; bench it again")
+        why = f" ({reasons})" if (reasons := reasons_in(there)) else ""
+        raise InputError(f"this bench has no peer whose numbers the bounds could be held against{why}; bench it again")
     fitting = [row for row in peers if not bounds.misses(row)]
     if not fitting:
         nearest = min(peers, key=lambda row: max(share for share, _ in bounds.misses(row)))
@@ -136,6 +137,12 @@ def narrow(rows: Sequence[Row], among: Among) -> list[Row]:
             raise InputError(f"{name} {value} was not benched, {known} was; choose among that, or bench it")
         rows = [row for row in rows if value is None or getattr(row, name) == value]
     return list(rows)
+
+
+def reasons_in(rows: Sequence[Row]) -> str:
+    """Why rows lack numbers, by the first note of each that says so, each reason once."""
+    said = (next((note for note in row.notes if NOT_MEASURED in note), None) for row in rows)
+    return "; ".join(dict.fromkeys(note.split(NOT_MEASURED)[-1] for note in said if note))
 
 
 def _by_accuracy(row: Row) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmlc.bench.cells import bench_cells
+from wmlc.bench.choose import reasons_in
 from wmlc.errors import GateError, InputError, Stopped
 from wmlc.records import Bench, Row
 from wmlc.run import BASELINE
@@ -29,8 +30,7 @@ def nothing_measured(rows: Sequence[Row]) -> str | None:
     """Why there is not one number in a bench; None where there is."""
     if any(row.latency_ms or row.top1 is not None or row.scenarios for row in rows):
         return None
-    reasons = dict.fromkeys(row.notes[0].split(" not measured: ")[-1] for row in rows if row.notes)
-    return "; ".join(reasons) or "there is no network in it"
+    return reasons_in(rows) or "there is no network in it"
 
 
 def unfinished(bench: Bench) -> str | None:

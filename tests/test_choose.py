@@ -73,6 +73,9 @@ def test_where_none_fits_the_nearest_is_named_and_by_how_much_it_misses():
 def test_what_was_not_measured_is_not_chosen_and_what_was_not_benched_is_refused():
     with pytest.raises(InputError, match="no peer whose numbers"):
         choose([made_row(0, 1.0, 80.0), made_row(1, 1.0, None)], Bounds(min_top1=10))
+    failed = replace(made_row(1, 1.0, None), latency_ms=None, notes=["times not measured: it was killed"])
+    with pytest.raises(InputError, match=r"be held against \(it was killed\); bench it again"):
+        choose([made_row(0, 1.0, 80.0), failed], Bounds(max_bytes=10**6))
     with pytest.raises(InputError, match="engine trt was not benched, ort was"):
         choose(ROWS, Bounds(max_bytes=10**6), Among(engine="trt"))
     with pytest.raises(InputError, match="name at least one bound: --max-latency-ms"):
