@@ -177,6 +177,10 @@ def test_keys_and_values_in_another_order_are_the_same_runs(tmp_path: Path) -> N
     assert {entry.state for entry in arrange(again, tmp_path)} == {"unfinished"}
     new = read_grid("digits", ["data_root=a-b", "seed=2", "data=imagefolder"])
     assert as_named_there(new, tmp_path) == new
+    many = ["seed=5", "epochs=3", "batch_size=8", "lr=0.1", "alpha=0.2", "image_size=32", "divisor=4", "data_root=x"]
+    (first,) = read_grid("digits", [*many, "data=imagefolder"])
+    held(tmp_path / first.name, first.config)
+    assert as_named_there(read_grid("digits", ["data=imagefolder", *many[::-1]]), tmp_path)[0].name == first.name
 
 
 def test_a_run_that_counted_its_own_share_of_fine_tuning_is_known_again(tmp_path: Path) -> None:

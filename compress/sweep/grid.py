@@ -20,7 +20,6 @@ from wmlc.files import short_hash, short_name
 from wmlc.settings import TrainConfig
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and files beside a run are called after it
-MOST_ORDERS = 720  # of six keys
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
 
 
@@ -98,11 +97,12 @@ def run_name(varied: dict[str, Any]) -> str:
     return short_name(name, LONGEST_NAME, _meant(varied))
 
 
-def other_names(varied: dict[str, Any]) -> set[str]:
-    """What a run may be called by sweeps that name the keys, or the values, in another order."""
-    orders = itertools.islice(itertools.permutations(varied.items()), MOST_ORDERS)
-    plain = {run_name(dict(order)) for order in orders}
-    return plain | {f"{name}-{short_hash(_meant(varied))}" for name in plain}
+def may_be_named(varied: dict[str, Any], name: str) -> bool:
+    """Whether a sweep that names the keys, or the values, in another order may call a run of these settings so.
+
+    Its parts are the same then, or it ends in the hash of the settings.
+    """
+    return sorted(name.split("_")) == sorted(run_name(varied).split("_")) or name.endswith(short_hash(_meant(varied)))
 
 
 def _meant(varied: dict[str, Any]) -> str:

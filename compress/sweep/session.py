@@ -31,7 +31,7 @@ from wmlc.compress.sweep.engines import (
     plan_job,
     ray_engine,
 )
-from wmlc.compress.sweep.grid import Point, other_names, read_grid
+from wmlc.compress.sweep.grid import Point, may_be_named, read_grid
 from wmlc.console import UNKNOWN, say, say_exactly
 from wmlc.errors import InputError, Stopped
 from wmlc.files import new_file
@@ -101,7 +101,8 @@ def as_named_there(points: Sequence[Point], out: Path) -> list[Point]:
     there = {directory.name for directory in out.iterdir()} if out.is_dir() else set()
     found = []
     for point in points:
-        names = [point.name, *sorted(other_names(point.varied) & there - {point.name})]
+        others = {name for name in there if may_be_named(point.varied, name)}
+        names = [point.name, *sorted(others - {point.name})]
         entries = [_entry(point, Run(out / name)) for name in names]
         known = [entry.run.root.name for entry in entries if entry.state in (FINISHED, UNFINISHED)]
         found.append(replace(point, name=known[0]) if known else point)
