@@ -249,7 +249,8 @@ def cut_before_training(
     if made.fitted is not None and config.epochs and (alike := twins(widths)):
         raise InputError(
             f"peers {alike[0]} and {alike[1]} would be the same network and begin with the same weights, the start's, "
-            f"so they would stay alike; give them other ratios, or leave out start"
+            f"so they would stay alike; give them other ratios{', pass a smaller --divisor' * (config.divisor > 1)}, "
+            "or leave --start out"
         )
     family = build_family(
         full, scored.graph.groups, widths, tree,
