@@ -159,7 +159,8 @@ def _bench(
     settings = BenchSettings(**vars(config) | {"target": target})
     environment = read_environment(devices, config.threads)
     first = next(iter(subjects.values()))
-    note(f"benching {len(first)} networks of {what}: {', '.join(config.engines)}")
+    count = max(map(len, subjects.values()))  # an engine may run them in one precision alone
+    note(f"benching {count} networks of {what}: {', '.join(config.engines)}")
     if len(config.threads) > 1 and (gpu := [name for name, device in devices.items() if device != "cpu"]):
         note(f"threads are a CPU's: {', '.join(gpu)} is measured once, with {config.threads[0]}")
     pixels_NHWC = first_pixels(data, first[0], max(config.batches))

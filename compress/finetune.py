@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wmlc.compress.config import settle, untaught
 from wmlc.compress.learn.family import PeerFamily, family_of_one
@@ -92,7 +93,8 @@ def tell_cost(
     macs = sum(planned_macs(family, prepared, own, data) for family, own in parts if own.epochs)
     if macs:
         epochs = epochs_of_unpruned(macs, prepared.scored.graph.macs, data.record.train)
-        retakes = config.start is not None or METHODS[config.method].cuts_trained
+        normed = any(isinstance(own, _BatchNorm) for family, _ in parts for own in family.modules())
+        retakes = normed and (config.start is not None or METHODS[config.method].cuts_trained)
         apart = ["the trials of rates"] * config.lr_auto + ["batch norm's statistics"] * retakes
         beside = f" ({' and '.join(apart)} apart)" if apart else ""
         say(f"cost: {macs:.3g} MACs, as much as {epochs:.2f} epochs of the unpruned network{beside}")

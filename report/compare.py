@@ -213,7 +213,7 @@ def _title(runs: Comparable) -> str:
     begun = "" if start == RANDOM else f" from {start}"
     return (
         f"{of['network']}{begun}, {of['data']} ({of['training images']} training images of {of['image size']}), "
-        f"{of['epochs']} epochs, batch {of['batch size']}"
+        f"{of['epochs']} epoch{'' if of['epochs'] == '1' else 's'}, batch {of['batch size']}"
     )
 
 
