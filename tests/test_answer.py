@@ -44,6 +44,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Cal
     """Write net.py anew, with this activation, and import it as a new process would."""
     path = tmp_path / "net.py"
     monkeypatch.setenv(CALLERS_ARCH, f"{path}:make")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which goes by the second and the size
 
     def written(act: str) -> Callable[..., Any]:
         path.write_text(CODE.format(act=act))
